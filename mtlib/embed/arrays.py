@@ -1,0 +1,111 @@
+"""Embeddings that were made elsewhere: arrays instead of images, words instead of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mtlib.embed.data import COLUMNS, InputError, assign_splits
+from mtlib.embed.store import open_array, save_array
+
+
+def checked(path: Path, parameter: str) -> np.ndarray:
+    """A two-dimensional float array from a .npy file, memory-mapped, every value finite.
+
+    Raises: InputError or ArtifactError naming the parameter, the file and the first bad row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{parameter} = {path}: no such file")
+    x = open_array(path, 2)
+    if x.dtype.kind != "f":
+        raise InputError(f"{parameter} = {path}: {x.dtype}, expected floating-point numbers")
+    for start in range(0, len(x), 8192):
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is reported
+            finite = np.isfinite(np.asarray(x[start : start + 8192], np.float32)).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"{parameter} = {path}: row {start + int(np.argmin(finite))} holds NaN or infinity (as float32)"
+            )
+    return x
+
+
+def lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text file, without line ends."""
+    return Path(path).read_text(encoding="utf-8-sig").splitlines()
+
+
+def names_beside(path: Path, n: int, exclude: tuple[Path, ...] = ()) -> Path | None:
+    """The one .txt beside `path` that has `n` lines; None if there is none. Raises: InputError if there are several."""
+    texts = [p for p in sorted(Path(path).parent.glob("*.txt")) if p.resolve() not in {e.resolve() for e in exclude}]
+    fitting = [p for p in texts if p.is_file() and len(lines(p)) == n]
+    if len(fitting) > 1:
+        raise InputError(
+            f"{path}: {len(fitting)} text files beside it have {n} lines ({', '.join(p.name for p in fitting)})"
+        )
+    return fitting[0] if fitting else None
+
+
+def read_vocabulary(vocabulary: Path, names: str, d_in: int) -> tuple[np.ndarray, pd.DataFrame, Path]:
+    """Text embeddings with their words.
+
+    Args:
+        vocabulary: .npy (V, D).
+        names:      text file with V lines, or "" for the one sibling that has as many.
+        d_in:       D of the embeddings.
+    Returns: ((V, D) float32, frame of the vocabulary's columns, the text file).
+    Raises: InputError when widths differ, or no or several text files fit.
+    """
+    v = checked(vocabulary, "vocabulary")
+    if v.shape[1] != d_in:
+        raise InputError(f"vocabulary = {vocabulary}: shape {v.shape}, the embeddings are {d_in} wide")
+    path = Path(names) if names else names_beside(vocabulary, len(v))
+    if path is None:
+        raise InputError(
+            f"vocabulary = {vocabulary}: no .txt beside it has {len(v)} lines; give vocabulary_names=<file>"
+        )
+    if not path.is_file():
+        raise InputError(f"vocabulary_names = {path}: no such file")
+    words = lines(path)
+    if len(words) != len(v):
+        raise InputError(f"vocabulary_names = {path}: {len(words)} lines for {len(v)} rows of {vocabulary}")
+    again = pd.Series(words).groupby(words).cumcount()  # another sense of the same word: "bow (2)"
+    phrases = [f"{word} ({n + 1})" if n else word for word, n in zip(words, again, strict=True)]
+    return np.asarray(v, np.float32), pd.DataFrame({"phrase": phrases, "kind": "word", "family": "", "cause": ""}), path
+
+
+def read_rows(embeddings: Path, exclude: tuple[Path, ...], fractions, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """Embeddings and a manifest of their rows.
+
+    Args:
+        embeddings: .npy (N, D); a sibling .txt with N lines, if there is one, names the rows.
+        exclude:    text files that name something else.
+        fractions, seed: of the splits; equal rows share their group.
+    Returns: (x (N, D) memmap of the given file, manifest): path is the row's word (with its number where it repeats), class_name
+        the word; labels are unknown.
+    """
+    x = checked(embeddings, "embeddings")
+    path = names_beside(embeddings, len(x), exclude)
+    words = pd.Series(lines(path) if path else [""] * len(x), dtype=str)
+    number = pd.Series([f"row {i}" for i in range(len(x))])
+    manifest = pd.DataFrame({"path": words.where(words != "", number), "class_name": words})
+    manifest["path"] = manifest["path"].where(
+        ~manifest["path"].duplicated(keep=False), manifest["path"] + " (" + number + ")"
+    )
+    manifest["row"] = pd.array(range(len(x)), dtype="Int64")
+    manifest["sha256"] = [hashlib.sha256(np.ascontiguousarray(row)).hexdigest() for row in x]
+    first = manifest.groupby("sha256")["path"].transform("first")
+    manifest["duplicate_of"] = first.where(first != manifest["path"], "")
+    manifest["group"] = "sha256-" + manifest["sha256"].str[:16]
+    manifest["split"] = assign_splits(manifest["group"], [""] * len(x), fractions, seed)
+    manifest["label"] = pd.array([pd.NA] * len(x), dtype="Int64")
+    manifest[["status", "detail", "generator"]] = ["ok", "", ""]
+    return x, manifest[list(COLUMNS)]
+
+
+def copy_rows(x: np.ndarray, target: Path) -> None:
+    """Write x as float32 rows."""
+    save_array(target, np.asarray(x, dtype=np.float32))

@@ -1,0 +1,237 @@
+"""What is in a folder of images: one line per file found, labels from folder names, splits by group.
+
+folder/human_correct/[category/]x.jpg, folder/human_error/[category/]x.jpg   labels "plausibility" (0, 1)
+folder/generators/<name>/x.jpg                                                new images of a generator, unlabelled
+folder/<class>/x.jpg, at least two classes                                    labels "classes"
+anything else                                                                 labels "none"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from mtlib.embed.images import SUFFIXES
+from mtlib.embed.names import escape
+
+LABEL_FOLDERS = {"human_correct": 0, "human_error": 1}
+COLUMNS = (
+    *("path", "row", "status", "detail", "sha256", "duplicate_of"),
+    *("label", "class_name", "group", "split", "generator"),
+)
+LISTED = "listed"  # status of a file that is not yet read
+
+
+class InputError(ValueError):
+    """The input cannot be used; the message names the path and what to do."""
+
+
+def find_images(folder: Path) -> tuple[pd.DataFrame, str]:
+    """List every file below a folder, without opening any; links are not followed.
+
+    Args:
+        folder: see above.
+    Returns: (frame, labels): one line per file, sorted by the bytes of its path, with the manifest's columns (COLUMNS; status
+        is LISTED, or the reason for which the file is not read) and size, mtime_ns; labels is "plausibility", "classes"
+        or "none".
+    Raises: InputError when the folder is missing, no folder, unreadable or empty, or has only one of the two label folders.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise InputError(f"images = {folder}: no such folder")
+    if not folder.is_dir():
+        raise InputError(f"images = {folder}: not a folder")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"images = {folder}: permission denied")
+    found = sorted(_walk(folder, b""), key=lambda line: line[0])
+    if not found:
+        raise InputError(f"images = {folder}: the folder holds no files")
+    frame = pd.DataFrame(found, columns=["raw", "status", "detail", "size", "mtime_ns"])
+    frame.insert(0, "path", [escape(os.fsdecode(raw)) for raw in frame.pop("raw")])
+    labels = _labels(frame["path"])
+    if labels == "plausibility":
+        for name in LABEL_FOLDERS:
+            if not frame["path"].str.startswith(f"{name}/").any():
+                raise InputError(
+                    f"images = {folder}: {name}/ is missing or empty; both {' and '.join(LABEL_FOLDERS)} are needed"
+                )
+    places = [_place(path, labels) for path in frame["path"]]
+    frame["label"] = pd.array([p[0] for p in places], dtype="Int64")
+    frame["class_name"], frame["generator"] = [p[1] for p in places], [p[2] for p in places]
+    frame["row"] = pd.array([pd.NA] * len(frame), dtype="Int64")
+    for name in ("sha256", "duplicate_of", "group", "split"):
+        frame[name] = ""
+    return frame[[*COLUMNS, "size", "mtime_ns"]], labels
+
+
+def _walk(folder: Path, below: bytes):
+    """(path as bytes, status, detail, size, mtime_ns) of everything below folder/below that is no folder."""
+    here = os.path.join(os.fsencode(folder), below)
+    try:
+        entries = list(os.scandir(here))
+    except PermissionError:
+        yield below, "permission", "folder not readable", 0, 0
+        return
+    for entry in entries:
+        path = os.path.join(below, entry.name)
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            yield path, "changed", "deleted while the folder was listed", 0, 0
+            continue
+        size_time = (info.st_size, info.st_mtime_ns)
+        if stat.S_ISLNK(info.st_mode):
+            yield path, "symlink", "not followed", *size_time
+        elif stat.S_ISDIR(info.st_mode):
+            yield from _walk(folder, path)
+        elif not stat.S_ISREG(info.st_mode):
+            yield path, "special file", "pipe, socket or device", *size_time
+        else:
+            yield path, LISTED, "", *size_time
+
+
+def _labels(paths: pd.Series) -> str:
+    top = paths.str.split("/").str[0]
+    if top[paths.str.contains("/")].isin(list(LABEL_FOLDERS)).any():
+        return "plausibility"
+    images = paths[paths.str.lower().str.endswith(SUFFIXES)]
+    inside = images.str.contains("/")
+    return "classes" if len(images) and inside.all() and images.str.split("/").str[0].nunique() >= 2 else "none"
+
+
+def _place(path: str, labels: str) -> tuple[object, str, str]:
+    """(label, class_name, generator) that a path says."""
+    parts = path.split("/")
+    below = parts[1] if len(parts) > 2 else ""
+    if labels == "plausibility":
+        if parts[0] == "generators" and below:
+            return pd.NA, "", below
+        return LABEL_FOLDERS.get(parts[0], pd.NA) if len(parts) > 1 else pd.NA, below, ""
+    return pd.NA, parts[0] if len(parts) > 1 else "", ""
+
+
+def sample(frame: pd.DataFrame, max_images: int, seed: int) -> pd.DataFrame:
+    """Mark all but `max_images` listed files as "not sampled", evenly over labels and classes; 0 keeps all."""
+    listed = np.flatnonzero(frame["status"] == LISTED)
+    if not max_images or len(listed) <= max_images:
+        return frame
+    part = frame.iloc[listed]
+    order = _shuffled(part["path"], _strata(part), seed)
+    keep = np.floor((np.arange(len(listed)) + 1) * max_images / len(listed)) > np.floor(
+        np.arange(len(listed)) * max_images / len(listed)
+    )
+    out = frame.copy()
+    out.loc[out.index[listed[order[~keep]]], ["status", "detail"]] = ["not sampled", f"max_images = {max_images}"]
+    return out
+
+
+def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[float], seed: int) -> pd.DataFrame:
+    """The manifest: what embedding found of each listed file joined to the listing, rows numbered, duplicates, groups, splits.
+
+    Args:
+        frame:    listing of `find_images`; a non-empty `group` (scene) is kept, other files are groups of their own.
+        outcomes: status, detail, sha256 of the listed files, in order.
+        fractions, seed: as `assign_splits`.
+    Returns: frame with COLUMNS.
+    """
+    out = frame.copy()
+    listed = out["status"] == LISTED
+    for name in ("status", "detail", "sha256"):
+        out.loc[listed, name] = outcomes[name].to_numpy()
+    ok = (out["status"] == "ok").to_numpy()
+    out.loc[ok, "row"] = np.arange(ok.sum())
+    # labelled files come first, so that a generator's copy is the duplicate
+    order = np.lexsort((np.arange(len(out)), (out["generator"] != "").to_numpy()))
+    order = order[ok[order]]
+    first = out.iloc[order].groupby("sha256", sort=False)["path"].transform("first")
+    out.loc[first.index, "duplicate_of"] = np.where(first == out.loc[first.index, "path"], "", first)
+    out["group"] = np.where((out["group"] == "") & ok, "sha256-" + out["sha256"].str[:16], out["group"])
+    out.loc[ok, "group"] = merge_groups(out.loc[ok, "group"].to_numpy(), out.loc[ok, "sha256"].to_numpy())
+    rated = ok & (out["generator"] == "").to_numpy()
+    if out["label"].notna().any():
+        rated &= out["label"].notna().to_numpy()
+    elif (out["class_name"] != "").any():
+        rated &= (out["class_name"] != "").to_numpy()
+    out["split"] = np.where(ok, "unlabelled", "")
+    out.loc[rated, "split"] = assign_splits(out.loc[rated, "group"], _strata(out[rated]), fractions, seed)
+    return out[list(COLUMNS)]
+
+
+def merge_groups(groups: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """(n,) group names in which rows that share `same` also share their group (the first name of each union)."""
+    _, a = np.unique(groups.astype(str), return_inverse=True)
+    _, b = np.unique(same.astype(str), return_inverse=True)
+    n = a.max(initial=-1) + 1
+    size = n + b.max(initial=-1) + 1
+    _, part = connected_components(coo_array((np.ones(len(a)), (a, n + b)), shape=(size, size)), directed=False)
+    frame = pd.DataFrame({"part": part[a], "group": groups})
+    return frame.groupby("part")["group"].transform("min").to_numpy()
+
+
+def assign_splits(groups: Sequence[str], strata: Sequence[str], fractions: Sequence[float], seed: int) -> np.ndarray:
+    """Split whole groups into train, val and test, evenly over strata.
+
+    Groups are ordered by stratum (the union of their rows' strata), then by a hash of seed and name; walking along them,
+    each goes to the split that is furthest behind its share, so every stratum is divided alike to within one group.
+
+    Args:
+        groups:    (n,) group of each row.
+        strata:    (n,) what to spread evenly, e.g. label and class.
+        fractions: train, val, test shares; positive train and test, sum 1.
+        seed:      int.
+    Returns: (n,) str array of "train" | "val" | "test".
+    Raises: ValueError if the fractions are no shares.
+    """
+    shares = np.asarray(fractions, dtype=float)
+    if shares.shape != (3,) or (shares < 0).any() or shares[0] == 0 or shares[2] == 0 or abs(shares.sum() - 1) > 1e-9:
+        raise ValueError(
+            f"splits = {list(fractions)}: three shares (train, val, test) that sum to 1, train and test above 0"
+        )
+    frame = pd.DataFrame({"group": np.asarray(groups, str), "stratum": np.asarray(strata, str)})
+    union = frame.drop_duplicates().sort_values(["group", "stratum"]).groupby("group")["stratum"].agg("|".join)
+    order = _shuffled(union.index, union, seed)
+    given, split = np.zeros(3), {}
+    for i, at in enumerate(order):
+        best = int(np.argmax(shares * (i + 1) - given - (shares == 0)))
+        given[best] += 1
+        split[union.index[at]] = ("train", "val", "test")[best]
+    return frame["group"].map(split).to_numpy(dtype=str)
+
+
+def _strata(frame: pd.DataFrame) -> pd.Series:
+    return frame["label"].astype(str) + "/" + frame["class_name"] + "/" + frame["generator"]
+
+
+def _shuffled(names: Sequence[str], strata: Sequence[str], seed: int) -> np.ndarray:
+    """Order by stratum, then by a hash of seed and name."""
+    keys = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in names]
+    return np.lexsort((np.asarray(keys), np.asarray(strata, str)))
+
+
+def check_bad_fraction(manifest: pd.DataFrame, max_bad_fraction: float, folder: str = "images") -> int:
+    """Number of bad files; files that do not even claim to be images (by suffix) are listed but not held against the folder.
+
+    Raises: InputError when more than `max_bad_fraction` of the others are bad, or when none is left.
+    """
+    used = manifest[manifest["status"] != "not sampled"]
+    bad = used["status"] != "ok"
+    counts = used.loc[bad, "status"].value_counts()
+    text = ", ".join(f"{n} {reason}" for reason, n in counts.items())
+    if bad.all():
+        raise InputError(f"{folder}: none of {len(used)} files can be used ({text})")
+    name = used["path"].str.lower().str.rsplit("/", n=1).str[-1]
+    counted = name.str.endswith(SUFFIXES) | ~name.str.contains(".", regex=False) | ~bad
+    share = (bad & counted).sum() / counted.sum()
+    if share > max_bad_fraction:
+        raise InputError(
+            f"{folder}: {share:.1%} of {counted.sum()} files are bad, more than {max_bad_fraction:.1%} ({text})"
+        )
+    return int(bad.sum())

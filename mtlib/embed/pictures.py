@@ -1,0 +1,126 @@
+"""Figures of the first notebook: what the images look like, and where their embeddings lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from mtlib.embed.images import load_image
+from mtlib.embed.store import Data
+
+
+def scene_pairs(data: Data, n_pairs: int = 3, seed: int = 0) -> tuple[Figure, pd.DataFrame]:
+    """Every cause with `n_pairs` twins: the same scene drawn plausibly and with its one error.
+
+    Returns: (figure, frame of family, cause, scene, place of what is shown).
+    """
+    from mtlib.scenes.dataset import Spec, render
+
+    truth = data.truth[(data.truth["label"] == 1) & (data.truth["generator"] == "")]
+    causes = truth[["family", "cause"]].drop_duplicates().sort_values("cause").to_numpy().tolist()
+    fig, axes = plt.subplots(len(causes), 2 * n_pairs, figsize=(1.5 * 2 * n_pairs, 1.55 * len(causes)), squeeze=False)
+    shown = []
+    for line, (family, cause) in zip(axes, causes, strict=True):
+        scenes = truth.loc[truth["cause"] == cause, "scene"].sort_values()
+        for i, scene in enumerate(scenes.sample(min(n_pairs, len(scenes)), random_state=seed)):
+            for j, error in enumerate((False, True)):
+                line[2 * i + j].imshow(np.asarray(render(Spec(int(scene), family, error))[0]))
+            shown.append({"family": family, "cause": cause, "scene": int(scene), "place": i})
+        line[0].set_ylabel(cause.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=9)
+    for i, ax in enumerate(axes[0]):
+        ax.set_title(("plausible", "implausible")[i % 2], fontsize=9)
+    _bare(axes)
+    return fig, pd.DataFrame(shown)
+
+
+def sample_sheet(data: Data, n_lines: int = 8, n_columns: int = 8, seed: int = 0) -> tuple[Figure, pd.DataFrame]:
+    """A sample of a user's images: a line per label (or class, or one for all), small, letterboxed.
+
+    Returns: (figure, frame of line, path of what is shown).
+    """
+    labels = data.manifest["label"].map({0: "plausible", 1: "implausible"}).fillna("unlabelled").to_numpy(dtype=str)
+    if data.facts["labels"] == "plausibility":
+        lines = np.char.add(np.char.add(labels, "\n"), data.manifest["class_name"].to_numpy(dtype=str))
+    else:
+        lines = data.manifest["class_name"].to_numpy(dtype=str)
+    rng = np.random.default_rng(seed)
+    names = sorted(set(lines))
+    names = (
+        names if len(names) <= 2 * n_lines else [names[i] for i in np.sort(rng.permutation(len(names))[: 2 * n_lines])]
+    )
+    fig, axes = plt.subplots(len(names), n_columns, figsize=(1.3 * n_columns, 1.3 * len(names)), squeeze=False)
+    shown = []
+    for line, name in zip(axes, names, strict=True):
+        rows = np.flatnonzero(lines == name)
+        for ax, row in zip(line, rng.permutation(rows)[:n_columns], strict=False):
+            ax.imshow(np.asarray(thumbnail(data, int(row))))
+            shown.append({"line": name.replace("\n", " "), "path": data.manifest["path"].iloc[row]})
+        text = name.replace("_", " ")[:48] or "images"
+        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
+    _bare(axes)
+    return fig, pd.DataFrame(shown)
+
+
+def thumbnail(data: Data, row: int, side: int = 128) -> Image.Image:
+    """The image of a row, fitted into a white square. Raises: ImageRefused "changed" when the file is not what was embedded."""
+    image, _ = load_image(data.images(row), unchanged=data.manifest["sha256"].iloc[row])
+    return ImageOps.pad(image, (side, side), color=(255, 255, 255))
+
+
+def _bare(axes) -> None:
+    for ax in np.ravel(axes):
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+
+
+def plane(x: np.ndarray, fit_rows: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First two principal components (fitted on fit_rows) of rows of x (N, D).
+
+    Returns: ((n, 2) float64 coordinates, (2,) share of variance); the largest loading of each axis is positive.
+    """
+    fit = np.asarray(x[fit_rows], np.float64)
+    mean = fit.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(fit - mean, rowvar=False))
+    axes = vectors[:, ::-1][:, :2]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    return (np.asarray(x[rows], np.float64) - mean) @ axes, values[::-1][:2] / values.sum()
+
+
+def map_figure(data: Data, n_points: int = 3000, seed: int = 0) -> tuple[Figure, pd.DataFrame]:
+    """Embeddings of a sample of rows in the plane of their two largest principal components.
+
+    Returns: (figure, frame of path, pc1, pc2, group, label).
+    """
+    rng = np.random.default_rng(seed)
+    train, every = data.rows("train"), data.rows("all")
+    fit = np.sort(rng.permutation(train)[:20_000])
+    rows = np.sort(rng.permutation(every)[:n_points])
+    points, share = plane(data.x, fit, rows)
+    group = (data.truth["family"] if data.truth is not None else data.manifest["class_name"]).to_numpy(dtype=str)[rows]
+    label = (
+        data.manifest["label"].map({0: "plausible", 1: "implausible"}).fillna("unlabelled").to_numpy(dtype=str)[rows]
+    )
+    frame = pd.DataFrame({"path": data.manifest["path"].to_numpy()[rows], "pc1": points[:, 0], "pc2": points[:, 1]})
+    frame["group"], frame["label"] = group, label
+    few = len(set(group)) <= 16
+    fig, ax = plt.subplots(figsize=(8, 5.5))
+    style = "label" if len(set(label)) > 1 else None
+    hue = "group" if few and len(set(group)) > 1 else style
+    palette = (
+        sns.color_palette("colorblind" if frame[hue].nunique() <= 10 else "husl", frame[hue].nunique()) if hue else None
+    )
+    sns.scatterplot(frame, x="pc1", y="pc2", hue=hue, style=style, s=18, alpha=0.7, ax=ax, palette=palette)
+    ax.set(
+        xlabel=f"first component ({share[0]:.0%} of variance)", ylabel=f"second component ({share[1]:.0%} of variance)"
+    )
+    if hue:
+        sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), fontsize=8, title=None)
+        for text in ax.get_legend().get_texts():
+            text.set_parse_math(False)
+    return fig, frame

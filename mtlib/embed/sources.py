@@ -1,0 +1,156 @@
+"""Where the rows come from: rendered scenes, a folder of images, or arrays; each writes the artifact's embeddings folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from mtlib.embed import arrays, vocabulary
+from mtlib.embed.data import LISTED, InputError, check_bad_fraction, complete, find_images, sample
+from mtlib.embed.embedding import embed_images
+from mtlib.embed.encoders import Encoder
+from mtlib.embed.store import write_manifest
+from mtlib.run.artifacts import write_json
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """What notebook 01 was asked for, checked.
+
+    Raises: InputError when two sources are given; ValueError for a number out of range.
+    """
+
+    images: str = ""
+    embeddings: str = ""
+    vocabulary: str = ""
+    vocabulary_names: str = ""
+    n_scenes: int = 8000
+    n_per_generator: int = 400
+    seed: int = 0
+    batch_size: int = 256
+    max_images: int = 0
+    max_bad_fraction: float = 0.2
+    splits: Sequence[float] = (0.6, 0.2, 0.2)
+    workers: int = 2
+
+    def __post_init__(self):
+        if self.images and self.embeddings:
+            raise InputError("images and embeddings are both given; choose one source")
+        if self.vocabulary and not self.embeddings:
+            raise InputError(
+                "vocabulary = ... goes with embeddings = ...; for images the encoder embeds the phrases itself"
+            )
+        if self.vocabulary_names and not self.vocabulary:
+            raise InputError("vocabulary_names = ... goes with vocabulary = ...")
+        for name, low in (
+            ("n_scenes", 36),
+            ("n_per_generator", 0),
+            ("batch_size", 1),
+            ("max_images", 0),
+            ("workers", 1),
+        ):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least {low}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction = {self.max_bad_fraction} must lie in [0, 1]")
+
+    @property
+    def source(self) -> str:
+        """ "scenes", "images" or "arrays"."""
+        return "images" if self.images else "arrays" if self.embeddings else "scenes"
+
+
+def render_scenes(config: EmbedConfig, out: Path) -> pd.DataFrame:
+    """Draw the scenes into out/images and their truth into out/truth.parquet, unless a killed run already did.
+
+    Returns: the truth, one row per image.
+    """
+    from mtlib.scenes.dataset import write_dataset
+
+    wanted = {"n_scenes": config.n_scenes, "seed": config.seed, "n_per_generator": config.n_per_generator}
+    done, images = out / "shards" / "scenes.json", out / "images"
+    if not done.is_file() or json.loads(done.read_text()) != wanted:
+        shutil.rmtree(images, ignore_errors=True)
+        write_dataset(images, **wanted, workers=config.workers)
+        os.replace(images / "truth.parquet", out / "truth.parquet")
+        write_json(done, wanted)
+    return pd.read_parquet(out / "truth.parquet")
+
+
+def from_images(
+    config: EmbedConfig, encoder: Encoder, root: Path, out: Path, truth: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, dict]:
+    """Embed a folder of images and the phrases that may name them.
+
+    Args:
+        config:  see EmbedConfig.
+        encoder: the towers.
+        root:    folder of images.
+        out:     the stage's folder; gets embeddings/.
+        truth:   of rendered scenes: images of one scene share their group.
+    Returns: (manifest, facts).
+    Raises: InputError when the folder or too many of its files cannot be used.
+    """
+    listing, labels = find_images(root)
+    listing = sample(listing, config.max_images, config.seed)
+    if truth is not None:
+        scene = truth.set_index("path")["scene"]
+        listing["group"] = "scene-" + listing["path"].map(scene).astype(str)
+    folder = out / "embeddings"
+    folder.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=int((listing["status"] == LISTED).sum()), unit="images", file=sys.stdout, mininterval=5.0)
+    with bar:
+        outcomes = embed_images(
+            encoder, root, listing, folder, out / "shards" / "x", config.batch_size, config.workers, progress=bar.update
+        )
+    manifest = complete(listing, outcomes, config.splits, config.seed)
+    n_bad = check_bad_fraction(manifest, config.max_bad_fraction, f"images = {config.images or 'scenes'}")
+    write_manifest(folder, manifest)
+    table, templates = vocabulary.phrases(config.source)
+    vocabulary.write_vocabulary(folder, vocabulary.embed_phrases(encoder, table, templates), table)
+    ok = manifest[manifest["status"] == "ok"]
+    names = sorted(set(ok["class_name"]) - {""}) if labels == "classes" else []
+    facts = {
+        "labels": labels,
+        "class_names": names,
+        "image_root": "images" if truth is not None else str(root.resolve()),
+    }
+    return manifest, facts | _facts(config, manifest, encoder.d_out, encoder.record, n_bad)
+
+
+def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFrame, dict]:
+    """Take embeddings that were made elsewhere, with or without a vocabulary.
+
+    Args: config; root: folder that relative paths start from; out: the stage's folder; gets embeddings/.
+    Returns: (manifest, facts).
+    Raises: InputError, ArtifactError naming the file that cannot be used.
+    """
+    folder, path = out / "embeddings", root / config.embeddings
+    folder.mkdir(parents=True, exist_ok=True)
+    d_in = arrays.checked(path, "embeddings").shape[1]
+    v, table, used = None, pd.DataFrame(columns=list(vocabulary.COLUMNS)), ()
+    if config.vocabulary:
+        names = str(root / config.vocabulary_names) if config.vocabulary_names else ""
+        v, table, file = arrays.read_vocabulary(root / config.vocabulary, names, d_in)
+        used = (file,)
+    x, manifest = arrays.read_rows(path, used, config.splits, config.seed)
+    arrays.copy_rows(x, folder / "x.npy")
+    write_manifest(folder, manifest)
+    vocabulary.write_vocabulary(folder, v if v is not None else x[:0], table)
+    facts = {"labels": "none", "class_names": [], "image_root": ""}
+    return manifest, facts | _facts(config, manifest, d_in, {"name": "", "pretrained": "", "fingerprint": ""}, 0)
+
+
+def _facts(config: EmbedConfig, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad: int) -> dict:
+    n_rows = int((manifest["status"] == "ok").sum())
+    return {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": config.source, "encoder": encoder} | {
+        "has_truth": config.source == "scenes"
+    }

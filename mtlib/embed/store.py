@@ -1,0 +1,194 @@
+"""Embeddings on disk: memory-mapped .npy with a manifest, checked when they are read.
+
+embeddings/x.npy             (N, D) float32, row i belongs to the file whose manifest line has row i
+embeddings/manifest.parquet  one line per file found; `row` is null unless the file is ok, non-null rows are 0 .. N-1
+embeddings/vocabulary.npy    (V, D) float32 text embeddings; vocabulary.csv: phrase, kind, family, cause
+truth.parquet                only for rendered scenes: what is really wrong in each image
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mtlib.embed.names import unescape
+from mtlib.run.artifacts import ArtifactError, Stage, atomic, current, digest, read_meta, verify
+
+SPLITS = ("train", "val", "test", "unlabelled")
+
+
+def open_array(path: Path, ndim: int | None = None) -> np.memmap:
+    """Open a .npy file memory-mapped after checking its header against the file's size; nothing is allocated.
+
+    Args:
+        path: the file.
+        ndim: number of dimensions it must have; None for any.
+    Returns: read-only memmap of a numeric array.
+    Raises: ArtifactError naming the file when it is no .npy, holds objects (pickle), or is longer or shorter than its
+        header says.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as f:
+            version = np.lib.format.read_magic(f)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(f)
+            offset = f.tell()
+    except FileNotFoundError as e:
+        raise ArtifactError(f"{path}: no such file") from e
+    except (ValueError, OSError, EOFError) as e:
+        raise ArtifactError(f"{path}: not a .npy file ({e})") from e
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise ArtifactError(f"{path}: holds {dtype}, expected plain numbers (pickled objects are refused)")
+    claimed, size = offset + math.prod(shape) * dtype.itemsize, path.stat().st_size
+    if claimed != size:
+        raise ArtifactError(f"{path}: its header {shape} {dtype} means {claimed} bytes, but the file has {size}")
+    if ndim is not None and len(shape) != ndim:
+        raise ArtifactError(f"{path}: shape {shape}, expected {ndim} dimensions")
+    if 0 in shape:
+        raise ArtifactError(f"{path}: shape {shape} has no rows or columns")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def save_array(path: Path, value: np.ndarray) -> None:
+    """Write a .npy file atomically, never pickled."""
+    with atomic(path) as tmp, open(tmp, "wb") as f:
+        np.save(f, np.ascontiguousarray(value), allow_pickle=False)
+
+
+def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
+    """Write folder/manifest.parquet after checking it against folder/x.npy.
+
+    Raises: ArtifactError when rows and files do not match one to one.
+    """
+    _check_rows(manifest, len(open_array(folder / "x.npy", 2)), folder)
+    with atomic(folder / "manifest.parquet") as tmp:
+        manifest.to_parquet(tmp, index=False)
+
+
+def _check_rows(manifest: pd.DataFrame, n_rows: int, folder: Path) -> None:
+    ok = manifest["status"] == "ok"
+    if not (ok == manifest["row"].notna()).all():
+        raise ArtifactError(f"{folder}/manifest.parquet: a row without status ok, or an ok file without a row")
+    rows = manifest.loc[ok, "row"].to_numpy(dtype=np.int64)
+    if len(rows) != n_rows or not np.array_equal(rows, np.arange(n_rows)):
+        raise ArtifactError(f"{folder}: manifest has {len(rows)} rows, x.npy has {n_rows}; they must be 0 .. N-1")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What stages 02 to 07 read: embeddings and everything known about each row, aligned.
+
+    x (N, D) float32 memmap; manifest: frame of the ok files, index = row; y (N, O), logits (N,) or (N, C) or None when
+    02 has not run or was skipped; truth: frame aligned to the rows, or None; vocabulary (V, D) and phrases (V lines).
+    """
+
+    x: np.ndarray
+    manifest: pd.DataFrame
+    vocabulary: np.ndarray
+    phrases: pd.DataFrame
+    facts: dict
+    y: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    truth: pd.DataFrame | None = None
+    image_root: Path | None = None
+    files: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+
+    def rows(self, split: str | tuple[str, ...], unique: bool = True) -> np.ndarray:
+        """Row numbers of a split, ascending; without repeated files when `unique`. "all" means every row."""
+        names = (split,) if isinstance(split, str) else tuple(split)
+        if unknown := set(names) - set(SPLITS) - {"all"}:
+            raise ValueError(f"split = {sorted(unknown)[0]!r} is not one of {SPLITS}")
+        keep = np.ones(len(self.manifest), bool) if "all" in names else self.manifest["split"].isin(names).to_numpy()
+        if unique:
+            keep = keep & (self.manifest["duplicate_of"] == "").to_numpy()
+        return np.flatnonzero(keep)
+
+    def labels(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(n,) int64 labels of rows: 1 implausible, 0 plausible, -1 unknown."""
+        label = self.manifest["label"].fillna(-1).to_numpy(dtype=np.int64)
+        return label if rows is None else label[rows]
+
+    def images(self, row: int) -> Path | None:
+        """Path of the image of a row; None when the embeddings came as arrays without images."""
+        return None if self.image_root is None else self.image_root / unescape(self.manifest["path"].iloc[int(row)])
+
+    def caption(self, row: int) -> str:
+        """What to write for a row that has no image: its word."""
+        return str(self.manifest["class_name"].iloc[int(row)] or self.manifest["path"].iloc[int(row)])
+
+
+def open_data(stage: Stage) -> Data:
+    """The joined view for a stage: 01's artifact, and 02's when the stage comes after 02 and one exists.
+
+    Raises: ArtifactError when an artifact is missing or damaged, or when 02 was made from other embeddings.
+    """
+    classify = None
+    if stage.number > "02" and "02_classify" in current(stage.run_dir):
+        classify = stage.input("02_classify")
+    return load_data(stage.input("01_embed"), classify)
+
+
+def open_run(run_dir: Path) -> Data:
+    """The joined view of a finished run for readers outside the pipeline (viewer, labeler), verified."""
+    names = current(run_dir)
+    if "01_embed" not in names:
+        raise ArtifactError(f"{run_dir}: no artifact of 01_embed; run notebook 01_embed first")
+    folders = {stage: Path(run_dir) / names[stage] for stage in ("01_embed", "02_classify") if stage in names}
+    for folder in folders.values():
+        verify(folder)
+    return load_data(folders["01_embed"], folders.get("02_classify"))
+
+
+def load_data(embed: Path, classify: Path | None = None) -> Data:
+    """Join the artifacts of 01_embed and 02_classify (folders already verified)."""
+    facts = read_meta(embed)["facts"]
+    folder = embed / "embeddings"
+    x, files = open_array(folder / "x.npy", 2), pd.read_parquet(folder / "manifest.parquet")
+    _check_rows(files, len(x), folder)
+    manifest = files[files["status"] == "ok"].reset_index(drop=True)
+    phrases = pd.read_csv(folder / "vocabulary.csv", keep_default_na=False, dtype=str)
+    vocabulary = open_array(folder / "vocabulary.npy", 2) if len(phrases) else np.zeros((0, x.shape[1]), np.float32)
+    if vocabulary.shape != (len(phrases), x.shape[1]):
+        raise ArtifactError(f"{folder}: vocabulary {vocabulary.shape}, expected {(len(phrases), x.shape[1])}")
+    y = logits = None
+    if classify is not None:
+        meta = read_meta(classify)
+        if meta["inputs"].get("01_embed") not in (None, digest(embed)):
+            raise ArtifactError(f"{classify}: made from other embeddings than {embed}; run 02_classify again")
+        if meta["facts"].get("status") == "ok":
+            y, logits = open_array(classify / "y.npy", 2), open_array(classify / "logits.npy")
+            for name, value in (("y.npy", y), ("logits.npy", logits)):
+                if len(value) != len(x):
+                    raise ArtifactError(f"{classify / name}: {len(value)} rows, the embeddings have {len(x)}")
+    root = facts.get("image_root", "")
+    return Data(
+        x=x,
+        manifest=manifest,
+        vocabulary=vocabulary,
+        phrases=phrases,
+        facts=facts,
+        y=y,
+        logits=logits,
+        truth=_read_truth(embed / "truth.parquet", manifest) if facts.get("has_truth") else None,
+        image_root=(embed / root) if root else None,  # an absolute root replaces the artifact's folder
+        files=files,
+    )
+
+
+def _read_truth(path: Path, manifest: pd.DataFrame) -> pd.DataFrame:
+    truth = pd.read_parquet(path).set_index("path")
+    if missing := sorted(set(manifest["path"]) - set(truth.index)):
+        raise ArtifactError(f"{path}: no truth for {missing[0]} and {len(missing) - 1} more")
+    return truth.loc[manifest["path"]].reset_index()
+
+
+def iter_rows(x: np.ndarray, rows: np.ndarray, batch: int = 4096) -> Iterator[np.ndarray]:
+    """(b, D) float32 copies of rows of a memory-mapped array, `batch` at a time, in order."""
+    for start in range(0, len(rows), batch):
+        yield np.asarray(x[rows[start : start + batch]], dtype=np.float32)

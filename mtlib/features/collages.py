@@ -1,0 +1,268 @@
+"""One picture per feature: the images on which it fires most, strongest first, each with activation and label.
+
+Labels are shown by border colour and by a sign, so that colour alone never carries the meaning. Rows without images
+(embeddings that came as an array) are drawn as word cards.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+
+from mtlib.run.artifacts import atomic
+
+INK, GREY, PAPER, CARD = "#1a1a1a", "#5f5f5f", "#ffffff", "#f4f2ee"
+LABELS = {1: ("#d55e00", "✗", "implausible"), 0: ("#0072b2", "✓", "plausible"), -1: ("#8c8c8c", "·", "no label")}
+MARGIN, GAP, CAPTION = 14, 10, 18  # px
+MAX_BYTES = 36_000
+QUALITIES = (84, 76, 68, 60, 52, 44, 38, 32)
+
+
+@functools.cache
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it, so that collages look alike on every machine."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def printable(text: str) -> str:
+    """Text on one line, as it is written: line breaks and control characters become spaces."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def clip(text: str, width: float, face: ImageFont.FreeTypeFont) -> str:
+    """Text shortened with an ellipsis to at most `width` pixels."""
+    full = printable(text)
+    text = full[: max(1, int(width))]  # no glyph is narrower than a pixel: long names cost no more than short ones
+    if text == full and face.getlength(text) <= width:
+        return text
+    while text and face.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def wrap(text: str, width: float, face: ImageFont.FreeTypeFont, lines: int) -> list[str]:
+    """Text in at most `lines` lines of at most `width` pixels, broken at spaces, the rest cut with an ellipsis."""
+    words, out = printable(text).split(), []
+    while words and len(out) < lines - 1:
+        line = words.pop(0)
+        while words and face.getlength(f"{line} {words[0]}") <= width:
+            line += f" {words.pop(0)}"
+        out.append(clip(line, width, face))
+    return out + ([clip(" ".join(words), width, face)] if words else [])
+
+
+def number(value: float) -> str:
+    """An activation in three significant digits."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def collage(
+    images: Sequence[Image.Image | str],
+    activations: Sequence[float],
+    labels: Sequence[int | None] | None = None,
+    *,
+    title: str = "",
+    lines: Sequence[str] = (),
+    phrase: str = "",
+    columns: int = 5,
+    tile: int = 96,
+) -> Image.Image:
+    """A grid of images, or of words, with activation and label under each.
+
+    Args:
+        images:      PIL images, drawn whole in a square; or strings, drawn as word cards.
+        activations: one number each.
+        labels:      1 implausible, 0 plausible, None or -1 unknown; None when nothing is labelled (no colours, no legend).
+        title:       first line, bold; phrase: the feature's name, in quotes beside it.
+        lines:       smaller lines under the title.
+        columns, tile: images per row, and the side of each in px.
+    Returns: RGB PIL image.
+    Raises: ValueError if the lengths differ or nothing is given.
+    """
+    n = len(images)
+    if n == 0 or len(activations) != n or (labels is not None and len(labels) != n):
+        got = f"{n} images, {len(activations)} activations, {'no' if labels is None else len(labels)} labels"
+        raise ValueError(f"a collage needs as many activations and labels as images and at least one: {got}")
+    rows = -(-n // columns)
+    width = 2 * MARGIN + columns * tile + (columns - 1) * GAP
+    head = _header(title, lines, phrase, width)
+    foot = 26 if labels is not None else 8
+    height = head.height + rows * (tile + CAPTION) + (rows - 1) * GAP + foot + 4
+    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet.paste(head, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    strongest = max([abs(float(a)) for a in activations] + [1e-12])
+    for i, (image, activation) in enumerate(zip(images, activations, strict=True)):
+        x = MARGIN + (i % columns) * (tile + GAP)
+        y = head.height + (i // columns) * (tile + CAPTION + GAP)
+        label = None if labels is None else _known(labels[i])
+        picture = _word(image, tile) if isinstance(image, str) else _square(image, tile)
+        sheet.paste(picture, (x, y))
+        _caption(draw, x, y, tile, float(activation), strongest, label)
+    if labels is not None:
+        _legend(draw, height - foot + 3, sorted({_known(v) for v in labels}, reverse=True), width)
+    return sheet
+
+
+def _known(label) -> int:
+    return -1 if label is None or pd.isna(label) else int(label)
+
+
+def _header(title: str, lines: Sequence[str], phrase: str, width: int) -> Image.Image:
+    room, y = width - 2 * MARGIN, 11
+    head = Image.new("RGB", (width, 11 + 25 + 17 * len(lines) + (20 if phrase else 0) + 8), PAPER)
+    draw = ImageDraw.Draw(head)
+    draw.text((MARGIN, y), clip(title, room, font(17, True)), INK, font(17, True))
+    y += 25
+    if phrase:
+        draw.text((MARGIN, y), clip(f"“{phrase}”", room, font(14)), INK, font(14))
+        y += 20
+    for line in lines:
+        draw.text((MARGIN, y), clip(line, room, font(12)), GREY, font(12))
+        y += 17
+    return head
+
+
+def _square(image: Image.Image, tile: int) -> Image.Image:
+    """The whole image, centred in a square on a pale ground."""
+    image = image.convert("RGB")
+    scale = tile / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(size, Image.Resampling.NEAREST if scale > 3 else Image.Resampling.LANCZOS)
+    out = Image.new("RGB", (tile, tile), CARD)
+    out.paste(small, ((tile - size[0]) // 2, (tile - size[1]) // 2))
+    return out
+
+
+def _word(word: str, tile: int) -> Image.Image:
+    """A word in the largest size that fits."""
+    out = Image.new("RGB", (tile, tile), CARD)
+    draw = ImageDraw.Draw(out)
+    for size in (17, 15, 13, 11, 10):
+        face, lines = font(size), wrap(word.replace("_", " "), tile - 12, font(size), 4)
+        if not any("…" in line for line in lines):
+            break
+    top = (tile - len(lines) * (size + 4)) / 2
+    for i, line in enumerate(lines):
+        draw.text((tile / 2, top + i * (size + 4)), line, INK, face, anchor="ma")
+    return out
+
+
+def _caption(draw, x: int, y: int, tile: int, activation: float, strongest: float, label: int | None) -> None:
+    """Border, sign and activation of one tile; the bar is the activation as a share of the strongest."""
+    colour, sign, _ = LABELS[-1 if label is None else label]
+    if label is not None and label >= 0:
+        draw.rectangle((x - 3, y - 3, x + tile + 2, y + tile + 2), outline=colour, width=3)
+    base = y + tile + 5
+    left = x
+    if label is not None:
+        draw.text((x, base - 2), sign, colour, font(13, True))
+        left = x + 16
+    draw.text((left, base), number(activation), INK, font(11))
+    start = x + tile - 40
+    draw.rectangle((start, base + 4, x + tile - 1, base + 9), fill="#e6e3dd")
+    share = min(1.0, abs(activation) / strongest)
+    draw.rectangle((start, base + 4, start + round(39 * share), base + 9), fill="#6f6f6f")
+
+
+def _legend(draw, y: int, present: Sequence[int], width: int) -> None:
+    x = MARGIN
+    for label in present:
+        colour, sign, name = LABELS[label]
+        draw.text((x, y - 2), sign, colour, font(13, True))
+        draw.text((x + 16, y), name, GREY, font(11))
+        x += 16 + int(font(11).getlength(name)) + 18
+    draw.text((width - MARGIN, y), "number and bar: activation", GREY, font(11), anchor="ra")
+
+
+def jpeg(image: Image.Image, max_bytes: int = MAX_BYTES) -> bytes:
+    """JPEG bytes at the best quality of QUALITIES that fits in `max_bytes` (the last one if none does)."""
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        fine = quality > 80  # sharp text colours; `optimize` needs a larger buffer than Pillow gives it there
+        image.save(buffer, "JPEG", quality=quality, optimize=not fine, subsampling=0 if fine else 2)
+        if buffer.tell() <= max_bytes:
+            break
+    return buffer.getvalue()
+
+
+def choose(features: pd.DataFrame, n: int, min_images: int = 4) -> pd.DataFrame:
+    """Which features get a collage, and why, in the order in which a reader should see them.
+
+    With error ratios: half of the places go to the features most enriched for errors (highest lower bound of the error
+    ratio), a quarter to the most clearly plausible ones (lowest upper bound), a quarter to the most active (mean
+    activation x density). Without: half to the purest, half to the most active; all to the most active where there are
+    no classes. Ties go to the smaller feature number. Only features with at least `min_images` top images count.
+
+    Args:
+        features: features.parquet's columns and n_images (how many images the collage would show).
+    Returns: frame with feature and reason ("errors" | "plausible" | "pure" | "active"), at most n rows.
+    """
+    usable = features[features["n_images"] >= min_images]
+    active = usable.assign(_=-(usable["mean_activation"] * usable["density"])).sort_values(["_", "feature"])
+    assessed = usable[usable["assessed"]]
+    orders: list[tuple[str, float, pd.DataFrame]] = []
+    if len(assessed) and assessed["error_low"].notna().any():
+        orders.append(("errors", 0.5, assessed.sort_values(["error_low", "feature"], ascending=[False, True])))
+        orders.append(("plausible", 0.25, assessed.sort_values(["error_high", "feature"])))
+    elif len(assessed) and assessed["purity"].notna().any():
+        orders.append(("pure", 0.5, assessed.sort_values(["purity", "feature"], ascending=[False, True])))
+    taken: dict[int, str] = {}
+    for reason, share, order in orders:
+        for feature in [f for f in order["feature"] if f not in taken][: round(share * n)]:
+            taken[int(feature)] = reason
+    for feature in active["feature"]:
+        if len(taken) < n:
+            taken.setdefault(int(feature), "active")
+    return pd.DataFrame({"feature": list(taken), "reason": list(taken.values())})[:n]
+
+
+def subtitle(row, base_rate: float | None = None) -> str:
+    """The line under a feature's number: density and error ratio with its interval."""
+    line = f"fires on {100 * row.density:.2g}% of test images"
+    if np.isfinite(row.error_ratio):
+        line += f" · error ratio {row.error_ratio:.2f} [{row.error_low:.2f}, {row.error_high:.2f}]"
+        line += "" if base_rate is None else f" (base {base_rate:.2f})"
+    return line
+
+
+def write_collages(
+    folder: Path,
+    chosen: Sequence[int],
+    top: pd.DataFrame,
+    describe: Callable[[int], dict],
+    load: Callable[[int], Image.Image | str],
+    labelled: bool,
+    max_bytes: int = MAX_BYTES,
+) -> pd.DataFrame:
+    """Write folder/<feature>.jpg for each chosen feature.
+
+    Args:
+        chosen:   feature numbers.
+        top:      rows of top_images.parquet of the split to show.
+        describe: feature -> dict(title, lines, phrase) for `collage`.
+        load:     row -> PIL image, or a string for a word card.
+        labelled: whether to show labels.
+    Returns: frame with feature, images, bytes.
+    """
+    lists = {f: g.sort_values("rank") for f, g in top[top["feature"].isin(list(chosen))].groupby("feature")}
+    written = []
+    for feature in chosen:
+        shown = lists[feature]
+        labels = shown["label"].tolist() if labelled else None
+        images = [load(int(row)) for row in shown["row"]]
+        data = jpeg(collage(images, shown["activation"].tolist(), labels, **describe(feature)), max_bytes)
+        with atomic(Path(folder) / f"{feature}.jpg") as tmp:
+            tmp.write_bytes(data)
+        written.append({"feature": feature, "images": len(images), "bytes": len(data)})
+    return pd.DataFrame(written, columns=["feature", "images", "bytes"])

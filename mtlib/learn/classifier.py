@@ -1,0 +1,210 @@
+"""A small head on frozen embeddings: x -> y = relu(hidden layer) -> logit.
+
+    y     = relu((x - x_mean) / x_scale @ W_hidden + b_hidden)      # (B, O)
+    logit = y @ w_logit + b_logit                                   # (B,) plausibility, (B, C) classes
+
+The papers' h_2 is x, h_1 is y, h_0 = sigmoid(logit). Transcoders learn y; the logit turns directions of y into causes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtlib.learn import files
+from mtlib.learn.adamw import AdamW
+from mtlib.learn.batches import Rows, Sampler, moments
+from mtlib.learn.files import check
+from mtlib.learn.train_config import TrainConfig, lr_at
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Sizes and training settings of the head. Raises ValueError naming the field, its value and its range.
+
+    Published (Matryoshka Transcoders): d_hidden 256, lr 1e-4, 20 epochs, batch 16, no standardisation.
+    """
+
+    d_hidden: int = 256
+    epochs: int = 20
+    lr: float = 1e-3
+    batch: int = 64
+    weight_decay: float = 1e-2
+    dropout: float = 0.0  # on the hidden layer, in training
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("d_hidden", "epochs", "batch"):
+            check(self, name, getattr(self, name) >= 1, ">= 1")
+        check(self, "lr", 0 < self.lr < float("inf"), "finite and > 0")
+        check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "finite and >= 0")
+        check(self, "dropout", 0 <= self.dropout < 1, "between 0 and 1 (not 1)")
+        check(self, "seed", self.seed >= 0, ">= 0")
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What config.json of a saved classifier must hold to build it again."""
+
+    d_in: int
+    d_hidden: int
+    n_outputs: int
+
+
+class Classifier(nn.Module):
+    """Hidden layer and output on standardised embeddings; n_outputs 1 for plausibility, C for classes."""
+
+    def __init__(self, d_in: int, d_hidden: int, n_outputs: int = 1, seed: int = 0):
+        super().__init__()
+        self.d_in, self.d_hidden, self.n_outputs = d_in, d_hidden, n_outputs
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.hidden_layer = nn.Linear(d_in, d_hidden)
+            self.output_layer = nn.Linear(d_hidden, n_outputs)
+        self.register_buffer("x_mean", torch.zeros(d_in))
+        self.register_buffer("x_scale", torch.ones(d_in))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Hidden layer after ReLU. Args: x (B, D). Returns: (B, O) >= 0. Raises: ValueError giving both shapes."""
+        if x.shape[-1] != self.d_in:
+            raise ValueError(f"classifier: x has shape {tuple(x.shape)}, expected (B, {self.d_in})")
+        return self.hidden_layer((x - self.x_mean) / self.x_scale).relu()
+
+    def output(self, y: Tensor) -> Tensor:
+        """Logits of a hidden layer or its reconstruction. Args: y (B, O). Returns: (B,), or (B, C) for classes."""
+        logits = self.output_layer(y)
+        return logits[..., 0] if self.n_outputs == 1 else logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits. Args: x (B, D). Returns: (B,) for plausibility, (B, C) for classes."""
+        return self.output(self.hidden(x))
+
+    @property
+    def w_logit(self) -> Tensor:
+        """(O,), or (O, C) for classes: logit = y @ w_logit + bias."""
+        return self.output_layer.weight[0] if self.n_outputs == 1 else self.output_layer.weight.T
+
+    @property
+    def b_logit(self) -> Tensor:
+        """(), or (C,)."""
+        return self.output_layer.bias[0] if self.n_outputs == 1 else self.output_layer.bias
+
+    @torch.no_grad()
+    def predict(self, x, rows: np.ndarray | None = None, size: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden layer and logits of many rows, streamed.
+
+        Args: x (N, D) array or memory map; rows: which ones, None for all. Returns: y (n, O), logits (n,) or (n, C).
+        """
+        rows = np.arange(len(x)) if rows is None else rows
+        data = Rows(x, rows, self.x_mean.device, resident=False)
+        ys = [self.eval().hidden(block).cpu() for block in data.chunks(size)]
+        y = torch.cat(ys) if ys else torch.zeros(0, self.d_hidden)
+        return y.numpy(), self.output(y.to(self.x_mean.device)).cpu().numpy()
+
+    def save(self, folder: str | Path, **extra) -> None:
+        """Write weights.safetensors and config.json (sizes, with `extra` JSON values beside them)."""
+        files.save_model(Path(folder), self, _Sizes(self.d_in, self.d_hidden, self.n_outputs), **extra)
+
+    @staticmethod
+    def load(folder: str | Path) -> Classifier:
+        """A classifier saved by `save`. Raises: ValueError when the weights do not fit or are not finite."""
+        sizes = files.read_config(Path(folder), _Sizes)
+        model = Classifier(sizes.d_in, sizes.d_hidden, sizes.n_outputs)
+        files.load_weights(Path(folder), model)
+        return model.eval()
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy for (B,) logits, cross entropy for (B, C)."""
+    if logits.ndim == 1:
+        return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+    return F.cross_entropy(logits, target.long())
+
+
+def fit_classifier(
+    x, labels: np.ndarray, rows_train: np.ndarray, rows_val: np.ndarray, config: ClassifierConfig
+) -> tuple[Classifier, pd.DataFrame]:
+    """Train the head; the weights of the epoch with the lowest validation loss are kept, then calibrated on val.
+
+    Args:
+        x:          (N, D) embeddings. labels: (N,) int: 0 / 1 for two classes, else 0 .. C-1; only `rows_*` are read.
+        rows_train: rows to learn from. rows_val: rows that choose the epoch and the temperature.
+    Returns: the classifier in eval mode; history with epoch, train_loss, val_loss.
+    Raises: ValueError if a row list is empty or the train rows have a single class.
+    """
+    labels = np.asarray(labels)
+    if not len(rows_train) or not len(rows_val) or len(np.unique(labels[rows_train])) < 2:
+        counts = f"{len(rows_train)} train rows, {len(rows_val)} val rows"
+        raise ValueError(f"fit_classifier: {counts}; both must be > 0 and the train rows must hold two classes")
+    n_classes = int(labels[np.concatenate([rows_train, rows_val])].max()) + 1
+    model = Classifier(x.shape[1], config.d_hidden, 1 if n_classes == 2 else n_classes, config.seed)
+    cpu = torch.device("cpu")
+    data, val = Rows(x, rows_train, cpu), Rows(x, rows_val, cpu)
+    target, val_target = (torch.from_numpy(labels[rows].astype(np.int64)) for rows in (rows_train, rows_val))
+    mean, variance = moments(data)
+    model.x_mean.copy_(torch.from_numpy(mean))
+    model.x_scale.copy_(torch.from_numpy(np.where(variance > 1e-12, np.sqrt(variance), 1.0)))
+    sampler = Sampler(len(rows_train), config.batch, config.seed)
+    steps = config.epochs * sampler.per_epoch
+    optimiser = AdamW(model.named_parameters(), weight_decay=config.weight_decay)
+    schedule = TrainConfig(lr=config.lr, schedule="cosine", final_lr=0.01)
+    drop = torch.Generator().manual_seed(config.seed)
+    val_x = torch.cat(list(val.chunks(8192)))
+    best, best_loss, running, history = None, np.inf, torch.zeros(()), []
+    for step in range(steps):
+        at = sampler(step)
+        y = model.hidden(data[at])
+        if config.dropout:
+            y = y * (torch.rand(y.shape, generator=drop) >= config.dropout) / (1 - config.dropout)
+        loss = _loss(model.output(y), target[torch.from_numpy(at)])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step(lr_at(step, steps, schedule))
+        running = running + loss.detach()
+        if (step + 1) % sampler.per_epoch == 0:
+            with torch.no_grad():
+                val_loss = float(_loss(model(val_x), val_target))
+            history.append(((step + 1) // sampler.per_epoch, float(running) / sampler.per_epoch, val_loss))
+            running = torch.zeros(())
+            if val_loss < best_loss:
+                best, best_loss = {k: v.clone() for k, v in model.state_dict().items()}, val_loss
+    if best is None:
+        raise ValueError(f"fit_classifier: the validation loss is never finite; lower lr (now {config.lr})")
+    model.load_state_dict(best)
+    calibrate_temperature(model.eval(), val_x, val_target)
+    return model, pd.DataFrame(history, columns=["epoch", "train_loss", "val_loss"])
+
+
+def calibrate_temperature(model: Classifier, x: Tensor, target: Tensor) -> float:
+    """Divide the output layer by the temperature that minimises the loss on (x, target); ranks do not change.
+
+    The temperature is folded into the weights, so that logit = y @ w_logit + b_logit stays true.
+
+    Args: x (n, D); target (n,). Returns: the temperature, between 0.1 and 10.
+    Source: Guo et al. 2017, arXiv 1706.04599.
+    """
+    from scipy.optimize import minimize_scalar
+
+    with torch.no_grad():
+        logits = model(x).double()
+        found = minimize_scalar(
+            lambda log_t: float(_loss(logits / np.exp(log_t), target)),
+            bounds=(np.log(0.1), np.log(10)),
+            method="bounded",
+        )
+        temperature = float(np.exp(found.x))
+        model.output_layer.weight /= temperature
+        model.output_layer.bias /= temperature
+    return temperature
+
+
+def describe(config: ClassifierConfig, history: pd.DataFrame) -> dict:
+    """What is stored beside a saved classifier: settings and its best epoch."""
+    best = history.loc[history["val_loss"].idxmin()]
+    return {"training": asdict(config), "best_epoch": int(best["epoch"]), "best_val_loss": float(best["val_loss"])}

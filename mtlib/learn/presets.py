@@ -1,0 +1,170 @@
+"""The published methods, and ours, as plain settings: a dict of facts, scaled to any size by `coder_settings`.
+
+Sizes are the published ones. Asked for another number of latents, levels and k shrink in proportion, unless given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_MT_LEVELS = (128, 256, 512, 1024, 2048)
+_MT_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3)
+_MT = dict(n_latents=2048, activation="jumprelu_fixed", penalty="l1_mean", penalty_weight=0.01)
+_MT_NESTED = _MT | dict(
+    selection="block_topk", levels=_MT_LEVELS, ks=(16, 32, 64, 128, 256), level_weights=_MT_WEIGHTS, decoder="own"
+)
+_MT_FLAT = _MT | dict(selection="topk", ks=(256,))
+_MT_TRAIN = dict(lr=1e-4, weight_decay=1e-5, schedule="cosine", final_lr=0.01, grad_clip=1.0, batch=32, epochs=100)
+
+_MSAE = dict(n_latents=6144, centre="mean", unit_norm_decoder=True)  # CLIP ViT-L/14 (768), expansion 8
+_MSAE_KS = (64, 128, 256, 512, 1024, 2048, 4096, 6144)
+_MSAE_NESTED = _MSAE | dict(selection="nested_topk", ks=_MSAE_KS, decoder="shared")
+_MSAE_TRAIN = dict(eps=6.25e-10, batch=4096, epochs=30, schedule="linear", decay_start=0.8, grad_clip=1.0)
+
+_MONO = dict(n_latents=8192, unit_norm_decoder=True, aux_weight=1 / 32)
+_MONO_TRAIN = dict(lr=1e-4, eps=6.25e-10, batch=2048, epochs=50, grad_clip=1.0)
+
+PRESETS: dict[str, dict[str, dict]] = {
+    # Matryoshka Transcoders, arXiv 2511.10094
+    "matryoshka_transcoder": {"coder": _MT_NESTED | dict(target="y"), "train": _MT_TRAIN},
+    "transcoder": {"coder": _MT_FLAT | dict(target="y"), "train": _MT_TRAIN},
+    "sae": {"coder": _MT_FLAT, "train": _MT_TRAIN},
+    "matryoshka_sae": {"coder": _MT_NESTED, "train": _MT_TRAIN},
+    # ours: one nested decoder, frozen threshold, revival of dead latents, L0 set by the user
+    "matryoshka_transcoder_shared": {
+        "coder": dict(
+            n_latents=2048,
+            target="y",
+            selection="batch_topk",
+            levels=_MT_LEVELS,
+            ks=(32,),
+            decoder="shared",
+            unit_norm_decoder=True,
+            centre="mean",
+            scale="rms",
+            target_centre="mean",
+            target_scale="rms",
+            aux_weight=1 / 32,
+        ),
+        "train": dict(lr=1e-3, schedule="cosine", final_lr=0.01, warmup=0.05, grad_clip=1.0, batch=256, epochs=50),
+    },
+    # MSAE, arXiv 2502.20578
+    "relu": {
+        "coder": _MSAE | dict(selection="none", penalty="l1_sum", penalty_weight=0.003),
+        "train": _MSAE_TRAIN | dict(lr=5e-5),
+    },
+    "topk": {"coder": _MSAE | dict(ks=(64,)), "train": _MSAE_TRAIN | dict(lr=5e-4)},
+    "batch_topk": {
+        "coder": _MSAE | dict(selection="batch_topk", ks=(32,)),
+        "train": _MSAE_TRAIN | dict(lr=5e-4),
+    },
+    "msae_uw": {"coder": _MSAE_NESTED, "train": _MSAE_TRAIN | dict(lr=1e-4)},
+    "msae_rw": {  # more weight on small k
+        "coder": _MSAE_NESTED | dict(level_weights="reversed"),
+        "train": _MSAE_TRAIN | dict(lr=1e-4),
+    },
+    # MonoLoss, arXiv 2602.12403 (coefficients for CLIP features of ImageNet)
+    "monoloss_topk": {"coder": _MONO | dict(ks=(64,), mono_weight=0.09), "train": _MONO_TRAIN},
+    "monoloss_batch_topk": {
+        "coder": _MONO | dict(selection="batch_topk", ks=(64,), mono_weight=3e-4),
+        "train": _MONO_TRAIN,
+    },
+    "monoloss_relu": {
+        "coder": _MONO | dict(selection="none", penalty="l1_sum", penalty_weight=1e-4, mono_weight=1e-4),
+        "train": _MONO_TRAIN,
+    },
+    "monoloss_jumprelu": {
+        "coder": _MONO
+        | dict(
+            activation="jumprelu",
+            selection="none",
+            penalty="l0_rectangle",
+            penalty_weight=1e-3,
+            bandwidth=1e-3,
+            scale="std",
+            centre="mean",
+            mono_weight=5e-4,
+        ),
+        "train": _MONO_TRAIN,
+    },
+    # SAE for CLIP layers: residual stream of ViT-B-32, width 768, expansion 64
+    "sae_for_clip": {
+        "coder": dict(n_latents=49152, ks=(500,), unit_norm_decoder=True, decoder_bias=False),
+        "train": dict(lr=2e-4, batch=64, epochs=15),
+    },
+    # AlexNet-Transformer: residual stream after block 6
+    "alexnet": {
+        "coder": dict(
+            n_latents=2048,
+            activation="jumprelu",
+            selection="none",
+            penalty="l0_sigmoid",
+            penalty_weight=1e-3,
+            theta_init=1e-3,
+            bandwidth=1e-3,
+            unit_norm_decoder=True,
+        ),
+        "train": dict(lr=1e-4, batch=128, epochs=10),
+    },
+}
+
+
+def scaled(sizes: Sequence[int], ratio: float, total: int | None = None) -> tuple[int, ...]:
+    """Sizes times `ratio`, rounded, at least 1, still growing where they grew; with `total`, summing to it."""
+    out: list[int] = []
+    for i, size in enumerate(sizes):
+        new = max(1, round(size * ratio))
+        out.append(max(new, out[-1] + 1) if out and size > sizes[i - 1] and new <= out[-1] else new)
+    if total is not None:
+        out[-1] += total - sum(out)
+    return tuple(out)
+
+
+def _nested_ks(ks: Sequence[int], ratio: float, largest: int) -> tuple[int, ...]:
+    """Nested k scaled by `ratio`, ending in `largest`; those that fall together become one."""
+    return tuple(sorted({k for k in scaled(ks, ratio)[:-1] if k < largest} | {largest}))
+
+
+def coder_settings(name: str, **overrides) -> dict:
+    """Settings of a preset at another size, without d_in and d_out.
+
+    Args:
+        name:      a key of PRESETS.
+        overrides: any field of SparseCoderConfig; `k`: one number for `ks`; `l0`: latents per row, shared out over
+            the blocks in the preset's proportions (ignored by penalties, which train.TrainConfig.l0_target steers).
+    Returns: keyword arguments of SparseCoderConfig.
+    Raises: ValueError for an unknown preset, naming those that exist.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    base = PRESETS[name]["coder"]
+    given = dict(overrides)
+    if "k" in given:
+        given["ks"] = (given.pop("k"),) if isinstance(given["k"], int) else tuple(given.pop("k"))
+    l0 = given.pop("l0", None)
+    settings = base | given
+    ratio = settings["n_latents"] / base["n_latents"]
+    nested = settings.get("selection") == "nested_topk"
+    if "levels" in base and "levels" not in given and ratio != 1:
+        settings["levels"] = scaled(base["levels"], ratio)[:-1] + (settings["n_latents"],)
+    if "ks" in base and "ks" not in given:
+        settings["ks"] = scale_ks(base["ks"], ratio, l0, nested, settings["n_latents"])
+    if settings.get("level_weights") == "reversed":
+        n = len(settings["ks"])
+        settings["level_weights"] = tuple(2 * (n - i) / (n * (n + 1)) for i in range(n))
+    return settings
+
+
+def scale_ks(ks: Sequence[int], ratio: float, l0: int | None, nested: bool, n_latents: int) -> tuple[int, ...]:
+    """k times `ratio`, or with `l0` shared out so that they select l0 latents per row (nested: the largest is l0)."""
+    if nested:
+        largest = l0 or max(1, round(ks[-1] * ratio))
+        return _nested_ks(ks, largest / ks[-1], min(largest, n_latents))
+    if l0 is None:
+        return tuple(ks) if ratio == 1 else scaled(ks, ratio)
+    return scaled(ks, l0 / sum(ks), total=l0) if len(ks) > 1 else (l0,)
+
+
+def train_settings(name: str) -> dict:
+    """Published training settings of a preset: keyword arguments of train.TrainConfig."""
+    return dict(PRESETS[name]["train"])

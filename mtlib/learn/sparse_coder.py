@@ -1,0 +1,290 @@
+"""One class for every sparse coder of the repo: autoencoders (y = x) and transcoders (y = the classifier's hidden layer).
+
+    z_pre = (x - b_pre) @ W_enc + b_enc                        # (B, S)
+    z     = selection(activation(z_pre))                       # (B, S)
+    y_l   = z[:, :m_l] @ W_dec_l + b_dec_l                     # (B, O), level l of L
+
+The papers' h_2 is x, h_1 is y. Weights are trained in the coder's own units, where input and target are centred and
+scaled by statistics of the train rows that are saved with it; the properties W_enc, b_enc, b_pre, W_dec and b_dec give
+them in the units of x and y, so that the lines above hold as they stand.
+
+Learned JumpReLU thresholds: theta itself is the parameter, in float32, kept >= 0 after each step, with a learning rate
+of its own (train.TrainConfig.theta_lr). Adam then moves it by up to that rate per step whatever the size of its
+gradient; as log(theta) it would move by a share of itself and take 69,000 steps at 1e-4 from 0.001 to 1.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.learn import files, losses, sparsity
+from mtlib.learn.config import SparseCoderConfig
+
+__all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
+
+
+class CoderOutput(NamedTuple):
+    """Codes and the reconstruction of every level."""
+
+    z: Tensor  # (B, S)
+    y_hats: list[Tensor]  # L of (B, O)
+
+
+def _unit_rows(w: Tensor) -> Tensor:
+    return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+class SparseCoder(nn.Module):
+    """A sparse coder with the settings of `config`; weights drawn from `seed`.
+
+    Inference (`encode`, `forward`) uses frozen thresholds only; the batch-wise selection is inside `loss`.
+    """
+
+    def __init__(self, config: SparseCoderConfig, seed: int = 0):
+        super().__init__()
+        self.config = c = config
+        g = torch.Generator().manual_seed(seed)
+        D, S, d_out = c.d_in, c.n_latents, c.d_out
+        directions = _unit_rows(torch.randn(S, D, generator=g))
+        self.enc = nn.Parameter(directions.T.contiguous())  # (D, S), unit columns: z_pre has the input's scale
+        self.enc_bias = nn.Parameter(torch.zeros(S))
+        self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias else None
+        n_decoders = 1 if c.decoder == "shared" else len(c.levels)
+        same = c.target == "x"  # an autoencoder starts as its own transpose
+        rows = directions if same else _unit_rows(torch.randn(S, d_out, generator=g))
+        heights = [S] if c.decoder == "shared" else list(c.levels)
+        self.dec = nn.ParameterList([] if c.tied else [nn.Parameter(rows[:m].clone()) for m in heights])
+        biases = [nn.Parameter(torch.zeros(d_out)) for _ in range(n_decoders)] if c.decoder_bias else []
+        self.dec_bias = nn.ParameterList(biases)
+        self.theta = nn.Parameter(torch.full((S,), c.theta_init)) if c.activation == "jumprelu" else None
+        for name, value in {
+            "x_mean": torch.zeros(D),
+            "x_scale": torch.ones(D),
+            "y_mean": torch.zeros(d_out),
+            "y_scale": torch.ones(d_out),
+            "threshold": torch.zeros(S),  # frozen selection at inference (selection = none or batch_topk)
+            "threshold_steps": torch.zeros((), dtype=torch.int64),
+            "rows_since_fired": torch.zeros(S, dtype=torch.int64),
+        }.items():
+            self.register_buffer(name, value)
+
+    # ---- the coder in the units of x and y -------------------------------------------------------------------------
+
+    @property
+    def W_enc(self) -> Tensor:
+        """(D, S): one column per latent, in units of 1 / x."""
+        return self.enc / self.x_scale[:, None]
+
+    @property
+    def b_enc(self) -> Tensor:
+        """(S,)."""
+        return self.enc_bias
+
+    @property
+    def b_pre(self) -> Tensor:
+        """(D,): what is subtracted from x, in units of x."""
+        return self.x_mean if self.pre_bias is None else self.x_mean + self.pre_bias * self.x_scale
+
+    @property
+    def W_dec(self) -> Tensor:
+        """(S, O): the last level's decoder, one row per latent, in units of y."""
+        return self._decoder(-1) * self.y_scale
+
+    @property
+    def b_dec(self) -> Tensor:
+        """(O,): the last level's bias, in units of y."""
+        bias = self._bias(-1)
+        return self.y_mean if bias is None else self.y_mean + bias * self.y_scale
+
+    @property
+    def n_latents(self) -> int:
+        return self.config.n_latents
+
+    @property
+    def dead(self) -> Tensor:
+        """(S,) bool: latents that have not fired for `dead_after` rows of training."""
+        return self.rows_since_fired >= self.config.dead_after
+
+    def _decoder(self, level: int) -> Tensor:
+        if self.config.tied:
+            return self.enc.T
+        return self.dec[0 if self.config.decoder == "shared" else level]
+
+    def _bias(self, level: int) -> Tensor | None:
+        if not self.config.decoder_bias:
+            return None
+        return self.dec_bias[0 if self.config.decoder == "shared" else level]
+
+    # ---- inference -------------------------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of x; each row's code depends on that row alone.
+
+        Args: x (B, D) float32, as the embeddings are stored. Returns: (B, S) >= 0.
+        Raises: ValueError naming expected and actual shape.
+        """
+        z_pre = self._pre(x)
+        return self._select(self._activate(z_pre), batchwise=False)
+
+    def decode(self, z: Tensor, level: int = -1) -> Tensor:
+        """Reconstruction of y by one level.
+
+        Args: z (B, S) codes; level: 0 .. L-1, or negative from the end. Returns: (B, O) in units of y.
+        Raises: ValueError naming expected and actual shape; IndexError for a level that does not exist.
+        """
+        if z.shape[-1] != self.config.n_latents:
+            raise ValueError(f"decode: z has shape {tuple(z.shape)}, expected (B, {self.config.n_latents})")
+        return self._to_y(self._decode_level(z, range(len(self.config.levels))[level]))
+
+    def forward(self, x: Tensor) -> CoderOutput:
+        """Codes and every level's reconstruction. Args: x (B, D). Returns: CoderOutput(z (B, S), L of (B, O))."""
+        z = self.encode(x)
+        return CoderOutput(z, [self._to_y(y) for y in self._decode_levels(z)])
+
+    def _pre(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[-1] != self.config.d_in:
+            raise ValueError(f"encode: x has shape {tuple(x.shape)}, expected (B, {self.config.d_in})")
+        x = (x - self.x_mean) / self.x_scale
+        return torch.addmm(self.enc_bias, (x if self.pre_bias is None else x - self.pre_bias).flatten(0, -2), self.enc)
+
+    def _activate(self, z_pre: Tensor) -> Tensor:
+        c = self.config
+        if c.activation == "relu":
+            return z_pre.relu()
+        if c.activation == "jumprelu_fixed":
+            return sparsity.jumprelu_fixed(z_pre, c.gamma, c.beta)
+        if c.penalty == "l0_rectangle":
+            return sparsity.jumprelu(z_pre, self.theta, c.bandwidth)
+        return z_pre * (z_pre > self.theta)
+
+    def _select(self, z: Tensor, batchwise: bool) -> Tensor:
+        c = self.config
+        if c.selection == "topk":
+            return sparsity.topk(z, c.ks[0])
+        if c.selection == "nested_topk":
+            return sparsity.topk(z, c.ks[-1])
+        if c.selection == "block_topk":
+            return sparsity.block_topk(z, c.levels, c.ks)
+        if c.selection == "batch_topk" and batchwise:
+            return self._batch_topk(z)
+        return z if c.selection == "none" and batchwise else sparsity.above(z, self.threshold)
+
+    def _batch_topk(self, z: Tensor) -> Tensor:
+        """Batch-wise selection of every block; the frozen threshold follows the smallest value kept (training only)."""
+        parts, kept = [], []
+        for k, (a, b) in zip(self.config.ks, self.config.blocks, strict=True):
+            part, smallest = sparsity.batch_topk(z[:, a:b], k)
+            parts.append(part)
+            kept.append(smallest.expand(b - a))
+        if self.training:
+            rate = 1 / (self.threshold_steps + 1).clamp(max=20)  # a plain mean at first, then the last 20 steps or so
+            self.threshold += rate * (torch.cat(kept) - self.threshold)
+            self.threshold_steps += 1
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    def _decode_level(self, z: Tensor, level: int) -> Tensor:
+        c, m = self.config, self.config.levels[level]
+        if c.selection == "nested_topk":
+            z = sparsity.topk(z, c.ks[level])
+        y = z[..., :m] @ self._decoder(level)[:m]
+        bias = self._bias(level)
+        return y if bias is None else y + bias
+
+    def _decode_levels(self, z: Tensor) -> list[Tensor]:
+        """All levels in the coder's units; a shared prefix decoder adds one block at a time."""
+        c = self.config
+        if c.decoder != "shared" or c.selection == "nested_topk":
+            return [self._decode_level(z, level) for level in range(len(c.levels))]
+        w, bias = self._decoder(0), self._bias(0)
+        y_hats: list[Tensor] = []
+        for a, b in zip((0, *c.levels[:-1]), c.levels, strict=True):
+            y = z[..., a:b] @ w[a:b]
+            before = y_hats[-1] if y_hats else bias
+            y_hats.append(y if before is None else y + before)
+        return y_hats
+
+    def _to_y(self, y: Tensor) -> Tensor:
+        return y * self.y_scale + self.y_mean
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def loss(self, x: Tensor, y: Tensor, penalty_scale: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of a batch; in train mode it also moves the running threshold and the dead counters.
+
+        Args: x (B, D), y (B, O) in their own units; penalty_scale multiplies penalty_weight (L0 steering).
+        Returns: () loss; detached parts: reconstruction, penalty, mono, aux, l0, error (squared, summed, last level).
+        """
+        c = self.config
+        if y.shape != (len(x), c.d_out):
+            raise ValueError(f"loss: target has shape {tuple(y.shape)}, expected ({len(x)}, {c.d_out})")
+        z_pre = self._pre(x)
+        z = self._select(self._activate(z_pre), batchwise=True)
+        y_hats = self._decode_levels(z)
+        y = (y - self.y_mean) / self.y_scale
+        parts = {"reconstruction": losses.reconstruction(y, y_hats, c.level_weights)}
+        if c.penalty != "none":
+            parts["penalty"] = penalty_scale * c.penalty_weight * self._penalty(z_pre, z)
+        if c.mono_weight:
+            parts["mono"] = c.mono_weight * losses.mono_loss(x, z)
+        if c.aux_weight:
+            parts["aux"] = c.aux_weight * self._aux(z_pre, y - y_hats[-1])
+        total = torch.stack(tuple(parts.values())).sum()
+        fired = z.detach() != 0
+        if self.training:
+            since = self.rows_since_fired + len(x)
+            self.rows_since_fired.copy_(torch.where(fired.any(0), torch.zeros_like(since), since))
+        parts |= {"l0": fired.sum() / len(x), "error": (y - y_hats[-1]).square().sum()}
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def _penalty(self, z_pre: Tensor, z: Tensor) -> Tensor:
+        c = self.config
+        if c.penalty.startswith("l1"):
+            return getattr(losses, c.penalty)(z)
+        return getattr(losses, c.penalty)(z_pre, self.theta, c.bandwidth)
+
+    def _aux(self, z_pre: Tensor, error: Tensor) -> Tensor:
+        dead = self.dead
+        if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
+            return error.new_zeros(())
+        k = min(self.config.aux_k or max(1, self.config.d_in // 2), self.config.n_latents)
+        return losses.aux(error, losses.aux_codes(z_pre, dead, k) @ self._decoder(-1), dead)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """What follows every optimiser step: unit decoder rows (one per latent), thresholds >= 0."""
+        if self.config.unit_norm_decoder:
+            for w in self.dec:
+                w.copy_(_unit_rows(w))
+            if self.config.tied:
+                self.enc.copy_(_unit_rows(self.enc.T).T)
+        if self.theta is not None:
+            self.theta.clamp_(min=0)
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, **extra) -> None:
+        """Write weights.safetensors and config.json (settings, with `extra` JSON values beside them) into `folder`."""
+        files.save_model(Path(folder), self, self.config, **extra)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, revision: str | None = None) -> SparseCoder:
+        """A coder from a folder, or from a Hugging Face hub repository "owner/name" with the same two files.
+
+        Raises: FileNotFoundError, or ValueError when the weights do not fit the settings or are not finite.
+        """
+        folder = Path(folder_or_repo)
+        if not folder.is_dir():
+            if isinstance(folder_or_repo, Path) or str(folder_or_repo).count("/") != 1 or os.sep == str(folder)[0]:
+                raise FileNotFoundError(f"{folder}: no such folder, and not a hub repository owner/name")
+            from huggingface_hub import snapshot_download
+
+            wanted = [files.WEIGHTS, files.CONFIG]
+            folder = Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=wanted))
+        coder = cls(files.read_config(folder, SparseCoderConfig))
+        files.load_weights(folder, coder)
+        return coder.eval()

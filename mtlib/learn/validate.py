@@ -1,0 +1,79 @@
+"""What training measures on the validation rows, and the frozen threshold it calibrates there."""
+
+from __future__ import annotations
+
+import torch
+
+from mtlib.learn import sparsity
+from mtlib.learn.batches import Rows
+from mtlib.learn.sparse_coder import SparseCoder
+
+MAX_VALUES = 1 << 25  # codes held at once while a threshold is calibrated
+L0_TOLERANCE = 0.05
+
+
+@torch.no_grad()
+def calibrate(coder: SparseCoder, x: Rows, l0_target: float | None = None, size: int = 4096) -> None:
+    """Set the frozen inference threshold so that the codes of the rows x have the wanted L0; in place.
+
+    batch_topk: each block keeps its k per row on average. none: with `l0_target`, one threshold on top of the
+    activation; it can only make codes sparser. Other selections need none and stay as they are. At most
+    MAX_VALUES / S rows, the first ones, are used.
+    """
+    c = coder.config
+    if c.selection == "batch_topk":
+        wanted = list(zip(c.blocks, c.ks, strict=True))
+    elif c.selection == "none" and l0_target:
+        wanted = [((0, c.n_latents), l0_target)]
+    else:
+        return
+    limit = max(1, MAX_VALUES // c.n_latents)
+    z = torch.cat([coder._activate(coder._pre(block)) for block in x.chunks(size, limit)])
+    for (a, b), k in wanted:
+        coder.threshold[a:b] = sparsity.threshold_for_l0(z[:, a:b], k)
+
+
+@torch.no_grad()
+def validate(coder: SparseCoder, x: Rows, y: Rows, size: int = 4096) -> dict[str, float]:
+    """Exact measures over all rows: streamed in float64, independent of the block size.
+
+    Returns: loss (level-weighted squared error per element, the coder's units), fvu (last level, units of y),
+        l0 (measured), dead (share of latents dead in training).
+    """
+    was_training = coder.training
+    coder.eval()
+    c = coder.config
+    zero = torch.zeros((), dtype=torch.float64, device=coder.threshold.device)
+    loss, error, total, square, fired = zero, zero, 0.0, zero, zero
+    for xb, yb in zip(x.chunks(size), y.chunks(size), strict=True):
+        z = coder.encode(xb)
+        target = (yb - coder.y_mean) / coder.y_scale
+        y_hats = coder._decode_levels(z)
+        squared = [(target - y_hat).double().square() for y_hat in y_hats]
+        loss = loss + sum(w * s.sum() for w, s in zip(c.level_weights, squared, strict=True))
+        error = error + (squared[-1] * coder.y_scale.double().square()).sum()
+        shifted = (yb - coder.y_mean).double()
+        total = total + shifted.sum(0)
+        square = square + shifted.square().sum()
+        fired = fired + (z != 0).sum()
+    variance = square - (total.square() / len(x)).sum()
+    coder.train(was_training)
+    return {
+        "loss": float(loss) / (len(x) * c.d_out),
+        "fvu": float(error / variance) if float(variance) > 0 else float("nan"),
+        "l0": float(fired) / len(x),
+        "dead": float(coder.dead.double().mean()),
+    }
+
+
+def matched(l0: float, target: float | None) -> bool:
+    """Whether a measured L0 is within 5% of its target; True without a target."""
+    return target is None or abs(l0 / target - 1) <= L0_TOLERANCE
+
+
+def better(new: dict, old: dict | None, l0_target: float | None) -> bool:
+    """Whether a validation beats the best one: matched L0 before unmatched, then the lower loss."""
+    if old is None:
+        return True
+    old_rank, new_rank = ((not matched(v["l0"], l0_target), v["loss"]) for v in (old, new))
+    return new_rank < old_rank

@@ -1,0 +1,111 @@
+"""Codes of a coder over many rows: in batches, and what can be counted about them in one pass.
+
+A coder is any object with encode(x) -> (B, S), decode(z, level) -> (B, O), W_dec (S, O) and config.levels, config.target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+BATCH = 2048
+SPARSE_BELOW = 0.05  # densities under which a sparse product beats the dense one
+
+
+def iter_codes(
+    coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """Yield (rows (B,), x (B, D) float32, z (B, S)) batch by batch, without gradients.
+
+    Args:
+        coder: see the module.
+        x:     (N, D) float array or memory map.
+        rows:  (n,) integer rows of x to encode, in this order.
+        batch: rows at a time; it changes the memory, not the codes.
+    Raises: ValueError if rows is empty or x is not two-dimensional.
+    """
+    rows = np.asarray(rows)
+    if len(rows) == 0 or np.ndim(x) != 2:
+        raise ValueError(f"iter_codes needs at least one row of an (N, D) array, got {len(rows)} rows of {np.shape(x)}")
+    for start in range(0, len(rows), batch):
+        some = rows[start : start + batch]
+        xb = torch.from_numpy(np.ascontiguousarray(x[some], dtype=np.float32)).to(coder.W_dec.device)
+        with torch.no_grad():
+            zb = coder.encode(xb)  # (B, S)
+        yield some, xb, zb
+
+
+def code_matrix(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> np.ndarray:
+    """(n, S) float32 codes of all rows at once: n * S * 4 bytes, for the truth measures of the demo and for samples."""
+    return np.concatenate([z.float().cpu().numpy() for _, _, z in iter_codes(coder, x, rows, batch)])
+
+
+def matrix(z: Tensor) -> sparse.csr_array | np.ndarray:
+    """z (B, S) as float64 for products: a sparse matrix where that is faster, else the dense array."""
+    z = z.detach().cpu()
+    where = z.nonzero(as_tuple=True)
+    if len(where[0]) > SPARSE_BELOW * z.numel():
+        return z.double().numpy()
+    values = z[where].double().numpy()
+    pointers = np.concatenate([[0], np.cumsum(np.bincount(where[0].numpy(), minlength=len(z)))])
+    return sparse.csr_array((values, where[1].numpy(), pointers), shape=tuple(z.shape))
+
+
+def cross(z: sparse.csr_array | np.ndarray, other: np.ndarray) -> np.ndarray:
+    """z.T @ other as a dense float64 array (S, C)."""
+    return np.asarray(z.T @ other)
+
+
+class CodeCounts:
+    """How often latents fire: streaming counts, exact integers.
+
+    A latent fires where its code is not 0 (codes may be negative).
+    """
+
+    def __init__(self, n_latents: int):
+        self.n = 0
+        self.fired = np.zeros(n_latents, np.int64)  # (S,)
+
+    def update(self, z: Tensor) -> None:
+        """Add a batch of codes (B, S)."""
+        self.n += len(z)
+        self.fired += (z != 0).sum(0).cpu().numpy()
+
+    @property
+    def density(self) -> np.ndarray:
+        """(S,) share of rows on which each latent fires."""
+        return self.fired / self.n
+
+    @property
+    def l0(self) -> float:
+        """Mean number of latents that fire per row, measured."""
+        return float(self.fired.sum() / self.n)
+
+    @property
+    def silent_fraction(self) -> float:
+        """Share of latents that never fire; on the train split this is `dead_fraction`."""
+        return float((self.fired == 0).mean())
+
+    def result(self) -> dict:
+        """l0, sparsity (1 - l0 / S) and silent_fraction."""
+        return {"l0": self.l0, "sparsity": 1 - self.l0 / len(self.fired), "silent_fraction": self.silent_fraction}
+
+
+def count_codes(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> CodeCounts:
+    """CodeCounts of one pass over rows."""
+    counts = CodeCounts(coder.W_dec.shape[0])
+    for _, _, z in iter_codes(coder, x, rows, batch):
+        counts.update(z)
+    return counts
+
+
+def keep_largest(z: Tensor, k: int) -> Tensor:
+    """z (B, S) with all but the k largest by magnitude of each row set to 0."""
+    if k >= z.shape[1]:
+        return z
+    index = z.abs().topk(k, dim=1, sorted=False).indices
+    return torch.zeros_like(z).scatter(1, index, z.gather(1, index))

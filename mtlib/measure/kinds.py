@@ -1,0 +1,174 @@
+"""What each feature stands for on the demo: a cause, a family, a nuisance; how causes are split and absorbed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import entropy, false_discovery_control, hypergeom
+
+TOP, SHARE, LEVEL = 20, 0.8, 0.05
+KNOWN_FROM = 0.1  # share of a feature's firing that an attribute must explain
+NOT_NUISANCE = (
+    "path",
+    "scene",
+    "caption",
+    "family",
+    "cause",
+    "label",
+    "generator",
+    "split",
+    "variant",
+    "view",
+    "group",
+    "twin",
+)
+
+
+def error_features(
+    val: np.ndarray,
+    test: np.ndarray,
+    cause_val: np.ndarray,
+    cause_test: np.ndarray,
+    *,
+    top: int = TOP,
+    share: float = SHARE,
+    level: float = LEVEL,
+) -> pd.DataFrame:
+    """Which features are truly error features, and of which cause.
+
+    A feature is one when at least `share` of its `top` strongest val images show one cause (of `top`, also when fewer
+    images activate it) and that cause is enriched among its activating test images: Fisher exact, one-sided, BH
+    q <= `level` over the features that have a cause to test.
+
+    Args:
+        val, test: (n, S) codes, > 0 is active; rows without duplicates.
+        cause_val, cause_test: (n,) str, "" for plausible images.
+    Returns: frame of feature, top_cause ("" = none), top_cause_share, n_active_test, p_cause, q_cause, is_error.
+    """
+    top = min(top, len(val))
+    names = np.array(sorted(set(cause_val) - {""}))
+    S = val.shape[1]
+    if len(names) == 0:
+        names = np.array([""])
+    strongest = np.argsort(-val, axis=0, kind="stable")[:top]  # (top, S)
+    active = np.take_along_axis(val, strongest, axis=0) > 0
+    shown = np.stack([((cause_val[strongest] == name) & active & (name != "")).sum(0) for name in names])  # (C, S)
+    best = shown.argmax(0)
+    top_share = shown.max(0) / top
+    fires = test > 0
+    of_cause = (cause_test[:, None] == names[None, :]) & (names != "")[None, :]  # (n, C)
+    hits = (fires.T.astype(np.float64) @ of_cause)[np.arange(S), best]
+    n_active = fires.sum(0)
+    p = hypergeom.sf(hits - 1, len(test), of_cause.sum(0)[best], n_active)
+    tested = (top_share > 0) & (n_active > 0)
+    q = np.ones(S)
+    if tested.any():
+        q[tested] = false_discovery_control(np.clip(p[tested], 0, 1))
+    is_error = tested & (top_share >= share) & (q <= level)
+    return pd.DataFrame(
+        {
+            "feature": np.arange(S),
+            "top_cause": np.where(top_share > 0, names[best], ""),
+            "top_cause_share": top_share,
+            "n_active_test": n_active,
+            "p_cause": np.where(tested, p, 1.0),
+            "q_cause": q,
+            "is_error": is_error,
+        }
+    )
+
+
+def explained_firing(active: np.ndarray, attribute: np.ndarray) -> np.ndarray:
+    """Share of the uncertainty about a feature's firing that an attribute removes: I(fires; attribute) / H(fires).
+
+    The mutual information is corrected for its bias in small samples, (V - 1) / 2n nats for V values (Miller, Madow).
+
+    Args:
+        active: (n, S) bool. attribute: (n,) of any comparable values.
+    Returns: (S,) 0 .. 1; 0 for features that fire never or always.
+    """
+    values, index = np.unique(np.asarray(attribute).astype(str), return_inverse=True)
+    n = len(active)
+    fired = np.eye(len(values))[index].T @ active.astype(np.float64)  # (V, S)
+    size = np.bincount(index).astype(np.float64)[:, None]  # (V, 1)
+    table = np.stack([fired, size - fired])  # (2, V, S)
+    h_fire = entropy(table.sum(1), axis=0)  # (S,)
+    information = h_fire - (size[:, 0] @ entropy(np.moveaxis(table, 1, 2), axis=0).T) / n
+    information = np.maximum(information - (len(values) - 1) / (2 * n), 0)
+    return np.divide(information, h_fire, out=np.zeros_like(h_fire), where=h_fire > 1e-12)
+
+
+def nuisances(truth: pd.DataFrame, max_values: int = 8, bins: int = 4) -> pd.DataFrame:
+    """The nuisance columns of the truth; numbers with many values are cut into quarters."""
+    out = {}
+    for name in truth.columns:
+        if name in NOT_NUISANCE:
+            continue
+        column = truth[name]
+        n_values = column.nunique()
+        if n_values < 2 or (n_values > max_values and not pd.api.types.is_numeric_dtype(column)):
+            continue
+        cut = n_values > max_values
+        out[name] = pd.qcut(column.rank(method="first"), bins, labels=False) if cut else column
+    return pd.DataFrame(out, index=truth.index)
+
+
+def feature_kinds(codes: np.ndarray, truth: pd.DataFrame, known_from: float = KNOWN_FROM) -> pd.DataFrame:
+    """What explains each feature's firing best on one split: the cause, the family, or a nuisance.
+
+    Args:
+        codes: (n, S). truth: n lines with cause, family and nuisance columns.
+    Returns: frame of feature, n_active, kind (cause | family | nuisance | unexplained | silent), attribute (the best
+        nuisance), explained_cause, explained_family, explained_nuisance: shares, see `explained_firing`.
+    """
+    active = codes > 0
+    table = nuisances(truth)
+    by_cause = explained_firing(active, truth["cause"].fillna(""))
+    by_family = explained_firing(active, truth["family"])
+    each = np.stack([explained_firing(active, table[c]) for c in table] or [np.zeros(codes.shape[1])])
+    names = np.array(list(table.columns) or [""])
+    shares = np.stack([by_cause, by_family, each.max(0)])  # (3, S)
+    kind = np.array(["cause", "family", "nuisance"])[shares.argmax(0)]
+    kind = np.where(shares.max(0) < known_from, "unexplained", kind)
+    return pd.DataFrame(
+        {
+            "feature": np.arange(codes.shape[1]),
+            "n_active": active.sum(0),
+            "kind": np.where(active.any(0), kind, "silent"),
+            "attribute": names[each.argmax(0)],
+            "explained_cause": by_cause,
+            "explained_family": by_family,
+            "explained_nuisance": each.max(0),
+        }
+    )
+
+
+def splitting(truly: pd.DataFrame, test: np.ndarray, cause_test: np.ndarray, best: dict[str, int]) -> pd.DataFrame:
+    """How many error features share a cause, and how often the best one is silent when another fires.
+
+    Args:
+        truly:      what `error_features` returned.
+        test:       (n, S) codes; cause_test: (n,) str.
+        best:       cause -> its best single feature of positive sign (the parent); the others are its children.
+    Returns: frame of cause, parent, n_features (error features of the cause), recall_parent, recall_any (share of the
+        cause's images on which the parent, or any of them, fires), absorption (share of the cause's images with a
+        firing child on which the parent is silent; NaN without such images).
+    """
+    fires = test > 0
+    lines = []
+    for cause, parent in best.items():
+        own = truly.loc[truly["is_error"] & (truly["top_cause"] == cause), "feature"].to_numpy()
+        here = fires[cause_test == cause]
+        children = here[:, own[own != parent]].any(1)
+        silent = children & ~here[:, parent]
+        lines.append(
+            {
+                "cause": cause,
+                "parent": parent,
+                "n_features": len(own),
+                "recall_parent": here[:, parent].mean() if len(here) else np.nan,
+                "recall_any": (children | here[:, parent]).mean() if len(here) else np.nan,
+                "absorption": silent.sum() / children.sum() if children.any() else np.nan,
+            }
+        )
+    return pd.DataFrame(lines)

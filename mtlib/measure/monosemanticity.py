@@ -1,0 +1,134 @@
+"""Do the images of one latent look alike (MonoScore), do they belong to one class (purity)? One pass each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlib.measure.codes import cross, matrix
+
+TINY = 1e-12
+SUPPORT = 10  # activating images a latent needs for a purity
+NULL_CELLS = 2e7  # bound on permutations * latents * classes kept at once
+
+
+class MonoScore:
+    """Streaming MonoScore of every latent: mean cosine of image pairs, weighted by the product of their activations.
+
+    With a = z scaled to 0..1 by the split's minimum and maximum and e = x / ||x||:
+
+        score = sum_{i != j} a_i a_j e_i . e_j / sum_{i != j} a_i a_j
+              = (||sum a e||^2 - sum a^2) / ((sum a)^2 - sum a^2)
+
+    The sums are kept of z itself, so that minimum and maximum need no pass of their own. Rows of x with zero norm are
+    left out and counted.
+
+    Source: MonoLoss, arXiv 2602.12403.
+    """
+
+    def __init__(self, n_latents: int, d_in: int):
+        self.n = self.n_zero_norm = 0
+        self.ze = np.zeros((n_latents, d_in))  # (S, D) sum of z e
+        self.z, self.zz = np.zeros(n_latents), np.zeros(n_latents)  # (S,)
+        self.low, self.high = np.full(n_latents, np.inf), np.full(n_latents, -np.inf)
+        self.e = np.zeros(d_in)
+
+    def update(self, x: Tensor, z: Tensor) -> None:
+        """Add a batch: x (B, D) embeddings, z (B, S) codes."""
+        x = x.detach().cpu().double()
+        norm = x.norm(dim=1, keepdim=True)
+        ok = norm[:, 0] > 0
+        self.n_zero_norm += int((~ok).sum())
+        z = z.detach().cpu()
+        if not bool(ok.all()):
+            x, z, norm = x[ok], z[ok], norm[ok]
+        if len(x) == 0:
+            return
+        e, m = (x / norm).numpy(), matrix(z)
+        self.n += len(e)
+        self.ze += cross(m, e)
+        self.z += np.asarray(m.sum(0)).ravel()
+        self.zz += np.asarray((m * m).sum(0)).ravel()
+        self.low = np.minimum(self.low, z.amin(0).double().numpy())
+        self.high = np.maximum(self.high, z.amax(0).double().numpy())
+        self.e += e.sum(0)
+
+    def scores(self) -> np.ndarray:
+        """(S,) float64; NaN where the range of z or the denominator is at most 1e-12 (dead, constant, one image)."""
+        span = self.high - self.low
+        ok = span > TINY
+        span, low = np.where(ok, span, 1.0), np.where(np.isfinite(self.low), self.low, 0.0)
+        total = (self.z - self.n * low) / span
+        square = (self.zz - 2 * low * self.z + self.n * low**2) / span**2
+        vector = (self.ze - low[:, None] * self.e) / span[:, None]
+        below = total**2 - square
+        ok &= below > TINY
+        above = (vector**2).sum(1) - square
+        return np.where(ok, above / np.where(ok, below, 1.0), np.nan)
+
+    def mean_cosine(self) -> float:
+        """Mean cosine of all pairs of distinct rows of the split: what a latent that says nothing scores."""
+        return float((self.e @ self.e - self.n) / (self.n * (self.n - 1))) if self.n > 1 else float("nan")
+
+
+def mono_score(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(S,) MonoScore of codes z (N, S) with embeddings x (N, D); see `MonoScore`."""
+    sums = MonoScore(z.shape[1], x.shape[1])
+    sums.update(torch.as_tensor(np.asarray(x)), torch.as_tensor(np.asarray(z)))
+    return sums.scores()
+
+
+class Purity:
+    """Share of a latent's activating images that lie in its dominant class, by count and weighted by |activation|.
+
+    The null permutes the classes of the images: with few images per latent the largest share is high by chance.
+
+    Args:
+        classes:        (N,) integer class of every row of x, -1 where unknown (left out).
+        rows:           (n,) rows that will be seen.
+        n_latents:      S.
+        n_permutations: of the null; fewer when latents * classes is large.
+    """
+
+    def __init__(self, classes: np.ndarray, rows: np.ndarray, n_latents: int, n_permutations: int = 20, seed: int = 0):
+        self.n_classes = int(classes.max()) + 1
+        cells = max(n_latents * self.n_classes, 1)
+        self.n_permutations = int(max(1, min(n_permutations, NULL_CELLS // cells)))
+        rng = np.random.default_rng(seed)
+        known = np.asarray(rows)[np.asarray(classes)[rows] >= 0]
+        self.classes = np.full((1 + self.n_permutations, len(classes)), -1, np.int64)
+        self.classes[0, known] = classes[known]
+        for p in range(self.n_permutations):
+            self.classes[1 + p, known] = rng.permutation(classes[known])
+        shape = (1 + self.n_permutations, n_latents, self.n_classes)
+        self.count, self.weight = np.zeros(shape), np.zeros(shape)
+
+    def update(self, rows: np.ndarray, z: Tensor) -> None:
+        """Add a batch: rows (B,) of x and their codes z (B, S)."""
+        known = self.classes[0, rows] >= 0
+        m = abs(matrix(z[torch.from_numpy(known)]))
+        fired = (m != 0).astype(np.float64)
+        one_hot = np.eye(self.n_classes)[self.classes[:, np.asarray(rows)[known]]]  # (P, B, C)
+        one_hot = one_hot.transpose(1, 0, 2).reshape(m.shape[0], -1)  # (B, P * C)
+        for table, weights in ((self.count, fired), (self.weight, m)):
+            table += cross(weights, one_hot).reshape(-1, *table.shape[::2]).transpose(1, 0, 2)
+
+    def result(self) -> dict[str, np.ndarray]:
+        """(S,) purity, weighted_purity, their nulls, dominant_class (-1 without support) and support."""
+        support = self.count[0].sum(1)
+        ok = support >= SUPPORT
+
+        def share(table: np.ndarray) -> np.ndarray:  # (P, S, C) -> (P, S)
+            total = table.sum(2)
+            return np.where(ok, table.max(2) / np.where(total > 0, total, 1.0), np.nan)
+
+        purity, weighted = share(self.count), share(self.weight)
+        return {
+            "support": support.astype(np.int64),
+            "purity": purity[0],
+            "weighted_purity": weighted[0],
+            "purity_null": purity[1:].mean(0),
+            "weighted_purity_null": weighted[1:].mean(0),
+            "dominant_class": np.where(ok, self.count[0].argmax(1), -1),
+        }

@@ -1,0 +1,92 @@
+"""Do codes keep the neighbours of their inputs (CKNNA), are decoder rows alike (coherence), do seeds agree (stability)?"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+SAMPLE, N_SAMPLES, NEIGHBOURS = 2000, 5, 10
+
+
+def _neighbours(kernel: np.ndarray, k: int) -> np.ndarray:
+    """(n, n) bool: the k most similar other rows of each row."""
+    kernel = kernel.copy()
+    np.fill_diagonal(kernel, -np.inf)
+    mask = np.zeros(kernel.shape, bool)
+    np.put_along_axis(mask, np.argpartition(-kernel, k - 1, axis=1)[:, :k], True, axis=1)
+    return mask
+
+
+def hsic_unbiased(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased estimate of HSIC from two kernels (n, n), n >= 4; their diagonals are ignored.
+
+    Source: Song et al. 2012, Feature selection via dependence maximization, eq. 5.
+    """
+    n = len(a)
+    a, b = a - np.diag(np.diag(a)), b - np.diag(np.diag(b))
+    value = (a * b.T).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a.sum(0) @ b.sum(1)) / (n - 2)
+    return float(value / (n * (n - 3)))
+
+
+def cknna(a: np.ndarray, b: np.ndarray, k: int = NEIGHBOURS) -> float:
+    """Alignment of two representations of the same rows: HSIC restricted to mutual k-nearest neighbours.
+
+    A pair (i, j) counts when j is among the k nearest of i in both, as published; so the masks are not symmetric.
+
+    Args:
+        a, b: (n, P) and (n, Q) float, n > k + 3; linear kernels, so a constant factor changes nothing.
+    Returns: () at most about 1 (a against itself is 1).
+    Raises: ValueError if the number of rows differs or is too small.
+    Source: Huh et al. 2024, arXiv 2405.07987.
+    """
+    if len(a) != len(b) or len(a) <= k + 3:
+        raise ValueError(f"cknna needs the same rows twice and more than {k + 3} of them, got {len(a)} and {len(b)}")
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = a @ a.T, b @ b.T
+    near_a, near_b = _neighbours(a, k), _neighbours(b, k)
+    both = near_a & near_b
+    cross = hsic_unbiased(both * a, both * b)
+    scale = hsic_unbiased(near_a * a, near_a * a) * hsic_unbiased(near_b * b, near_b * b)
+    return cross / np.sqrt(scale) if scale > 0 else float("nan")
+
+
+def sample_rows(rows: np.ndarray, seed: int = 0, size: int = SAMPLE, n_samples: int = N_SAMPLES) -> list[np.ndarray]:
+    """`n_samples` seeded samples of `size` rows; the one sample of all rows when there are no more than that."""
+    rows = np.asarray(rows)
+    if len(rows) <= size:
+        return [rows]
+    return [np.sort(np.random.default_rng([seed, i]).choice(rows, size, replace=False)) for i in range(n_samples)]
+
+
+def unit_rows(w: np.ndarray) -> np.ndarray:
+    """Rows of w (S, O) divided by their norms, in float64; rows without direction are left out."""
+    w = np.asarray(w, np.float64)
+    norm = np.linalg.norm(w, axis=1)
+    return w[norm > 0] / norm[norm > 0, None]
+
+
+def decoder_coherence(w_dec: np.ndarray) -> float:
+    """Mean squared cosine between distinct decoder rows, over S(S-1) ordered pairs.
+
+    Args:
+        w_dec: (S, O) float.
+    Returns: () 0 for orthogonal rows, 1 for parallel ones; about 1 / O for random directions. NaN when S < 2.
+    """
+    u = unit_rows(w_dec)
+    n = len(u)
+    return float((((u.T @ u) ** 2).sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
+
+
+def stability(w_a: np.ndarray, w_b: np.ndarray) -> float:
+    """Mean cosine of decoder rows of two seeds, matched one to one so that the sum is largest (Hungarian).
+
+    Args:
+        w_a, w_b: (S, O) float.
+    Returns: () 1 when the two hold the same rows in any order.
+    Raises: ValueError if the widths differ.
+    """
+    if w_a.shape[1] != w_b.shape[1]:
+        raise ValueError(f"decoders of widths {w_a.shape[1]} and {w_b.shape[1]} cannot be matched")
+    cosine = unit_rows(w_a) @ unit_rows(w_b).T
+    i, j = linear_sum_assignment(cosine, maximize=True)
+    return float(cosine[i, j].mean())

@@ -1,0 +1,97 @@
+"""Text from data made safe for Markdown, HTML and figures, and frames as Markdown tables.
+
+File names, phrases and answers of a language model are data: `<script>`, `$x$`, `[a](b)` or a line break in them must
+show as what they are, on GitHub, in Jupyter and in matplotlib.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+# "$" goes into a span of its own: GitHub and MathJax look for pairs of it within one run of text, also after entities.
+MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "\\`*[]|~@"} | {"$": "<span>$</span>"})
+EDGE_UNDERSCORE = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # inside a word it is no markup
+COLON = re.compile(r":(?=\S)")  # ":smile:", "http://"
+START = re.compile(r"^(\s*)([-+=#]|\d+(?=[.)]))")  # what would start a list, a heading or an underline
+
+
+def one_line(text) -> str:
+    """The text on one line: control characters become visible escapes ("\\n"), nothing else changes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def escape_html(text) -> str:
+    """Text for HTML content or a quoted attribute, on one line."""
+    return html.escape(one_line(text), quote=True)
+
+
+def escape_markdown(text) -> str:
+    """Text for Markdown prose or a table cell: no markup, link, HTML, mathematics or table separator comes of it."""
+    line = html.escape(one_line(text), quote=False).translate(MARKDOWN)
+    line = EDGE_UNDERSCORE.sub(lambda found: "&#95;" * len(found.group()), line)
+    line = COLON.sub("&#58;", line)
+    return START.sub(lambda found: found.group(1) + "".join(f"&#{ord(c)};" for c in found.group(2)), line)
+
+
+def escape_figure(text) -> str:
+    """Text for a matplotlib label: a dollar sign is a dollar sign."""
+    return one_line(text).replace("$", r"\$")
+
+
+def shorten(text, length: int = 60) -> str:
+    """The text on one line, cut to at most `length` characters with an ellipsis."""
+    line = one_line(text)
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def number(value, digits: int = 3) -> str:
+    """A number for people: integers with thousands separators, else `digits` significant digits; "–" when missing."""
+    if value is None or value is pd.NA or not np.isfinite(value):
+        return "–"
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (int, np.integer)):
+        return f"{int(value):,}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else digits}f}"
+
+
+def percent(value) -> str:
+    """A share as a percentage with one digit after the point; "–" when missing."""
+    return "–" if value is None or pd.isna(value) else f"{100 * float(value):.1f}%"
+
+
+def interval(value, low, high, show=percent) -> str:
+    """A value with its interval: "34.7% [30.1%, 39.4%]"."""
+    return show(value) if pd.isna(low) or pd.isna(high) else f"{show(value)} [{show(low)}, {show(high)}]"
+
+
+def markdown_table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, max_rows: int = 40) -> str:
+    """A frame as a Markdown table, every cell escaped.
+
+    Args:
+        frame:    the rows; numbers are written by `number`, everything else as text.
+        columns:  column -> heading, in order; columns that the frame lacks are left out. None: all columns.
+        max_rows: more rows are cut, and a line below says how many.
+    Returns: the lines of the table, or a sentence when it is empty.
+    """
+    columns = {c: c for c in frame.columns} if columns is None else columns
+    shown = {c: heading for c, heading in columns.items() if c in frame.columns}
+    if frame.empty or not shown:
+        return "*No rows.*"
+    numeric = {c: pd.api.types.is_numeric_dtype(frame[c]) for c in shown}
+    lines = ["| " + " | ".join(escape_markdown(h) for h in shown.values()) + " |"]
+    lines += ["|" + "|".join("---:" if numeric[c] else "---" for c in shown) + "|"]
+    for record in frame.head(max_rows)[list(shown)].to_dict("records"):
+        cells = [escape_markdown(v) if isinstance(v, str) else number(v) for v in record.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    if len(frame) > max_rows:
+        lines += ["", f"*The first {max_rows} of {len(frame)} rows; the whole table is in `tables/`.*"]
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""One notebook in one fresh kernel, and an honest verdict on how it ended.
+
+papermill returns without an exception for `sys.exit(0)` in a cell, for an unknown parameter and for a missing
+`parameters` tag, and its metadata call every cell "completed" after a killed kernel. So the verdict comes from
+exceptions, from every cell's execution count and from the artifact: a stage that ends without `stage.finish()` failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# Fixed, so that a run repeats to the last bit on one machine: sums are split by the number of threads.
+KERNEL_ENV = {
+    "PYTHONHASHSEED": "0",
+    "JUPYTER_PREFER_ENV_PATH": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+DEFAULT_THREADS = "2"
+
+
+class StageFailed(RuntimeError):
+    """A notebook did not end as it should; the message names the stage, the cell and the reason."""
+
+
+def set_kernel_env(root: Path) -> None:
+    """Set what every kernel inherits; the caller's own OMP_NUM_THREADS is kept."""
+    threads = os.environ.get("OMP_NUM_THREADS", DEFAULT_THREADS)
+    os.environ.update(KERNEL_ENV | dict.fromkeys(THREADS, threads))
+    rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(root)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *rest])
+
+
+class Progress(logging.Handler):
+    """Writes the kernel's output to a log file and shows where the stage is: a live line, or one line in 30 s."""
+
+    def __init__(self, stage: str, log: Path, n_cells: int, echo, live: bool | None = None):
+        super().__init__(logging.INFO)
+        self.stage, self.n_cells, self.echo = stage, n_cells, echo
+        self.live = sys.stdout.isatty() if live is None else live
+        self.cell, self.last = 0, ""
+        self.start = time.monotonic()
+        self.file = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed in __exit__
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = ANSI.sub("", record.getMessage())
+        if match := re.match(r"Executing Cell (\d+)-", text):
+            self.cell = int(match[1])
+        if text.startswith(("Executing Cell", "Ending Cell")) and "-----" in text:
+            text = text.replace("-", "")
+        elif lines := [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]:
+            self.last = lines[-1]
+        self.file.write(text if text.endswith("\n") else text + "\n")
+        self.file.flush()
+
+    def _tick(self) -> None:
+        while not self.stop.wait(1.0 if self.live else 30.0):
+            seconds = time.monotonic() - self.start
+            line = f"{self.stage:<14} {seconds:5.0f} s  cell {self.cell} of {self.n_cells}  {self.last}"
+            print("\r" + line[:118].ljust(118), end="", flush=True) if self.live else self.echo(line[:118])
+
+    def __enter__(self) -> Progress:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.stop.set()
+        self.thread.join()
+        if self.live:
+            print("\r" + " " * 118 + "\r", end="", flush=True)
+        self.file.close()
+
+
+@contextlib.contextmanager
+def _stderr_to(log: Path):
+    """Send file descriptor 2, which the kernel process inherits, to the log (crashes speak there)."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.dup2(target, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(target)
+
+
+def run_notebook(
+    source: Path, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float, echo=print
+):
+    """Run `source` (.py, percent format) with papermill in a fresh kernel.
+
+    Args:
+        source:       the notebook.
+        executed:     where the executed .ipynb goes, also after a failure.
+        log:          where the kernel's output goes, line by line as it comes.
+        parameters:   names and values injected after the `parameters` cell.
+        root:         working directory of the kernel.
+        cell_timeout: seconds that one cell may take.
+    Returns: seconds it took.
+    Raises: StageFailed naming the cell and the reason. Whether the stage finished its artifact is the caller's check.
+    """
+    import jupytext
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    stage = source.stem
+    notebook = jupytext.read(source)
+    prepared = executed.with_suffix(".input.ipynb")
+    prepared.parent.mkdir(parents=True, exist_ok=True)
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i + 1}"
+    nbformat.write(notebook, prepared)
+    logger = logging.getLogger("papermill")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    start = time.monotonic()
+    log.unlink(missing_ok=True)
+    with Progress(stage, log, len(notebook.cells), echo) as progress, _stderr_to(log):
+        logger.addHandler(progress)
+        try:
+            papermill.execute_notebook(
+                str(prepared),
+                str(executed),
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=str(root),
+                log_output=True,
+                progress_bar=False,
+                execution_timeout=cell_timeout,
+                start_timeout=300,
+            )
+        except papermill.PapermillExecutionError as e:
+            reason = ANSI.sub("", f"{e.ename}: {e.evalue}").strip() or e.ename
+            raise StageFailed(_where(stage, executed, _cell_index(executed), _last_line(reason))) from None
+        except CellTimeoutError:
+            reason = f"it took longer than the limit of {cell_timeout:g} s a cell"
+            raise StageFailed(_where(stage, executed, progress.cell - 1, reason)) from None
+        except DeadKernelError:
+            reason = "the kernel died (killed, out of memory, or crashed)"
+            raise StageFailed(_where(stage, executed, progress.cell - 1, reason)) from None
+        except papermill.exceptions.PapermillException as e:
+            raise StageFailed(f"{stage} failed: {_last_line(str(e))}") from None
+        finally:
+            logger.removeHandler(progress)
+            prepared.unlink(missing_ok=True)
+    _check_every_cell_ran(stage, executed)
+    return time.monotonic() - start
+
+
+def _cells(executed: Path) -> list:
+    """Cells of the executed copy; empty when there is none yet."""
+    import nbformat
+
+    return nbformat.read(executed, as_version=4).cells if executed.is_file() else []
+
+
+def _cell_index(executed: Path) -> int:
+    """Index of the cell whose output is an error (papermill adds a cell with the message above it)."""
+    for i, cell in enumerate(_cells(executed)):
+        if any(o.output_type == "error" for o in cell.get("outputs", [])):
+            return i
+    return -1
+
+
+def _where(stage: str, executed: Path, index: int, reason: str) -> str:
+    """`03_train failed in cell 7 (`coder = fit(...)`): reason`; cells are counted as in the notebook's source."""
+    cells = _cells(executed)
+    if not 0 <= index < len(cells):
+        return f"{stage} failed: {reason}"
+    lines = [line for line in cells[index].source.splitlines() if line.strip() and not line.startswith("#")]
+    text = f" ({lines[0][:60]})" if lines else ""
+    cell_id = cells[index].get("id", "")
+    number = cell_id.removeprefix("cell-") if cell_id.startswith("cell-") else "with the parameters"
+    return f"{stage} failed in cell {number}{text}: {reason}"
+
+
+def _check_every_cell_ran(stage: str, executed: Path) -> None:
+    """A cell that ended in SystemExit, or has no execution count, did not run to its end."""
+    for i, cell in enumerate(_cells(executed)):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        for output in cell.outputs:
+            if output.output_type == "error":
+                reason = f"{output.ename}: {output.evalue}; a notebook must run to its last cell"
+                raise StageFailed(_where(stage, executed, i, reason))
+        if cell.execution_count is None:
+            raise StageFailed(_where(stage, executed, i, "the cell never ran"))
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "no message"

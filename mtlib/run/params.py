@@ -1,0 +1,212 @@
+"""Params files, read safely and checked against the notebooks before anything runs.
+
+A profile is a flat YAML file: parameter names of the notebooks and literal values (lists of flat dicts allowed). Every
+name must stand in the `parameters` cell of at least one notebook, and each notebook is given its own names only.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import keyword
+import math
+import re
+from pathlib import Path
+
+import yaml
+
+RESERVED = ("run_dir", "stage_dir")  # filled in by the pipeline
+MAX_BYTES = 1_000_000
+SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+
+
+class ParamsError(ValueError):
+    """A parameter or params file that cannot be used; the message says which, why and the mend."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader without aliases, duplicate keys, dates or `yes`/`no`, and with 1e-3 as a float."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not allowed", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key_node.value} is given twice", problem_mark=key_node.start_mark)
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"^(~|null|)$", ["~", "n", ""]),
+    ("bool", r"^(true|false|True|False)$", list("tfTF")),
+    ("int", r"^[-+]?[0-9][0-9_]*$", list("-+0123456789")),
+    ("float", r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|nan)$", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+
+
+def parse_yaml(text: str, where: str):
+    """The value of a YAML text.
+
+    Args:
+        text:  YAML.
+        where: what to call it in messages, e.g. "params/demo.yaml".
+    Raises: ParamsError on anything that is not plain data.
+    """
+    if len(text) > MAX_BYTES:
+        raise ParamsError(f"{where}: {len(text)} characters; a params file has at most {MAX_BYTES}")
+    try:
+        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as e:
+        line = f" line {e.problem_mark.line + 1}" if e.problem_mark else ""
+        problem = e.problem or "not valid YAML"
+        if "could not determine a constructor" in problem:
+            problem = f"{problem.split(' for ')[-1]} is refused; params hold plain numbers, text and lists"
+        raise ParamsError(f"{where}{line}: {problem}") from e
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as e:
+        raise ParamsError(f"{where}: not valid YAML ({str(e).splitlines()[0]})") from e
+
+
+def load_profile(path: Path, where: str) -> dict:
+    """A params file as a dict of checked names and plain values. Raises ParamsError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ParamsError(f"{where}: not UTF-8 text ({e.reason} at byte {e.start})") from e
+    values = parse_yaml(text, where)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ParamsError(f"{where}: expected lines like `n_scenes: 8000`, got {_kind(values)}")
+    for key, value in values.items():
+        _check_plain(key, value, where)
+    return values
+
+
+def parse_overrides(pairs: list[str]) -> dict:
+    """`-p key=value` texts as a dict; values are YAML under the same rules. Raises ParamsError."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ParamsError(f"-p {key}: expected key=value, e.g. -p n_scenes=2000")
+        _check_plain(key, None, "-p")
+        if key in values:
+            raise ParamsError(f"-p {key}: given twice; keep one")
+        value = parse_yaml(text, f"-p {key}") if text else ""
+        _check_plain(key, value, "-p")
+        values[key] = value
+    return values
+
+
+def _check_plain(key, value, where: str, depth: int = 0) -> None:
+    """Names that are names, values that are plain data, no secrets (which would be stored in every copy)."""
+    if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
+        raise ParamsError(f"{where}: {str(key)[:60]!r} is not a parameter name; use letters, digits and _ only")
+    if SECRET_KEY.search(key) or (isinstance(value, str) and SECRET_VALUE.match(value)):
+        raise ParamsError(
+            f"{where}: {key} looks like a secret, and parameters are stored in every run; "
+            "remove it here and set it in the environment instead, e.g. export OPENAI_API_KEY=..."
+        )
+    if key in RESERVED:
+        raise ParamsError(f"{where}: {key} is filled in by run_all.sh; remove it (-p run=NAME names the run)")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParamsError(f"{where}: {key} = {value} is not a finite number")
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            if isinstance(item, dict) and depth == 0:
+                for inner, x in item.items():
+                    _check_plain(inner, x, f"{where}: {key}[{i}]", depth=1)
+            elif isinstance(item, (dict, list)) and (isinstance(item, dict) or depth == 1):
+                raise ParamsError(f"{where}: {key}[{i}] is nested too deep; a list holds values or flat dicts")
+            else:
+                _check_plain(key, item, where, depth=1)
+    elif isinstance(value, dict):
+        raise ParamsError(f"{where}: {key} is a dict; a parameter is a value, a list, or a list of flat dicts")
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ParamsError(f"{where}: {key} is {_kind(value)}; expected a number, text or a list")
+
+
+def notebook_parameters(path: Path) -> dict:
+    """Names and default values of a notebook's one cell tagged `parameters`, read from its .py source.
+
+    Raises: ParamsError when there is no such cell, more than one, or a value that is not a literal.
+    """
+    import jupytext
+
+    cells = [c for c in jupytext.read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ParamsError(
+            f'{path.name}: {len(cells)} cells are tagged "parameters"; exactly one must be (# %% tags=["parameters"])'
+        )
+    values = {}
+    for line in ast.parse(cells[0].source).body:
+        target = line.targets[0] if isinstance(line, ast.Assign) and len(line.targets) == 1 else None
+        try:
+            values[target.id] = ast.literal_eval(line.value)
+        except (AttributeError, ValueError) as e:
+            raise ParamsError(f"{path.name}: `{ast.unparse(line)}` in its parameters cell is not name = literal") from e
+    missing = [name for name in RESERVED if name not in values]
+    if missing:
+        raise ParamsError(f"{path.name}: its parameters cell has no {missing[0]}; add `{missing[0]} = ...`")
+    return values
+
+
+def check(values: dict, notebooks: dict[str, dict], where: str) -> dict[str, dict]:
+    """Each notebook's own parameters: its defaults overlaid by the values given, types checked.
+
+    Args:
+        values:    parameter names and values of the profile and the command line.
+        notebooks: stage name -> defaults, from `notebook_parameters`.
+        where:     the profile, for messages.
+    Returns: stage name -> every parameter of that notebook except RESERVED.
+    Raises: ParamsError on an unknown name (the nearest is offered) or a wrong type.
+    """
+    known = sorted({name for defaults in notebooks.values() for name in defaults if name not in RESERVED})
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise ParamsError(f"{where}: {key} is no parameter of any notebook{hint}")
+    result = {}
+    for stage, defaults in notebooks.items():
+        own = {k: v for k, v in defaults.items() if k not in RESERVED}
+        result[stage] = own | {k: _as_type(values[k], own[k], k, where) for k in own if k in values}
+    return result
+
+
+def _as_type(value, default, key: str, where: str):
+    """`value` in the type of `default` (a whole number may stand for a float), or ParamsError."""
+    if isinstance(value, list) and isinstance(default, list):
+        kinds = {type(x) for x in default}
+        like = default[0] if len(kinds) == 1 and not isinstance(default[0], dict) else None
+        if kinds == {dict} and not all(isinstance(x, dict) for x in value):
+            raise ParamsError(f"{where}: {key} is a list of dicts, e.g. {default[0]}; got {value!r}")
+        if like is None:
+            return value
+        return [_as_type(x, like, f"{key}[{i}]", where) for i, x in enumerate(value)]
+    if type(value) is type(default):
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = TYPE_NAMES.get(type(default), type(default).__name__)
+    mend = " (put it in quotes)" if isinstance(default, str) and not isinstance(value, (list, dict)) else ""
+    raise ParamsError(f"{where}: {key} = {value!r} is {_kind(value)}; expected {expected} like {default!r}{mend}")
+
+
+def _kind(value) -> str:
+    if value is None:
+        return "nothing"
+    return TYPE_NAMES.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,315 @@
+"""The numbered notebooks in order, each in a fresh kernel, each skipped while nothing that it depends on has changed.
+
+    python -m mtlib.run.pipeline demo [--smoke] [--from 05] [-p key=value ...]
+
+A stage runs in `runs/<run>/<stage>-<hash8>.part`, which stays after a failure so that its work resumes, and is renamed
+when it is finished. The report is published once, after the last stage. This module imports no stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtlib.run import artifacts, execute, params, publish, sources
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
+CELL_TIMEOUT = 6 * 3600.0
+RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are; tests give a folder of their own."""
+
+    root: Path = ROOT
+    stages: tuple[str, ...] = STAGES
+
+    @property
+    def notebooks(self) -> Path:
+        return self.root / "notebooks"
+
+    @property
+    def profiles(self) -> Path:
+        return self.root / "params"
+
+    @property
+    def package(self) -> Path:
+        return self.root / "mtlib"
+
+
+@dataclass
+class Result:
+    """What a pipeline did: its report folder, the stages that ran, and those that stood."""
+
+    run: str
+    report: Path
+    ran: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
+    """The run's name: the profile, `-smoke`, and a hash of the overrides, unless `run=` names it."""
+    plain = {k: v for k, v in overrides.items() if k != "run"}
+    name = overrides.get("run")
+    if name is not None:
+        taken = [p.stem for p in places.profiles.glob("*.yaml")]
+        if not isinstance(name, str) or not RUN_NAME.match(name):
+            raise params.ParamsError(f"-p run={name}: a run's name has letters, digits, _ . - only")
+        if name in taken or name.removesuffix("-smoke") in taken:
+            raise params.ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
+        return name
+    name = f"{profile}-smoke" if smoke else profile
+    if plain:
+        name += "-" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return name
+
+
+def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> dict[str, dict]:
+    """Checked parameters of every notebook: its defaults, the profile, the smoke overlay, the command line.
+
+    Raises: ParamsError.
+    """
+    known = sorted(p.stem for p in places.profiles.glob("*.yaml") if p.stem != "smoke")
+    if profile not in known:
+        raise params.ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
+    notebooks = {s: params.notebook_parameters(places.notebooks / f"{s}.py") for s in places.stages}
+    given = {}
+    for name in [profile, "smoke"] if smoke else [profile]:
+        values = params.load_profile(places.profiles / f"{name}.yaml", f"params/{name}.yaml")
+        params.check(values, notebooks, f"params/{name}.yaml")
+        given |= values
+    plain = {k: v for k, v in overrides.items() if k != "run"}
+    params.check(plain, notebooks, "-p")
+    checked = params.check(given | plain, notebooks, f"params/{profile}.yaml")
+    for values in checked.values():
+        sources.check_inputs(values, places.root)
+    return checked
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path):
+    """Hold a run for one pipeline; the lock goes with the process, however it ends.
+
+    Raises: BlockingIOError naming the process that holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "a+", encoding="utf-8") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            raise BlockingIOError(
+                f"{run_dir.name}: process {f.read().strip()} is writing this run; wait for it"
+            ) from None
+        f.seek(0)
+        f.truncate()
+        f.write(str(os.getpid()))
+        f.flush()
+        yield
+
+
+def run(
+    profile: str = "demo",
+    overrides: dict | None = None,
+    *,
+    smoke: bool = False,
+    from_stage: str = "",
+    cell_timeout: float = CELL_TIMEOUT,
+    places: Places | None = None,
+    echo=print,
+) -> Result:
+    """Run or skip every stage, then publish the report.
+
+    Args:
+        profile:      name of a file in params/.
+        overrides:    parameters of the command line; `run` names the run.
+        smoke:        overlay params/smoke.yaml.
+        from_stage:   "05": this stage and all later ones run again even if nothing changed.
+        cell_timeout: seconds that one cell may take.
+        places:       the repository (tests give a small one).
+        echo:         where lines of progress go.
+    Raises: ParamsError or OSError before anything ran; execute.StageFailed; artifacts.ArtifactError.
+    """
+    places, overrides = places or Places(), overrides or {}
+    checked = load_params(profile, smoke, overrides, places)
+    name = run_name(profile, smoke, overrides, places)
+    forced = _forced(from_stage, places.stages)
+    execute.set_kernel_env(places.root)
+    run_dir, report = places.root / "runs" / name, places.root / "reports" / name
+    with locked(run_dir):
+        result, folders = Result(name, report), {}
+        timings = {s: t for s, t in publish.read_timings(run_dir / "timings.csv").items() if s in places.stages}
+        for stage in places.stages:
+            notebook = places.notebooks / f"{stage}.py"
+            read = sources.stages_read(notebook, places.package, list(folders))
+            inputs = {s: artifacts.digest(folders[s]) for s in read}
+            key = sources.stage_hash(notebook, places.package, checked[stage], inputs, places.root)
+            folder = run_dir / f"{stage}-{key}"
+            if stage not in forced and _stands(folder, echo):
+                seconds = f", {float(timings[stage]['seconds']):.0f} s when it ran" if stage in timings else ""
+                echo(f"{stage:<14} unchanged{seconds}")
+                result.skipped.append(stage)
+            else:
+                timings[stage] = _run_stage(
+                    notebook, folder, checked[stage], places.root, cell_timeout, set(read), stage in forced, echo
+                )
+                publish.write_timings(run_dir / "timings.csv", timings)
+                echo(f"{stage:<14} done in {timings[stage]['seconds']:.0f} s, {timings[stage]['peak_mb']} MB")
+                result.ran.append(stage)
+            artifacts.set_current(run_dir, stage, folder.name)
+            folders[stage] = folder
+        publish.publish(report, folders, run_dir / "rendered", timings)
+    return result
+
+
+def _forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:
+    if not from_stage:
+        return set()
+    for i, stage in enumerate(stages):
+        if from_stage in (stage, stage.split("_")[0], stage.split("_")[0].lstrip("0")):
+            return set(stages[i:])
+    raise params.ParamsError(f"--from {from_stage}: no such stage; there are {', '.join(stages)}")
+
+
+def _stands(folder: Path, echo) -> bool:
+    """Whether a finished, undamaged artifact is there; damage is said aloud."""
+    if not folder.is_dir():
+        return False
+    try:
+        artifacts.verify(folder)
+    except artifacts.ArtifactError as e:
+        echo(f"{str(e).split(';')[0]}; the stage runs again")
+        return False
+    return True
+
+
+def _run_stage(notebook, folder, values, root, cell_timeout, declared, fresh, echo) -> dict:
+    """Run one notebook in `folder`.part and rename it when it is finished. Returns its timing."""
+    part, run_dir = folder.with_name(folder.name + ".part"), folder.parent
+    stage, logs = notebook.stem, run_dir / "logs"
+    if fresh:
+        shutil.rmtree(part, ignore_errors=True)
+    if part.is_dir():
+        echo(f"{stage:<14} resumes in {part.relative_to(root)}")
+    part.mkdir(parents=True, exist_ok=True)
+    (part / artifacts.META).unlink(missing_ok=True)
+    logs.mkdir(exist_ok=True)
+    log, executed = logs / f"{stage}.log", logs / f"{stage}.ipynb"
+    executed.unlink(missing_ok=True)
+    echo(f"{stage:<14} runs")
+    given = values | {"run_dir": _relative(run_dir, root), "stage_dir": _relative(part, root)}
+    try:
+        seconds = execute.run_notebook(notebook, executed, log, given, root, cell_timeout, echo)
+        meta = _check_finished(stage, part, declared)
+        private = list(sources.external_inputs(values, root))
+        from mtlib.run import render
+
+        render.render(executed, run_dir / "rendered" / folder.name, root, private)
+    except execute.StageFailed as e:
+        raise execute.StageFailed(
+            f"{e}\n  log: {_relative(log, root)}  notebook: {_relative(executed, root)}"
+        ) from None
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)
+    return {"seconds": seconds, "peak_mb": meta["peak_mb"]}
+
+
+def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
+    """The artifact's record, if the notebook closed its own artifact and read what its source says it reads."""
+    if not (part / artifacts.META).is_file():
+        raise execute.StageFailed(f"{stage} failed: it ended without stage.finish(), so its artifact is not complete")
+    try:
+        meta = artifacts.verify(part)
+        publish.check_names(stage, part)
+    except (artifacts.ArtifactError, ValueError) as e:
+        raise execute.StageFailed(f"{stage} failed: {e}") from None
+    if meta["stage"] != stage:
+        raise execute.StageFailed(f'{stage} failed: its Stage is named "{meta["stage"]}"; name it "{stage}"')
+    hidden = sorted(set(meta["inputs"]) - declared)
+    if hidden:
+        raise execute.StageFailed(
+            f'{stage} failed: it read {hidden[0]}, which neither it nor its modules spell out as "{hidden[0]}", '
+            "so a change there would go unnoticed"
+        )
+    return meta
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def clean(places: Places, echo=print) -> None:
+    """Remove stage folders that no run uses any more: other hashes than the current ones, and unfinished work."""
+    for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
+        with locked(run_dir):
+            keep = set(artifacts.current(run_dir).values())
+            for folder in sorted(run_dir.glob("[0-9][0-9]_*-*")):
+                if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
+                    shutil.rmtree(folder)
+                    echo(f"removed {_relative(folder, places.root)}")
+
+
+def main(argv: list[str] | None = None, places: Places | None = None) -> int:
+    """The command line. Returns 0, or 1 after a failed stage, 2 for parameters or inputs that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="run_all.sh", description="Run the notebooks of a profile and write its report."
+    )
+    parser.add_argument("profile", nargs="?", default="demo", help="a file of params/, without .yaml (default: demo)")
+    parser.add_argument("--smoke", action="store_true", help="small and quick: overlay params/smoke.yaml")
+    parser.add_argument("--from", dest="from_stage", default="", metavar="NN", help="run stage NN and later ones again")
+    parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
+    parser.add_argument("--cell-timeout", type=float, default=CELL_TIMEOUT, metavar="S", help="seconds a cell may take")
+    parser.add_argument("--clean", action="store_true", help="only remove stage folders that no run uses any more")
+    args = parser.parse_args(argv)
+    places = places or Places()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    start = time.monotonic()
+    try:
+        if args.clean:
+            clean(places)
+            return 0
+        overrides = params.parse_overrides(args.pairs)
+        result = run(
+            args.profile,
+            overrides,
+            smoke=args.smoke,
+            from_stage=args.from_stage,
+            cell_timeout=args.cell_timeout,
+            places=places,
+            echo=lambda line: print(line, flush=True),
+        )
+    except (params.ParamsError, FileNotFoundError, PermissionError, BlockingIOError) as e:
+        return _say(f"error: {e}", 2)
+    except (execute.StageFailed, artifacts.ArtifactError, OSError, SyntaxError) as e:
+        return _say(f"error: {e}", 1)
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command resumes", 130)
+    readme = result.report / "README.md"
+    print(
+        f"Report: {_relative(readme if readme.is_file() else result.report, places.root)} "
+        f"({len(result.ran)} stages run, {len(result.skipped)} unchanged, {time.monotonic() - start:.0f} s)"
+    )
+    return 0
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The readable copies of an executed notebook: .ipynb and one self-contained .html.
+
+Both are committed, so whatever changes from run to run or belongs to one machine is taken out: papermill's and the
+kernel's metadata, execution times, progress bars, memory addresses, and the paths of the repository and the user.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+KEEP_METADATA = ("kernelspec", "language_info", "widgets")
+PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+it \[|\[\d+:\d+<|\d(it/s|s/it)")
+ADDRESS = re.compile(r"( at )0x[0-9a-f]{6,}")
+
+
+def clean(executed: Path, root: Path, private: list[str]):
+    """An executed notebook as a notebook node without times, machine paths and progress bars.
+
+    Args:
+        executed: .ipynb as papermill wrote it.
+        root:     the repository; its path is removed from every text.
+        private:  other absolute paths that parameters brought in; each is cut to its last part.
+    """
+    import nbformat
+
+    hide = _hider(root, private)
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in KEEP_METADATA}
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i + 1}"
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+        cell.source = hide(cell.source)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in (_clean_output(o, hide) for o in cell.outputs) if o is not None]
+    return notebook
+
+
+def _hider(root: Path, private: list[str]):
+    """A function that takes machine paths and memory addresses out of a text."""
+    pairs = {str(root) + "/": "", str(root): "."}
+    for path in sorted(private, key=len, reverse=True):
+        if Path(path).is_absolute():
+            pairs[path] = f".../{Path(path).name}"
+    pairs[str(Path.home()) + "/"] = "~/"
+
+    def hide(text: str) -> str:
+        for path, shown in pairs.items():
+            text = text.replace(path, shown)
+        return ADDRESS.sub(r"\g<1>0x...", text)
+
+    return hide
+
+
+def _clean_output(output, hide):
+    """One output without what varies, or None when nothing is left."""
+    if output.output_type == "stream":
+        lines = (line.rsplit("\r", 1)[-1] for line in output.text.split("\n"))
+        output.text = hide("\n".join(line for line in lines if not PROGRESS_BAR.search(line)))
+        return output if output.text.strip() else None
+    if output.output_type in ("display_data", "execute_result"):
+        output.metadata = {}
+        for kind, value in output.data.items():
+            if kind.startswith("text/") and isinstance(value, str):
+                output.data[kind] = hide(value)
+    if output.output_type == "error":
+        output.evalue, output.traceback = hide(output.evalue), [hide(line) for line in output.traceback]
+    return output
+
+
+def render(executed: Path, target: Path, root: Path, private: list[str]) -> None:
+    """Write `target`.ipynb and `target`.html (images inside, no request to any host)."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    from mtlib.run.artifacts import write_text
+
+    notebook = clean(executed, root, private)
+    exporter = HTMLExporter(
+        template_name="lab", embed_images=True, require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url=""
+    )
+    exporter.exclude_anchor_links = True
+    html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": target.name, "path": str(root)}})
+    html = re.sub(
+        r"<script[^>]*>(?:(?!</script>).)*?(?:mermaid|MathJax)(?:(?!</script>).)*</script>", "", html, flags=re.S
+    )
+    html = re.sub(r'<script src=""></script>', "", html)
+    write_text(target.with_name(target.name + ".ipynb"), nbformat.writes(notebook) + "\n")
+    write_text(target.with_name(target.name + ".html"), "\n".join(line.rstrip() for line in html.splitlines()) + "\n")

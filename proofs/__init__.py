@@ -1,0 +1,1 @@
+"""Long checks with a figure each; `./run_all.sh prove` lists them."""

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Sets up the environment once, then runs the notebooks, the tests, or one of the other commands. See --help.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'END'
+./run_all.sh [profile] [--smoke] [--from NN] [-p key=value ...]
+    Run the notebooks of a profile (params/<profile>.yaml; default: demo) and write reports/<run>/.
+      --smoke          small and quick (params/smoke.yaml laid over the profile); writes reports/<profile>-smoke/
+      --from NN        run stage NN and all later ones again, even if nothing changed
+      -p key=value     set a parameter; gives a run of its own, reports/<profile>-<hash>/ (-p run=NAME names it)
+      --cell-timeout S seconds that one cell may take
+      --clean          only remove stage folders under runs/ that no run uses any more
+    Relative paths in parameters are taken from this folder.
+
+./run_all.sh test [pytest arguments]     ruff check, ruff format --check, pytest
+./run_all.sh prove [name]                one of the long proofs (without a name: list them)
+./run_all.sh bench [name]                one of the benchmarks (without a name: list them)
+./run_all.sh viewer                      JupyterLab, opened on the feature viewer
+./run_all.sh pair                        make notebooks/*.ipynb from notebooks/*.py
+./run_all.sh lock                        resolve pyproject.toml again into requirements.lock
+
+The environment: an active conda or virtual environment that has the packages of pyproject.toml is used as it is;
+otherwise .venv is made here, from requirements.lock. It needs Python 3.10 to 3.13 with pip and a package registry.
+Set OMP_NUM_THREADS to use more than two threads (results may then differ in the last digit).
+END
+}
+
+UV=0.13.8
+VENV=.venv
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+find_python() { # a Python 3.10 to 3.13 on PATH
+  local name
+  for name in python3 python python3.13 python3.12 python3.11 python3.10; do
+    if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  fail "no Python 3.10 to 3.13 found on PATH as python3 or python; install one, or activate a conda environment made by" \
+    "'conda env create -f environment.yml'"
+}
+
+set_up() { # set_up [extra ...]: sets PY to a Python that has the packages
+  local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}} found
+  export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+  if [ -n "$active" ] && [ -x "$active/bin/python" ] && "$active/bin/python" -m mtlib.run.environment "$@" >/dev/null 2>&1; then
+    PY=$active/bin/python
+    return
+  fi
+  PY=$PWD/$VENV/bin/python
+  cmp -s requirements.lock "$VENV/installed.lock" && "$PY" -c '' 2>/dev/null && return
+  echo "Setting up $VENV (once; several GB, mostly PyTorch) ..."
+  if ! "$PY" -c '' 2>/dev/null; then
+    found=$(find_python)
+    env -u PYTHONPATH "$found" -m venv --clear "$VENV" ||
+      fail "$found cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"
+  fi
+  "$PY" -m pip install --quiet --disable-pip-version-check "uv==$UV" ||
+    fail "pip could not install uv from the package registry; check the network or pip's index settings"
+  "$PY" -m uv pip install --python "$PY" --require-hashes -r requirements.lock ||
+    "$PY" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock ||
+    fail "the packages of requirements.lock could not be installed; the messages above say which"
+  pwd >"$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mtlib-here.pth"
+  cp requirements.lock "$VENV/installed.lock"
+}
+
+main() {
+  local status=0
+  export JUPYTER_PREFER_ENV_PATH=1 # the environment's own kernel
+  case "${1:-}" in
+    -h | --help | help) usage ;;
+    test)
+      set_up test viewer
+      "$PY" -m ruff check . || status=1
+      "$PY" -m ruff format --check . || status=1
+      "$PY" -m pytest "${@:2}" || status=1
+      exit $status
+      ;;
+    prove | bench)
+      set_up test
+      exec "$PY" -m mtlib.run.named "$([ "$1" = prove ] && echo proofs || echo benchmarks)" "${@:2}"
+      ;;
+    viewer)
+      set_up viewer
+      exec "$PY" -m jupyterlab notebooks/viewer.ipynb "${@:2}"
+      ;;
+    pair)
+      set_up
+      exec "$PY" -m mtlib.run.pairs
+      ;;
+    lock)
+      set_up
+      "$PY" -m uv --version >/dev/null 2>&1 || "$PY" -m pip install --quiet "uv==$UV"
+      exec "$PY" -m uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --quiet --upgrade \
+        --extra viewer --extra test --extra browser --output-file requirements.lock --custom-compile-command "./run_all.sh lock"
+      ;;
+    *)
+      for word in "$@"; do case "$word" in -h | --help) usage; exit 0 ;; esac; done
+      set_up
+      exec "$PY" -m mtlib.run.pipeline "$@"
+      ;;
+  esac
+}
+
+main "$@"

@@ -1,0 +1,86 @@
+"""Artifacts are complete or absent, and damage is seen."""
+
+import numpy as np
+import pytest
+
+from mtlib.run import artifacts
+from mtlib.run.artifacts import ArtifactError, Stage
+
+
+@pytest.fixture
+def folder(tmp_path):
+    stage = Stage("01_embed", str(tmp_path / "run"), params={"seed": 1})
+    np.save(stage.out / "x.npy", np.arange(100))
+    (stage.out / "checkpoint").mkdir()
+    (stage.out / "checkpoint" / "half").touch()
+    return stage.finish(n_rows=100)
+
+
+def test_finish_records_files_and_drops_scratch(folder):
+    meta = artifacts.verify(folder)
+    assert set(meta["files"]) == {"x.npy"}
+    assert meta["facts"] == {"n_rows": 100}
+    assert meta["params"] == {"seed": 1}
+    assert meta["peak_mb"] > 1
+
+
+def test_flipped_bit_missing_and_added_file_are_named(folder):
+    path = folder / "x.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ArtifactError, match=r"sha256 mismatch: .*x\.npy"):
+        artifacts.verify(folder)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"missing file: .*x\.npy"):
+        artifacts.verify(folder)
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    (folder / "more").touch()
+    with pytest.raises(ArtifactError, match="unexpected file: .*more"):
+        artifacts.verify(folder)
+
+
+def test_input_verifies_and_records(folder):
+    stage = Stage("02_classify", str(folder.parent))
+    assert stage.facts("01_embed") == {"n_rows": 100}
+    assert stage.inputs == {"01_embed": artifacts.digest(folder)}
+    with pytest.raises(ArtifactError, match="run notebook 03_train first"):
+        stage.input("03_train")
+    (folder / "x.npy").unlink()
+    with pytest.raises(ArtifactError, match="missing file"):
+        Stage("03_train", str(folder.parent)).input("01_embed")
+
+
+def test_unfinished_folder_is_no_artifact(folder):
+    (folder / "meta.json").write_text('{"files"')
+    with pytest.raises(ArtifactError, match="not valid JSON"):
+        artifacts.verify(folder)
+    (folder / "meta.json").unlink()
+    with pytest.raises(ArtifactError, match="did not finish"):
+        artifacts.verify(folder)
+
+
+def test_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "a.txt"
+    artifacts.write_text(path, "old")
+    with pytest.raises(OSError, match="disk"), artifacts.atomic(path) as tmp:
+        tmp.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_digest_follows_files_and_facts_not_the_record(folder):
+    first = artifacts.digest(folder)
+    meta = artifacts.read_meta(folder)
+    artifacts.write_json(folder / "meta.json", meta | {"git_commit": "x", "peak_mb": 1, "versions": {}})
+    assert artifacts.digest(folder) == first
+    artifacts.write_json(folder / "meta.json", meta | {"facts": {"n_rows": 99}})
+    assert artifacts.digest(folder) != first
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        artifacts.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []

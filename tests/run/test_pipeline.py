@@ -1,0 +1,252 @@
+"""The pipeline on a two-stage repository, with real kernels: how it ends, what it repeats, what it leaves."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtlib.run import artifacts, pipeline
+from mtlib.run.execute import StageFailed
+from mtlib.run.params import ParamsError
+from tests.run import small
+
+
+def run(places, **settings):
+    lines = []
+    result = pipeline.run("demo", settings.pop("overrides", {}), places=places, echo=lines.append, **settings)
+    return result, lines
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A repository whose demo has been run once. Tests of this module build on one another's runs of it."""
+    places = small.write(tmp_path_factory.mktemp("small"))
+    result, _ = run(places)
+    assert result.ran == ["01_make", "02_use"]
+    return places
+
+
+def test_importing_the_pipeline_is_light():
+    code = (
+        "import sys, mtlib.run.pipeline as p; print([m for m in ('torch', 'papermill', 'numpy') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_success_publishes_a_report(done):
+    report = done.root / "reports" / "demo"
+    files = {p.relative_to(report).as_posix() for p in report.rglob("*") if p.is_file()}
+    notebooks = {f"notebooks/{s}{x}" for s in done.stages for x in (".ipynb", ".html")}
+    assert files == {"README.md", "timings.csv", "figures/01_value.txt", "tables/02_product.csv"} | notebooks
+    assert (report / "tables/02_product.csv").read_text() == "product\n4.5\n"
+    assert "| 01_make |" in (report / "README.md").read_text()
+    rows = list(csv.DictReader((report / "timings.csv").read_text().splitlines()))
+    assert [r["stage"] for r in rows] == list(done.stages)
+    assert all(float(r["seconds"]) > 0 and int(r["peak_mb"]) > 20 for r in rows)
+    assert (report / "timings.csv").read_text() == (done.root / "runs/demo/timings.csv").read_text()
+
+
+def test_published_notebooks_are_executed_and_hold_no_machine(done):
+    folder = done.root / "reports" / "demo" / "notebooks"
+    for path in folder.iterdir():
+        text = path.read_text()
+        assert str(done.root) not in text
+        assert "start_time" not in text
+        assert '<script src="http' not in text
+    notebook = json.loads((folder / "01_make.ipynb").read_text())
+    assert "value 4" in json.dumps(notebook["cells"][-1]["outputs"])
+    assert "papermill" not in notebook["metadata"]
+
+
+def test_unchanged_run_redoes_nothing_and_restores_the_report(done):
+    product = done.root / "reports/demo/tables/02_product.csv"
+    product.unlink()
+    stale = done.root / "reports/demo/tables/02_old.csv"
+    stale.write_text("x")
+    start = time.monotonic()
+    result, lines = run(done)
+    assert (result.ran, result.skipped) == ([], ["01_make", "02_use"])
+    assert time.monotonic() - start < 5
+    assert "unchanged" in lines[0]
+    assert product.exists()
+    assert not stale.exists()
+
+
+def test_changed_module_reruns_what_uses_it(done):
+    (done.package / "tiny.py").write_text("def value(n):\n    return n + 10\n")
+    result, _ = run(done)
+    assert result.ran == ["01_make", "02_use"]
+    assert (done.root / "reports/demo/figures/01_value.txt").read_text() == "13"
+    (done.package / "unused.py").write_text("X = 1\n")
+    assert run(done)[0].ran == []
+
+
+def test_same_output_of_an_earlier_stage_reruns_only_that_stage(done):
+    path = done.package / "tiny.py"
+    path.write_text(path.read_text() + "# a comment\n")
+    assert run(done)[0].ran == ["01_make"]
+
+
+def test_flipped_bit_is_said_and_made_again(done):
+    name = artifacts.current(done.root / "runs/demo")["02_use"]
+    file = done.root / "runs/demo" / name / "tables/02_product.csv"
+    file.write_text("product\n4.6\n")
+    result, lines = run(done)
+    assert any(line.startswith("sha256 mismatch") and "02_product.csv" in line for line in lines)
+    assert result.ran == ["02_use"]
+    assert file.read_text() == "product\n4.5\n"
+
+
+def test_from_runs_again_and_clean_removes_old_hashes(done):
+    result, _ = run(done, from_stage="02")
+    assert (result.ran, result.skipped) == (["02_use"], ["01_make"])
+    with pytest.raises(ParamsError, match="--from 09: no such stage"):
+        run(done, from_stage="09")
+    run_dir = done.root / "runs/demo"
+    current = set(artifacts.current(run_dir).values())
+    assert {p.name for p in run_dir.glob("0*")} > current
+    pipeline.clean(done, echo=lambda line: None)
+    assert {p.name for p in run_dir.glob("0*")} == current
+
+
+def test_overrides_make_a_run_of_their_own(done):
+    before = (done.root / "reports/demo/timings.csv").read_bytes()
+    result, _ = run(done, overrides={"factor": 2})
+    assert result.run.startswith("demo-")
+    assert (result.report / "tables/02_product.csv").read_text() == "product\n6.0\n"
+    assert (done.root / "reports/demo/timings.csv").read_bytes() == before
+    name = pipeline.run_name
+    assert name("demo", True, {}, done) == "demo-smoke"
+    assert name("demo", False, {"run": "mine", "factor": 2}, done) == "mine"
+    assert name("demo", True, {"factor": 2}, done).startswith("demo-smoke-")
+    for bad in ("demo", "demo-smoke", "../x", 5, ""):
+        with pytest.raises(ParamsError, match="-p run="):
+            name("demo", False, {"run": bad}, done)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            "raise ValueError('k = 9 is larger than 8')",
+            r"02_use failed in cell 3 .*: ValueError: k = 9 is larger than 8",
+        ),
+        ("import sys; sys.exit(0)", "02_use failed in cell 3 .*: SystemExit: 0"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "02_use failed in cell 3 .*: the kernel died"),
+        ("import time; time.sleep(60)", "02_use failed in cell 3 .*: it took longer than the limit of 3 s"),
+        ("Stage.finish = lambda *a, **k: None", "02_use failed: it ended without stage.finish"),
+        ("(stage.out / 'figures').mkdir(exist_ok=True); (stage.out / 'figures/x.png').touch()", "must start with 02_"),
+    ],
+)
+def test_bad_ends_are_failures_that_name_the_stage(done, cell, message):
+    report = done.root / "reports/demo/tables/02_product.csv"
+    before = report.read_bytes()
+    small.write(done.root, use=cell)
+    try:
+        with pytest.raises(StageFailed, match=message) as e:
+            run(done, cell_timeout=3)
+        assert "log: runs/demo/logs/02_use.log" in str(e.value)
+    finally:
+        small.write(done.root)
+    assert report.read_bytes() == before
+
+
+def test_reading_a_stage_that_the_source_does_not_name_fails(tmp_path):
+    hidden = 'stage.input("01" + "_make")\nn = 3'
+    body = small.USE.replace('n = stage.facts("01_make")["n"]', hidden)
+    places = small.write(tmp_path)
+    header = small.HEADER.format(stage="02_use", parameters="factor = 1.5")
+    (places.notebooks / "02_use.py").write_text(header + body.format(extra=""))
+    with pytest.raises(StageFailed, match="it read 01_make, which neither it nor its modules spell out"):
+        run(places)
+
+
+def test_interrupted_work_resumes_and_the_command_line_tells(tmp_path, capfd):
+    count = "c = stage.out / 'checkpoint'; c.mkdir(exist_ok=True); (c / str(len(list(c.iterdir())))).touch()"
+    flag = tmp_path / "flag"
+    cell = (
+        f"{count}; import os; assert os.path.exists({str(flag)!r}), 'not yet'; print('parts', len(list(c.iterdir())))"
+    )
+    places = small.write(tmp_path, make=cell)
+    assert pipeline.main(["demo"], places) == 1
+    assert "error: 01_make failed in cell 3" in capfd.readouterr().err
+    flag.touch()
+    assert pipeline.main(["demo"], places) == 0
+    out = capfd.readouterr().out
+    assert "resumes in runs/demo/01_make-" in out
+    assert "Report: reports/demo/README.md (2 stages run" in out
+    assert "parts 2" in (tmp_path / "runs/demo/logs/01_make.log").read_text()
+    assert not list((tmp_path / "runs/demo").glob("*.part"))
+
+
+def test_bad_params_exit_2_before_anything_runs(tmp_path, capfd):
+    places = small.write(tmp_path)
+    for argv, message in [
+        (["demo", "-p", "m=1"], "-p: m is no parameter of any notebook"),
+        (["demo", "-p", "n=x"], "-p: n = 'x' is text; expected a whole number"),
+        (["dmo"], "dmo: no such profile; params/ has demo"),
+        (["demo", "-p", "run=../x"], "-p run=../x"),
+    ]:
+        assert pipeline.main(argv, places) == 2
+        assert f"error: {message}" in capfd.readouterr().err
+    (places.profiles / "demo.yaml").write_text("factr: 2\n")
+    assert pipeline.main([], places) == 2
+    assert "params/demo.yaml: factr is no parameter of any notebook; did you mean factor?" in capfd.readouterr().err
+    path = places.notebooks / "02_use.py"
+    path.write_text(path.read_text().replace('tags=["parameters"]', ""))
+    assert pipeline.main([], places) == 2
+    assert '02_use.py: 0 cells are tagged "parameters"' in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def start(places, *argv):
+    code = (
+        "import sys, pathlib; from mtlib.run import pipeline; "
+        f"sys.exit(pipeline.main({list(argv)!r}, pipeline.Places(pathlib.Path({str(places.root)!r}), {places.stages!r})))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.1)
+    return path
+
+
+def test_second_pipeline_is_refused_and_a_stop_ends_the_kernel(tmp_path):
+    cell = "import os, time; (stage.run_dir / 'kernel.pid').write_text(str(os.getpid())); time.sleep(120)"
+    places = small.write(tmp_path, make=cell)
+    first = start(places, "demo")
+    try:
+        pid_file = wait_for(tmp_path / "runs/demo/kernel.pid")
+        second = start(places, "demo")
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert f"demo: process {first.pid} is writing this run" in err
+        time.sleep(0.5)
+        kernel = int(pid_file.read_text())
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=60)
+        assert first.returncode == 143
+        end = time.monotonic() + 20
+        while alive(kernel) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert not alive(kernel)
+    finally:
+        if first.poll() is None:
+            first.kill()
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,51 @@
+"""What a report holds, and who owns it."""
+
+import pytest
+
+from mtlib.run import publish
+
+TIMINGS = {"01_a": {"seconds": 1.24, "peak_mb": 10}, "05_features": {"seconds": "2", "peak_mb": "200"}}
+
+
+def make(root, name, files):
+    for file, text in files.items():
+        (root / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / name / file).write_text(text)
+    return root / name
+
+
+def test_publish_replaces_what_a_stage_published_before(tmp_path):
+    first = make(tmp_path, "01_a-1", {"figures/01_x.png": "x", "tables/01_x.csv": "x", "weights.bin": "w"})
+    features = make(tmp_path, "05_features-1", {"features/topk/collages/7.jpg": "7", "README.md": "r"})
+    report = make(
+        tmp_path, "report", {"figures/01_old.png": "o", "figures/08_other.png": "o", "collages/gone/1.jpg": "o"}
+    )
+    rendered = make(tmp_path, "rendered", {"01_a-1.html": "h", "01_a-0.html": "old"})
+    publish.publish(report, {"01_a": first, "05_features": features}, rendered, TIMINGS)
+    files = {p.relative_to(report).as_posix() for p in report.rglob("*") if p.is_file()}
+    assert files == {
+        "figures/01_x.png",
+        "figures/08_other.png",
+        "tables/01_x.csv",
+        "collages/topk/7.jpg",
+        "notebooks/01_a.html",
+        "README.md",
+        "timings.csv",
+    }
+    assert (report / "timings.csv").read_text() == "stage,seconds,peak_mb\n01_a,1.2,10\n05_features,2.0,200\n"
+    assert publish.read_timings(report / "timings.csv")["01_a"] == {"seconds": "1.2", "peak_mb": "10"}
+
+
+def test_timings_go_between_the_markers_and_replace_older_ones():
+    text = "a\n<!-- timings -->old<!-- /timings -->\nb\n"
+    new = publish.with_timings(text, TIMINGS)
+    assert "old" not in new
+    assert "| 05_features | 2 | 200 |\n| all | 3 | 200 |" in new
+    assert publish.with_timings(new, TIMINGS) == new
+    assert publish.with_timings("no markers", TIMINGS) == "no markers"
+
+
+def test_names_without_the_stages_number_are_refused(tmp_path):
+    folder = make(tmp_path, "01_a-1", {"tables/x.csv": ""})
+    with pytest.raises(ValueError, match=r"01_a wrote tables/x\.csv; its name must start with 01_"):
+        publish.check_names("01_a", folder)

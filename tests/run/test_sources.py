@@ -1,0 +1,96 @@
+"""What a stage's hash follows, and what it does not."""
+
+import os
+
+import pytest
+
+from mtlib.run import sources
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """notebook -> pkg.a -> pkg.sub.b (relative), with data beside b; pkg.other is not reached."""
+    files = {
+        "nb.py": "from pkg.a import f\nimport os.path\nstage = '02_b'\n",
+        "pkg/__init__.py": "",
+        "pkg/a.py": "from pkg import sub\n\n\ndef f():\n    from .sub import b\n    return '01_a'\n",
+        "pkg/other.py": "X = '03_c'\n",
+        "pkg/sub/__init__.py": "",
+        "pkg/sub/b.py": "",
+        "pkg/sub/data/words.txt": "one",
+        "pkg/lazy.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def reached(tree):
+    return set(sources.modules(tree / "nb.py", tree / "pkg"))
+
+
+def test_modules_follow_imports_in_functions_and_relative(tree):
+    assert reached(tree) == {"pkg", "pkg.a", "pkg.sub", "pkg.sub.b", "pkg/sub/data/words.txt"}
+
+
+def test_modules_follow_dotted_text(tree):
+    (tree / "nb.py").write_text("import importlib\nimportlib.import_module('pkg.lazy')\n")
+    assert reached(tree) == {"pkg", "pkg.lazy"}
+
+
+def test_stages_read_are_those_spelled_out(tree):
+    assert sources.stages_read(tree / "nb.py", tree / "pkg", ["01_a", "02_b", "03_c"]) == ["01_a", "02_b"]
+
+
+def stage_hash(tree, params=None, inputs=None):
+    return sources.stage_hash(tree / "nb.py", tree / "pkg", params or {}, inputs or {}, tree)
+
+
+def test_hash_follows_each_part_and_nothing_else(tree):
+    first = stage_hash(tree)
+    (tree / "pkg/other.py").write_text("X = 2\n")
+    assert stage_hash(tree) == first
+    assert stage_hash(tree, {"n": 1}) != first
+    assert stage_hash(tree, inputs={"01_a": "x"}) != first
+    (tree / "pkg/sub/data/words.txt").write_text("two")
+    assert (second := stage_hash(tree)) != first
+    (tree / "pkg/sub/b.py").write_text("Y = 1\n")
+    assert (third := stage_hash(tree)) != second
+    (tree / "nb.py").write_text((tree / "nb.py").read_text() + "# more\n")
+    assert stage_hash(tree) != third
+
+
+def test_hash_follows_the_users_files(tree):
+    (tree / "photos").mkdir()
+    (tree / "photos/a.png").write_text("a")
+    given = {"images": "photos", "pretrained": "w.npy", "judge": "pkg"}
+    (tree / "w.npy").write_text("w")
+    assert set(sources.external_inputs(given, tree)) == {"photos", "w.npy"}
+    first = stage_hash(tree, given)
+    (tree / "photos/b.png").write_text("b")
+    assert (second := stage_hash(tree, given)) != first
+    os.utime(tree / "photos/b.png", (1, 1))
+    assert (third := stage_hash(tree, given)) != second
+    (tree / "w.npy").write_text("v")
+    assert (fourth := stage_hash(tree, given)) != third
+    (tree / "words.txt").write_text("names beside the array")
+    assert stage_hash(tree, given) != fourth
+
+
+def test_fingerprint_of_a_folder_takes_odd_names_and_links(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "new\nline").write_text("")
+    open(os.fsencode(tmp_path / "d") + b"/\xff.png", "w").close()
+    (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
+    os.mkfifo(tmp_path / "d" / "pipe")
+    assert len(sources.fingerprint(tmp_path / "d")) == 16
+
+
+def test_check_inputs_names_what_is_missing_or_empty(tmp_path):
+    with pytest.raises(FileNotFoundError, match="images = nowhere: no such file or folder"):
+        sources.check_inputs({"images": "nowhere"}, tmp_path)
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="images = empty: the folder holds no file"):
+        sources.check_inputs({"images": "empty"}, tmp_path)
+    sources.check_inputs({"images": "", "judge": "nowhere"}, tmp_path)
