@@ -164,6 +164,41 @@ def words_card(data: Data) -> pd.DataFrame:
     return _frame([line], "zero_shot_top5")
 
 
+def reading(report: pd.DataFrame, facts: dict) -> str:
+    """The card in two or three sentences, every number from the table."""
+    total, rest = report.iloc[0], report.iloc[1:]
+    if facts["source"] == "scenes":
+        worst, hardest = rest.loc[rest["probe_accuracy"].idxmin()], rest.loc[rest["probe_auroc"].idxmin()]
+        kept_out = rest[rest["captioned"] == False]  # noqa: E712 - "" for rows without a cause
+        return (
+            f"One linear probe tells plausible from implausible in {total['probe_accuracy']:.1%} of {total['n_test']} test images; "
+            f"the hardest family is {worst['family']} ({worst['probe_accuracy']:.1%}).\n"
+            f"Within its family the hardest cause is {hardest['cause']} (AUROC {hardest['probe_auroc']:.3f}). The causes that the captions "
+            f"never mention, {', '.join(kept_out['cause'])}, reach {kept_out['probe_auroc'].min():.3f} or more.\n"
+            f"The nearest text names the family of {total['zero_shot_family']:.1%} of the images."
+        )
+    if facts["labels"] == "plausibility":
+        return (
+            f"Over 5 folds a linear probe is right for {total['probe_accuracy']:.1%} of {total['n_test']} images (95% interval "
+            f"{total['accuracy_low']:.1%} to {total['accuracy_high']:.1%}), AUROC {total['probe_auroc']:.3f} ({total['auroc_low']:.3f} to "
+            f"{total['auroc_high']:.3f}).\nThe labels may track the source of the images (who took or generated them) and not their "
+            "physics: without a truth this cannot be told apart, so no claim about causes is made."
+        )
+    if facts["labels"] == "classes":
+        worst = rest.loc[rest["probe_accuracy"].idxmin()]
+        return (
+            f"A linear probe names the class of {total['probe_accuracy']:.1%} of {total['n_test']} test images ({len(rest)} classes; the "
+            f"hardest is {worst['family']}, {worst['probe_accuracy']:.1%}); the nearest class name is right for "
+            f"{total['zero_shot_family']:.1%}.\nThere are no plausibility labels, so nothing here says what is physically wrong."
+        )
+    if not total["n_test"]:
+        return "The rows carry no label and no name that the vocabulary knows, so there is nothing to score."
+    return (
+        f"Of the {total['n_test']} rows whose word is in the vocabulary, {total['zero_shot_family']:.1%} find it as the nearest text and "
+        f"{total['zero_shot_top5']:.1%} among the nearest five."
+    )
+
+
 def _line(name: str, right: np.ndarray) -> dict:
     line = {"family": name, "cause": "", "n_test": len(right)}
     if not len(right):

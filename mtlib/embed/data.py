@@ -207,7 +207,7 @@ def assign_splits(groups: Sequence[str], strata: Sequence[str], fractions: Seque
 
 
 def _strata(frame: pd.DataFrame) -> pd.Series:
-    return frame["label"].astype(str) + "/" + frame["class_name"] + "/" + frame["generator"]
+    return frame["label"].fillna(-1).astype(int).astype(str) + "/" + frame["class_name"] + "/" + frame["generator"]
 
 
 def _shuffled(names: Sequence[str], strata: Sequence[str], seed: int) -> np.ndarray:

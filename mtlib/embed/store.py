@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,23 @@ def open_run(run_dir: Path) -> Data:
 
 def load_data(embed: Path, classify: Path | None = None) -> Data:
     """Join the artifacts of 01_embed and 02_classify (folders already verified)."""
-    facts = read_meta(embed)["facts"]
+    data = load_parts(embed, read_meta(embed)["facts"])
+    if classify is None:
+        return data
+    meta = read_meta(classify)
+    if meta["inputs"].get("01_embed") not in (None, digest(embed)):
+        raise ArtifactError(f"{classify}: made from other embeddings than {embed}; run 02_classify again")
+    if meta["facts"].get("status") != "ok":
+        return data
+    y, logits = open_array(classify / "y.npy", 2), open_array(classify / "logits.npy")
+    for name, value in (("y.npy", y), ("logits.npy", logits)):
+        if len(value) != len(data.x):
+            raise ArtifactError(f"{classify / name}: {len(value)} rows, the embeddings have {len(data.x)}")
+    return replace(data, y=y, logits=logits)
+
+
+def load_parts(embed: Path, facts: dict) -> Data:
+    """01's part of the view from its folder, also before the stage is finished."""
     folder = embed / "embeddings"
     x, files = open_array(folder / "x.npy", 2), pd.read_parquet(folder / "manifest.parquet")
     _check_rows(files, len(x), folder)
@@ -156,16 +172,6 @@ def load_data(embed: Path, classify: Path | None = None) -> Data:
     vocabulary = open_array(folder / "vocabulary.npy", 2) if len(phrases) else np.zeros((0, x.shape[1]), np.float32)
     if vocabulary.shape != (len(phrases), x.shape[1]):
         raise ArtifactError(f"{folder}: vocabulary {vocabulary.shape}, expected {(len(phrases), x.shape[1])}")
-    y = logits = None
-    if classify is not None:
-        meta = read_meta(classify)
-        if meta["inputs"].get("01_embed") not in (None, digest(embed)):
-            raise ArtifactError(f"{classify}: made from other embeddings than {embed}; run 02_classify again")
-        if meta["facts"].get("status") == "ok":
-            y, logits = open_array(classify / "y.npy", 2), open_array(classify / "logits.npy")
-            for name, value in (("y.npy", y), ("logits.npy", logits)):
-                if len(value) != len(x):
-                    raise ArtifactError(f"{classify / name}: {len(value)} rows, the embeddings have {len(x)}")
     root = facts.get("image_root", "")
     return Data(
         x=x,
@@ -173,8 +179,6 @@ def load_data(embed: Path, classify: Path | None = None) -> Data:
         vocabulary=vocabulary,
         phrases=phrases,
         facts=facts,
-        y=y,
-        logits=logits,
         truth=_read_truth(embed / "truth.parquet", manifest) if facts.get("has_truth") else None,
         image_root=(embed / root) if root else None,  # an absolute root replaces the artifact's folder
         files=files,

@@ -44,7 +44,9 @@ def fisher_enriched(n_error, n_active, n_positive: int, n_rows: int) -> np.ndarr
         n_error, n_active: integer arrays. n_positive, n_rows: implausible images, and images, of the split.
     Returns: p, same shape; 1 where n_active is 0. Equal to scipy.stats.fisher_exact(..., alternative="greater").
     """
-    return np.minimum(hypergeom.sf(np.asarray(n_error) - 1, n_rows, n_positive, n_active), 1.0)
+    n_active = np.asarray(n_active)
+    p = hypergeom.sf(np.asarray(n_error) - 1, n_rows, n_positive, n_active)
+    return np.where(n_active > 0, np.minimum(p, 1.0), 1.0)
 
 
 def _corrected(p: np.ndarray, assessed: np.ndarray, method: str) -> np.ndarray:

@@ -35,13 +35,13 @@ class CausalRelevance:
             raise ValueError(f"target = {target!r} must be 'x' or 'y'")
         self.classifier, self.target, self.split, self.share, self.seed = classifier, target, split, share, seed
         self.W_dec = coder.W_dec.detach().float().cpu()  # (S, O)
-        S, O = self.W_dec.shape
-        n_controls = max(1, min(n_controls, CONTROL_CELLS // (S * O)))
+        S, width = self.W_dec.shape
+        n_controls = max(1, min(n_controls, CONTROL_CELLS // (S * width)))
         rng, norm = np.random.default_rng(seed), self.W_dec.norm(dim=1)
         shift = torch.from_numpy(rng.integers(1, max(S, 2), (n_controls, S)))
         unit = torch.nn.functional.normalize(self.W_dec, dim=1)
         others = unit[(torch.arange(S) + shift) % S]  # (K, S, O), never the feature itself
-        random = torch.from_numpy(rng.normal(size=(n_controls, S, O)).astype(np.float32))
+        random = torch.from_numpy(rng.normal(size=(n_controls, S, width)).astype(np.float32))
         random = torch.nn.functional.normalize(random, dim=2)
         self.controls = {"latents": others * norm[:, None], "random": random * norm[:, None]}
         self.n = torch.zeros(S, dtype=torch.int64)

@@ -236,6 +236,17 @@ def subtitle(row, base_rate: float | None = None) -> str:
     return line
 
 
+def describer(features: pd.DataFrame, method: str) -> Callable[[int], dict]:
+    """feature -> title and lines of its collage, from features.parquet."""
+    by_feature = features.set_index("feature")
+
+    def describe(feature: int) -> dict:
+        row = by_feature.loc[feature]
+        return {"title": f"Feature {feature}", "lines": [subtitle(row, row["base_rate"]), method]}
+
+    return describe
+
+
 def write_collages(
     folder: Path,
     chosen: Sequence[int],
@@ -266,3 +277,26 @@ def write_collages(
             tmp.write_bytes(data)
         written.append({"feature": feature, "images": len(images), "bytes": len(data)})
     return pd.DataFrame(written, columns=["feature", "images", "bytes"])
+
+
+def loader(data, cache: int = 2048) -> Callable[[int], Image.Image | str]:
+    """row -> its image, through the one loader; a row without an image gives its word, a bad file the reason.
+
+    Args:
+        data: `mtlib.embed.store.Data`.
+    """
+    from mtlib.embed.images import ImageRefused, load_image
+
+    @functools.lru_cache(cache)
+    def load(row: int) -> Image.Image | str:
+        path = data.images(row)
+        if path is None:
+            return data.caption(row)
+        try:
+            image, _ = load_image(path)
+        except ImageRefused as e:
+            return f"image {e.reason}"
+        image.thumbnail((256, 256), Image.Resampling.LANCZOS)  # what the cache keeps
+        return image
+
+    return load

@@ -10,7 +10,7 @@ import pandas as pd
 from mtlib.report.reader import Reader
 from mtlib.report.text import shorten
 
-JUDGES = ("lmm", "keyless", "truth")  # whose explanation is shown first, where there is one
+JUDGES = ("lmm", "keyless", "truth", "threshold")  # their order in lists
 VERDICTS = ("error", "no_error", "refused", "failed", "skipped")
 SORTS = {  # what a person reads -> column
     "max activation": "max_activation",
@@ -47,10 +47,11 @@ class Query:
             raise ValueError(f"min_density = {self.min_density} is not in [0, 1]")
 
 
-def judges_of(verdicts: pd.DataFrame) -> list[str]:
-    """The judges in a frame of verdicts, the one to show first at the front."""
+def judges_of(reader: Reader, verdicts: pd.DataFrame) -> list[str]:
+    """The judges in a frame of verdicts, the one that 06 ran with at the front."""
     found = list(dict.fromkeys(verdicts["judge"].astype(str)))
-    return [j for j in JUDGES if j in found] + [j for j in found if j not in JUDGES]
+    order = [str(reader.facts("06_interpret").get("judge", "")), *JUDGES, *found]
+    return [j for j in dict.fromkeys(order) if j in found]
 
 
 def feature_table(reader: Reader, method: str, judge: str = "") -> pd.DataFrame:
@@ -65,7 +66,7 @@ def feature_table(reader: Reader, method: str, judge: str = "") -> pd.DataFrame:
     """
     features = reader.features(method)
     verdicts = reader.verdicts(method)
-    judge = judge or next(iter(judges_of(verdicts)), "")
+    judge = judge or next(iter(judges_of(reader, verdicts)), "")
     own = verdicts[verdicts["judge"] == judge].drop(columns="judge").drop_duplicates("feature", keep="last")
     table = features.merge(own, on="feature", how="left", validate="one_to_one", suffixes=("", "_judge"))
     for column in ("phrase", "verdict", "category", "detail"):

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 # "$" goes into a span of its own: GitHub and MathJax look for pairs of it within one run of text, also after entities.
-MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "\\`*[]|~@"} | {"$": "<span>$</span>"})
+MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "\\`*|~@"} | {"$": "<span>$</span>"})
 EDGE_UNDERSCORE = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # inside a word it is no markup
+LINK = re.compile(r"\](?=[(\[:])")  # "[a](b)", "[a][b]", "[a]:"; any other bracket stays one
 COLON = re.compile(r":(?=\S)")  # ":smile:", "http://"
-START = re.compile(r"^(\s*)([-+=#]|\d+(?=[.)]))")  # what would start a list, a heading or an underline
+START = re.compile(r"^(\s*)([-+=#]|\d+(?=[.)](\s|$)))")  # what would start a list, a heading or an underline
 
 
 def one_line(text) -> str:
@@ -35,6 +36,7 @@ def escape_markdown(text) -> str:
     """Text for Markdown prose or a table cell: no markup, link, HTML, mathematics or table separator comes of it."""
     line = html.escape(one_line(text), quote=False).translate(MARKDOWN)
     line = EDGE_UNDERSCORE.sub(lambda found: "&#95;" * len(found.group()), line)
+    line = LINK.sub("&#93;", line)
     line = COLON.sub("&#58;", line)
     return START.sub(lambda found: found.group(1) + "".join(f"&#{ord(c)};" for c in found.group(2)), line)
 
@@ -86,7 +88,7 @@ def markdown_table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None
     shown = {c: heading for c, heading in columns.items() if c in frame.columns}
     if frame.empty or not shown:
         return "*No rows.*"
-    numeric = {c: pd.api.types.is_numeric_dtype(frame[c]) for c in shown}
+    numeric = {c: pd.api.types.is_numeric_dtype(frame[c]) and frame[c].dtype != bool for c in shown}
     lines = ["| " + " | ".join(escape_markdown(h) for h in shown.values()) + " |"]
     lines += ["|" + "|".join("---:" if numeric[c] else "---" for c in shown) + "|"]
     for record in frame.head(max_rows)[list(shown)].to_dict("records"):

@@ -176,7 +176,7 @@ class FeatureViewer:
             self.edges, self.counts = saved["edges"], saved["counts"]
         self.neighbours = pd.read_parquet(folder / "similar.parquet")
         self._quiet = True
-        self.judge.options = browse.judges_of(self.verdicts) or ["–"]
+        self.judge.options = browse.judges_of(self.reader, self.verdicts) or ["–"]
         if self.feature is None and self.reader.features(method)["error_ratio"].notna().any():
             self.sort.value = "error ratio"
         self._quiet = False
@@ -283,7 +283,8 @@ class FeatureViewer:
 
     def label(self, content: bytes) -> list[dict]:
         """Show which of the method's features fire on an image file's bytes, and return them, strongest first."""
-        from mtlib.explain.label import Labeler  # loads the encoder: only when it is needed
+        from mtlib.embed.encoders import EncoderError  # imports the encoder's libraries: only when they are needed
+        from mtlib.explain.label import Labeler
 
         found: list[dict] = []
         try:
@@ -295,7 +296,7 @@ class FeatureViewer:
             self.upload_preview.value = cards.uploaded(cards.png(image), found)
         except ImageRefused as refused:
             self.upload_preview.value = cards.message(f"This image cannot be used: {refused}")
-        except (ArtifactError, ValueError, OSError) as problem:
+        except (ArtifactError, EncoderError, ValueError, OSError) as problem:
             self.upload_preview.value = cards.message(f"No labels: {problem}")
         shown = [(d["feature_num"], _label_line(d)) for d in found[:N_LABELS]]
         for button, content_of in zip(self.labels, shown + [None] * (N_LABELS - len(shown)), strict=True):

@@ -146,6 +146,8 @@ def notebook_parameters(path: Path) -> dict:
     """
     import jupytext
 
+    if not path.is_file():
+        raise ParamsError(f"notebooks/{path.name} is missing; every stage of the pipeline is a notebook")
     cells = [c for c in jupytext.read(path).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ParamsError(

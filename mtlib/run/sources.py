@@ -113,7 +113,7 @@ def external_inputs(params: dict, root: Path) -> dict[str, str]:
     """Fingerprints of the files and folders outside the run that text parameters name, by value."""
     found = {}
     for value in _texts(params):
-        path = root / Path(value).expanduser()
+        path = root / Path(value.removeprefix("local-dir:")).expanduser()
         if value and ("/" in value or "." in value or value in _given(params)) and path.exists():
             found[value] = fingerprint(path)
     return found

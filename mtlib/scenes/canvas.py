@@ -200,7 +200,9 @@ class Canvas:
         pixels = [self.to_px(s) for s in shapes]
         if self.n.style == "outlined":
             for p in pixels:
-                self.draw.line([*p, p[0], p[1]], fill=self.ink if not self.dark else (236, 236, 248), width=7, joint="curve")
+                self.draw.line(
+                    [*p, p[0], p[1]], fill=self.ink if not self.dark else (236, 236, 248), width=7, joint="curve"
+                )
         base = mix(fill, (0, 0, 0), 0.22) if self.n.style == "shaded" else fill
         for p in pixels:
             self.draw.polygon(p, fill=base)

@@ -23,26 +23,91 @@ OBJECTS = {
     "water": ("a reflection in water", "a scene at the water", "a lake with a reflection"),
 }
 NORMAL = {
-    "hand": ("a hand with five fingers", "a normal hand", "a hand with the right number of fingers", "a correct human hand"),
+    "hand": (
+        "a hand with five fingers",
+        "a normal hand",
+        "a hand with the right number of fingers",
+        "a correct human hand",
+    ),
     "face": ("a normal face", "a face with eyes, nose and mouth in the right place", "a correct human face"),
-    "person": ("a person with two arms and two legs", "a normal person", "a person with all limbs", "a correct human body"),
+    "person": (
+        "a person with two arms and two legs",
+        "a normal person",
+        "a person with all limbs",
+        "a correct human body",
+    ),
     "animal": ("an animal with four legs", "a normal animal", "an animal with the right number of legs"),
     "table": ("objects resting on a table", "objects standing on the tabletop", "a table with everything in its place"),
     "light": ("a shadow pointing away from the sun", "a correct shadow", "a shadow on the side opposite to the light"),
-    "glass": ("a level liquid surface in a tilted glass", "liquid that stays horizontal", "a glass with a horizontal liquid surface"),
+    "glass": (
+        "a level liquid surface in a tilted glass",
+        "liquid that stays horizontal",
+        "a glass with a horizontal liquid surface",
+    ),
     "blocks": ("a balanced stack of blocks", "a stable tower of blocks", "blocks that support each other"),
-    "water": ("a correct reflection in water", "a reflection that matches the object", "a true mirror image in the water"),
+    "water": (
+        "a correct reflection in water",
+        "a reflection that matches the object",
+        "a true mirror image in the water",
+    ),
 }
 ERRORS = {
-    "hand_fingers": ("a hand with the wrong number of fingers", "a deformed hand", "extra or missing fingers", "an impossible hand"),
-    "face_features": ("a face with misplaced features", "a distorted face", "facial features in the wrong place", "an impossible face"),
-    "person_limbs": ("a person with the wrong number of limbs", "an extra or missing limb", "a deformed body", "an impossible body"),
-    "animal_legs": ("an animal with the wrong number of legs", "extra or missing legs", "a deformed animal", "an impossible animal"),
-    "table_floating": ("an object floating above the table", "an object hovering in the air", "a levitating object", "an object without support", "a thing hanging in mid-air"),
-    "light_shadow": ("a shadow on the wrong side", "a shadow pointing towards the sun", "an impossible shadow", "a shadow on the same side as the light"),
-    "glass_surface": ("a liquid surface tilted with the glass", "liquid that does not stay level", "a slanted liquid surface", "impossible liquid in a glass", "liquid that ignores gravity"),
-    "blocks_balance": ("an impossibly balanced stack of blocks", "blocks that should fall down", "an unstable tower of blocks", "blocks with too much overhang"),
-    "water_reflection": ("a wrong reflection in water", "a reflection that does not match the object", "an impossible reflection", "a false mirror image in the water"),
+    "hand_fingers": (
+        "a hand with the wrong number of fingers",
+        "a deformed hand",
+        "extra or missing fingers",
+        "an impossible hand",
+    ),
+    "face_features": (
+        "a face with misplaced features",
+        "a distorted face",
+        "facial features in the wrong place",
+        "an impossible face",
+    ),
+    "person_limbs": (
+        "a person with the wrong number of limbs",
+        "an extra or missing limb",
+        "a deformed body",
+        "an impossible body",
+    ),
+    "animal_legs": (
+        "an animal with the wrong number of legs",
+        "extra or missing legs",
+        "a deformed animal",
+        "an impossible animal",
+    ),
+    "table_floating": (
+        "an object floating above the table",
+        "an object hovering in the air",
+        "a levitating object",
+        "an object without support",
+        "a thing hanging in mid-air",
+    ),
+    "light_shadow": (
+        "a shadow on the wrong side",
+        "a shadow pointing towards the sun",
+        "an impossible shadow",
+        "a shadow on the same side as the light",
+    ),
+    "glass_surface": (
+        "a liquid surface tilted with the glass",
+        "liquid that does not stay level",
+        "a slanted liquid surface",
+        "impossible liquid in a glass",
+        "liquid that ignores gravity",
+    ),
+    "blocks_balance": (
+        "an impossibly balanced stack of blocks",
+        "blocks that should fall down",
+        "an unstable tower of blocks",
+        "blocks with too much overhang",
+    ),
+    "water_reflection": (
+        "a wrong reflection in water",
+        "a reflection that does not match the object",
+        "an impossible reflection",
+        "a false mirror image in the water",
+    ),
 }
 # what a variant adds: (cause, variant) -> phrases
 DETAILS = {
@@ -62,11 +127,38 @@ DETAILS = {
     ("water_reflection", "upright"): ("a reflection that is not upside down",),
     ("water_reflection", "shifted"): ("a reflection shifted to the side",),
 }
-BACKGROUND_WORDS = {"plain": "a plain background", "gradient": "a gradient background", "stripes": "a striped background", "tiles": "a checkered background", "dots": "a dotted background", "hills": "a background of hills", "room": "a room"}
-STYLE_WORDS = {"flat": "a flat drawing", "outlined": "a drawing with outlines", "shaded": "a shaded drawing", "grain": "a grainy picture"}
+BACKGROUND_WORDS = {
+    "plain": "a plain background",
+    "gradient": "a gradient background",
+    "stripes": "a striped background",
+    "tiles": "a checkered background",
+    "dots": "a dotted background",
+    "hills": "a background of hills",
+    "room": "a room",
+}
+STYLE_WORDS = {
+    "flat": "a flat drawing",
+    "outlined": "a drawing with outlines",
+    "shaded": "a shaded drawing",
+    "grain": "a grainy picture",
+}
 PALETTE_WORDS = {name: f"{name} colours" for name in PALETTES}
 # words that only the two uncaptioned errors would use
-FORBIDDEN = ("float", "hover", "levitat", "mid-air", "hang", "without support", "slant", "gravity", "stay level", "tilted with", "surface", "horizontal", "resting")
+FORBIDDEN = (
+    "float",
+    "hover",
+    "levitat",
+    "mid-air",
+    "hanging",
+    "without support",
+    "slant",
+    "gravity",
+    "stay level",
+    "tilted with",
+    "surface",
+    "horizontal",
+    "resting",
+)
 CONTEXT_LENGTH = 32
 
 
@@ -112,7 +204,11 @@ def caption(rng, family, error, variant, nuisance, detail=None):
         options = ERRORS[cause] if error else NORMAL[family]
         text = options[rng.integers(len(options))]
         claims["error"] = int(error)
-    for key, words, p in (("style", STYLE_WORDS, 0.12), ("background", BACKGROUND_WORDS, 0.2), ("palette", PALETTE_WORDS, 0.2)):
+    for key, words, p in (
+        ("style", STYLE_WORDS, 0.12),
+        ("background", BACKGROUND_WORDS, 0.2),
+        ("palette", PALETTE_WORDS, 0.2),
+    ):
         if rng.random() < p:
             claims[key] = get(key)
             told_as = words[claims[key]]
@@ -131,7 +227,9 @@ def vocabulary():
     rows += [(p, "normal", f, "") for f, ps in NORMAL.items() for p in ps]
     rows += [(p, "object", f, "") for f, ps in OBJECTS.items() for p in ps]
     rows += [(w[k], "nuisance", "", "") for w, ks in _NUISANCES for k in ks]
-    return pd.DataFrame(rows, columns=["phrase", "kind", "family", "cause"]).drop_duplicates("phrase", ignore_index=True)
+    return pd.DataFrame(rows, columns=["phrase", "kind", "family", "cause"]).drop_duplicates(
+        "phrase", ignore_index=True
+    )
 
 
 _NUISANCES = ((BACKGROUND_WORDS, BACKGROUNDS), (PALETTE_WORDS, PALETTES), (STYLE_WORDS, STYLES))

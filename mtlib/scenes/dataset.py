@@ -30,9 +30,17 @@ CAUSES = {
     "face_features": {"family": "face", "captioned": True, "description": "an eye, the nose or the mouth is misplaced"},
     "person_limbs": {"family": "person", "captioned": True, "description": "an arm or a leg too many or too few"},
     "animal_legs": {"family": "animal", "captioned": True, "description": "the animal has two or six legs"},
-    "table_floating": {"family": "table", "captioned": False, "description": "an object hangs in the air above the table"},
+    "table_floating": {
+        "family": "table",
+        "captioned": False,
+        "description": "an object hangs in the air above the table",
+    },
     "light_shadow": {"family": "light", "captioned": True, "description": "the shadow points towards the light"},
-    "glass_surface": {"family": "glass", "captioned": False, "description": "the liquid's surface tilts with the glass"},
+    "glass_surface": {
+        "family": "glass",
+        "captioned": False,
+        "description": "the liquid's surface tilts with the glass",
+    },
     "blocks_balance": {"family": "blocks", "captioned": True, "description": "the upper blocks would topple"},
     "water_reflection": {"family": "water", "captioned": True, "description": "the reflection does not match"},
 }
@@ -59,6 +67,12 @@ class Spec:
             raise ValueError(f"scene = {self.scene} and view = {self.view} must be at least 0")
 
 
+def nuisance_of(spec):
+    """The Nuisance of a Spec, and the generator that goes on to draw the background's details and the noise."""
+    rng = np.random.default_rng([spec.scene, 2, spec.view])
+    return sample_nuisance(rng, FAMILIES[spec.family][1]), rng
+
+
 def render(spec, size=128):
     """Draws one picture.
 
@@ -67,11 +81,11 @@ def render(spec, size=128):
         size: side, pixels.
     Returns: (PIL RGB image, dict with variant (how it goes wrong, or a count) and the Nuisance under "nuisance").
     """
-    draw, limit = FAMILIES[spec.family]
-    rng = np.random.default_rng([spec.scene, 2, spec.view])
-    nuisance = sample_nuisance(rng, limit)
+    nuisance, rng = nuisance_of(spec)
     canvas = Canvas(nuisance, size, rng)
-    variant = draw(canvas, np.random.default_rng([spec.scene, 0]), np.random.default_rng([spec.scene, 1]), spec.error)
+    variant = FAMILIES[spec.family][0](
+        canvas, np.random.default_rng([spec.scene, 0]), np.random.default_rng([spec.scene, 1]), spec.error
+    )
     return canvas.finish(), {"variant": variant, "nuisance": nuisance}
 
 
@@ -150,7 +164,9 @@ def write_dataset(folder, n_scenes, seed, *, size=128, n_per_generator=400, work
     folder = Path(folder)
     if size < 16 or workers < 1:
         raise ValueError(f"size = {size} must be at least 16 and workers = {workers} at least 1")
-    jobs = [(str(folder), name, spec, generator, size) for name, spec, generator in plan(n_scenes, seed, n_per_generator)]
+    jobs = [
+        (str(folder), name, spec, generator, size) for name, spec, generator in plan(n_scenes, seed, n_per_generator)
+    ]
     for sub in sorted({Path(name).parent for _, name, *_ in jobs}):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,11 @@ def face(c, rng, alt, error):
     shade = mix(c.skin, (70, 20, 10), 0.38)
     for x, y in eyes:
         _eye(c, x, y, r, ((66, 104, 150), (92, 62, 40), (72, 118, 84))[iris], look)
-        c.line([(x - r * 1.3, y - r * 1.75), (x, y - r * 2.1), (x + r * 1.3, y - r * 1.75)], mix(colour, (0, 0, 0), 0.35), 0.05)
+        c.line(
+            [(x - r * 1.3, y - r * 1.75), (x, y - r * 2.1), (x + r * 1.3, y - r * 1.75)],
+            mix(colour, (0, 0, 0), 0.35),
+            0.05,
+        )
     c.line([(nose[0], nose[1] - 0.16), (nose[0] + 0.09, nose[1] + 0.05), (nose[0] - 0.05, nose[1] + 0.07)], shade, 0.05)
     x = np.linspace(-1, 1, 9)
     curve = np.stack([x * wide, smile * (1 - x * x) - smile / 2], 1)
@@ -108,7 +112,12 @@ def person(c, rng, alt, error):
     """A standing person; implausible: a third arm or leg, or one that is missing."""
     arms = [(s, rng.uniform(50, 145), rng.uniform(-35, 25)) for s in (-1, 1)]
     legs = [(s, rng.uniform(158, 169), rng.uniform(-6, 6)) for s in (-1, 1)]
-    slim, head, tall, dress = rng.uniform(0.18, 0.24), rng.uniform(0.16, 0.2), rng.uniform(0.7, 0.78), rng.random() < 0.25
+    slim, head, tall, dress = (
+        rng.uniform(0.18, 0.24),
+        rng.uniform(0.16, 0.2),
+        rng.uniform(0.7, 0.78),
+        rng.random() < 0.25,
+    )
     hat = rng.random() < 0.4
     how = ("third_arm", "third_leg", "no_arm", "no_leg")[alt.integers(4)] if error else ""
     side = int(alt.integers(2))
@@ -124,14 +133,19 @@ def person(c, rng, alt, error):
     shoulder, hip = np.array([slim, -0.42]), np.array([slim * 0.6, 0.16])
     trousers, shirt = c.main(0), c.main(1)
     for s, angle, bend in legs:
-        parts, foot = _limb(hip * (s if how != "third_leg" or angle < 170 else 0.0, 1), s * angle, s * bend, tall, 0.088)
+        parts, foot = _limb(
+            hip * (s if how != "third_leg" or angle < 170 else 0.0, 1), s * angle, s * bend, tall, 0.088
+        )
         c.group(parts, c.skin if dress else trousers)
         c.group([capsule(foot, foot + (0.1 * s, 0.02), 0.08)], mix(c.ink, (90, 80, 90), 0.4))
     for s, angle, bend in arms:
         parts, end = _limb(shoulder * (s, 1), s * angle, -s * bend, 0.62, 0.075)
         c.group([*parts, ellipse(*end, 0.085, n=14)], c.skin)
         c.group([parts[0]], shirt)
-    torso = [capsule((-slim * 0.75, -0.42), (slim * 0.75, -0.42), 0.1), np.array([(-slim - 0.07, -0.42), (slim + 0.07, -0.42), (slim, 0.2), (-slim, 0.2)])]
+    torso = [
+        capsule((-slim * 0.75, -0.42), (slim * 0.75, -0.42), 0.1),
+        np.array([(-slim - 0.07, -0.42), (slim + 0.07, -0.42), (slim, 0.2), (-slim, 0.2)]),
+    ]
     if dress:
         torso.append(np.array([(-slim, 0.1), (slim, 0.1), (slim + 0.16, 0.42), (-slim - 0.16, 0.42)]))
     c.group([box(-0.06, -0.6, 0.06, -0.42)], c.skin)
@@ -143,7 +157,11 @@ def person(c, rng, alt, error):
         c.group([capsule((-head * 1.4, -0.62 - head * 0.9), (head * 1.4, -0.62 - head * 0.9), 0.035)], c.main(2))
     for s in (-1, 1):
         c.plain(ellipse(s * head * 0.38, -0.56 - head * 0.8, 0.025, n=8), (30, 24, 28))
-    c.line([(-head * 0.35, -0.5 - head * 0.6), (0, -0.47 - head * 0.6), (head * 0.35, -0.5 - head * 0.6)], (130, 50, 50), 0.03)
+    c.line(
+        [(-head * 0.35, -0.5 - head * 0.6), (0, -0.47 - head * 0.6), (head * 0.35, -0.5 - head * 0.6)],
+        (130, 50, 50),
+        0.03,
+    )
     return how
 
 
@@ -159,7 +177,11 @@ def animal(c, rng, alt, error):
     sway, spots = rng.uniform(-11, 11, 6), rng.random() < 0.4
     count = int(alt.choice([2, 6])) if error else 4
     end = int(alt.integers(2))
-    xs = {2: [(-0.5, -0.28), (0.22, 0.44)][end], 4: (-0.5, -0.26, 0.22, 0.44), 6: (-0.52, -0.33, -0.12, 0.07, 0.27, 0.46)}[count]
+    xs = {
+        2: [(-0.5, -0.28), (0.22, 0.44)][end],
+        4: (-0.5, -0.26, 0.22, 0.44),
+        6: (-0.52, -0.33, -0.12, 0.07, 0.27, 0.46),
+    }[count]
     body, top = c.main(0), -0.1
     for i, x in enumerate(xs):
         start = np.array([x, top + ry * 0.3])
@@ -169,7 +191,12 @@ def animal(c, rng, alt, error):
         c.group([capsule(start, foot, 0.085, 0.066)], colour)
         c.group([capsule(foot + (0, 0.02), foot + (0.05, 0.02), 0.062)], mix(c.ink, (80, 70, 70), 0.5))
     tail = {"cat": [(-0.62, -0.1), (-0.86, -0.35), (-0.8, -0.68)], "horse": [(-0.6, -0.15), (-0.8, 0.0), (-0.82, 0.36)]}
-    points = tail.get(kind, [(-0.6, -0.15), (-0.78, -0.3), (-0.84, -0.5)] if kind == "dog" else [(-0.6, -0.1), (-0.76, 0.02), (-0.78, 0.16)])
+    points = tail.get(
+        kind,
+        [(-0.6, -0.15), (-0.78, -0.3), (-0.84, -0.5)]
+        if kind == "dog"
+        else [(-0.6, -0.1), (-0.76, 0.02), (-0.78, 0.16)],
+    )
     shapes = [capsule(points[0], points[1], 0.06), capsule(points[1], points[2], 0.06, 0.045)]
     head = np.array([0.68, top - ry * 0.6 - neck])
     shapes += [ellipse(0, top, 0.64, ry, n=30), capsule((0.46, top - ry * 0.2), head, 0.15, 0.12)]

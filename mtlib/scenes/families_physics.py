@@ -34,14 +34,25 @@ def light(c, rng, alt, error):
     c.floor(y - 0.16, soil, mix(soil, (255, 255, 255), 0.25))
     for points, _ in prop(kind):
         up = -points[:, 1] * size
-        c.plain(np.stack([x + points[:, 0] * size * 0.95 + away * reach * up, y + up * 0.3 - 0.01], 1), mix(soil, (8, 8, 28), 0.66))
+        c.plain(
+            np.stack([x + points[:, 0] * size * 0.95 + away * reach * up, y + up * 0.3 - 0.01], 1),
+            mix(soil, (8, 8, 28), 0.66),
+        )
     place(c, kind, x, y, size, 0)
     sun, warm = np.array([side * 0.7, height]), (255, 196, 30) if c.n.palette != "grey" else (245, 245, 245)
     for a in np.linspace(0, 360, rays, endpoint=False):
         d = np.array([np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a))])
-        c.line([sun + d * 0.24, sun + d * 0.36], mix(warm, (200, 90, 0) if c.n.palette != "grey" else (90, 90, 90), 0.35), 0.05)
+        c.line(
+            [sun + d * 0.24, sun + d * 0.36],
+            mix(warm, (200, 90, 0) if c.n.palette != "grey" else (90, 90, 90), 0.35),
+            0.05,
+        )
     c.group([ellipse(*sun, 0.2)], warm)
-    c.line(ellipse(*sun, 0.2)[list(range(26)) + [0]], mix(warm, (200, 90, 0) if c.n.palette != "grey" else (90, 90, 90), 0.35), 0.03)
+    c.line(
+        ellipse(*sun, 0.2)[list(range(26)) + [0]],
+        mix(warm, (200, 90, 0) if c.n.palette != "grey" else (90, 90, 90), 0.35),
+        0.03,
+    )
     return "same_side" if error else ""
 
 
@@ -137,7 +148,10 @@ def blocks(c, rng, alt, error):
         if marks == 1:
             c.plain(ellipse(*mid, r), mix(colour, (255, 255, 255), 0.6))
         elif marks == 2:
-            c.plain(box(xs[i] - widths[i] * 0.3, mid[1] - r * 0.4, xs[i] + widths[i] * 0.3, mid[1] + r * 0.4), mix(colour, (255, 255, 255), 0.6))
+            c.plain(
+                box(xs[i] - widths[i] * 0.3, mid[1] - r * 0.4, xs[i] + widths[i] * 0.3, mid[1] + r * 0.4),
+                mix(colour, (255, 255, 255), 0.6),
+            )
         c.line([(xs[i] - widths[i] / 2, y), (xs[i] + widths[i] / 2, y)], mix(colour, (0, 0, 0), 0.55), 0.025)
         y -= heights[i]
     return "overhang" if error else ""

@@ -20,7 +20,7 @@ from tests.synthetic import write_embed_stage
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return load_data(write_embed_stage(tmp_path_factory.mktemp("run"), n=800, images=False))
+    return load_data(write_embed_stage(tmp_path_factory.mktemp("run"), n=1600, images=False))
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_flipped_bit_missing_and_added_file_are_named(folder):
     raw[-1] ^= 1
     path.write_bytes(raw)
     (folder / "more").touch()
-    with pytest.raises(ArtifactError, match="unexpected file: .*more"):
+    with pytest.raises(ArtifactError, match=r"unexpected file: .*more"):
         artifacts.verify(folder)
 
 

@@ -1,0 +1,268 @@
+"""Judges: each gives every feature a phrase and a verdict, with the same columns, so that they stand side by side.
+
+feature, judge, phrase, verdict (error | no_error | refused | failed | skipped), category, confidence, detail
+
+`keyless` needs no key and no labels: it reads the encoder's text tower. `truth` (demo) says what was really drawn.
+`threshold` is the published rule on the error ratio; it reads the labels, so it is a score, not a second opinion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+VERDICTS = ("error", "no_error", "refused", "failed", "skipped")
+COLUMNS = ["feature", "judge", "phrase", "verdict", "category", "confidence", "detail"]
+NOTHING = "nothing to judge: the images have no plausibility labels"
+NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and for their absence"
+
+
+@dataclass(frozen=True)
+class KeylessConfig:
+    """Settings of the keyless judge, none of them fitted to labels. Raises ValueError naming field, value and range.
+
+    min_images:  fewer top images than this (published: 3 or fewer) are not judged.
+    share:       a feature is an error when at least this share of its top images looks more like an error than not.
+    boundary:    where "more like an error" begins: "zero" (the two texts are equally near) or "otsu" (the cut that
+                 splits all val images of the family best into two groups; labels are not used).
+    """
+
+    min_images: int = 4
+    share: float = 0.6
+    boundary: str = "zero"
+
+    def __post_init__(self):
+        if self.min_images < 1:
+            raise ValueError(f"KeylessConfig.min_images = {self.min_images}: must be >= 1")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"KeylessConfig.share = {self.share}: must be above 0 and at most 1")
+        if self.boundary not in ("zero", "otsu"):
+            raise ValueError(f"KeylessConfig.boundary = {self.boundary!r}: must be zero or otsu")
+
+
+def unit(a: np.ndarray) -> np.ndarray:
+    """Rows of norm 1 (zero rows stay zero), float64."""
+    a = np.asarray(a, dtype=np.float64)
+    norm = np.linalg.norm(a, axis=-1, keepdims=True)
+    return np.divide(a, norm, out=np.zeros_like(a), where=norm > 0)
+
+
+class TextSpace:
+    """Images and phrases in one space, each with its own common direction taken out.
+
+    All images of a set point the same way to a large part, and all texts another way; only what is left tells them
+    apart. Means are over the val images and over the phrases.
+
+    Args:
+        x:          (N, D) embeddings; rows: the val rows, which give the mean.
+        vocabulary: (V, D) text embeddings; phrases: their V lines (phrase, kind, family, cause).
+    """
+
+    def __init__(self, x: np.ndarray, rows: np.ndarray, vocabulary: np.ndarray, phrases: pd.DataFrame):
+        if vocabulary.shape[1] != x.shape[1]:
+            raise ValueError(f"vocabulary {vocabulary.shape} and embeddings {x.shape} differ in width")
+        self.x, self.phrases = x, phrases.reset_index(drop=True)
+        self.image_mean = unit(x[rows]).mean(axis=0) if len(rows) else np.zeros(x.shape[1])
+        t = unit(vocabulary)
+        self.text = unit(t - t.mean(axis=0))  # (V, D)
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) contrasted unit embeddings of rows."""
+        return unit(unit(self.x[rows]) - self.image_mean)
+
+    def similarity(self, rows: np.ndarray) -> np.ndarray:
+        """(n, V) cosine of each image with each phrase."""
+        return self.images(rows) @ self.text.T
+
+    def name(self, rows: np.ndarray, activations: np.ndarray) -> tuple[int, float]:
+        """The phrase nearest to the activation-weighted mean of the images, and its cosine."""
+        mean = unit(np.average(self.images(rows), axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
+        cosine = self.text @ mean
+        best = int(cosine.argmax())
+        return best, float(cosine[best])
+
+
+class ZeroShot:
+    """Does an image look more like a family's errors than like its normal state, by text alone?
+
+    margin = mean cosine to the family's error phrases - mean cosine to its normal phrases - boundary of the family
+    """
+
+    def __init__(self, space: TextSpace, rows: np.ndarray, boundary: str = "zero"):
+        p = space.phrases
+        self.space, self.families = space, []
+        for family in dict.fromkeys(p["family"]):
+            own = (p["family"] == family).to_numpy()
+            kinds = {k: np.flatnonzero(own & (p["kind"] == k).to_numpy()) for k in ("error", "normal")}
+            if len(kinds["error"]) and len(kinds["normal"]):
+                self.families.append((family, kinds["error"], kinds["normal"], np.flatnonzero(own)))
+        self.cut = np.zeros(len(self.families))
+        if boundary == "otsu" and self.families and len(rows):
+            similarity = space.similarity(rows)
+            home, margin = self.home(similarity), self.margins(similarity)
+            for f in range(len(self.families)):
+                self.cut[f] = otsu(margin[home == f, f])
+
+    @property
+    def possible(self) -> bool:
+        """Whether the vocabulary has error and normal phrases at all."""
+        return bool(self.families)
+
+    def home(self, similarity: np.ndarray) -> np.ndarray:
+        """(n,) family of each image: the one whose phrases are nearest on average."""
+        return np.stack([similarity[:, every].mean(axis=1) for *_, every in self.families], axis=1).argmax(axis=1)
+
+    def margins(self, similarity: np.ndarray) -> np.ndarray:
+        """(n, F) margin of each image for each family."""
+        columns = [similarity[:, e].mean(axis=1) - similarity[:, n].mean(axis=1) for _, e, n, _ in self.families]
+        return np.stack(columns, axis=1) - self.cut
+
+    def judge(self, rows: np.ndarray) -> tuple[str, float, int]:
+        """Of a feature's top images: (their family, share that looks like an error, nearest error phrase)."""
+        similarity = self.space.similarity(rows)
+        f = int(np.bincount(self.home(similarity), minlength=len(self.families)).argmax())
+        family, error, _, _ = self.families[f]
+        share = float((self.margins(similarity)[:, f] > 0).mean())
+        return family, share, int(error[similarity[:, error].mean(axis=0).argmax()])
+
+
+def otsu(values: np.ndarray) -> float:
+    """The cut with the largest variance between the two groups it makes; 0 for fewer than 10 values.
+
+    Source: Otsu 1979, exact over all cuts between neighbouring values.
+    """
+    v = np.sort(np.asarray(values, dtype=np.float64))
+    if len(v) < 10 or v[0] == v[-1]:
+        return 0.0
+    n = np.arange(1, len(v))
+    below = np.cumsum(v)[:-1]
+    between = n * (len(v) - n) * (below / n - (v.sum() - below) / (len(v) - n)) ** 2
+    at = int(between.argmax())
+    return float((v[at] + v[at + 1]) / 2)
+
+
+def keyless(features: pd.DataFrame, top: pd.DataFrame, data, config: KeylessConfig | None = None) -> pd.DataFrame:
+    """Names by the encoder's text tower, and verdicts by zero-shot over each feature's top val images. No labels.
+
+    Args:
+        features: features.parquet (feature, assessed).
+        top:      top_images.parquet; only split "val" is used.
+        data:     `mtlib.embed.store.Data`, for x, vocabulary, phrases and facts["labels"].
+    Returns: one line per feature with COLUMNS. Features with too few images, or not assessed, are "skipped" with the
+        reason; where nothing can be judged they still get names.
+    """
+    config = config or KeylessConfig()
+    val = data.rows("val")
+    if len(data.phrases) == 0:
+        return _skipped(features, "keyless", "no vocabulary: nothing to name features with")
+    space = TextSpace(data.x, val, data.vocabulary, data.phrases)
+    zero_shot = ZeroShot(space, val, config.boundary)
+    reason = "" if data.facts["labels"] == "plausibility" else NOTHING
+    reason = reason or ("" if zero_shot.possible else NO_TEXT)
+    lists = dict(_lists(top))
+    lines = [
+        _judge_one(line, lists.get(line.feature), space, zero_shot, reason, config) for line in features.itertuples()
+    ]
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _lists(top: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
+    for feature, part in top[top["split"] == "val"].groupby("feature"):
+        yield int(feature), part.sort_values("rank")
+
+
+def _judge_one(line, images, space: TextSpace, zero_shot: ZeroShot, reason: str, config: KeylessConfig) -> dict:
+    out = {"feature": int(line.feature), "judge": "keyless", "phrase": "", "verdict": "skipped", "category": ""}
+    out |= {"confidence": np.nan, "detail": ""}
+    n = 0 if images is None else len(images)
+    if n < config.min_images:
+        return out | {"detail": f"only {n} images activate it"}
+    rows = images["row"].to_numpy()
+    best, cosine = space.name(rows, images["activation"].to_numpy())
+    phrase = space.phrases.iloc[best]
+    out |= {"phrase": str(phrase["phrase"]), "category": category(phrase)}
+    if reason or not line.assessed:
+        return out | {"detail": reason or "fewer than 10 activating test images"}
+    family, share, error = zero_shot.judge(rows)
+    is_error = share >= config.share
+    if is_error and phrase["kind"] != "error":
+        out |= {"phrase": str(space.phrases["phrase"].iloc[error])}
+    detail = f"{round(share * n)} of {n} top images look like an error of {family or 'some kind'}; cosine {cosine:.2f}"
+    return out | {
+        "verdict": "error" if is_error else "no_error",
+        "category": category(space.phrases.iloc[error]) if is_error else family,
+        "confidence": share if is_error else 1 - share,
+        "detail": detail,
+    }
+
+
+def category(phrase: pd.Series) -> str:
+    """The kind of a phrase: its published category, its cause, its family, or what it is (object, nuisance, word)."""
+    for name in ("category", "cause", "family", "kind"):
+        if phrase.get(name):
+            return str(phrase[name])
+    return ""
+
+
+def truth(features: pd.DataFrame) -> pd.DataFrame:
+    """The demo's truth as a judge: error where 05 found that the feature truly stands for one cause."""
+    if "is_error" not in features:
+        return _skipped(features, "truth", "no truth: these images were not rendered")
+    detail = [f"{s:.0%} of its top val images show {c or 'no cause'}" for s, c in _pairs(features)]
+    verdict = np.where(features["is_error"], "error", "no_error")
+    frame = pd.DataFrame({"feature": features["feature"], "judge": "truth", "phrase": features["top_cause"]})
+    frame["verdict"] = np.where(features["assessed"], verdict, "skipped")
+    frame["category"], frame["confidence"] = features["top_cause"], features["top_cause_share"]
+    frame["detail"] = np.where(features["assessed"], detail, "fewer than 10 activating test images")
+    return frame[COLUMNS]
+
+
+def _pairs(features: pd.DataFrame):
+    return zip(features["top_cause_share"], features["top_cause"], strict=True)
+
+
+def threshold(features: pd.DataFrame, ratio: float = 0.95) -> pd.DataFrame:
+    """The published rule as a judge: error where at least `ratio` of the activating test images are implausible."""
+    if features["error_ratio"].isna().all():
+        return _skipped(features, "threshold", NOTHING)
+    frame = pd.DataFrame({"feature": features["feature"], "judge": "threshold", "phrase": ""})
+    verdict = np.where(features["error_ratio"] >= ratio, "error", "no_error")
+    frame["verdict"] = np.where(features["assessed"], verdict, "skipped")
+    frame["category"], frame["confidence"] = "", features["error_ratio"]
+    frame["detail"] = np.where(features["assessed"], "", "fewer than 10 activating test images")
+    return frame[COLUMNS]
+
+
+def _skipped(features: pd.DataFrame, judge: str, reason: str) -> pd.DataFrame:
+    frame = pd.DataFrame({"feature": features["feature"], "judge": judge, "phrase": "", "verdict": "skipped"})
+    frame["category"], frame["confidence"], frame["detail"] = "", np.nan, reason
+    return frame[COLUMNS]
+
+
+def in_order(features: pd.DataFrame) -> pd.DataFrame:
+    """Features in the order in which a reader wants them: assessed first, the most surely tied to errors, then density."""
+    keys = ["assessed", "error_low", "density", "feature"]
+    return features.sort_values(keys, ascending=[False, False, False, True], na_position="last")
+
+
+def only_first(verdicts: pd.DataFrame, features: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Verdicts with all but the first `n` features (see `in_order`) set to skipped; n = 0 keeps all."""
+    if n <= 0:
+        return verdicts
+    rest = ~verdicts["feature"].isin(in_order(features)["feature"].head(n)) & (verdicts["verdict"] != "skipped")
+    out = verdicts.copy()
+    out.loc[rest, "verdict"] = "skipped"
+    out.loc[rest, ["confidence", "detail"]] = [np.nan, f"beyond max_features = {n}"]
+    return out
+
+
+def beside(features: pd.DataFrame, verdicts: pd.DataFrame, judge: str) -> pd.DataFrame:
+    """Named features in reading order: a judge's words beside the error ratio and, on the demo, the true cause."""
+    own = verdicts[(verdicts["judge"] == judge) & (verdicts["phrase"] != "")]
+    columns = ["feature", "density", "error_ratio", *[c for c in ("top_cause", "is_error") if c in features]]
+    words = own[["feature", "phrase", "verdict", "confidence", "detail"]]
+    joined = in_order(features)[columns].merge(words, on="feature")
+    return joined[["feature", "phrase", "verdict", "confidence", "detail", *columns[1:]]]

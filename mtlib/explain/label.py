@@ -1,0 +1,156 @@
+"""Label new images: which features fire, what each stands for, and how often it was wrong where the truth was known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from mtlib.embed.encoders import Encoder
+from mtlib.embed.images import load_image, to_rgb
+from mtlib.features.methods import interpreted
+from mtlib.learn.classifier import Classifier
+from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
+
+STAGES = ("01_embed", "03_train", "05_features", "06_interpret")
+THRESHOLD = 0.5
+
+
+class Labeler:
+    """What a finished run says about an image it has not seen. Every artifact is verified when it is opened.
+
+    Args:
+        run_dir:   folder of the run, e.g. "runs/demo"; relative paths are taken from the repository root.
+        method:    a method's name; "" takes the first that was trained.
+        threshold: a feature counts as present when its activation, in the coder's own units, is above it (published:
+            0.5). The fixed JumpReLU of the published coders adds 1 to what passes its jump, so there 0.5 keeps weak
+            activations between 0.5 and 1 and everything beyond the jump; a coder trained on another scale may need
+            another value, and 0 keeps every feature that fires.
+        judge:     whose phrases and verdicts are shown; "" takes the one 06 ran with.
+    Raises: ArtifactError when a stage is missing or damaged; ValueError for an unknown method or threshold < 0.
+    """
+
+    def __init__(self, run_dir: str | Path, method: str = "", threshold: float = THRESHOLD, judge: str = ""):
+        if not 0 <= threshold < float("inf"):
+            raise ValueError(f"threshold = {threshold}: must be finite and >= 0")
+        folders = _stages(Path(run_dir))
+        self.run_dir, self.threshold = Path(run_dir), threshold
+        self.facts = read_meta(folders["01_embed"])["facts"]
+        self.method, self.coder = _coder(folders["03_train"], method)
+        self.classifier, self.classes = _classifier(folders.get("02_classify"))
+        self.features = pd.read_parquet(folders["05_features"] / "features" / self.method / "features.parquet")
+        verdicts = pd.read_parquet(folders["06_interpret"] / "explanations" / self.method / "verdicts.parquet")
+        self.judge = judge or read_meta(folders["06_interpret"])["facts"].get("judge", "keyless")
+        if self.judge not in set(verdicts["judge"]):
+            raise ValueError(f"judge = {self.judge!r}: 06 has verdicts of {sorted(set(verdicts['judge']))}")
+        self.verdicts = verdicts[verdicts["judge"] == self.judge].set_index("feature")
+        self.features = self.features.set_index("feature")
+        self._encoder: Encoder | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that made the run's embeddings, loaded when it is first needed; its fingerprint is checked."""
+        if self._encoder is None:
+            self._encoder = Encoder.of(self.facts)
+        return self._encoder
+
+    def embed(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        """(D,) embedding of an image: a path, a PIL image, or an embedding that is already there.
+
+        Raises: ImageRefused for a bad file; ValueError for an array of another width or with NaN.
+        """
+        if isinstance(image, np.ndarray):
+            width = self.facts["d_in"]
+            if image.shape != (width,) or not np.isfinite(image).all():
+                raise ValueError(f"an embedding must be {width} finite numbers, got shape {image.shape}")
+            return image.astype(np.float32)
+        picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))[0]
+        return self.encoder.encode_images([picture])[0]
+
+    def get_explanations(self, image: str | Path | Image.Image | np.ndarray) -> list[dict]:
+        """The features present in an image, strongest first, in the published format.
+
+        Args:
+            image: path, PIL image, or (D,) embedding.
+        Returns: dicts of feature_num, activation, explanation ("" when it has no name), wrong_ratio (share of its
+            activating test images that are implausible; None without labels), wrong_count, total_count, verdict.
+        """
+        return self.explain(self.embed(image))
+
+    @torch.no_grad()
+    def explain(self, x: np.ndarray) -> list[dict]:
+        """Like `get_explanations`, for an embedding (D,)."""
+        z = self.coder.encode(torch.from_numpy(x)[None])[0].numpy()
+        present = np.flatnonzero(z > self.threshold)
+        order = present[np.lexsort((present, -z[present]))]
+        return [self._line(int(f), float(z[f])) for f in order]
+
+    def _line(self, feature: int, activation: float) -> dict:
+        line, verdict = self.features.loc[feature], self.verdicts.loc[feature]
+        known = pd.notna(line["error_ratio"])
+        return {
+            "feature_num": feature,
+            "activation": activation,
+            "explanation": str(verdict["phrase"] or ""),
+            "wrong_ratio": float(line["error_ratio"]) if known else None,
+            "wrong_count": int(line["n_error"]) if known else None,
+            "total_count": int(line["n_active_test"]),
+            "verdict": str(verdict["verdict"]),
+        }
+
+    @torch.no_grad()
+    def label(self, image: str | Path | Image.Image | np.ndarray) -> dict:
+        """What the run says about one image.
+
+        Returns: probability (of being implausible; None without such a classifier), predicted ("implausible" |
+            "plausible" | a class name | ""), reasons (explanations of the features with verdict "error"),
+            explanations (all).
+        """
+        x = self.embed(image)
+        explanations = self.explain(x)
+        out = {"probability": None, "predicted": ""}
+        if self.classifier is not None:
+            logits = self.classifier(torch.from_numpy(x)[None])[0]
+            if self.facts["labels"] == "plausibility":
+                out["probability"] = float(torch.sigmoid(logits))
+                out["predicted"] = "implausible" if logits > 0 else "plausible"
+            else:
+                best = int(logits.argmax()) if logits.ndim else int(logits > 0)
+                out["predicted"] = self.classes[best] if best < len(self.classes) else str(best)
+        reasons = [e["explanation"] for e in explanations if e["verdict"] == "error"]
+        return out | {"reasons": list(dict.fromkeys(reasons)), "explanations": explanations}
+
+
+def _stages(run_dir: Path) -> dict[str, Path]:
+    """Folders of the run's artifacts, verified; 02 may be missing, the others may not."""
+    run_dir = run_dir if run_dir.is_absolute() else Path(__file__).resolve().parents[2] / run_dir
+    names = current(run_dir)
+    for stage in STAGES:
+        if stage not in names:
+            raise ArtifactError(f"{run_dir}: no artifact of {stage} yet; run notebook {stage} first")
+    folders = {stage: run_dir / names[stage] for stage in (*STAGES, "02_classify") if stage in names}
+    for folder in folders.values():
+        verify(folder)
+    return folders
+
+
+def _coder(train: Path, method: str) -> tuple[str, SparseCoder]:
+    coders = interpreted(train)
+    usable = coders[coders["status"] == "ok"]
+    if method and method not in set(coders["method"]):
+        raise ValueError(f"method = {method!r}: this run has {sorted(coders['method'])}")
+    line = usable[usable["method"] == method] if method else usable
+    if line.empty:
+        why = coders.loc[coders["method"] == method, "reason"].iloc[0] if method else "no method was trained"
+        raise ValueError(f"method = {method!r} has no coder: {why}")
+    return str(line.iloc[0]["method"]), SparseCoder.from_pretrained(train / line.iloc[0]["folder"])
+
+
+def _classifier(classify: Path | None) -> tuple[Classifier | None, list[str]]:
+    if classify is None or read_meta(classify)["facts"].get("status") != "ok":
+        return None, []
+    return Classifier.load(classify / "classifier"), list(read_meta(classify)["facts"].get("class_names", []))

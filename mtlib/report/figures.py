@@ -1,0 +1,108 @@
+"""Notebook 07's figures. Each takes the frame that is saved beside it; names from the data are shown literally."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mtlib.report.plots import PALETTE
+from mtlib.report.text import escape_figure, shorten
+
+TITLES = {
+    "relevance_threshold": "error ratio ≥ 0.95",
+    "relevance_enriched": "enriched, BH q ≤ 0.05",
+    "relevance_enriched_by": "enriched, BY q ≤ 0.05",
+}
+
+
+def relevance_bars(long: pd.DataFrame) -> Figure:
+    """Share of all latents that each score calls an error feature, by method, with 95% intervals.
+
+    Args:
+        long: what `results.relevance_long` returned.
+    """
+    names = [TITLES.get(s) or f"judge: {j}" for s, j in zip(long["score"], long["judge"], strict=True)]
+    long = long.assign(name=names)
+    methods, scores = list(dict.fromkeys(long["method"])), list(dict.fromkeys(long["name"]))
+    fig, ax = plt.subplots(figsize=(1.6 + 2.0 * len(scores), 3.8))
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        own = long[long["method"] == method].set_index("name").reindex(scores)
+        at = np.arange(len(scores)) + (i - (len(methods) - 1) / 2) * width
+        error = np.abs(np.stack([own["share"] - own["low"], own["high"] - own["share"]])) * 100
+        bar = dict(width=width * 0.92, color=PALETTE[i % len(PALETTE)], label=escape_figure(method))
+        ax.bar(at, own["share"] * 100, yerr=error, error_kw={"elinewidth": 1, "ecolor": "#333"}, **bar)
+    ax.set_xticks(range(len(scores)), [escape_figure(s) for s in scores])
+    ax.set(ylabel="share of all latents (%)", ylim=(0, None))
+    ax.legend(frameon=False, fontsize=9)
+    ax.grid(axis="x", visible=False)
+    return fig
+
+
+def generator_rates(frame: pd.DataFrame) -> Figure:
+    """Each generator's failure rate: raw, corrected with its 95% interval, and true where it is known."""
+    frame = frame.sort_values("corrected_rate", ascending=False, kind="stable")
+    at = np.arange(len(frame))
+    fig, ax = plt.subplots(figsize=(6.8, 1.3 + 0.5 * len(frame)))
+    error = np.abs(np.stack([frame["corrected_rate"] - frame["low"], frame["high"] - frame["corrected_rate"]])) * 100
+    style = dict(fmt="o", color=PALETTE[0], capsize=4, markersize=7)
+    ax.errorbar(frame["corrected_rate"] * 100, at, xerr=error, label="corrected, 95% interval", **style)
+    ax.plot(frame["raw_rate"] * 100, at, "|", color="#777777", markersize=14, label="flagged by the classifier")
+    if "true_rate" in frame:
+        ax.plot(frame["true_rate"] * 100, at, "D", color=PALETTE[3], markersize=6, label="true rate", zorder=3)
+    ax.set_yticks(at, [escape_figure(shorten(g, 30)) for g in frame["generator"]])
+    ax.set(xlabel="images with a physical error (%)", xlim=(0, None), ylim=(-0.6, len(frame) - 0.4))
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
+def generator_heatmap(frame: pd.DataFrame) -> Figure:
+    """How often each error feature fires on each generator's images, features named."""
+    wide = frame.pivot(index="feature", columns="generator", values="rate").loc[list(dict.fromkeys(frame["feature"]))]
+    names = frame.drop_duplicates("feature").set_index("feature")["phrase"]
+    fig, ax = plt.subplots(figsize=(5.0 + 1.2 * wide.shape[1], 1.2 + 0.36 * len(wide)))
+    image = ax.imshow(wide.to_numpy() * 100, aspect="auto", cmap="cividis", vmin=0)
+    ax.set_xticks(range(wide.shape[1]), [escape_figure(shorten(g, 16)) for g in wide.columns])
+    ax.set_yticks(range(len(wide)), [escape_figure(f"{shorten(names[f], 44)}  #{f}") for f in wide.index])
+    ax.grid(visible=False)
+    middle = wide.to_numpy().max() * 50
+    for (i, j), value in np.ndenumerate(wide.to_numpy() * 100):
+        ax.text(
+            j, i, f"{value:.0f}", ha="center", va="center", fontsize=9, color="white" if value < middle else "black"
+        )
+    fig.colorbar(image, label="images on which it fires (%)", shrink=0.9)
+    return fig
+
+
+def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
+    """Some new images beside the explanations of the features that fire on them.
+
+    Args:
+        shown: list of (name, known, PIL image, dicts), as `results.label_table` returns.
+    """
+    shown = shown[:n]
+    columns = 2 if len(shown) > 1 else 1
+    rows = -(-len(shown) // columns)
+    fig, axes = plt.subplots(rows, 2 * columns, figsize=(6.2 * columns, 1.9 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, (_, known, image, found) in enumerate(shown):
+        picture, text = axes[i // columns, 2 * (i % columns)], axes[i // columns, 2 * (i % columns) + 1]
+        picture.imshow(image)
+        picture.set_title(escape_figure(f"known: {known}") if known else "", fontsize=9)
+        errors_first = sorted(found, key=lambda d: d.get("verdict") != "error")[:n_features]
+        for j, d in enumerate(errors_first):
+            colour = PALETTE[3] if d.get("verdict") == "error" else "#333333"
+            place = dict(va="top", transform=text.transAxes, color=colour)
+            text.text(-0.25, 0.95 - 0.22 * j, _explained(d), fontsize=8.5, **place)
+        if not found:
+            text.text(-0.25, 0.95, "no feature fires", fontsize=8.5, va="top", transform=text.transAxes)
+    return fig
+
+
+def _explained(found: dict) -> str:
+    mark = "error: " if found.get("verdict") == "error" else ""
+    wrong = f"\n{found['wrong_count']} of {found['total_count']} such test images are implausible" if found.get("wrong_count") is not None else ""  # fmt: skip
+    return escape_figure(f"{found['activation']:.2g}  {mark}{shorten(found['explanation'] or '(no name)', 52)}") + wrong

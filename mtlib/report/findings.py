@@ -1,0 +1,173 @@
+"""The sections of a report on what was found: methods at a glance, features, judges, relevance, generators, labels."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mtlib.report import browse, results
+from mtlib.report.reader import Reader
+from mtlib.report.sections import causes_by_method, figures, picture, table
+from mtlib.report.text import escape_markdown as md
+from mtlib.report.text import interval, markdown_table, number, percent, shorten
+
+NULL_GOAL = 0.08  # share of shuffled runs that may find any enriched feature
+NOT_JUDGES = ("truth", "threshold")  # scores that read the answer or the labels, not second opinions
+
+
+def glance(reader: Reader) -> str:
+    """Every method on one line: codes, causes, relevance, judge."""
+    if reader.table("07_relevance").empty:
+        return "*No table 07_relevance.*"
+    out = _relevance_shown(reader)
+    metrics = reader.table("04_metrics")
+    if "l0" in metrics:
+        first = metrics.drop_duplicates("method")[["method", "l0", "fvu"]]
+        out = out.merge(first, on="method", how="left")
+    found = causes_by_method(reader)
+    out = out.merge(found, on="method", how="left")
+    out["reached"] = [
+        f"{int(r)} of {int(n)}" if pd.notna(n) else "" for r, n in zip(out["reached"], out["causes"], strict=True)
+    ]
+    judged = reader.table("06_judges")
+    if len(judged):
+        own = judged[(judged["captioned"] == "all") & ~judged["judge"].isin(NOT_JUDGES)].drop_duplicates("method")
+        out = out.merge(own[["method", "f1"]].rename(columns={"f1": "judge_f1"}), on="method", how="left")
+    names = {"method": "method", "target": "learns", "l0": "L0", "fvu": "FVU", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "reason": "not run because"}  # fmt: skip
+    kept = {c: n for c, n in names.items() if c in out and not (out[c].isna() | (out[c].astype(str) == "")).all()}
+    return f"{markdown_table(out, kept)}\n\nFVU compares methods only where they learn the same thing."
+
+
+def features(reader: Reader, n: int = 6) -> str:
+    """Collages of real error features with their names, of the first method that has them."""
+    shown = gallery(reader, n)
+    if not shown:
+        return "No collage to show: no interpreted feature of this run has one."
+    lines = []
+    for left, right in zip(shown[::2], shown[1::2] + [None] * (len(shown) % 2), strict=True):
+        pair = [p for p in (left, right) if p]
+        if not lines:
+            lines += ["| " + " | ".join(" " for _ in pair) + " |", "|" + "---|" * len(pair)]
+        lines.append("| " + " | ".join(_picture(p) for p in pair) + " |")
+        lines.append("| " + " | ".join(_words(p) for p in pair) + " |")
+    why = results.nothing_to_judge(reader)
+    head = "Error features, most certain first" if not why else "Features, most active first"
+    return f"{head}: the images on which each fires most, with activation and label.\n\n" + "\n".join(lines)
+
+
+def gallery(reader: Reader, n: int) -> list[dict]:
+    """Up to n features to show, over methods in order: error features where there are any, one per name, with a collage."""
+    shown, judged = [], not results.nothing_to_judge(reader)
+    for method in reader.methods():
+        collages, table_ = reader.collages(method), browse.feature_table(reader, method)
+        if judged:
+            found = results.error_features(reader, method, n=len(table_))
+        else:
+            found = table_.assign(_=-table_["density"] * table_["mean_activation"]).sort_values(["_", "feature"])
+        found = found[found["feature"].isin(list(collages))].head(n - len(shown))
+        shown += [{"method": method, "file": collages[int(f.feature)].name, "row": f} for f in found.itertuples()]
+    return shown
+
+
+def _picture(shown: dict) -> str:
+    name = f"feature {int(shown['row'].feature)} of {shown['method']}"
+    return f"![{md(name)}](collages/{shown['method']}/{shown['file']})"
+
+
+def _words(shown: dict) -> str:
+    row = shown["row"]
+    text = f"**{md(shorten(row.phrase or '(no name)', 80))}**<br>{md(shown['method'])} #{int(row.feature)}"
+    if pd.notna(row.error_ratio):
+        ratio = interval(row.error_ratio, row.error_low, row.error_high)
+        text += (
+            f", error ratio {ratio} of {number(int(row.n_active_test))} test images, base rate {percent(row.base_rate)}"
+        )
+    return text
+
+
+def judges(reader: Reader) -> str:
+    """Judges against the truth, captioned and uncaptioned causes apart."""
+    why = results.nothing_to_judge(reader)
+    if why:
+        return f"Skipped: {md(why)}."
+    if reader.table("06_judges").empty:
+        return "Verdicts exist, but there is no truth to check them against: nobody knows what each feature really is. Take them as suggestions."
+    names = {"method": "method", "judge": "judge", "captioned": "causes", "n_assessed": "features", "n_error": "called errors", "n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa"}  # fmt: skip
+    return (
+        "A feature is truly an error feature when at least 80% of its top images share one cause and the cause is enriched on test. "
+        "Causes that the encoder's captions never named stand apart: a judge that reads names with the same encoder has not been told them.\n\n"
+        + "\n\n".join([table(reader, "06_judges", names), *figures(reader, "06")])
+    )
+
+
+def relevance(reader: Reader) -> str:
+    """Relevance of every method over one denominator, and its null."""
+    frame = reader.table("07_relevance")
+    if frame.empty:
+        return "*No table 07_relevance.*"
+    scores = _scores(frame)
+    names = {"method": "method", "target": "learns", "n_latents": "latents", "assessed_rate": "assessed"}
+    names |= {s: s.replace("judge_", "judge: ").replace("enriched_by", "enriched (BY)") for s in scores}
+    names |= {"reason": "reason"} if (frame["reason"] != "").any() else {}
+    text = "Share of *all* latents that count as error features, with 95% intervals; features with fewer than 10 activating test images are not assessed and count as no."
+    parts = [text, markdown_table(_relevance_shown(reader), names), "[Whole table](tables/07_relevance.csv)"]
+    parts += [picture(n) for n in ("07_relevance_scores",) if n in reader.figures("07")]
+    null = reader.table("07_null")
+    if not null.empty:
+        names = {"method": "method", "observed": "enriched features", "runs_with_discovery": "shuffled runs with any", "low": "low", "high": "high", "n_permutations": "runs"}  # fmt: skip
+        parts += [
+            f"Null of *enriched*: the test labels shuffled within family. {null_reading(null)}",
+            markdown_table(null, names),
+        ]
+    return "\n\n".join(parts)
+
+
+def null_reading(null: pd.DataFrame) -> str:
+    """What the permutation null says, in words."""
+    often = null[null["runs_with_discovery"] > NULL_GOAL]
+    if often.empty:
+        return f"At most {percent(null['runs_with_discovery'].max())} of the shuffled runs find anything; the goal is {percent(NULL_GOAL)}."
+    names = ", ".join(md(m) for m in often["method"])
+    return (
+        f"More than {percent(NULL_GOAL)} of the shuffled runs find something for {names}: families that differ in their share of "
+        "implausible images make family detectors look enriched. Subtract what shuffling finds before believing the share."
+    )
+
+
+def _scores(frame: pd.DataFrame) -> list[str]:
+    return [c for c in frame if f"{c}_low" in frame]
+
+
+def _relevance_shown(reader: Reader) -> pd.DataFrame:
+    """07_relevance with shares and intervals as text."""
+    frame = reader.table("07_relevance")
+    for score in _scores(frame):
+        rows = zip(frame[score], frame[f"{score}_low"], frame[f"{score}_high"], strict=True)
+        frame[score] = [interval(v, low, high) for v, low, high in rows]
+    if "assessed_rate" in frame:
+        frame["assessed_rate"] = frame["assessed_rate"].map(percent)
+    frame["n_latents"] = pd.to_numeric(frame["n_latents"], errors="coerce").astype("Int64")
+    return frame
+
+
+def generators(reader: Reader) -> str:
+    """The ranking of generators, or why there is none."""
+    frame = reader.table("07_generators")
+    if frame.empty or "corrected_rate" not in frame or frame["corrected_rate"].isna().all():
+        reason = frame["reason"].iloc[0] if "reason" in frame and len(frame) else "no table 07_generators"
+        return f"Skipped: {md(reason)}."
+    names = {"rank": "rank", "generator": "generator", "n": "images", "raw_rate": "flagged", "corrected_rate": "corrected", "low": "low", "high": "high", "true_rate": "true rate", "true_rank": "true rank"}  # fmt: skip
+    text = "How often each generator's images fail, least failing first; corrected for the classifier's misses and false alarms on val (Rogan-Gladen, both uncertainties bootstrapped)."
+    shown = ("07_generators", "07_generator_features")
+    parts = [text, table(reader, "07_generators", names)]
+    return "\n\n".join(parts + [picture(n) for n in shown if n in reader.figures("07")])
+
+
+def new_images(reader: Reader) -> str:
+    """Labels for new images."""
+    frame = reader.table("07_labels")
+    if frame.empty or "image" not in frame or (frame["image"].fillna("") == "").all():
+        reason = frame["reason"].iloc[0] if "reason" in frame and len(frame) else "no table 07_labels"
+        return f"Skipped: {md(reason)}."
+    fired = frame[frame["status"] == "ok"]
+    text = f"{number(frame['image'].nunique())} images, {number(len(fired))} explanations in [the table](tables/07_labels.csv)."
+    return "\n\n".join([text] + [picture("07_labels")] * ("07_labels" in reader.figures("07")))

@@ -1,0 +1,254 @@
+"""Notebook 07's tables: relevance of every method, its null, the ranking of generators, labels of new images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mtlib.embed.store import Data
+from mtlib.explain.generators import detector_counts, failure_rates, firing_rates
+from mtlib.explain.relevance import permutation_null, relevance_table, same_denominator
+from mtlib.features.methods import interpreted
+from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.report import browse
+from mtlib.report.reader import Reader
+
+SCORES = {  # score of the long table -> short name in the wide one
+    "relevance_threshold": "threshold",
+    "relevance_enriched": "enriched",
+    "relevance_enriched_by": "enriched_by",
+}
+BATCH = 2048
+
+
+def coder_lines(reader: Reader) -> pd.DataFrame:
+    """coders.csv of 03: the first line of every method (the seed that was interpreted, or why there is none)."""
+    return interpreted(reader.folders["03_train"])
+
+
+def load_coder(reader: Reader, method: str) -> SparseCoder:
+    """The interpreted coder of a method."""
+    line = coder_lines(reader).set_index("method").loc[method]
+    return SparseCoder.from_pretrained(reader.folders["03_train"] / line["folder"])
+
+
+def nothing_to_judge(reader: Reader) -> str:
+    """Why no feature of this run can be called a physical error; "" when it can."""
+    kind = reader.facts("01_embed").get("labels", "none")
+    if kind == "plausibility":
+        return ""
+    what = "only class folders" if kind == "classes" else "no labels"
+    return f"the images have {what}, nobody said which are implausible: there is nothing to judge errors against"
+
+
+def relevance_long(reader: Reader) -> pd.DataFrame:
+    """Every relevance score of every interpreted method: one line per method and score, judges included.
+
+    Returns: frame of `share_line`s with target; empty when there is nothing to judge errors against.
+    Raises: ValueError when methods have different denominators.
+    """
+    if nothing_to_judge(reader):
+        return pd.DataFrame()
+    targets = coder_lines(reader).set_index("method")["target"]
+    frames = [
+        relevance_table(m, reader.features(m), reader.verdicts(m)).assign(target=targets[m]) for m in reader.methods()
+    ]
+    frames = [f for f in frames if len(f)]
+    return same_denominator(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame()
+
+
+def relevance_wide(reader: Reader, long: pd.DataFrame) -> pd.DataFrame:
+    """The relevance table that others read: one line per method, the skipped ones with their reason.
+
+    Returns: frame of method, target, n_latents, assessed, assessed_rate, then for threshold, enriched, enriched_by and
+        judge_<name>: the share, _n, _low and _high, and for judges _refused, _failed, _skipped; status, reason.
+    """
+    why, lines = nothing_to_judge(reader), []
+    for coder in coder_lines(reader).itertuples():
+        line = {"method": coder.method, "target": coder.target}
+        own = long[long["method"] == coder.method] if len(long) else long
+        if len(own) == 0:
+            reason = coder.reason if coder.status != "ok" else why or "its features were not interpreted"
+            n = len(reader.features(coder.method)) if coder.method in reader.methods() else None
+            lines.append(line | {"n_latents": n, "status": "skipped", "reason": reason})
+            continue
+        first = own.iloc[0]
+        line |= {"n_latents": first["n_latents"], "assessed": first["n_assessed"]}
+        line |= {"assessed_rate": first["assessed_rate"]}
+        for score in own.to_dict("records"):
+            name = SCORES.get(score["score"]) or f"judge_{score['judge']}"
+            line |= {name: score["share"], f"{name}_n": score["n_yes"]}
+            line |= {f"{name}_low": score["low"], f"{name}_high": score["high"]}
+            if score["score"] == "relevance_judge":
+                line |= {f"{name}_{v}": score[f"n_{v}"] for v in ("refused", "failed", "skipped")}
+        lines.append(line | {"status": "ok", "reason": ""})
+    frame = pd.DataFrame(lines)
+    counts = [
+        c for c in frame if c in ("n_latents", "assessed") or c.endswith(("_n", "_refused", "_failed", "_skipped"))
+    ]
+    frame[counts] = frame[counts].astype("Int64")
+    return frame[[c for c in frame if c not in ("status", "reason")] + ["status", "reason"]]
+
+
+def null_table(reader: Reader, data: Data, seed: int = 0) -> pd.DataFrame:
+    """The permutation null of relevance_enriched for every interpreted method: labels shuffled within family.
+
+    Returns: frame of method and what `permutation_null` returns; empty when there is nothing to judge errors against.
+    """
+    if nothing_to_judge(reader):
+        return pd.DataFrame()
+    labels = data.labels()
+    rows = data.rows("test")
+    rows = rows[labels[rows] >= 0]
+    family = data.manifest["class_name"] if data.truth is None else data.truth["family"]
+    groups = family.fillna("").astype(str).to_numpy()[rows]
+    lines = []
+    for method in reader.methods():
+        active = np.concatenate([z > 0 for _, z in codes(load_coder(reader, method), data.x, rows)])
+        lines.append({"method": method} | permutation_null(active, labels[rows], groups, seed=seed))
+    return pd.DataFrame(lines)
+
+
+def codes(coder: SparseCoder, x: np.ndarray, rows: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """(rows (B,), z (B, S)) batch by batch."""
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        with torch.no_grad():
+            yield some, coder.encode(torch.from_numpy(np.asarray(x[some], dtype=np.float32))).numpy()
+
+
+# ---- generators
+
+
+def why_no_generators(data: Data) -> str:
+    """Why generators cannot be ranked in this run; "" when they can."""
+    if data.facts.get("labels") != "plausibility" or data.logits is None:
+        return "there is no plausibility classifier in this run to say which images fail"
+    if not (data.manifest["generator"].fillna("") != "").any():
+        return "the run has no images of generators (a folder generators/<name>/ beside the labelled ones)"
+    val = data.labels(data.rows("val"))
+    return "" if {0, 1} <= set(val) else "the val split lacks one of the two labels, so the classifier has no rates"
+
+
+def generator_ranking(data: Data, seed: int = 0) -> pd.DataFrame:
+    """Generators by failure rate, least failing first, corrected for the classifier's own errors (Rogan-Gladen).
+
+    Returns: frame of generator, n, raw_rate, raw_low, raw_high, corrected_rate, low, high, rank, sensitivity,
+        specificity; with a known truth also true_rate, true_rank, inside.
+    """
+    val, generator = data.rows("val"), data.manifest["generator"].fillna("").to_numpy(dtype=str)
+    flagged = np.asarray(data.logits) > 0
+    labels = data.labels(val)
+    detector = detector_counts(flagged[val[labels >= 0]], labels[labels >= 0])
+    true = None
+    if data.truth is not None:
+        known = data.truth[generator != ""]
+        true = known["label"].astype(float).groupby(generator[generator != ""]).mean().to_dict()
+    frame = failure_rates(generator, flagged, detector, true, seed=seed)
+    names = {"apparent": "raw_rate", "apparent_low": "raw_low", "apparent_high": "raw_high", "rate": "corrected_rate"}
+    frame = frame.drop(columns="rank").rename(columns=names)
+    frame["rank"] = frame["corrected_rate"].rank(method="min").astype("Int64")
+    if "true_rate" in frame:
+        frame["true_rank"] = frame["true_rate"].rank(method="min").astype("Int64")
+    return frame
+
+
+def error_features(reader: Reader, method: str, n: int = 12) -> pd.DataFrame:
+    """The error features of a method to show: enriched on test, called an error by its judge, one per name, safest first.
+
+    Returns: frame of at most n lines of browse.feature_table; empty when there are none.
+    """
+    table = browse.feature_table(reader, method)
+    keep = table["assessed"].astype(bool) & (table["q_bh"] <= 0.05) & (table["verdict"] == "error")
+    ordered = table[keep].sort_values(["error_low", "feature"], ascending=[False, True])
+    return ordered.drop_duplicates("phrase").head(n)
+
+
+def generator_features(reader: Reader, data: Data, method: str, shown: pd.DataFrame) -> pd.DataFrame:
+    """How often each error feature fires on each generator's images.
+
+    Args:
+        shown: what `error_features` returned.
+    Returns: frame of method, generator, feature, phrase, n, n_fired, rate, low, high.
+    """
+    generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
+    rows = np.flatnonzero(generator != "")
+    frame = firing_rates(codes(load_coder(reader, method), data.x, rows), generator, shown["feature"].to_numpy())
+    frame.insert(0, "method", method)
+    frame.insert(3, "phrase", frame["feature"].map(shown["phrase"]))
+    return frame
+
+
+# ---- labels for new images
+
+
+def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tuple[list[tuple[str, Path, str]], str]:
+    """Which images to label: those of a folder, else some of the generators', else held-out test images.
+
+    Args:
+        folder: label_images; "" for images of the run; relative paths are taken from `root`.
+        n:      at most so many, drawn evenly over the generators.
+    Returns: list of (name, file, what is known of it), and a sentence that says what they are, or why there are none.
+    Raises: FileNotFoundError when the folder does not exist.
+    """
+    if folder:
+        from mtlib.embed.data import find_images
+        from mtlib.embed.names import unescape
+
+        base = root / folder
+        if not base.is_dir():
+            raise FileNotFoundError(f"label_images = {folder!r}: no such folder")
+        found = find_images(base)
+        paths = found.loc[found["status"] == "ok", "path"].tolist()[:n]
+        return [(p, base / unescape(p), "") for p in paths], f"{len(paths)} images of the folder label_images"
+    if data.image_root is None:
+        return [], "the run has no images (embeddings came as an array), and label_images is empty"
+    rng = np.random.default_rng(seed)
+    generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
+    names = sorted(set(generator) - {""})
+    pools = [np.flatnonzero(generator == g) for g in names] or [data.rows("test")]
+    rows = [r for pool in pools for r in rng.permutation(pool)[: max(1, n // len(pools))]]
+    kind = "images of the generators, which no stage has learned from" if names else "held-out test images"
+    truth = data.truth["cause"].fillna("").to_numpy(dtype=str) if data.truth is not None else None
+    known = ["" if truth is None else truth[r] or "plausible" for r in rows]
+    out = [(str(data.manifest["path"].iloc[r]), data.images(r), k) for r, k in zip(rows, known, strict=True)]
+    return out, f"{len(out)} {kind}"
+
+
+def label_table(labeler, images: list[tuple[str, Path, str]], method: str) -> tuple[pd.DataFrame, list]:
+    """What the labeler says of each image, and the images that could be read.
+
+    Args:
+        labeler: has get_explanations(PIL image) -> list of dicts.
+        images:  what `new_images` returned.
+    Returns: frame of image, known, status, rank, feature, activation, explanation, verdict, wrong_ratio, wrong_count,
+        total_count (an image on which nothing fires, or that cannot be read, has one line that says so);
+        list of (name, known, PIL image, its dicts).
+    """
+    from mtlib.embed.images import ImageRefused, load_image
+
+    lines, shown = [], []
+    for name, file, known in images:
+        head = {"method": method, "image": name, "known": known}
+        try:
+            image, _ = load_image(file)
+        except ImageRefused as refused:
+            lines.append(head | {"status": refused.reason})
+            continue
+        found = labeler.get_explanations(image)
+        shown.append((name, known, image, found))
+        for rank, d in enumerate(found, 1):
+            keys = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count")
+            line = head | {"status": "ok", "rank": rank, "feature": d["feature_num"]}
+            lines.append(line | {k: d.get(k) for k in keys})
+        if not found:
+            lines.append(head | {"status": "no feature fires"})
+    columns = ["method", "image", "known", "status", "rank", "feature", "activation", "explanation", "verdict"]
+    frame = pd.DataFrame(lines).reindex(columns=columns + ["wrong_ratio", "wrong_count", "total_count"])
+    whole = ["rank", "feature", "wrong_count", "total_count"]
+    frame[whole] = frame[whole].astype("Int64")
+    return frame, shown

@@ -1,0 +1,174 @@
+"""The sections of a report on what was run: data, encoder, classifier, coders, causes. A missing table is said."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mtlib.report import results
+from mtlib.report.reader import Reader
+from mtlib.report.text import escape_markdown as md
+from mtlib.report.text import markdown_table, number
+
+CAPTIONS = {
+    "01_images": "Some images of the run.",
+    "01_map": "The embeddings in two dimensions.",
+    "02_roc": "Every trade between missed errors and false alarms of the classifier, test images.",
+    "02_confusion": "Which classes are taken for which, test images.",
+    "02_calibration": "Predicted probability against the share that comes true, test images.",
+    "03_curves": "Training of the sparse coders.",
+    "04_causes": "Best single feature per cause and method, beside ceilings (probes) and controls (single dimensions).",
+    "05_error_ratios": "Error ratio of every feature against how often it fires.",
+    "06_judge_scores": "The judges against the truth.",
+    "07_relevance_scores": "Share of all latents that each score calls an error feature; bars are 95% intervals.",
+    "07_generators": "Failure rate of each generator: flagged, corrected with its 95% interval, and true where known.",
+    "07_generator_features": "How often the error features fire on each generator's images.",
+    "07_labels": "New images with the explanations of the features that fire on them.",
+}
+SHOWN_AT_ONCE = 3
+
+
+def figures(reader: Reader, number_: str, first: tuple[str, ...] = ()) -> list[str]:
+    """The figures of a stage: those in `first` (or else up to three) with their captions, links to the others."""
+    names = reader.figures(number_)
+    shown = [n for n in first if n in names] or names[:SHOWN_AT_ONCE]
+    rest = [f"[{md(n[3:].replace('_', ' '))}](figures/{n}.png)" for n in names if n not in shown]
+    return [picture(n) for n in shown] + (["More figures: " + ", ".join(rest) + "."] if rest else [])
+
+
+def picture(name: str) -> str:
+    """A figure with its caption and a link to its numbers."""
+    return f"![{_caption(name)}](figures/{name}.png)\n\n*{_caption(name)} Numbers: [table](tables/{name}.csv).*"
+
+
+def _caption(name: str) -> str:
+    return CAPTIONS.get(name) or md(name[3:].replace("_", " ").capitalize() + ".")
+
+
+def table(reader: Reader, name: str, columns: dict[str, str] | None = None, max_rows: int = 40) -> str:
+    """A stage's table with a link to the whole, or a sentence that there is none."""
+    frame = reader.table(name)
+    if frame.empty:
+        return f"*There is no table {name}: its stage did not write one for this run.*"
+    return f"{markdown_table(frame, columns, max_rows)}\n\n[Whole table](tables/{name}.csv)"
+
+
+def run(reader: Reader) -> str:
+    """What was run: data, encoder, splits, methods."""
+    facts, lines = reader.facts("01_embed"), results.coder_lines(reader) if "03_train" in reader.folders else None
+    encoder = facts.get("encoder") or {}
+    files = reader.table("01_files")
+    rows = [
+        ("run", reader.name),
+        ("data", {"scenes": "rendered scenes with known causes", "images": "a folder of images"}.get(facts.get("source"), "an array of embeddings")),
+        ("encoder", f"{encoder.get('name', '')} {encoder.get('pretrained', '')}".strip()),
+        ("embeddings", f"{number(facts.get('n_rows'))} rows of {number(facts.get('d_in'))}"),
+        ("labels", {"plausibility": "plausible / implausible", "classes": "classes only"}.get(facts.get("labels"), "none")),
+        ("files not used", number(facts.get("n_bad", 0))),
+        ("splits", _splits(reader)),
+        ("seeds", ", ".join(map(str, reader.params("03_train").get("seeds", [])))),
+    ]  # fmt: skip
+    if not files.empty and len(files) > 1:
+        rows.append(("files", ", ".join(f"{r.status}: {number(r.count)}" for r in files.itertuples(index=False))))
+    out = markdown_table(pd.DataFrame([r for r in rows if r[1]], columns=["what", "value"]), {"what": "", "value": ""})
+    if lines is None:
+        return out
+    names = {"method": "method", "target": "learns", "n_latents": "latents", "l0_val": "L0 (val)", "status": "status", "reason": "reason"}  # fmt: skip
+    lines["n_latents"] = pd.to_numeric(lines.get("n_latents"), errors="coerce").astype("Int64")
+    lines["l0_val"] = pd.to_numeric(lines.get("l0_val"), errors="coerce")
+    return (
+        f"{out}\n\n{markdown_table(lines, names)}\n\n`x`: the encoder's embedding; `y`: the classifier's hidden layer."
+    )
+
+
+def _splits(reader: Reader) -> str:
+    path = reader.find("01_embed", "embeddings/manifest.parquet")
+    if path is None:
+        return ""
+    manifest = pd.read_parquet(path, columns=["status", "split"])
+    counts = manifest.loc[manifest["status"] == "ok", "split"].value_counts()
+    return ", ".join(f"{s} {number(int(counts[s]))}" for s in ("train", "val", "test", "unlabelled") if s in counts)
+
+
+def encoder(reader: Reader) -> str:
+    """What the encoder sees: its report card on unseen scenes."""
+    names = {"family": "family", "cause": "cause", "captioned": "in its captions", "n_test": "images", "probe_accuracy": "probe accuracy", "probe_auroc": "probe AUROC", "zero_shot_family": "zero-shot family"}  # fmt: skip
+    shown = figures(reader, "01", ("01_images",))
+    if reader.table("01_encoder").empty:
+        return "\n\n".join(
+            ["No report card: the encoder is not the bundled one, or the images have no known causes."] + shown
+        )
+    text = "A linear probe on the embeddings, on scenes that neither saw."
+    return "\n\n".join([text, table(reader, "01_encoder", names), *shown])
+
+
+def classifier(reader: Reader) -> str:
+    """How well the classifier does, or why there is none."""
+    facts = reader.facts("02_classify")
+    if facts.get("status") != "ok":
+        return f"Skipped: {md(facts.get('reason') or '02_classify has not run')}. There is no hidden layer `y`, so only autoencoders of `x` are trained."
+    names = {"group": "images", "n": "n", "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high", "auroc": "AUROC", "auroc_low": "AUROC low", "auroc_high": "AUROC high", "ece": "calibration error"}  # fmt: skip
+    parts = [table(reader, "02_metrics", names)]
+    parts += figures(reader, "02", ("02_roc", "02_confusion", "02_calibration"))
+    if not reader.table("02_folds").empty:
+        parts.insert(1, "Few images, so five folds as well:\n\n" + table(reader, "02_folds"))
+    return "\n\n".join(parts)
+
+
+def coders(reader: Reader) -> str:
+    """Reconstruction and codes, one table per target; progress of training."""
+    metrics = reader.table("04_metrics")
+    if metrics.empty:
+        return "*No table 04_metrics.*"
+    names = {"method": "method", "seed": "seed", "n_latents": "latents", "l0": "L0", "fvu": "FVU", "cosine": "cosine", "dead_fraction": "dead", "mono_score": "mono score", "mono_mean": "mono score", "purity": "purity", "cknna": "CKNNA", "logit_change": "logit change", "probe_agreement": "probe agreement", "stability": "stability"}  # fmt: skip
+    parts = []
+    for target, what in (("x", "Autoencoders: learn the embedding `x`"), ("y", "Transcoders: learn the classifier's hidden layer `y`")):  # fmt: skip
+        own = metrics[(metrics["target"] == target) & (metrics["status"] == "ok")].dropna(axis=1, how="all")
+        if len(own):
+            parts.append(f"**{what}.** FVU is comparable within this table only.\n\n{markdown_table(own, names)}")
+    skipped = metrics[metrics["status"] != "ok"]
+    if len(skipped):
+        parts.append("Not run:\n\n" + markdown_table(skipped, {"method": "method", "seed": "seed", "reason": "reason"}))
+    return "\n\n".join(parts + ["[Whole table](tables/04_metrics.csv)"] + figures(reader, "03"))
+
+
+def found_causes(reader: Reader) -> pd.DataFrame:
+    """04_causes of the interpreted seed of each method; empty when causes could not be checked."""
+    frame = reader.table("04_causes")
+    if frame.empty or "auroc" not in frame:
+        return pd.DataFrame()
+    frame = frame.dropna(subset=["auroc"])
+    return frame[frame["seed"] == frame.groupby("method")["seed"].transform("first")]
+
+
+def causes(reader: Reader) -> str:
+    """Known causes against the best single features, beside ceilings and controls."""
+    frame = found_causes(reader)
+    if frame.empty:
+        reasons = reader.table("04_causes").get("reason", pd.Series(dtype=str)).replace("", pd.NA).dropna()
+        why = reasons.iloc[0] if len(reasons) else "the causes of errors are known only for rendered scenes"
+        return f"Not checked: {md(why)}."
+    limits = ["ceiling_x", "ceiling_y", "best_x_dim", "best_y_dim"]
+    first = frame.groupby("cause", sort=True)[["captioned", *limits]].first()
+    wide = first.join(frame.pivot(index="cause", columns="method", values="auroc")).reset_index()
+    methods = list(dict.fromkeys(frame["method"]))
+    wide["captioned"] = wide["captioned"].map(lambda c: "yes" if str(c).lower() in ("true", "1", "1.0") else "no")
+    columns = {"cause": "cause", "captioned": "in captions"} | {m: m for m in methods}
+    columns |= {"ceiling_x": "probe on x", "ceiling_y": "probe on y", "best_x_dim": "best dim of x", "best_y_dim": "best unit of y"}  # fmt: skip
+    intro = "AUROC on test of the one feature (chosen on val) that best separates images with the cause from plausible images of the same family; on the right the ceilings (linear probes) and the controls (single dimensions)."
+    parts = [intro, markdown_table(wide, columns), "[Whole table, all seeds](tables/04_causes.csv)"]
+    return "\n\n".join(parts + figures(reader, "04", ("04_causes",)))
+
+
+def causes_by_method(reader: Reader) -> pd.DataFrame:
+    """How well each method's best features find the causes: causes, reached (0.95 of the ceiling), mean, worst, f1."""
+    frame = found_causes(reader)
+    if frame.empty:
+        return pd.DataFrame(columns=["method", "causes", "reached", "mean", "worst", "f1"])
+    grouped = frame.assign(reached=frame["auroc"] >= 0.95 * frame["ceiling"]).groupby("method", sort=False)
+    return grouped.agg(
+        causes=("cause", "count"),
+        reached=("reached", "sum"),
+        mean=("auroc", "mean"),
+        worst=("auroc", "min"),
+        f1=("f1", "mean"),
+    ).reset_index()

@@ -1,0 +1,293 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 04 · What do the codes keep, and do single features find the known errors?
+#
+# Notebook 03 trained several sparse coders. Here each is measured on the test images, which nothing has seen. First:
+# how much of its target does it rebuild, from how many latents? Then the question that matters: when an image has one
+# known physical error, is there a *single* feature that says so?
+#
+# *Needs* the embeddings (01), the classifier (02) and the coders (03). *Makes* the tables `04_metrics.csv` and
+# `04_causes.csv` and the figures below. *Takes* about half a minute on two cores for the demo. Every number is exact
+# over the split: the batch size cannot change it.
+
+# %% tags=["parameters"]
+run_dir = "runs/demo"  # folder of this run
+stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
+seed = 0  # of the samples for CKNNA and of the permutations behind the purity null
+
+# %%
+import numpy as np
+from IPython.display import display
+
+from mtlib.embed import store
+from mtlib.learn.classifier import Classifier
+from mtlib.measure import figures, study
+from mtlib.report import plots
+from mtlib.run.artifacts import Stage
+
+plots.use_style()
+stage = Stage("04_evaluate", run_dir, stage_dir, params=dict(seed=seed))
+
+# %% [markdown]
+# ## What there is to measure
+
+# %%
+data = store.open_data(stage)
+subjects, skipped = study.open_subjects(stage.input("03_train"))
+classifier = Classifier.load(stage.input("02_classify") / "classifier") if data.y is not None else None
+classes, class_kind = study.class_index(data, data.rows("test"))
+print(f"{len(subjects)} coders, measured on {len(data.rows('test'))} test images.")
+print(f"Classes for purity: {class_kind if classes is not None else 'none: ' + class_kind}.")
+for row in skipped.itertuples():
+    print(f"{row.method} was not trained: {row.reason}.")
+
+# %% [markdown]
+# ## Reconstruction and codes
+#
+# One pass over the test images gives everything; a second over the train images counts dead latents. FVU is the share
+# of the target's variance that is left: 0 is perfect, 1 is what the mean would leave. **An FVU of `x` and one of `y`
+# are different quantities**, so each target has its own table and its own panel. What *can* be compared across targets
+# is how much the classifier's logit changes when the reconstruction takes the target's place.
+
+# %%
+evaluations = study.evaluate_all(data, subjects, classifier, seed)
+metrics = study.metrics_table(subjects, evaluations, skipped)
+plots.table(stage, metrics, "metrics")
+done = metrics[metrics["status"] == "ok"]
+
+# %%
+shown = ["method", "seed", "n_latents", "l0", "fvu", "cosine", "dead_fraction", "mono_score", "purity", "purity_null"]
+shown += ["cknna", "decoder_coherence", "stability", "probe_agreement", "logit_change", "logit_fvu"]
+for target, part in done.groupby("target"):
+    print(f"target {target}")
+    display(part[[c for c in shown if c in part]].round(3).reset_index(drop=True))
+
+# %%
+if len(done):
+    columns = ["method", "seed", "target", "l0", "fvu"]
+    plots.save(stage, figures.fvu_against_l0(metrics), "fvu_l0", done[columns])
+
+# %%
+for target, part in done.groupby("target"):
+    mean = part.groupby("method")[["fvu", "l0"]].mean()
+    best = mean["fvu"].idxmin()
+    print(f"Of {target}, {best} leaves least: FVU {mean.fvu[best]:.3f} from {mean.l0[best]:.0f} latents per image.")
+    if (spread := mean["l0"].max() / max(mean["l0"].min(), 1e-9)) > 1.05:
+        print(
+            f"  But L0 differs by a factor of {spread:.1f} between methods: this is no comparison at matched sparsity."
+        )
+
+# %%
+if "logit_fvu" in done:
+    logit = done.groupby("method")[["logit_fvu", "logit_agreement"]].mean()
+    for method, row in logit.sort_values("logit_fvu").iterrows():
+        print(
+            f"{method}: {row.logit_fvu:.1%} of the logit's variance is lost; same decision {row.logit_agreement:.1%}."
+        )
+else:
+    print("There is no classifier, so there is no logit to compare.")
+
+# %% [markdown]
+# ## Levels: does a prefix of the latents suffice?
+#
+# A Matryoshka coder has a reconstruction at every level: from its first few latents (or, for nested TopK, its few
+# largest codes) to all of them. A coder with one level is one point. If a later level is *worse* than an earlier one,
+# the levels did not learn to build on each other.
+
+# %%
+levels = study.stacked(subjects, evaluations, "levels")
+if len(levels):
+    plots.save(stage, figures.curves(levels, "l0", "measured L0 of the level"), "levels", levels)
+
+# %%
+for method, part in levels.groupby("method", sort=False):
+    fvu = part.groupby("level")["fvu"].mean()
+    if len(fvu) > 1:
+        falls = "falls at every level" if fvu.is_monotonic_decreasing else f"is lowest at level {fvu.idxmin() + 1}"
+        print(f"{method}: FVU {falls}, from {fvu.iloc[0]:.3f} to {fvu.iloc[-1]:.3f}.")
+
+# %% [markdown]
+# ## Progressive recovery
+#
+# The same weights, but of each image's codes only the 16, 32, 64 ... largest are kept. A coder whose curve is flat puts
+# what matters into its strongest codes.
+
+# %%
+progressive = study.stacked(subjects, evaluations, "progressive")
+if len(progressive):
+    plots.save(stage, figures.curves(progressive, "kept", "codes kept per image"), "progressive", progressive)
+
+# %%
+for method, part in progressive.groupby("method", sort=False):
+    fvu = part.groupby("kept")["fvu"].mean()
+    print(f"{method}: FVU {fvu.iloc[0]:.3f} from the {fvu.index[0]} largest codes, {fvu.iloc[-1]:.3f} from all.")
+
+# %% [markdown]
+# ## Are latents about one thing?
+#
+# MonoScore is the mean cosine of pairs of images, weighted by how strongly both activate the latent; a latent that says
+# nothing scores the split's mean cosine. Purity is the share of a latent's images in its commonest class; since few
+# images always have *some* commonest class, it is read beside its value under permuted classes. Both reward rare
+# latents, so they too depend on L0.
+
+# %%
+latents = study.stacked(subjects, evaluations, "latents")
+labels = {"mono_score": "MonoScore", "purity": f"purity ({class_kind})"}
+labels = {column: label for column, label in labels.items() if column in latents}
+if len(latents):
+    table = study.quantiles(latents, list(labels))
+    chance = {"mono_score": done["mean_cosine"].mean()} | (
+        {"purity": done["purity_null"].mean()} if classes is not None else {}
+    )
+    plots.save(stage, figures.distributions(table, labels, chance), "latents", table)
+
+# %%
+for method, part in done.groupby("method", sort=False):
+    pure = f"; purity {part.purity.mean():.2f}, {part.purity_null.mean():.2f} by chance" if "purity" in part else ""
+    print(f"{method}: MonoScore {part.mono_score.mean():.2f}, {part.mean_cosine.mean():.2f} by chance{pure}.")
+    print(f"  {part.dead_fraction.mean():.1%} dead on train, {part.silent_fraction.mean():.1%} silent on test.")
+
+# %% [markdown]
+# ## Definition card: what others would have printed
+#
+# Papers mean different things by FVU, R² and "explained variance". The same reconstructions, by each convention; then
+# shifted by a constant, and replaced by the mean. Only the first line of each kind is used in this repo. A convention
+# that gives the mean a good score, or does not see the shift, cannot be compared with it.
+
+# %%
+card = study.definitions(data, subjects)
+plots.table(stage, card, "definitions")
+display(card[card["method"] == card["method"].iloc[0]].round(3) if len(card) else card)
+
+# %%
+if len(card):
+    means = card.groupby(["quantity", "convention"], sort=False)[["shifted", "mean_predictor"]].mean()
+    lenient = means.loc["fvu", "mean_predictor"].idxmin()
+    print(
+        f"By '{lenient}' the mean predictor would have FVU {means.loc[('fvu', lenient), 'mean_predictor']:.2f}, not 1."
+    )
+    blind = means.loc["explained_variance", "shifted"].idxmax()
+    print(
+        f"By '{blind}' a shifted reconstruction still explains {means.loc[('explained_variance', blind), 'shifted']:.2f}."
+    )
+
+# %% [markdown]
+# ## Causes found
+#
+# A *cause* is one known error of one family. A feature is asked to tell images with the cause from **plausible images
+# of the same family**, so that a detector of the family scores 0.5. Feature, sign and threshold are chosen on the
+# validation images and scored on the test images. The ceiling is a linear probe on all of `x` or all of `y`; the
+# controls are the best single unit of `x` and of `y`: a feature that does not beat those has gained nothing.
+
+# %%
+labelled = data.truth is not None and data.facts["labels"] == "plausibility"
+reason = "" if labelled else "no truth: the errors of these images are not known, so there is nothing to check"
+captioned = study.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
+found = study.study_truth(data, subjects, captioned) if labelled and subjects else None
+checked = found is not None and len(found.causes) > 0
+if not checked:
+    reason = reason or "no coder, or no cause with images in every split"
+    plots.table(stage, study.no_causes(subjects, skipped, reason), "causes")
+    print(f"Not checked: {reason}.")
+
+# %%
+if checked:
+    causes = found.causes
+    plots.save(stage, figures.causes_heatmap(causes), "causes", causes)
+    display(
+        causes.groupby(["cause", "method"], sort=True)[["auroc", "f1", "ceiling", "best_x_dim", "best_y_dim"]]
+        .mean()
+        .round(3)
+    )
+
+# %%
+for method, part in causes.groupby("method", sort=False) if checked else ():
+    worst = part.loc[part["share_of_ceiling"].idxmin()]
+    reached = (part["share_of_ceiling"] >= 0.95).mean()
+    print(
+        f"{method}: {reached:.0%} of cause and seed pairs reach 0.95 of the ceiling; mean AUROC {part.auroc.mean():.3f},"
+    )
+    beats = (part["auroc"] > np.fmax(part["best_x_dim"], part["best_y_dim"])).mean()
+    print(f"  worst {worst.auroc:.3f} ({worst.cause}); {beats:.0%} beat the best single unit of x and of y.")
+
+# %% [markdown]
+# ## How many features does it take?
+#
+# A probe on the best 1, 4 and 16 features. If 16 reach the ceiling and 1 does not, the cause is in the codes but *split*
+# over features.
+
+# %%
+if checked:
+    plots.save(stage, figures.sparse_probing(found.sparse), "sparse_probing", found.sparse)
+    for method, part in found.sparse.groupby("method", sort=False):
+        mean = part.groupby("k")["auroc"].mean()
+        print(f"{method}: " + ", ".join(f"{auroc:.3f} with {k}" for k, auroc in mean.items()) + ".")
+
+# %% [markdown]
+# ## What the features stand for
+#
+# For every feature: which attribute of the image removes most of the uncertainty about its firing, the cause, the
+# family, or a nuisance such as background, palette or style? A feature that codes a nuisance may still have a high
+# error ratio by luck; it is no error feature. *Truly* an error feature: at least 80% of its 20 strongest validation
+# images share one cause, and that cause is enriched among its test images.
+
+# %%
+if checked:
+    shares = figures.kinds_table(found.kinds)
+    plots.save(stage, figures.kinds_bars(shares), "kinds", shares)
+    truly = found.kinds[found.kinds["is_error"]].groupby("method", sort=False)
+    print("Truly error features per coder:", {m: round(len(p) / p["seed"].nunique(), 1) for m, p in truly})
+
+# %%
+if checked:
+    nuisance = found.kinds[found.kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False)
+    table = nuisance.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean")).reset_index()
+    plots.table(stage, table, "nuisances")
+    display(table.sort_values("n_features", ascending=False).head(8).round(2).reset_index(drop=True))
+
+# %% [markdown]
+# ## Splitting and absorption
+#
+# How many error features share a cause; on how many of the cause's images the best one fires, and any of them; and how
+# often the best one is silent when another fires (absorption).
+
+# %%
+if checked:
+    plots.table(stage, found.splitting, "splitting")
+    columns = ["n_features", "recall_parent", "recall_any", "absorption"]
+    display(found.splitting.groupby("method", sort=False)[columns].mean().round(2))
+
+# %% [markdown]
+# ## Answer
+
+# %%
+if checked:
+    mean = causes.groupby("method")[["auroc", "share_of_ceiling"]].mean().sort_values("share_of_ceiling")
+    best = mean.index[-1]
+    print(
+        f"Best at single causes: {best}, mean AUROC {mean.auroc[best]:.3f}, {mean.share_of_ceiling[best]:.1%} of the ceiling."
+    )
+    gap = causes.groupby("cause")["share_of_ceiling"].mean()
+    print(f"Hardest cause: {gap.idxmin()}, {gap.min():.1%} of the ceiling on average.")
+print(f"Measured: {len(done)} coders; left out with a reason: {len(metrics) - len(done)}.")
+
+# %% [markdown]
+# Limits: methods are compared here at the L0 they were given, which the tables print; AUROC of the best of many
+# features, chosen on validation images, is that of the one feature that a person with labels would have picked, not of
+# a feature found without them. Notebook 05 shows the features' images, 06 names them and judges them without the truth.
+
+# %%
+summary = dict(n_coders=len(done), n_skipped=len(metrics) - len(done), causes_checked=bool(checked), reason=reason)
+stage.finish(**summary)

@@ -1,0 +1,219 @@
+"""The training loop: statistics, seeds, exact resume after SIGKILL, L0 targets, thresholds that move."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from mtlib.learn import checkpoint
+from mtlib.learn.batches import Rows, Sampler, moments
+from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.learn.train import fit, read_history, summary
+from mtlib.learn.train_config import TrainConfig, lr_at
+
+D, O, N = 16, 12, 700  # noqa: E741
+TRAIN, VAL = np.arange(0, 500), np.arange(500, 700)
+NORMAL = dict(centre="mean", scale="rms", target_centre="mean", target_scale="rms")
+
+
+def _data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(N, 6)) @ rng.normal(size=(6, D)) + 0.3 * rng.normal(size=(N, D)) + 2).astype(np.float32)
+    return x, np.maximum(x @ rng.normal(size=(D, O)).astype(np.float32), 0)
+
+
+def _config(name: str = "matryoshka_transcoder_shared", **changes) -> SparseCoderConfig:
+    return SparseCoderConfig.preset(name, D, O, **({"n_latents": 64, "l0": 6} | NORMAL | changes))
+
+
+def _fit(folder, config=None, **changes):
+    x, y = _data()
+    config = config or _config()
+    settings = TrainConfig(**(dict(steps=60, batch=64, lr=3e-3, val_every=20, log_every=10) | changes))
+    return fit(config, x, y if config.target == "y" else x, TRAIN, VAL, settings, folder)
+
+
+def _bytes(folder) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def test_training_improves_and_writes_its_files(tmp_path):
+    coder = _fit(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "history.parquet", "weights.safetensors"]
+    history, best = read_history(tmp_path), summary(tmp_path)
+    val = history[history["split"] == "val"]
+    assert val["fvu"].iloc[-1] < 0.6 * val["fvu"].iloc[0] < 1
+    assert best["loss"] == val["loss"].min() and best["step"] in set(val["step"])
+    x, y = _data()
+    with torch.no_grad():
+        z, y_hats = coder(torch.from_numpy(x[VAL]))
+    fvu = np.square(y[VAL] - y_hats[-1].numpy()).sum() / np.square(y[VAL] - y[VAL].mean(0)).sum()
+    assert best["fvu"] == pytest.approx(fvu, rel=1e-4)
+    assert best["l0"] == pytest.approx(float((z != 0).sum()) / len(VAL))
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        _fit(tmp_path / name, seed=seed)
+    assert _bytes(tmp_path / "a") == _bytes(tmp_path / "b")
+    assert _bytes(tmp_path / "a")["weights.safetensors"] != _bytes(tmp_path / "c")["weights.safetensors"]
+
+
+def test_finished_fit_is_loaded_and_changed_settings_are_not(tmp_path):
+    _fit(tmp_path)
+    before = (tmp_path / "weights.safetensors").stat().st_mtime_ns
+    _fit(tmp_path)
+    assert (tmp_path / "weights.safetensors").stat().st_mtime_ns == before
+    _fit(tmp_path, steps=61)
+    assert (tmp_path / "weights.safetensors").stat().st_mtime_ns != before
+
+
+def _fit_slowly(folder: str, config: dict, settings: dict) -> None:
+    torch.set_num_threads(1)
+    x, y = _data()
+    step = checkpoint.save
+
+    def slow_save(*args):
+        step(*args)
+        time.sleep(0.02)  # widens the places where a kill can land
+
+    checkpoint.save = slow_save
+    fit(SparseCoderConfig(**config), x, y, TRAIN, VAL, TrainConfig(**settings), folder)
+
+
+@pytest.mark.slow
+def test_resume_after_sigkill_ends_with_identical_bytes(tmp_path):
+    settings = dict(steps=90, batch=64, lr=3e-3, val_every=20, log_every=7, checkpoint_steps=4)
+    config = _config(dead_after=200)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mtlib.learn.train", "tests.learn.test_train"])
+
+    def start(name):
+        child = context.Process(target=_fit_slowly, args=(str(tmp_path / name), asdict(config), settings))
+        child.start()
+        return child
+
+    whole = start("whole")
+    whole.join(120)
+    assert whole.exitcode == 0
+    rng, kills, state = random.Random(0), 0, tmp_path / "killed" / "checkpoint" / checkpoint.NAME
+    for _ in range(5):
+        seen = state.stat().st_mtime_ns if state.exists() else 0
+        child = start("killed")
+        while child.is_alive() and (not state.exists() or state.stat().st_mtime_ns == seen):
+            time.sleep(0.005)  # at least one new checkpoint, so that every life makes progress
+        time.sleep(rng.random() * 0.15)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.join(60)
+    last = start("killed")
+    last.join(120)
+    assert last.exitcode == 0 and kills >= 2
+    assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / checkpoint.NAME).write_bytes(b"torn")
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        _fit(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["transcoder", "matryoshka_sae", "batch_topk", "matryoshka_transcoder_shared"])
+def test_selections_match_their_l0_on_validation_rows(name, tmp_path):
+    _fit(tmp_path, _config(name, l0=None), l0_target=9)
+    assert summary(tmp_path)["matched"] and summary(tmp_path)["l0"] == pytest.approx(9, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["relu", "monoloss_jumprelu", "alexnet"])
+def test_penalties_are_steered_to_the_l0_target(name, tmp_path):
+    _fit(tmp_path, _config(name, l0=None, penalty_weight=1e-3), l0_target=9, steps=400, lr=5e-3)
+    result = summary(tmp_path)
+    assert result["matched"] and result["l0"] == pytest.approx(9, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["monoloss_jumprelu", "alexnet"])
+def test_learned_thresholds_move_and_make_codes_sparser(name, tmp_path):
+    loose = _fit(tmp_path / "loose", _config(name, l0=None, penalty_weight=0.0), steps=300, lr=3e-3)
+    tight = _fit(tmp_path / "tight", _config(name, l0=None, penalty_weight=0.02), steps=300, lr=3e-3)
+    assert (tight.theta - tight.config.theta_init).abs().median() > 0.1  # z_pre has unit scale
+    assert summary(tmp_path / "tight")["l0"] < 0.6 * summary(tmp_path / "loose")["l0"]
+    assert tight.theta.dtype == torch.float32 and loose.theta.min() >= 0
+
+
+def test_statistics_are_of_train_rows_and_travel_with_the_coder(tmp_path):
+    coder = _fit(tmp_path, _config(scale="std"), steps=20)
+    x, y = _data()
+    np.testing.assert_allclose(coder.x_mean, x[TRAIN].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(coder.x_scale, x[TRAIN].std(0), rtol=1e-4)
+    np.testing.assert_allclose(coder.y_scale, np.sqrt(y[TRAIN].var(0).mean()), rtol=1e-4)
+    assert torch.equal(SparseCoder.from_pretrained(tmp_path).x_scale, coder.x_scale)
+
+
+def test_given_target_scale_weights_the_units(tmp_path):
+    x, y = _data()
+    config, scale = replace(_config(), target_scale="given"), np.geomspace(0.1, 10, O)
+    coder = fit(config, x, y, TRAIN, VAL, TrainConfig(steps=5), tmp_path, y_scale=scale)
+    np.testing.assert_allclose(coder.y_scale, scale, rtol=1e-6)
+    with pytest.raises(ValueError, match="y_scale goes with"):
+        fit(config, x, y, TRAIN, VAL, TrainConfig(steps=5), tmp_path / "b")
+
+
+def test_memory_map_and_resident_data_train_to_the_same_weights(tmp_path, monkeypatch):
+    x, y = _data()
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    a = fit(_config(), x, y, TRAIN, VAL, TrainConfig(steps=15), tmp_path / "a")
+    monkeypatch.setattr("mtlib.learn.batches.RESIDENT_BYTES", 0)
+    b = fit(_config(), mapped, y, TRAIN, VAL, TrainConfig(steps=15), tmp_path / "b")
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_sampler_is_a_function_of_the_step_and_covers_an_epoch():
+    sampler = Sampler(10, 3, seed=4)
+    first = [sampler(i) for i in range(3)]
+    assert len(np.unique(np.concatenate(first))) == 9
+    again = Sampler(10, 3, seed=4)
+    assert np.array_equal(again(5), sampler(5)) and np.array_equal(again(1), first[1])
+    assert len(Sampler(2, 64, 0)(7)) == 2
+
+
+def test_moments_are_exact_far_from_zero():
+    values = (np.random.default_rng(0).normal(size=(1000, 3)) + 1e4).astype(np.float32)
+    mean, variance = moments(Rows(values, np.arange(1000), torch.device("cpu")), size=64)
+    np.testing.assert_allclose(mean, values.astype(np.float64).mean(0))
+    np.testing.assert_allclose(variance, values.astype(np.float64).var(0), rtol=1e-9)
+
+
+def test_schedules_by_hand():
+    config = TrainConfig(lr=1.0, schedule="linear", decay_start=0.5, warmup=0.2)
+    assert [lr_at(s, 10, config) for s in (0, 1, 4)] == [0.5, 1.0, 1.0]
+    assert lr_at(9, 10, config) == pytest.approx(0.0) and lr_at(5, 10, config) == pytest.approx(0.8)
+    cosine = TrainConfig(lr=1.0, schedule="cosine", final_lr=0.01)
+    assert lr_at(9, 10, cosine) == pytest.approx(0.01) and lr_at(4, 10, cosine) == pytest.approx(0.505)
+
+
+@pytest.mark.parametrize(
+    ("rows", "x_shape", "message"),
+    [(TRAIN[:0], (N, D), "0 train rows"), (TRAIN, (N, D + 1), r"\(700, 17\).*expected \(700, 16\)")],
+)
+def test_bad_data_is_refused_with_the_numbers(rows, x_shape, message, tmp_path):
+    x = np.zeros(x_shape, np.float32)
+    with pytest.raises(ValueError, match=message):
+        fit(_config(), x, np.zeros((N, O), np.float32), rows, VAL, TrainConfig(steps=2), tmp_path)
+    with pytest.raises(ValueError, match="the same in every train row"):
+        fit(_config(), *(np.ones((N, w), np.float32) for w in (D, O)), TRAIN, VAL, TrainConfig(steps=2), tmp_path)
+
+
+def test_loss_that_is_not_finite_stops_with_the_step(tmp_path):
+    x, y = _data()
+    x[3] = np.inf
+    with pytest.raises(ValueError, match="lower lr|finite"):
+        fit(_config(centre="none", scale="none"), x, y, TRAIN, VAL, TrainConfig(steps=40, log_every=5), tmp_path)

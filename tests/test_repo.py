@@ -1,0 +1,180 @@
+"""Guards of the repository itself: what may not stand in a tracked file, and lists that must agree."""
+
+import ast
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtlib.run import environment, params, pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (
+    "scenes",
+    "embed",
+    "learn",
+    "measure",
+    "features",
+    "explain",
+    "report",
+)  # each imports only from earlier ones
+TEXT = {".py", ".sh", ".md", ".yaml", ".yml", ".toml", ".lock", ".ipynb", ".csv", ".json", ".txt", ".html", ""}
+THIS_FILE = Path("tests/test_repo.py")
+MB = 1_000_000
+
+
+def tracked() -> list[Path]:
+    """Files that git tracks or would add, relative to the root."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout, so it is unknown which files are tracked")
+    names = sorted({n.decode() for n in done.stdout.split(b"\0") if n})
+    return [Path(n) for n in names if (ROOT / n).is_file()]
+
+
+def texts() -> dict[Path, str]:
+    files = [p for p in tracked() if p.suffix in TEXT and p != THIS_FILE]
+    return {p: (ROOT / p).read_text(encoding="utf-8") for p in files}
+
+
+def lines_with(pattern: str, suffixes=TEXT, flags=0) -> list[str]:
+    found = []
+    for path, text in texts().items():
+        if path.suffix in suffixes and path.name != "requirements.lock":
+            for match in re.finditer(pattern, text, flags):
+                found.append(f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {match[0][:60]}")
+    return found
+
+
+def test_no_machine_paths():
+    assert lines_with(r"(?<![\w.:/~)}*\"'-])/(home|root|Users|work|mnt|scratch|tmp)/\w+") == []
+    assert lines_with(r"[\"'`(=]/(home|root|Users|work|mnt|scratch)/\w+") == []
+    assert lines_with(r"file:///") == []
+
+
+def test_no_fixed_gpu_numbers():
+    assert lines_with(r"cuda:[0-9]") == []
+    assert lines_with(r"CUDA_VISIBLE_DEVICES[\"']?\]?\s*=\s*[\"']?[0-9]") == []
+
+
+def test_no_host_names():
+    assert (
+        lines_with(
+            r"(?<![\d.])(?!127\.0\.0\.1|0\.0\.0\.0)\d{1,3}(\.\d{1,3}){3}(?![\d.])", {".py", ".sh", ".yaml", ".md"}
+        )
+        == []
+    )
+    name = socket.gethostname()
+    if len(name) > 5 and name != "localhost":
+        assert lines_with(rf"\b{re.escape(name)}\b") == []
+
+
+def test_no_swallowed_failures_and_no_pickle():
+    assert lines_with(r"\|\| (true|:)(\s|$)", {".sh", ".yml", ".toml", ""}) == []
+    assert lines_with(r"^\s*(import|from) (pickle|joblib|dill)\b", {".py"}, re.MULTILINE) == []
+    assert lines_with(r"allow_pickle\s*=\s*True|weights_only\s*=\s*False", {".py"}) == []
+
+
+def test_files_are_small_enough_for_git():
+    sizes = {p: (ROOT / p).stat().st_size for p in tracked()}
+    assert {p: s for p, s in sizes.items() if s > 15 * MB} == {}
+    weights = {".safetensors", ".png", ".jpg", ".html", ".ipynb", ".parquet"}
+    assert {p: s for p, s in sizes.items() if s > 1 * MB and p.suffix not in weights} == {}
+    for report in {p.parts[1] for p in sizes if p.parts[0] == "reports" and len(p.parts) > 2}:
+        total = sum(s for p, s in sizes.items() if p.parts[:2] == ("reports", report))
+        assert total <= 15 * MB, f"reports/{report} has {total / MB:.1f} MB"
+
+
+def test_modules_are_short_enough_to_read():
+    lengths = {p: text.count("\n") for p, text in texts().items() if p.suffix == ".py" and p.parts[0] == "mtlib"}
+    assert {p: n for p, n in lengths.items() if n > 330} == {}
+
+
+def test_folders_import_only_from_earlier_ones():
+    bad = []
+    for path, text in texts().items():
+        if path.suffix != ".py" or path.parts[0] != "mtlib" or len(path.parts) < 3:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                parts = name.split(".")
+                if parts[0] != "mtlib" or len(parts) < 2 or parts[1] == path.parts[1]:
+                    continue
+                mine, theirs = path.parts[1], parts[1]
+                allowed = theirs == "run" if mine != "run" else False
+                if mine in FOLDERS and theirs in FOLDERS:
+                    allowed = FOLDERS.index(theirs) < FOLDERS.index(mine)
+                if not allowed:
+                    bad.append(f"{path} imports {name}")
+    assert bad == []
+
+
+def lock_entries() -> dict[str, list[str]]:
+    """Package -> its version lines in the lock."""
+    entries: dict[str, list[str]] = {}
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"^([A-Za-z0-9._-]+)==(\S+)", line):
+            entries.setdefault(match[1].lower().replace("_", "-"), []).append(match[2])
+    return entries
+
+
+def test_lock_has_every_requirement_hashed_and_no_host():
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert not re.search(r"://|--index|--find-links|^-e |^\S+ @ ", text, re.MULTILINE)
+    blocks = re.split(r"\n(?=[a-z0-9])", text)
+    assert [b.splitlines()[0] for b in blocks if "==" in b.splitlines()[0] and "--hash=sha256:" not in b] == []
+    locked, numbers = lock_entries(), environment._numbers
+    for requirement in [r for group in environment.requirements().values() for r in group]:
+        name, _, minimum = requirement.partition(">=")
+        found = locked.get(name.lower().replace("_", "-"), [])
+        assert found, f"{requirement} is not in requirements.lock; run ./run_all.sh lock"
+        assert all(numbers(v) >= numbers(minimum or "0") for v in found), f"{requirement}: the lock has {found}"
+
+
+def test_environment_yml_only_points_to_pyproject():
+    spec = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    plain = [d for d in spec["dependencies"] if isinstance(d, str)]
+    assert [re.split(r"[<>=]", d)[0] for d in plain] == ["python", "pip"]
+    (pip,) = [d["pip"] for d in spec["dependencies"] if isinstance(d, dict)]
+    (extras,) = re.fullmatch(r"-e \.\[([\w,]+)\]", pip[0]).groups()
+    assert len(pip) == 1
+    assert set(extras.split(",")) <= set(environment.requirements())
+    assert 'requires-python = ">=3.10"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert plain[0].startswith("python>=3.10")
+
+
+def test_continuous_integration_runs_the_readmes_test_command():
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec ./run_all.sh test")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "./run_all.sh test" in readme
+    assert re.search(r"^\s*\./run_all\.sh\s*(#.*)?$", readme, re.MULTILINE), "the README shows the one command"
+
+
+def test_run_all_pins_the_same_everything():
+    script = (ROOT / "run_all.sh").read_text(encoding="utf-8")
+    assert re.search(r"^UV=\d+\.\d+\.\d+$", script, re.MULTILINE)
+    assert "--require-hashes" in script
+    assert subprocess.run(["bash", "-n", "run_all.sh"], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("profile", sorted(p.stem for p in (ROOT / "params").glob("*.yaml")))
+def test_profiles_fit_the_notebooks(profile):
+    places = pipeline.Places()
+    notebooks = {s: params.notebook_parameters(places.notebooks / f"{s}.py") for s in places.stages}
+    where = f"params/{profile}.yaml"
+    values = params.load_profile(places.profiles / f"{profile}.yaml", where)
+    result = params.check(values, notebooks, where)
+    if profile == "demo":
+        for stage, defaults in notebooks.items():
+            own = {k: v for k, v in defaults.items() if k not in params.RESERVED}
+            assert result[stage] == own, "the notebooks' defaults are the demo's values"

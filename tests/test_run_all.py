@@ -1,0 +1,163 @@
+"""`./run_all.sh` itself, in a copy of the repository: one smoke run of all notebooks in fresh kernels."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mtlib.run import artifacts
+from mtlib.run.pipeline import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("mtlib", "notebooks", "params", "run_all.sh", "requirements.lock", "pyproject.toml")
+TABLES = ("01_encoder", "04_metrics", "04_causes", "06_judges", "07_relevance", "07_generators")
+FILE_NAME = re.compile(r"^[\w<>./-]*\w\.(npy|npz|parquet|csv|jsonl|safetensors)$")
+NOT_ARTIFACTS = {"x.npy", "x.png"}
+# Names that code spells out but a run need not hold: the user's own input, or what only an LMM or an interruption makes.
+OPTIONAL = {"phrases.csv", "answers.jsonl"}
+
+
+def copy_of_repo(target: Path) -> Path:
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        else:
+            shutil.copy2(source, target / name)
+    return target
+
+
+def run_all(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    """run_all.sh with the tests' own environment as the active one."""
+    env = {k: v for k, v in os.environ.items() if k != "CONDA_PREFIX"} | {"VIRTUAL_ENV": sys.prefix} | env
+    command = [str(folder / "run_all.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    return copy_of_repo(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="module")
+def smoke(copy) -> Path:
+    """The copy after `./run_all.sh demo --smoke`."""
+    done = run_all(copy, "demo", "--smoke")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Report: reports/demo-smoke/README.md (7 stages run" in done.stdout
+    return copy
+
+
+def test_help_needs_no_environment():
+    done = subprocess.run(
+        [ROOT / "run_all.sh", "--help"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+    )
+    assert done.returncode == 0
+    for word in ("--smoke", "--from NN", "-p key=value", "test", "prove", "viewer", "OMP_NUM_THREADS"):
+        assert word in done.stdout
+
+
+def test_no_fitting_python_gives_a_clear_message(copy, tmp_path):
+    for name in ("bash", "dirname", "cmp", "env", "python3"):
+        if name == "python3":
+            (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+            (tmp_path / name).chmod(0o755)
+        else:
+            (tmp_path / name).symlink_to(shutil.which(name))
+    done = run_all(copy, "demo", PATH=str(tmp_path), VIRTUAL_ENV="")
+    assert done.returncode != 0
+    assert "no Python 3.10 to 3.13 found on PATH" in done.stderr
+    assert not (copy / ".venv").exists()
+
+
+def test_bad_parameter_exits_2_with_the_nearest_name(copy):
+    done = run_all(copy, "demo", "-p", "n_scnes=5")
+    assert done.returncode == 2
+    assert "error: -p: n_scnes is no parameter of any notebook; did you mean n_scenes?" in done.stderr
+    assert "Traceback" not in done.stderr
+    missing = run_all(copy, "demo", "-p", "images=no/such/folder")
+    assert missing.returncode == 2
+    assert "images = no/such/folder: no such file or folder" in missing.stderr
+
+
+def test_prove_lists_what_there_is():
+    done = run_all(ROOT, "prove", "nothing")
+    assert done.returncode == 2
+    assert "repeat" in done.stderr
+
+
+@pytest.mark.slow
+def test_smoke_run_writes_the_whole_report(smoke):
+    report = smoke / "reports" / "demo-smoke"
+    assert (report / "README.md").stat().st_size > 1000
+    for name in TABLES:
+        assert len(pd.read_csv(report / "tables" / f"{name}.csv")) > 0, name
+    for stage in STAGES:
+        assert (report / "notebooks" / f"{stage}.html").stat().st_size > 10_000
+    assert list(pd.read_csv(report / "timings.csv")["stage"]) == list(STAGES)
+    assert list(report.glob("collages/*/*.jpg"))
+
+
+@pytest.mark.slow
+def test_second_run_redoes_nothing_within_a_minute(smoke):
+    start = time.monotonic()
+    done = run_all(smoke, "demo", "--smoke")
+    assert done.returncode == 0
+    assert "(0 stages run, 7 unchanged" in done.stdout
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.slow
+def test_report_holds_no_machine_paths(smoke):
+    for path in (smoke / "reports").rglob("*"):
+        if path.suffix in (".md", ".csv", ".ipynb", ".html", ".json"):
+            text = path.read_text(encoding="utf-8")
+            assert str(smoke) not in text, path.name
+            assert str(Path.home()) + "/" not in text, path.name
+            assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"https?://", text), path.name
+
+
+@pytest.mark.slow
+def test_every_link_in_the_report_leads_somewhere(smoke):
+    report = smoke / "reports" / "demo-smoke"
+    links = re.findall(r"\]\(([^)#]+)\)|(?:src|href)=\"([^\"#]+)\"", (report / "README.md").read_text(encoding="utf-8"))
+    local = [a or b for a, b in links if "://" not in (a or b)]
+    assert [name for name in local if not (report / name).exists()] == []
+
+
+@pytest.mark.slow
+def test_every_file_that_code_names_has_a_writer(smoke):
+    run_dir = smoke / "runs" / "demo-smoke"
+    written = set()
+    for folder in artifacts.current(run_dir).values():
+        written |= {Path(name).name for name in artifacts.read_meta(run_dir / folder)["files"]}
+    named = {}
+    for path in [*(ROOT / "mtlib").rglob("*.py"), *(ROOT / "notebooks").glob("0*.py")]:
+        if path.parts[-2] in ("run", "scenes"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.match(node.value):
+                named.setdefault(Path(node.value).name, path.name)
+    unwritten = {n: p for n, p in named.items() if n not in written | OPTIONAL | NOT_ARTIFACTS}
+    assert unwritten == {}, "code names files that no stage writes"
+
+
+@pytest.mark.slow
+def test_failing_stage_exits_non_zero_and_is_named(smoke):
+    notebook = smoke / "notebooks" / "07_results.py"
+    kept = notebook.read_text(encoding="utf-8")
+    notebook.write_text(kept + "\n# %%\nraise RuntimeError('made to fail')\n", encoding="utf-8")
+    try:
+        done = run_all(smoke, "demo", "--smoke")
+    finally:
+        notebook.write_text(kept, encoding="utf-8")
+    assert done.returncode == 1
+    assert re.search(r"error: 07_results failed in cell \d+ .*: RuntimeError: made to fail", done.stderr)
+    assert "07_results.log" in done.stderr
