@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mtlib.run import pairs, params
-from mtlib.run.pipeline import STAGES
+from mtlib.run.profiles import STAGES
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SOURCES = sorted(FOLDER.glob("*.py"))

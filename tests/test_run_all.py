@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mtlib.run import artifacts
-from mtlib.run.pipeline import STAGES
+from mtlib.run.profiles import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("mtlib", "notebooks", "params", "run_all.sh", "requirements.lock", "pyproject.toml")

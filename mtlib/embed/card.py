@@ -54,7 +54,8 @@ def scenes_card(data: Data, captioned: dict[str, bool]) -> pd.DataFrame:
     overall = probe(x[train], y[train])
     score = overall.decision_function(np.asarray(x[test], np.float64))
     right = (score > 0) == (y[test] == 1)
-    named = nearest_family(data, test) == family[test]
+    nearest = nearest_family(data, test)
+    named = np.full(len(test), np.nan) if nearest is None else nearest == family[test]
     total = {"family": "all", "cause": "", "captioned": "", "n_test": len(test), "probe_accuracy": right.mean()}
     rows = [total | {"probe_auroc": auroc(score, y[test] == 1), "zero_shot_family": named.mean()}]
     pairs = truth.loc[truth["cause"] != "", ["family", "cause"]].drop_duplicates().sort_values(["family", "cause"])
@@ -76,9 +77,11 @@ def scenes_card(data: Data, captioned: dict[str, bool]) -> pd.DataFrame:
     return pd.DataFrame(rows)[list(COLUMNS)]
 
 
-def nearest_family(data: Data, rows: np.ndarray) -> np.ndarray:
-    """(n,) family whose mean object phrase is nearest to each row."""
+def nearest_family(data: Data, rows: np.ndarray) -> np.ndarray | None:
+    """(n,) family whose mean object phrase is nearest to each row; None when no object phrase tells its family."""
     known = ((data.phrases["kind"] == "object") & (data.phrases["family"] != "")).to_numpy()
+    if not known.any():
+        return None
     names = np.array(sorted(data.phrases.loc[known, "family"].unique()))
     texts = unit(np.asarray(data.vocabulary, np.float64))
     means = unit(np.stack([texts[known & (data.phrases["family"] == n).to_numpy()].mean(axis=0) for n in names]))
@@ -208,4 +211,4 @@ def _line(name: str, right: np.ndarray) -> dict:
 
 
 def _frame(lines: list[dict], *extra: str) -> pd.DataFrame:
-    return pd.DataFrame(lines).reindex(columns=[*COLUMNS, *extra]).fillna({"cause": "", "captioned": ""})
+    return pd.DataFrame(lines).reindex(columns=[*COLUMNS, *extra]).assign(cause="", captioned="")

@@ -69,7 +69,7 @@ class Labeler:
                 raise ValueError(f"an embedding must be {width} finite numbers, got shape {image.shape}")
             return image.astype(np.float32)
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))[0]
-        return self.encoder.encode_images([picture])[0]
+        return self.encoder.encode_images([picture])[0].astype(np.float32)
 
     def get_explanations(self, image: str | Path | Image.Image | np.ndarray) -> list[dict]:
         """The features present in an image, strongest first, in the published format.

@@ -20,8 +20,9 @@ from mtlib.run.artifacts import atomic
 INK, GREY, PAPER, CARD = "#1a1a1a", "#5f5f5f", "#ffffff", "#f4f2ee"
 LABELS = {1: ("#d55e00", "✗", "implausible"), 0: ("#0072b2", "✓", "plausible"), -1: ("#8c8c8c", "·", "no label")}
 MARGIN, GAP, CAPTION = 14, 10, 18  # px
-MAX_BYTES = 36_000
-QUALITIES = (84, 76, 68, 60, 52, 44, 38, 32)
+TILE = 88  # px
+MAX_BYTES = 32_000
+QUALITIES = (84, 72, 60, 50, 42, 34)
 
 
 @functools.cache
@@ -75,7 +76,7 @@ def collage(
     lines: Sequence[str] = (),
     phrase: str = "",
     columns: int = 5,
-    tile: int = 96,
+    tile: int = TILE,
 ) -> Image.Image:
     """A grid of images, or of words, with activation and label under each.
 
@@ -138,7 +139,8 @@ def _square(image: Image.Image, tile: int) -> Image.Image:
     image = image.convert("RGB")
     scale = tile / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = image.resize(size, Image.Resampling.NEAREST if scale > 3 else Image.Resampling.LANCZOS)
+    how = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.LANCZOS
+    small = image if image.size == size else image.resize(size, how)
     out = Image.new("RGB", (tile, tile), CARD)
     out.paste(small, ((tile - size[0]) // 2, (tile - size[1]) // 2))
     return out
@@ -279,11 +281,13 @@ def write_collages(
     return pd.DataFrame(written, columns=["feature", "images", "bytes"])
 
 
-def loader(data, cache: int = 2048) -> Callable[[int], Image.Image | str]:
+def loader(data, tile: int = TILE, cache: int = 4096) -> Callable[[int], Image.Image | str]:
     """row -> its image, through the one loader; a row without an image gives its word, a bad file the reason.
 
     Args:
-        data: `mtlib.embed.store.Data`.
+        data:  `mtlib.embed.store.Data`.
+        tile:  larger images are shrunk to this side once, since the same image stands in many collages.
+        cache: images kept.
     """
     from mtlib.embed.images import ImageRefused, load_image
 
@@ -296,7 +300,7 @@ def loader(data, cache: int = 2048) -> Callable[[int], Image.Image | str]:
             image, _ = load_image(path)
         except ImageRefused as e:
             return f"image {e.reason}"
-        image.thumbnail((256, 256), Image.Resampling.LANCZOS)  # what the cache keeps
+        image.thumbnail((tile, tile), Image.Resampling.LANCZOS)
         return image
 
     return load

@@ -134,4 +134,12 @@ def purities(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
 
 def _legend(fig: Figure, panels: dict) -> None:
     handles, labels = next(iter(panels.values())).get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), fontsize=8, frameon=False, markerscale=1.5)
+    fig.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=min(4, len(labels)),
+        fontsize=8,
+        frameon=False,
+        markerscale=1.5,
+    )

@@ -23,7 +23,30 @@ SPLITS = ("val", "test")
 BOTH_ACTIVE_MAX = 8192  # more latents than this: pairs that fire together are not counted
 MIN_ACTIVE = 10  # activating test images that a feature needs to be assessed
 RATIOS = ("n_error", "error_ratio", "error_low", "error_high", "base_rate", "p_fisher", "q_bh", "q_by")
-COLUMNS = ["feature", "density", "n_active_test", "n_active_val", "mean_activation", "max_activation", "error_ratio", "error_low", "error_high", "base_rate", "n_error", "assessed", "p_fisher", "q_bh", "q_by", "mono_score", "purity", "purity_null", "dominant_class", "causal_relevance", "causal_control_latents", "causal_control_random"]
+COLUMNS = [
+    "feature",
+    "density",
+    "n_active_test",
+    "n_active_val",
+    "mean_activation",
+    "max_activation",
+    "error_ratio",
+    "error_low",
+    "error_high",
+    "base_rate",
+    "n_error",
+    "assessed",
+    "p_fisher",
+    "q_bh",
+    "q_by",
+    "mono_score",
+    "purity",
+    "purity_null",
+    "dominant_class",
+    "causal_relevance",
+    "causal_control_latents",
+    "causal_control_random",
+]
 TRUTH_COLUMNS = ["top_cause", "top_cause_share", "q_cause", "is_error"]
 
 

@@ -1,7 +1,7 @@
 """AdamW on the fused kernel of torch, with a state of plain named tensors.
 
-The same numbers as torch.optim.AdamW(fused=True), bit by bit (tested). That class imports torch's compiler at its first
-step, which costs ten seconds and more of every fresh process; and its state is keyed by position, not by name.
+The same kernel and numbers as torch.optim.AdamW(fused=True). That class imports torch's compiler at its first step,
+which costs ten seconds of every fresh process; and its state is keyed by position, not by name.
 """
 
 from __future__ import annotations

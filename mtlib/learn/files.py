@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from mtlib.run.artifacts import atomic, write_json
@@ -24,8 +24,8 @@ def check(config, field: str, ok: bool, allowed: str) -> None:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors atomically in safetensors format (contiguous copies on the CPU)."""
-    with atomic(path) as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(tmp), metadata)
+    with atomic(path) as tmp:  # bytes, because save_file makes files that only their owner can read
+        tmp.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
 
 
 def save_model(folder: Path, model: nn.Module, config, **extra) -> None:
@@ -66,3 +66,18 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{path}: {name} holds NaN or infinite values")
     model.load_state_dict(saved)
+
+
+def local_folder(folder_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or a download of the two files of a Hugging Face hub repository "owner/name".
+
+    Raises: FileNotFoundError when it is neither.
+    """
+    folder = Path(folder_or_repo)
+    if folder.is_dir():
+        return folder
+    if isinstance(folder_or_repo, Path) or folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] == "..":
+        raise FileNotFoundError(f"{folder}: no such folder, and not a hub repository owner/name")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=[WEIGHTS, CONFIG]))

@@ -109,14 +109,28 @@ PRESETS: dict[str, dict[str, dict]] = {
 }
 
 
-def scaled(sizes: Sequence[int], ratio: float, total: int | None = None) -> tuple[int, ...]:
-    """Sizes times `ratio`, rounded, at least 1, still growing where they grew; with `total`, summing to it."""
+def scaled(sizes: Sequence[int], ratio: float) -> tuple[int, ...]:
+    """Sizes times `ratio`, rounded, at least 1, still growing where they grew."""
     out: list[int] = []
     for i, size in enumerate(sizes):
         new = max(1, round(size * ratio))
-        out.append(max(new, out[-1] + 1) if out and size > sizes[i - 1] and new <= out[-1] else new)
-    if total is not None:
-        out[-1] += total - sum(out)
+        out.append(max(new, out[-1] + 1) if out and size > sizes[i - 1] else new)
+    return tuple(out)
+
+
+def shared_out(total: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Whole numbers >= 1 that sum to `total`, as near to the proportions of `shares` as that allows.
+
+    Raises: ValueError if total is smaller than the number of shares.
+    """
+    n = len(shares)
+    if total < n:
+        raise ValueError(f"l0 = {total} cannot be shared out over {n} blocks; it must be at least {n}")
+    exact = [(total - n) * share / sum(shares) for share in shares]  # beyond the one that each gets
+    out = [1 + int(e) for e in exact]
+    by_remainder = sorted(range(n), key=lambda i: int(exact[i]) - exact[i])
+    for i in by_remainder[: total - sum(out)]:
+        out[i] += 1
     return tuple(out)
 
 
@@ -162,7 +176,7 @@ def scale_ks(ks: Sequence[int], ratio: float, l0: int | None, nested: bool, n_la
         return _nested_ks(ks, largest / ks[-1], min(largest, n_latents))
     if l0 is None:
         return tuple(ks) if ratio == 1 else scaled(ks, ratio)
-    return scaled(ks, l0 / sum(ks), total=l0) if len(ks) > 1 else (l0,)
+    return shared_out(l0, ks)
 
 
 def train_settings(name: str) -> dict:

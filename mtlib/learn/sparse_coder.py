@@ -15,7 +15,6 @@ gradient; as log(theta) it would move by a share of itself and take 69,000 steps
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -277,14 +276,7 @@ class SparseCoder(nn.Module):
 
         Raises: FileNotFoundError, or ValueError when the weights do not fit the settings or are not finite.
         """
-        folder = Path(folder_or_repo)
-        if not folder.is_dir():
-            if isinstance(folder_or_repo, Path) or str(folder_or_repo).count("/") != 1 or os.sep == str(folder)[0]:
-                raise FileNotFoundError(f"{folder}: no such folder, and not a hub repository owner/name")
-            from huggingface_hub import snapshot_download
-
-            wanted = [files.WEIGHTS, files.CONFIG]
-            folder = Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=wanted))
+        folder = files.local_folder(folder_or_repo, revision)
         coder = cls(files.read_config(folder, SparseCoderConfig))
         files.load_weights(folder, coder)
         return coder.eval()

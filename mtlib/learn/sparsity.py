@@ -38,40 +38,15 @@ def jumprelu_fixed(z_pre: Tensor, gamma: float, beta: float) -> Tensor:
     return z_pre.relu() + beta * (z_pre > gamma).to(z_pre.dtype)
 
 
+def _straight_through(theta: Tensor, slope: Tensor) -> Tensor:
+    """Exactly 0, with d / d theta = slope: added to a value, it gives theta a gradient of our choice."""
+    return (theta - theta.detach()) * slope
+
+
 def _window(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-    """Rectangle kernel of unit area around the threshold: 1 / bandwidth inside, 0 outside."""
-    return ((z_pre - theta).abs() < bandwidth / 2).to(z_pre.dtype) / bandwidth
-
-
-class _JumpReLU(torch.autograd.Function):
-    """z_pre * [z_pre > theta] with the straight-through rectangle estimate of the gradient of theta."""
-
-    @staticmethod
-    def forward(ctx, z_pre, theta, bandwidth):
-        ctx.save_for_backward(z_pre, theta)
-        ctx.bandwidth = bandwidth
-        return z_pre * (z_pre > theta)
-
-    @staticmethod
-    def backward(ctx, grad):
-        z_pre, theta = ctx.saved_tensors
-        grad_theta = -theta * (_window(z_pre, theta, ctx.bandwidth) * grad).flatten(0, -2).sum(0)
-        return grad * (z_pre > theta), grad_theta, None
-
-
-class _Step(torch.autograd.Function):
-    """[z_pre > theta] with the straight-through rectangle estimate of the gradient of theta (none for z_pre)."""
-
-    @staticmethod
-    def forward(ctx, z_pre, theta, bandwidth):
-        ctx.save_for_backward(z_pre, theta)
-        ctx.bandwidth = bandwidth
-        return (z_pre > theta).to(z_pre.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        z_pre, theta = ctx.saved_tensors
-        return None, -(_window(z_pre, theta, ctx.bandwidth) * grad).flatten(0, -2).sum(0), None
+    """Rectangle kernel of unit area around the threshold: 1 / bandwidth inside, 0 outside; no gradient."""
+    inside = (z_pre.detach() - theta.detach()).abs() < bandwidth / 2
+    return inside.to(z_pre.dtype) / bandwidth
 
 
 def jumprelu(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -84,12 +59,13 @@ def jumprelu(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     Returns: (..., S).
     Source: Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 11.
     """
-    return _JumpReLU.apply(z_pre, theta, bandwidth)
+    z = z_pre * (z_pre > theta).to(z_pre.dtype)
+    return z + _straight_through(theta, -theta.detach() * _window(z_pre, theta, bandwidth))
 
 
 def step(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     """1 where z_pre > theta, else 0; summed over latents it is L0. Same estimator and source as `jumprelu`, eq. 12."""
-    return _Step.apply(z_pre, theta, bandwidth)
+    return (z_pre > theta).to(z_pre.dtype) + _straight_through(theta, -_window(z_pre, theta, bandwidth))
 
 
 def topk(z: Tensor, k: int) -> Tensor:

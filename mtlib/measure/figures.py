@@ -31,9 +31,7 @@ def fvu_against_l0(metrics: pd.DataFrame) -> Figure:
     for ax, target in zip(axes, targets, strict=False):
         for method, part in ok[ok["target"] == target].groupby("method", sort=False):
             ax.plot(part["l0"], part["fvu"], ls="", label=method, **styles[method])
-        ax.set(
-            xlabel="measured L0 (latents per image)", ylabel=f"FVU of {target}", xscale="log", title=f"target {target}"
-        )
+        ax.set(xlabel="measured L0 (latents per image)", ylabel=f"FVU of {target}", title=f"target {target}")
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.legend()
@@ -44,7 +42,7 @@ def curves(frame: pd.DataFrame, x: str, label: str, log: bool = True) -> Figure:
     """FVU against a column, mean over seeds with the seeds' range, one panel per target.
 
     Args:
-        frame: method, seed, target, `x`, fvu and the column "key" or `x` that seeds share.
+        frame: method, seed, target, fvu, `x`, and level where points of the seeds belong together by level, not by `x`.
     """
     styles, targets = _styles(list(frame["method"])), sorted(set(frame["target"]))
     key = "level" if "level" in frame else x

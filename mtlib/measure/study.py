@@ -213,12 +213,16 @@ class TruthStudy:
 def study_truth(data: Data, subjects: list[Subject], captioned: dict[str, bool]) -> TruthStudy:
     """Causes found, k-sparse probing, kinds of features and splitting of every subject (definitions.md, Truth).
 
+    Returns: TruthStudy, empty when no cause has images with and without it in every split.
+
     Args:
         captioned: cause -> whether the encoder's training captions named it; causes that are absent stay unknown.
     """
     known = data.labels() >= 0
     rows = {split: r[known[r]] for split in ("train", "val", "test") if len(r := data.rows(split))}
     task_list = [t for t in truth.tasks(data.truth, rows) if t.scorable]
+    if not task_list:
+        return TruthStudy(*(pd.DataFrame() for _ in range(4)))
     parts = {
         name: {s: np.asarray(a[r]) for s, r in rows.items()}
         for name, a in (("x", data.x), ("y", data.y))

@@ -38,7 +38,7 @@ STYLE = """<style>
 .mtv .message {background: var(--jp-layout-color2, #f3f4f6); border-left: 4px solid #b08900; padding: 8px 12px; font-size: 13px}
 .mtv-panel {border: 1px solid var(--jp-border-color2, #e0e3e8); border-radius: 10px; padding: 12px 14px}
 .mtv-list select {font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 1.5}
-.mtv-similar button {text-align: left; font-size: 12px}
+.mtv-buttons button {text-align: left; font-size: 12px}
 </style>"""
 
 

@@ -60,6 +60,8 @@ class Progress(logging.Handler):
             self.cell = int(match[1])
         if text.startswith(("Executing Cell", "Ending Cell")) and "-----" in text:
             text = text.replace("-", "")
+        elif text.startswith(("Input Notebook:", "Output Notebook:", "Working directory:", "Executing notebook")):
+            pass
         elif lines := [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]:
             self.last = lines[-1]
         self.file.write(text if text.endswith("\n") else text + "\n")
@@ -131,7 +133,7 @@ def run_notebook(
     logger.propagate = False
     start = time.monotonic()
     log.unlink(missing_ok=True)
-    with Progress(stage, log, len(notebook.cells), echo) as progress, _stderr_to(log):
+    with Progress(stage, log, len(notebook.cells) + 1, echo) as progress, _stderr_to(log):
         logger.addHandler(progress)
         try:
             papermill.execute_notebook(

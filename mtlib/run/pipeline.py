@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -23,31 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlib.run import artifacts, execute, params, publish, sources
+from mtlib.run.profiles import Places, forced, load_params, run_name
 
-ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
 CELL_TIMEOUT = 6 * 3600.0
-RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things are; tests give a folder of their own."""
-
-    root: Path = ROOT
-    stages: tuple[str, ...] = STAGES
-
-    @property
-    def notebooks(self) -> Path:
-        return self.root / "notebooks"
-
-    @property
-    def profiles(self) -> Path:
-        return self.root / "params"
-
-    @property
-    def package(self) -> Path:
-        return self.root / "mtlib"
 
 
 @dataclass
@@ -58,45 +34,6 @@ class Result:
     report: Path
     ran: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-
-
-def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
-    """The run's name: the profile, `-smoke`, and a hash of the overrides, unless `run=` names it."""
-    plain = {k: v for k, v in overrides.items() if k != "run"}
-    name = overrides.get("run")
-    if name is not None:
-        taken = [p.stem for p in places.profiles.glob("*.yaml")]
-        if not isinstance(name, str) or not RUN_NAME.match(name):
-            raise params.ParamsError(f"-p run={name}: a run's name has letters, digits, _ . - only")
-        if name in taken or name.removesuffix("-smoke") in taken:
-            raise params.ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
-        return name
-    name = f"{profile}-smoke" if smoke else profile
-    if plain:
-        name += "-" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
-    return name
-
-
-def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> dict[str, dict]:
-    """Checked parameters of every notebook: its defaults, the profile, the smoke overlay, the command line.
-
-    Raises: ParamsError.
-    """
-    known = sorted(p.stem for p in places.profiles.glob("*.yaml") if p.stem != "smoke")
-    if profile not in known:
-        raise params.ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
-    notebooks = {s: params.notebook_parameters(places.notebooks / f"{s}.py") for s in places.stages}
-    given = {}
-    for name in [profile, "smoke"] if smoke else [profile]:
-        values = params.load_profile(places.profiles / f"{name}.yaml", f"params/{name}.yaml")
-        params.check(values, notebooks, f"params/{name}.yaml")
-        given |= values
-    plain = {k: v for k, v in overrides.items() if k != "run"}
-    params.check(plain, notebooks, "-p")
-    checked = params.check(given | plain, notebooks, f"params/{profile}.yaml")
-    for values in checked.values():
-        sources.check_inputs(values, places.root)
-    return checked
 
 
 @contextlib.contextmanager
@@ -146,7 +83,7 @@ def run(
     places, overrides = places or Places(), overrides or {}
     checked = load_params(profile, smoke, overrides, places)
     name = run_name(profile, smoke, overrides, places)
-    forced = _forced(from_stage, places.stages)
+    again = forced(from_stage, places.stages)
     execute.set_kernel_env(places.root)
     run_dir, report = places.root / "runs" / name, places.root / "reports" / name
     with locked(run_dir):
@@ -158,13 +95,13 @@ def run(
             inputs = {s: artifacts.digest(folders[s]) for s in read}
             key = sources.stage_hash(notebook, places.package, checked[stage], inputs, places.root)
             folder = run_dir / f"{stage}-{key}"
-            if stage not in forced and _stands(folder, echo):
+            if stage not in again and _stands(folder, echo):
                 seconds = f", {float(timings[stage]['seconds']):.0f} s when it ran" if stage in timings else ""
                 echo(f"{stage:<14} unchanged{seconds}")
                 result.skipped.append(stage)
             else:
                 timings[stage] = _run_stage(
-                    notebook, folder, checked[stage], places.root, cell_timeout, set(read), stage in forced, echo
+                    notebook, folder, checked[stage], places.root, cell_timeout, set(read), stage in again, echo
                 )
                 publish.write_timings(run_dir / "timings.csv", timings)
                 echo(f"{stage:<14} done in {timings[stage]['seconds']:.0f} s, {timings[stage]['peak_mb']} MB")
@@ -173,15 +110,6 @@ def run(
             folders[stage] = folder
         publish.publish(report, folders, run_dir / "rendered", timings)
     return result
-
-
-def _forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:
-    if not from_stage:
-        return set()
-    for i, stage in enumerate(stages):
-        if from_stage in (stage, stage.split("_")[0], stage.split("_")[0].lstrip("0")):
-            return set(stages[i:])
-    raise params.ParamsError(f"--from {from_stage}: no such stage; there are {', '.join(stages)}")
 
 
 def _stands(folder: Path, echo) -> bool:

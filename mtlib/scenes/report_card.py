@@ -157,8 +157,13 @@ def readme(r):
         t = r["training"]
         lines += [
             f"Training: {t['pictures_seen']:,} pictures seen in {t['steps']:,} steps of {t['batch']}, {t['pictures_drawn']:,} distinct pictures of {t['scenes']:,} scenes,",
-            f"{t['minutes_of_training']} minutes on {t['threads']} threads. The score on (scene, implausible or not) pairs of one scene is part of the training",
-            "(see `train_clip.py`), for captioned and uncaptioned causes alike; it uses which two pictures show the same scene, no words.",
+            f"{t['minutes_of_training']} minutes on {t['threads']} threads.",
+            "",
+            "What the image tower was told. Besides captions, three terms of the training use no words: which two pictures show the same",
+            "scene, which two are twins, and, by a linear head per family that is thrown away, whether a picture is implausible. They hold",
+            "for *all* causes. So *uncaptioned* means that the text tower never learned the words of an error, not that the image tower was",
+            "never told that such a picture is wrong; the probes of this table are a ceiling for what later stages can find, not a test of",
+            "an encoder that had no labels.",
             "",
         ]
     return "\n".join(lines)

@@ -112,4 +112,4 @@ def test_written_files_are_small_jpegs(tmp_path):
         tmp_path, [5, 3], top, lambda f: {"title": f"Feature {f}"}, lambda r: solid(colours[r]), labelled=True
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3.jpg", "5.jpg"]
-    assert written["images"].tolist() == [1, 2] and (written["bytes"] < 36_000).all()
+    assert written["images"].tolist() == [1, 2] and (written["bytes"] < 32_000).all()

@@ -105,7 +105,7 @@ def _classify(run_dir: Path, labels: str) -> None:
         stage.finish(status="skipped", reason="no labels: there is nothing to classify", d_hidden=0, n_outputs=0)
         return
     label = data.manifest["label"].fillna(0).to_numpy(dtype=np.int64)
-    config = ClassifierConfig(d_hidden=32, epochs=6)
+    config = ClassifierConfig(d_hidden=32, epochs=4)
     model, history = fit_classifier(data.x, label, data.rows("train"), data.rows("val"), config)
     y, logits = model.predict(data.x)
     model.save(stage.out / "classifier")
@@ -121,7 +121,7 @@ def _classify(run_dir: Path, labels: str) -> None:
 
 
 def _train(run_dir: Path, labels: str, methods: dict) -> None:
-    stage = Stage("03_train", str(run_dir), params={"seeds": [0], "steps": 60})
+    stage = Stage("03_train", str(run_dir), params={"seeds": [0], "steps": 30})
     data = open_data(stage)
     rows = []
     for method, target in METHODS.items():
@@ -133,9 +133,9 @@ def _train(run_dir: Path, labels: str, methods: dict) -> None:
         t = data.y if target == "y" else data.x
         config = SparseCoderConfig.preset(method, data.x.shape[1], t.shape[1], n_latents=64, l0=24)
         folder = f"coders/{method}-s0"
-        train = TrainConfig(steps=60, batch=128, lr=3e-3)
+        train = TrainConfig(steps=30, batch=128, lr=3e-3)
         fit(config, data.x, t, data.rows("train"), data.rows("val"), train, stage.out / folder)
-        rows.append(line | {"folder": folder, "n_latents": 64, "l0_val": 8.0, "fvu_val": 0.2, "best_step": 60})
+        rows.append(line | {"folder": folder, "n_latents": 64, "l0_val": 8.0, "fvu_val": 0.2, "best_step": 30})
     pd.DataFrame(rows).to_csv(stage.out / "coders.csv", index=False)
     stage.finish(n_coders=len(methods))
 

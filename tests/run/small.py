@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mtlib.run.pipeline import ROOT, Places
+from mtlib.run.profiles import ROOT, Places
 
 HEADER = """# ---
 # jupyter:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mtlib.run import artifacts, pipeline
+from mtlib.run import artifacts, pipeline, profiles
 from mtlib.run.execute import StageFailed
 from mtlib.run.params import ParamsError
 from tests.run import small
@@ -71,7 +71,7 @@ def test_unchanged_run_redoes_nothing_and_restores_the_report(done):
     start = time.monotonic()
     result, lines = run(done)
     assert (result.ran, result.skipped) == ([], ["01_make", "02_use"])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert "unchanged" in lines[0]
     assert product.exists()
     assert not stale.exists()
@@ -120,7 +120,7 @@ def test_overrides_make_a_run_of_their_own(done):
     assert result.run.startswith("demo-")
     assert (result.report / "tables/02_product.csv").read_text() == "product\n6.0\n"
     assert (done.root / "reports/demo/timings.csv").read_bytes() == before
-    name = pipeline.run_name
+    name = profiles.run_name
     assert name("demo", True, {}, done) == "demo-smoke"
     assert name("demo", False, {"run": "mine", "factor": 2}, done) == "mine"
     assert name("demo", True, {"factor": 2}, done).startswith("demo-smoke-")
@@ -149,7 +149,7 @@ def test_bad_ends_are_failures_that_name_the_stage(done, cell, message):
     small.write(done.root, use=cell)
     try:
         with pytest.raises(StageFailed, match=message) as e:
-            run(done, cell_timeout=3)
+            run(done, cell_timeout=3 if "sleep" in cell else pipeline.CELL_TIMEOUT)
         assert "log: runs/demo/logs/02_use.log" in str(e.value)
     finally:
         small.write(done.root)
@@ -212,7 +212,7 @@ def start(places, *argv):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=240):
     end = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
@@ -227,15 +227,15 @@ def test_second_pipeline_is_refused_and_a_stop_ends_the_kernel(tmp_path):
     try:
         pid_file = wait_for(tmp_path / "runs/demo/kernel.pid")
         second = start(places, "demo")
-        _, err = second.communicate(timeout=60)
+        _, err = second.communicate(timeout=240)
         assert second.returncode == 2
         assert f"demo: process {first.pid} is writing this run" in err
         time.sleep(0.5)
         kernel = int(pid_file.read_text())
         first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=60)
+        first.communicate(timeout=240)
         assert first.returncode == 143
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while alive(kernel) and time.monotonic() < end:
             time.sleep(0.2)
         assert not alive(kernel)

@@ -1,0 +1,160 @@
+"""The classifier: formula, accuracy, seeds, calibration, files; its scores against hand-worked cases and sklearn."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from mtlib.learn.classifier import Classifier, ClassifierConfig, calibrate_temperature, fit_classifier
+from mtlib.learn.classifier_scores import (
+    auroc_interval,
+    expected_calibration_error,
+    folds,
+    probabilities,
+    reliability,
+    scores,
+    targets,
+    why_not,
+)
+from tests.synthetic import table
+
+CONFIG = ClassifierConfig(d_hidden=32, epochs=10, batch=32, lr=5e-3)
+
+
+@pytest.fixture(scope="module")
+def data():
+    x, manifest, _ = table(1200, 32)
+    labels, _ = targets(manifest, "plausibility")
+    split = manifest["split"].to_numpy()
+    return x, labels, *(np.flatnonzero((split == name) & (labels >= 0)) for name in ("train", "val", "test")), manifest
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    return fit_classifier(data[0], data[1], data[2], data[3], CONFIG)
+
+
+def test_head_learns_planted_errors(data, fitted):
+    x, labels, _, _, test, _ = data
+    _, logits = fitted[0].predict(x, test)
+    whole = scores(labels[test], logits).iloc[0]
+    assert whole["accuracy"] > 0.95 and whole["auroc"] > 0.98 and whole["ece"] < 0.05
+    assert whole["accuracy_low"] < whole["accuracy"] < whole["accuracy_high"]
+
+
+def test_logit_is_the_hidden_layer_times_w_logit(data, fitted):
+    model, x = fitted[0], torch.from_numpy(data[0])
+    with torch.no_grad():
+        y = model.hidden(x)
+        expected = ((x - model.x_mean) / model.x_scale) @ model.hidden_layer.weight.T + model.hidden_layer.bias
+        torch.testing.assert_close(y, expected.relu())
+        torch.testing.assert_close(model(x), y @ model.w_logit + model.b_logit)
+    assert (y >= 0).all() and model.w_logit.shape == (32,)
+
+
+def test_same_seed_same_weights(data, fitted):
+    again, _ = fit_classifier(data[0], data[1], data[2], data[3], CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), fitted[0].parameters(), strict=True))
+
+
+def test_best_epoch_is_kept(data, fitted):
+    x, labels, _, val, _, _ = data
+    model, history = fitted
+    with torch.no_grad():
+        logits, target = model(torch.from_numpy(x[val])), torch.from_numpy(labels[val]).float()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+    assert float(loss) <= history["val_loss"].min() + 1e-6  # the temperature can only lower it
+
+
+def test_classes_use_one_logit_each(data, tmp_path):
+    x, _, train, val, _, manifest = data
+    labels, names = targets(manifest, "classes")
+    model, _ = fit_classifier(x, labels, train, val, CONFIG)
+    y, logits = model.predict(x)
+    assert names == ["blocks", "face", "glass", "hand"] and logits.shape == (len(x), 4)
+    assert (logits.argmax(1) == labels).mean() > 0.95
+    np.testing.assert_allclose(y @ model.w_logit.detach().numpy() + model.b_logit.detach().numpy(), logits, atol=1e-4)
+
+
+def test_save_and_load_round_trip_and_wrong_width(fitted, data, tmp_path):
+    fitted[0].save(tmp_path, note="kept")
+    again = Classifier.load(tmp_path)
+    for a, b in zip(again.predict(data[0]), fitted[0].predict(data[0]), strict=True):
+        assert np.array_equal(a, b)
+    with pytest.raises(ValueError, match=r"\(2, 5\), expected \(B, 32\)"):
+        again(torch.zeros(2, 5))
+
+
+def test_temperature_undoes_overconfidence():
+    model = Classifier(1, 4)
+    x = torch.linspace(-3, 3, 400)[:, None]
+    with torch.no_grad():
+        target = (torch.rand(400, generator=torch.Generator().manual_seed(0)) < torch.sigmoid(model(x))).long()
+        model.output_layer.weight *= 5
+        model.output_layer.bias *= 5
+    assert calibrate_temperature(model, x, target) == pytest.approx(5, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [(dict(lr=0.0), "lr"), (dict(epochs=0), "epochs"), (dict(dropout=1.0), "dropout")]
+)
+def test_bad_settings_name_the_field(change, field):
+    with pytest.raises(ValueError, match=field):
+        ClassifierConfig(**change)
+
+
+def test_targets_and_reasons_without_labels():
+    manifest = pd.DataFrame({"label": pd.array([1, None, 0], dtype="Int64"), "class_name": ["b", "a", ""]})
+    assert targets(manifest, "plausibility")[0].tolist() == [1, -1, 0]
+    labels, names = targets(manifest, "classes")
+    assert labels.tolist() == [1, 0, -1] and names == ["a", "b"]
+    nothing, names = targets(manifest, "none")
+    rows = np.arange(3)
+    assert names == [] and "no labels" in why_not(nothing, rows, rows)
+    assert "fewer than two" in why_not(np.array([1, 1, 1]), rows, rows)
+    assert (
+        "validation" in why_not(np.array([1, 0, 1]), rows, rows[:0]) and why_not(np.array([1, 0, 1]), rows, rows) == ""
+    )
+
+
+def test_auroc_equals_sklearn_and_its_interval_covers():
+    rng = np.random.default_rng(0)
+    positive = rng.random(300) < 0.4
+    score = np.round(rng.normal(size=300) + positive, 1)  # with ties
+    area, low, high = auroc_interval(score, positive)
+    assert area == pytest.approx(roc_auc_score(positive, score)) and low < area < high
+    true, inside = 0.7602, 0  # Phi(1 / sqrt 2)
+    for _ in range(200):
+        positive = rng.random(150) < 0.5
+        _, low, high = auroc_interval(rng.normal(size=150) + positive, positive)
+        inside += low <= true <= high
+    assert inside >= 180
+    assert np.isnan(auroc_interval(np.ones(3), np.ones(3, bool))[0])
+
+
+def test_calibration_error_and_reliability_by_hand():
+    assert expected_calibration_error(np.array([1, 1, 0, 0]), np.full(4, 0.75), bins=1) == pytest.approx(0.25)
+    frame = reliability(np.array([0, 0, 1, 1]), np.array([-5.0, -4.0, 4.0, 5.0]), bins=2)
+    assert frame["observed"].tolist() == [0.0, 1.0] and frame["n"].tolist() == [2, 2]
+    np.testing.assert_allclose(probabilities(np.array([0.0])), [[0.5, 0.5]])
+
+
+def test_scores_by_group_count_each_group():
+    frame = scores(np.array([0, 1, 1, 0]), np.array([-1.0, 1.0, -1.0, -2.0]), np.array(["a", "a", "b", "b"]))
+    assert frame["group"].tolist() == ["all", "a", "b"] and frame["accuracy"].tolist() == [0.75, 1.0, 0.5]
+
+
+def test_folds_test_every_row_once_and_keep_groups_whole(data):
+    x, labels, *_ = data
+    small = np.flatnonzero(labels >= 0)[:150]
+    groups = np.array([f"g{i // 3}" for i in range(150)])
+    frame = folds(x[small], labels[small], groups, CONFIG)
+    assert frame["fold"].tolist() == ["1", "2", "3", "4", "5", "mean"] and frame["n"].iloc[-1] == 150
+    last = frame.iloc[-1]
+    assert last["accuracy_low"] < last["accuracy"] < last["accuracy_high"]
+
+
+def test_classifier_refuses_a_single_class(data):
+    with pytest.raises(ValueError, match="two classes"):
+        fit_classifier(data[0], np.ones(len(data[0]), int), data[2], data[3], CONFIG)

@@ -1,0 +1,138 @@
+"""The report: every number from the tables, every text escaped, every skipped section with its reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import mistune
+import pandas as pd
+import pytest
+
+from mtlib.report import plots, results
+from mtlib.report.reader import Reader
+from mtlib.report.report import report_markdown, write_report
+from mtlib.run.artifacts import Stage
+from tests.report.synthetic_run import HOSTILE
+
+render = mistune.create_markdown(plugins=["table"], escape=False)
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory) -> Reader:
+    """The run with the tables of 07 that need no encoder."""
+    copy = tmp_path_factory.mktemp("reports") / "demo_like"
+    shutil.copytree(run, copy)
+    return with_results(copy)
+
+
+def with_results(run_dir: Path) -> Reader:
+    """Write 07's tables of relevance and its README; return a reader that sees them."""
+    stage = Stage("07_results", str(run_dir))
+    reader = Reader.of_stage(stage)
+    long = results.relevance_long(reader)
+    plots.table(stage, results.relevance_wide(reader, long), "relevance")
+    plots.table(stage, pd.DataFrame([{"generator": "", "reason": "no images of generators"}]), "generators")
+    plots.table(stage, pd.DataFrame([{"image": "", "reason": "no encoder"}]), "labels")
+    write_report(stage)
+    return reader
+
+
+def test_report_has_every_section_once_and_in_order(finished):
+    text = report_markdown(finished)
+    headings = re.findall(r"^## (.*)$", text, re.M)
+    assert len(headings) == len(set(headings)) == 15
+    assert headings[0] == "What the features show" and headings[-1] == "Times"
+    assert text.rstrip().endswith("<!-- timings -->\n<!-- /timings -->")
+
+
+def test_report_numbers_are_those_of_the_tables(finished):
+    text = report_markdown(finished)
+    accuracy = finished.table("02_metrics")["accuracy"].iloc[0]
+    assert f"{100 * accuracy:.1f}%" in text.split("\n## ")[0]
+    row = finished.table("07_relevance").set_index("method").loc["sae"]
+    assert f"{100 * row['enriched']:.1f}% [{100 * row['enriched_low']:.1f}%, {100 * row['enriched_high']:.1f}%]" in text
+    causes = finished.table("04_causes")
+    assert f"worst is hand_error at {causes['auroc'].min():.3f}" in text
+
+
+def test_report_shows_hostile_names_literally_and_harmlessly(finished):
+    text = report_markdown(finished)
+    html = render(text)
+    assert "<script" not in html and 'href="http://x"' not in html and "$\\unknown$" not in html
+    shown = re.sub(r"<[^>]+>", "", html)
+    assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in shown
+
+
+def test_report_links_only_to_what_is_published(finished):
+    text = report_markdown(finished)
+    folders = list(finished.folders.values())
+    for target in re.findall(r"\]\(([^)]+)\)", text.replace("http&#58;", "")):
+        kind = target.split("/")[0]
+        if kind in ("figures", "tables"):
+            assert any((f / target).is_file() for f in folders), target
+        elif kind == "collages":
+            _, method, name = target.split("/")
+            assert (finished.folders["05_features"] / f"features/{method}/collages/{name}").is_file()
+        else:
+            assert re.fullmatch(r"notebooks/0\d_\w+\.(html|ipynb)", target), target
+
+
+def test_report_is_the_same_twice_and_names_no_machine_path(finished):
+    text = report_markdown(finished)
+    assert text == report_markdown(finished)
+    assert text == (finished.folders["07_results"] / "README.md").read_text(encoding="utf-8")
+    assert "/tmp" not in text and str(Path.home()) not in text
+
+
+def test_report_without_labels_says_why_sections_are_skipped(unlabelled, tmp_path):
+    shutil.copytree(unlabelled, tmp_path / "arrays")
+    text = report_markdown(with_results(tmp_path / "arrays"))
+    assert "**Answer.** Nothing can be said about physical errors" in text
+    assert "there is nothing to judge errors against" in text
+    assert "needs the classifier's hidden layer y" in text
+    assert text.count("Skipped:") >= 4 and "nan" not in text.lower().split()
+
+
+def test_report_of_few_photographs_claims_no_cause(run, tmp_path):
+    shutil.copytree(run, tmp_path / "photos")
+    reader = with_results(tmp_path / "photos")
+    facts = reader.facts
+    reader.facts = lambda stage: facts(stage) | ({"source": "images"} if stage == "01_embed" else {})
+    text = report_markdown(reader)
+    assert "may track where an image came from" in text and "No cause is claimed" in text
+    assert "one split says little" in text
+
+
+def test_relevance_wide_has_one_line_per_method_with_reasons(finished, unlabelled):
+    wide = finished.table("07_relevance")
+    assert wide["method"].tolist() == ["matryoshka_transcoder", "sae"]
+    assert (wide["threshold"] == wide["threshold_n"] / wide["n_latents"]).all()
+    assert (wide["enriched_low"] <= wide["enriched"]).all() and (wide["reason"] == "").all()
+    stage = Stage("08_scratch", str(unlabelled))
+    reader = Reader.of_stage(stage)
+    wide = results.relevance_wide(reader, results.relevance_long(reader))
+    assert (wide["status"] == "skipped").all() and wide["reason"].str.len().gt(10).all()
+    shutil.rmtree(stage.out)
+
+
+def test_generator_ranking_is_corrected_and_beside_the_truth(run):
+    from mtlib.embed.store import open_run
+
+    data = open_run(run)
+    assert results.why_no_generators(data) == ""
+    frame = results.generator_ranking(data)
+    assert {"generator", "n", "raw_rate", "corrected_rate", "low", "high", "true_rate", "rank", "true_rank"} <= set(
+        frame
+    )
+    assert sorted(frame["rank"]) == [1, 2] and (frame["low"] <= frame["high"]).all()
+    truth = data.truth[data.manifest["generator"] == "gen_a"]
+    assert frame.set_index("generator").loc["gen_a", "true_rate"] == pytest.approx(truth["label"].mean())
+
+
+def test_new_images_of_a_missing_folder_is_an_error(run, tmp_path):
+    from mtlib.embed.store import open_run
+
+    with pytest.raises(FileNotFoundError, match="label_images"):
+        results.new_images(open_run(run), "no/such/folder", tmp_path, 4)
