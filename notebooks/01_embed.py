@@ -88,7 +88,8 @@ assert len(data.x) == (manifest["status"] == "ok").sum() == facts["n_rows"]
 files = manifest["status"].value_counts().rename_axis("status").reset_index(name="count")
 plots.table(stage, files, "files")
 display(files)
-notes = manifest.loc[(manifest["status"] != "ok") | (manifest["detail"] != ""), ["path", "status", "detail"]]
+remark = (manifest["detail"] != "") & (manifest["status"] != "not sampled")
+notes = manifest.loc[remark, ["path", "status", "detail"]]
 display(notes.head(20)) if len(notes) else print("no file needs a remark")
 
 # %% [markdown]
@@ -125,7 +126,7 @@ else:
 if fig is not None:
     plots.save(stage, fig, "images", shown)
     plt.show()
-print(f"{len(shown)} pairs shown" if config.source == "scenes" else f"{len(shown)} of {len(data.x)} rows shown")
+print(f"{len(shown)} pairs shown" if config.source == "scenes" else f"{len(shown)} of {len(data.x)} images shown")
 
 # %% [markdown]
 # ## Where they lie

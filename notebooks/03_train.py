@@ -48,6 +48,7 @@ from IPython.display import display
 
 from mtlib.embed import store
 from mtlib.learn import figures
+from mtlib.learn.classifier import Classifier
 from mtlib.learn.methods import train_methods
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage, atomic
@@ -75,7 +76,9 @@ print(f"{n_train} train and {n_val} validation images; x has {data.x.shape[1]} u
 # One loop for every method. An interrupted run goes on from its last checkpoint and ends with the same bytes.
 
 # %%
-coders, history = train_methods(data, methods, seeds, stage.out / "coders", train, common)
+head = Classifier.load(stage.input("02_classify") / "classifier") if data.y is not None else None
+w_logit = head.w_logit.detach().numpy() if head else None
+coders, history = train_methods(data, methods, seeds, stage.out / "coders", train, common, w_logit)
 with atomic(stage.out / "coders.csv") as tmp:
     coders.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
 
@@ -89,8 +92,8 @@ done = coders[coders["status"] == "ok"]
 for row in coders[coders["status"] != "ok"].itertuples():
     print(f"{row.method} (seed {row.seed}) was skipped: {row.reason}.")
 for method, part in done.groupby("method", sort=False):
-    early = (part["best_step"] < part["best_step"].max()).any() or part["best_step"].max() < history["step"].max()
-    print(f"{method}: best at step {list(part['best_step'])}{', before the end' if early else ', still improving'}.")
+    at = ", ".join(str(step) for step in part["best_step"])
+    print(f"{method}: best validation at step {at} of {history['step'].max()}.")
 
 # %% [markdown]
 # ## What each method explains

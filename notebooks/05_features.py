@@ -99,7 +99,7 @@ display(overview.set_index("method").T if len(tables) else overview)
 # %%
 for row in overview[overview["status"] == "ok"].itertuples():
     silent = row.n_latents - row.n_active
-    print(f"{row.method}: {row.n_assessed} of {row.n_latents} features assessed, {silent} never fire on test.")
+    print(f"{row.method}: {row.n_assessed:.0f} of {row.n_latents:.0f} features assessed, {silent:.0f} never fire on test.")
 
 # %% [markdown]
 # ## How often do features fire?
@@ -138,8 +138,8 @@ if labelled and tables:
         f"Base rate {base:.2f}. A ratio of 0.95 alone says little for a feature with 10 images: look at the intervals."
     )
     for row in overview[overview["status"] == "ok"].itertuples():
-        share = f"{row.n_enriched} enriched, {row.n_threshold} with error ratio >= 0.95"
-        print(f"{row.method}: of {row.n_assessed} assessed features {share}.")
+        share = f"{row.n_enriched:.0f} enriched, {row.n_threshold:.0f} with error ratio >= 0.95"
+        print(f"{row.method}: of {row.n_assessed:.0f} assessed features {share}.")
 
 # %%
 if labelled and tables:

@@ -12,6 +12,7 @@ import yaml
 from mtlib.run import environment, params, profiles
 
 ROOT = Path(__file__).resolve().parents[1]
+EVERYONES = ("mtlib.report.plots",)  # the one call that saves a figure and its table
 FOLDERS = (
     "scenes",
     "embed",
@@ -79,8 +80,9 @@ def test_no_host_names():
 
 def test_no_swallowed_failures_and_no_pickle():
     assert lines_with(r"\|\| (true|:)(\s|$)", {".sh", ".yml", ".toml", ""}) == []
-    assert lines_with(r"^\s*(import|from) (pickle|joblib|dill)\b", {".py"}, re.MULTILINE) == []
-    assert lines_with(r"allow_pickle\s*=\s*True|weights_only\s*=\s*False", {".py"}) == []
+    unsafe = lines_with(r"^\s*(import|from) (pickle|joblib|dill)\b", {".py"}, re.MULTILINE)
+    unsafe += lines_with(r"allow_pickle\s*=\s*True|weights_only\s*=\s*False", {".py"})
+    assert [line for line in unsafe if not line.startswith("tests/")] == []  # tests make bad files to be refused
 
 
 def test_files_are_small_enough_for_git():

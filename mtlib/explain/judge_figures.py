@@ -65,7 +65,7 @@ def verdict_counts(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
             counts = group["verdict"].value_counts()
             line = {"method": method, "judge": judge} | {v: int(counts.get(v, 0)) for v in VERDICTS}
             lines.append(line | {"n_latents": len(group)})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["method", "judge", *VERDICTS, "n_latents"])
 
 
 def confusion(
@@ -108,8 +108,7 @@ def confusion(
 
 def scores(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Precision, recall and F1 of each judge on each method; captioned and uncaptioned causes apart."""
-    frame = table.dropna(subset=["precision"], how="all")
-    frame = frame[frame["judge"] != ""].melt(["method", "judge", "captioned"], ["precision", "recall", "f1"], "score")
+    frame = table[table["judge"] != ""].melt(["method", "judge", "captioned"], ["precision", "recall", "f1"], "score")
     judges = list(dict.fromkeys(frame["judge"]))
     fig, axes = plt.subplots(1, len(judges), figsize=(4.2 * len(judges) + 0.5, 3.4), sharey=True, squeeze=False)
     methods = list(dict.fromkeys(frame["method"]))

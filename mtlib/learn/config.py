@@ -50,7 +50,7 @@ class SparseCoderConfig:
     centre: str = "none"  # none | mean: subtract the train mean of the input
     scale: str = "none"  # none | rms: one number, mean square 1 | std: per unit
     target_centre: str = "none"  # of y; a target x is treated as the input
-    target_scale: str = "none"  # none | rms | std | given (train.fit is handed the scales)
+    target_scale: str = "none"  # none | rms | std | logit: each unit in proportion to its weight in the logit
 
     def __post_init__(self):
         set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (a frozen dataclass)
@@ -77,7 +77,7 @@ class SparseCoderConfig:
             "centre": ("none", "mean"),
             "scale": ("none", "rms", "std"),
             "target_centre": ("none", "mean"),
-            "target_scale": ("none", "rms", "std", "given"),
+            "target_scale": ("none", "rms", "std", "logit"),
         }.items():
             check(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         learned = self.activation == "jumprelu"

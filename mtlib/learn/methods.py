@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
+from mtlib.learn.batches import Rows
 from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.presets import PRESETS
-from mtlib.learn.train import fit, read_history, summary
+from mtlib.learn.train import fit, logit_scale, read_history, summary
 from mtlib.learn.train_config import TrainConfig
 
 _CODER = {f.name for f in fields(SparseCoderConfig)} - {"d_in", "d_out"} | {"k"}
@@ -68,14 +70,29 @@ def settings(
         raise ValueError(f"method {method['name']!r}: {e}") from e
 
 
+def _y_scale(config: SparseCoderConfig, data, rows: np.ndarray, w_logit: np.ndarray | None) -> np.ndarray | None:
+    if config.target_scale != "logit":
+        return None
+    if w_logit is None:
+        raise ValueError("target_scale = 'logit' needs the classifier's w_logit")
+    return logit_scale(Rows(data.y, rows, torch.device("cpu")), w_logit)
+
+
 def train_methods(
-    data, methods: Sequence[dict], seeds: Sequence[int], folder: Path, train: dict, common: dict | None = None
+    data,
+    methods: Sequence[dict],
+    seeds: Sequence[int],
+    folder: Path,
+    train: dict,
+    common: dict | None = None,
+    w_logit: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every method with every seed into folder/<method>-s<seed>; finished ones are loaded, not repeated.
 
     Methods whose target is y become rows with status "skipped" and the reason when there is no y.
 
-    Args: data: store.Data. methods, seeds, train, common: as in `check_methods` and `settings`.
+    Args: data: store.Data. methods, seeds, train, common: as in `check_methods` and `settings`. w_logit: (O,) of the
+        classifier, needed by methods with target_scale "logit".
     Returns: coders (columns COLUMNS, one row per method and seed); history of all fits with method, seed, target.
     """
     check_methods(methods, seeds)
@@ -94,7 +111,8 @@ def train_methods(
                 continue
             target = data.y if config.target == "y" else data.x
             seeded = replace(train_config, seed=seed)
-            fit(config, data.x, target, train_rows, val_rows, seeded, folder / name, label=name)
+            y_scale = _y_scale(config, data, train_rows, w_logit)
+            fit(config, data.x, target, train_rows, val_rows, seeded, folder / name, y_scale, label=name)
             done = summary(folder / name)
             row |= {"status": "ok", "reason": "", "folder": f"{folder.name}/{name}", "matched": done["matched"]}
             row |= {"l0_val": done["l0"], "fvu_val": done["fvu"], "dead": done["dead"], "best_step": done["step"]}

@@ -34,7 +34,7 @@ STYLE = """<style>
   border-bottom: 3px solid transparent}
 .mtv figure img {width: 100%; height: 100%; object-fit: contain; display: block; margin: 0}
 .mtv figure .word {font-size: 14px; padding: 6px; text-align: center; overflow-wrap: anywhere}
-.mtv figcaption {padding: 3px 7px 5px; font-size: 12px; display: flex; justify-content: space-between}
+.mtv figcaption {padding: 3px 7px 5px; font-size: 11.5px; display: flex; flex-wrap: wrap; gap: 0 6px; justify-content: space-between}
 .mtv .message {background: var(--jp-layout-color2, #f3f4f6); border-left: 4px solid #b08900; padding: 8px 12px; font-size: 13px}
 .mtv-panel {border: 1px solid var(--jp-border-color2, #e0e3e8); border-radius: 10px; padding: 12px 14px}
 .mtv-list select {font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 1.5}
@@ -142,7 +142,7 @@ def histogram(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()
     Args:
         edges:  (bins + 1,) bin edges.
         counts: (bins,) rows per bin.
-        marks:  activations to mark, e.g. of the images shown.
+        marks:  activations to mark, e.g. of the images shown (those beyond the last bar are left out).
     """
     if counts.sum() == 0:
         return '<div class="mtv"><span class="muted">It never fires here.</span></div>'

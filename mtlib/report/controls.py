@@ -20,7 +20,7 @@ class Controls:
     """
 
     def __init__(self, methods: list[str], method: str, run: str):
-        fill, wide = w.Layout(width="auto"), w.Layout(width="100%")
+        fill = w.Layout(width="auto")
         self.method = w.Dropdown(options=methods, value=method, description="method", layout=fill)
         self.judge = w.Dropdown(options=["–"], description="judge", layout=fill)
         self.sort = w.Dropdown(
@@ -43,12 +43,10 @@ class Controls:
         self.count, self.header, self.tiles = w.HTML(), w.HTML(), w.HTML()
         self.gallery, self.histogram, self.upload_preview = w.HTML(), w.HTML(), w.HTML()
         self.upload = w.FileUpload(accept="image/*", description="choose an image", layout=w.Layout(width="180px"))
-        self.similar = [w.Button(layout=wide).add_class("mtv-similar-feature") for _ in range(N_SIMILAR)]
-        self.labels = [w.Button(layout=wide).add_class("mtv-label") for _ in range(N_LABELS)]
+        self.similar = [feature_button("mtv-similar-feature") for _ in range(N_SIMILAR)]
+        self.labels = [feature_button("mtv-label") for _ in range(N_LABELS)]
         for name in NAMED:
             getattr(self, name).add_class(f"mtv-{name.replace('_', '-')}")
-        for button in self.similar + self.labels:
-            fill_button(button, None)
         self.widget = self._layout(run)
 
     def _layout(self, run: str) -> w.Widget:
@@ -82,6 +80,13 @@ class Controls:
 def title(text: str) -> w.HTML:
     """A small heading."""
     return w.HTML(f'<div class="mtv"><div class="over" style="margin-top:10px">{text}</div></div>')
+
+
+def feature_button(css: str) -> w.Button:
+    """A hidden button that can stand for a feature."""
+    button = w.Button(layout=w.Layout(width="100%")).add_class(css)  # a layout of its own: each hides alone
+    fill_button(button, None)
+    return button
 
 
 def fill_button(button: w.Button, content: tuple[int, str] | None) -> None:

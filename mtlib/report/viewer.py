@@ -82,7 +82,7 @@ class FeatureViewer:
         self._quiet = True
         self.on.judge.options = browse.judges_of(self.reader, self.verdicts) or ["–"]
         if self.feature is None and self.reader.features(method)["error_ratio"].notna().any():
-            self.on.sort.value = "error ratio"
+            self.on.sort.value, self.on.assessed.value = "error ratio", True  # the start of a run with labels
         self._quiet = False
         self.feature = None
         self._set_judge()

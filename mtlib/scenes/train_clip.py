@@ -1,10 +1,12 @@
 """Trains the small CLIP on drawn scenes: `python -m mtlib.scenes.train_clip --out <folder>`.
 
-Three terms. CLIP: a caption is a positive for every picture in the batch that it is true of. Same scene: a scene drawn
-again under other nuisances is the positive of its picture, everything else in the batch a negative. Twins: of those, the
-plausible and the implausible version of one scene against each other alone. The last two never see a word, so the encoder
-can represent the two causes that no caption tells. Everything random is a function of (seed, step): a run that is stopped
-and started again continues exactly.
+Five terms, in clip_losses.py. caption: a caption is a positive for every picture of the batch that it is true of. hard: of a
+phrase for an error and one for its absence, the one that is true (captioned causes only). same: a scene drawn again under
+other nuisances is the positive of its picture, all else in the batch a negative. twin: of those, the plausible and the
+implausible version of one scene alone. plausible: a linear head per family, thrown away afterwards, says whether a picture is
+implausible. The last three see no word, so the image tower can represent the two causes that no caption tells, while the
+text tower never learns to name them. Everything random is a function of (seed, step): a run that is stopped and started
+again continues exactly.
 """
 
 import argparse
@@ -21,8 +23,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from mtlib.scenes.captions import CONTEXT_LENGTH, DETAILS, ERRORS, NORMAL, caption, tokenizer
-from mtlib.scenes.dataset import CAUSE_OF, CAUSES, FAMILIES, SCENES_PER_SEED, Spec, render
+from mtlib.scenes.captions import CONTEXT_LENGTH, caption, tokenizer
+from mtlib.scenes.clip_losses import caption_loss, hard_negative_loss, plausible_loss, scene_losses, truth_of_captions
+from mtlib.scenes.dataset import FAMILIES, SCENES_PER_SEED, Spec, render
 
 MODEL = {
     "embed_dim": 192,
@@ -31,9 +34,7 @@ MODEL = {
     "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
 }
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "squash"}
-VARIANTS = {variant: 1 << i for i, variant in enumerate(dict.fromkeys(v for _, v in DETAILS))}
 WEIGHTS = {"caption": 0.5, "same": 0.1, "twin": 0.1, "hard": 1.0, "plausible": 1.0}
-KEYS = ("family", "error", "background", "palette", "style")
 
 
 def draw_scene(first, i):
@@ -80,24 +81,6 @@ def draw_scenes(n_scenes, seed, workers, cache):
     return pixels, facts
 
 
-def truth_of_captions(facts, claims):
-    """Which caption is true of which picture.
-
-    Args:
-        facts:  list of B dicts, what each picture shows.
-        claims: list of B dicts, what each caption says; None where it is silent.
-    Returns: (B, B) bool, [picture, caption].
-    """
-    true = np.ones((len(facts), len(claims)), bool)
-    for key in KEYS:
-        said = np.array([c[key] is not None for c in claims])
-        same = np.array([[f[key] == c[key] for c in claims] for f in facts])
-        true &= same | ~said
-    bits = np.array([VARIANTS.get(f["variant"], 0) for f in facts])
-    masks = np.array([sum(VARIANTS[v] for v in c["variant"].split("|")) if c["variant"] else 0 for c in claims])
-    return true & (((bits[:, None] & masks[None]) > 0) | (masks[None] == 0))
-
-
 def augment(pixels, rng):
     """Mirrors and shifts a batch by up to 3 pixels, each picture by itself; (B, H, W, 3) uint8 in and out."""
     out = np.empty_like(pixels)
@@ -115,30 +98,6 @@ def to_input(pixels):
     return (x - PREPROCESS["mean"][0]) / PREPROCESS["std"][0]
 
 
-def caption_loss(logits, true):
-    """Contrastive loss with several positives per row and column; logits (B, B), true (B, B) bool."""
-    t = true.float()
-    rows = -(F.log_softmax(logits, 1) * t).sum(1) / t.sum(1)
-    columns = -(F.log_softmax(logits, 0) * t).sum(0) / t.sum(0)
-    return (rows.mean() + columns.mean()) / 2
-
-
-def scene_losses(h):
-    """Same-scene and twin losses.
-
-    Args:
-        h: (B, d) float, unit rows; 4 rows per scene: plausible, plausible again, implausible, implausible again.
-    Returns: (same scene against the whole batch, same scene against its twins alone), both at temperature 0.1.
-    """
-    B = len(h)
-    sim = h @ h.T / 0.1  # (B, B)
-    index = torch.arange(B)
-    partner = index ^ 1
-    same = F.cross_entropy(sim.masked_fill(torch.eye(B, dtype=torch.bool), float("-inf")), partner)
-    three = torch.stack([sim[index, partner], sim[index, index ^ 2], sim[index, index ^ 3]], 1)
-    return same, F.cross_entropy(three, torch.zeros(B, dtype=torch.long))
-
-
 def save_clip(model, folder):
     """Writes open_clip_config.json and open_clip_model.safetensors (fp16) into a folder."""
     folder = Path(folder)
@@ -152,7 +111,7 @@ def save_clip(model, folder):
 
 
 def build(seed):
-    """The untrained encoder and the projection of the same-scene terms."""
+    """The untrained encoder, the projection of the same-scene terms and the heads of the plausible term."""
     from open_clip.model import CLIP
 
     torch.manual_seed(seed)
@@ -160,29 +119,6 @@ def build(seed):
     head = nn.Linear(MODEL["embed_dim"], 128, bias=False)
     plausible = nn.Linear(MODEL["embed_dim"], len(FAMILIES))
     return nn.ModuleDict({"clip": model, "head": head, "plausible": plausible})
-
-
-def hard_negative_loss(both, image, facts, rng):
-    """Of a phrase for the error and one for its absence, which is true of each picture (captioned causes only).
-
-    Args: image (B, d) unit rows; facts: list of B dicts. Returns: () cross entropy. Source: NegCLIP, arXiv 2210.01936.
-    """
-    families = [f for f in FAMILIES if CAUSES[CAUSE_OF[f]]["captioned"]]
-    pools = [p for f in families for p in (NORMAL[f], ERRORS[CAUSE_OF[f]])]
-    text = both["clip"].encode_text(tokenizer()([pool[rng.integers(len(pool))] for pool in pools]))
-    text = F.normalize(text, dim=-1).reshape(len(families), 2, -1)
-    row = torch.tensor([i for i, f in enumerate(facts) if f["family"] in families])
-    of = torch.tensor([families.index(facts[i]["family"]) for i in row])
-    logits = both["clip"].logit_scale.exp() * (image[row, None] * text[of]).sum(-1)  # (rows, 2)
-    return F.cross_entropy(logits, torch.tensor([int(facts[i]["error"]) for i in row]))
-
-
-def plausible_loss(both, image, facts):
-    """Binary cross entropy of a linear head per family that is thrown away: image and label, no words."""
-    names = list(FAMILIES)
-    of = torch.tensor([names.index(f["family"]) for f in facts])
-    logits = both["plausible"](image * 10).gather(1, of[:, None])[:, 0]  # (B,)
-    return F.binary_cross_entropy_with_logits(logits, torch.tensor([float(f["error"]) for f in facts]))
 
 
 def losses(both, pixels, facts, rng):
@@ -241,9 +177,7 @@ def main():
         at = step / warm if step < warm else 0.5 + 0.5 * np.cos(np.pi * (step - warm) / (args.steps - warm))
         for group in optimizer.param_groups:
             group["lr"] = args.lr * (0.02 + 0.98 * float(at))
-        total, parts = losses(
-            both, pixels[pick].reshape(-1, 64, 64, 3), [f for i in pick for f in facts[i]], rng
-        )
+        total, parts = losses(both, pixels[pick].reshape(-1, 64, 64, 3), [f for i in pick for f in facts[i]], rng)
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)

@@ -40,7 +40,7 @@ def test_viewer_in_a_browser_shows_a_feature_and_follows_a_click(folder, tmp_pat
         assert r"$\unknown$ [six](http://x) | *b*" in page.inner_text(".mtv-name")
         page.fill(".mtv-search input", "")
         page.press(".mtv-search input", "Enter")
-        page.wait_for_function("document.querySelectorAll('.mtv-list select option').length > 50")
+        page.wait_for_function("document.querySelectorAll('.mtv-list select option').length > 40")
         third = page.inner_text(".mtv-list select option:nth-child(3)").split()[1]
         page.select_option(".mtv-list select", index=2)
         page.wait_for_function(f"document.querySelector('.mtv-header').innerText.includes('FEATURE {third}')")

@@ -14,7 +14,7 @@ import torch
 from mtlib.learn import checkpoint
 from mtlib.learn.batches import Rows, Sampler, moments
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.learn.train import fit, read_history, summary
+from mtlib.learn.train import fit, logit_scale, read_history, summary
 from mtlib.learn.train_config import TrainConfig, lr_at
 
 D, O, N = 16, 12, 700  # noqa: E741
@@ -159,11 +159,20 @@ def test_statistics_are_of_train_rows_and_travel_with_the_coder(tmp_path):
 
 def test_given_target_scale_weights_the_units(tmp_path):
     x, y = _data()
-    config, scale = replace(_config(), target_scale="given"), np.geomspace(0.1, 10, O)
+    config, scale = replace(_config(), target_scale="logit"), np.geomspace(0.1, 10, O)
     coder = fit(config, x, y, TRAIN, VAL, TrainConfig(steps=5), tmp_path, y_scale=scale)
     np.testing.assert_allclose(coder.y_scale, scale, rtol=1e-6)
     with pytest.raises(ValueError, match="y_scale goes with"):
         fit(config, x, y, TRAIN, VAL, TrainConfig(steps=5), tmp_path / "b")
+
+
+def test_logit_scale_makes_errors_count_by_their_weight_in_the_logit():
+    _, y = _data()
+    rows, w = Rows(y, TRAIN, torch.device("cpu")), np.linspace(-2, 2, O)
+    scale = logit_scale(rows, w, floor=0.0)
+    np.testing.assert_allclose(scale * np.abs(w), (scale * np.abs(w))[0])
+    assert np.mean(y[TRAIN].var(0) / scale**2) == pytest.approx(1.0, rel=1e-4)
+    assert logit_scale(rows, np.stack([w, w], 1)).shape == (O,)
 
 
 def test_memory_map_and_resident_data_train_to_the_same_weights(tmp_path, monkeypatch):

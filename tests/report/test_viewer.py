@@ -34,9 +34,12 @@ def png() -> bytes:
 
 
 def test_viewer_opens_on_the_highest_error_ratio(viewer):
-    ratios = viewer.table["error_ratio"]
+    assessed = viewer.table[viewer.table["assessed"]]
+    ratios = assessed["error_ratio"]
     assert ratios[viewer.feature] == ratios.max() and viewer.on.list.value == viewer.feature
-    assert viewer.on.method.value == "matryoshka_transcoder" and len(viewer.on.list.options) == len(viewer.table)
+    assert viewer.on.method.value == "matryoshka_transcoder" and len(viewer.on.list.options) == len(assessed)
+    assert all(b.layout.display == "none" for b in viewer.on.labels)
+    assert all(b.layout.display == "" for b in viewer.on.similar)
 
 
 def test_viewer_shows_images_with_activations_numbers_histogram_and_neighbours(viewer):

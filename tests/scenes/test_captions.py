@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from mtlib.scenes.captions import CONTEXT_LENGTH, FORBIDDEN, caption, tokenizer, vocabulary
+from mtlib.scenes.clip_losses import VARIANTS, truth_of_captions
 from mtlib.scenes.dataset import CAUSE_OF, CAUSES, FAMILIES, Spec, nuisance_of
-from mtlib.scenes.train_clip import VARIANTS, truth_of_captions
 
 UNCAPTIONED = [v["family"] for v in CAUSES.values() if not v["captioned"]]
 VARIANT = {"hand": "six", "face": "eye_chin", "person": "no_arm", "animal": "two", "water": "upright"}

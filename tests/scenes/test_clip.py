@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from mtlib.scenes import clip_path
+from mtlib.scenes.clip_losses import caption_loss, scene_losses
 from mtlib.scenes.dataset import CAUSES, FAMILIES, Spec, render
 from mtlib.scenes.report_card import card, readme
-from mtlib.scenes.train_clip import augment, caption_loss, scene_losses
+from mtlib.scenes.train_clip import augment
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_bundled_clip_names_families_better_than_chance(clip):
 def test_bundled_files_are_small_and_half_precision():
     files = [clip_path() / "open_clip_config.json", clip_path() / "open_clip_model.safetensors"]
     assert sum(f.stat().st_size for f in files) <= 15_000_000
-    assert {t.dtype for t in load_file(files[1]).values()} == {torch.float16}
+    assert {t.dtype for t in load_file(files[1]).values() if t.is_floating_point()} == {torch.float16}
 
 
 def test_report_card_is_written_and_matches_its_readme():
