@@ -170,7 +170,7 @@ if ready and n_labelled < 2000:
 if ready and n_labelled < 2000:
     mean = cross.iloc[-1]
     print(f"Accuracy over folds {mean.accuracy:.3f} [{mean.accuracy_low:.3f}, {mean.accuracy_high:.3f}].")
-    print("Labels of collected photographs may follow their source rather than physics; this cannot tell which.")
+    print("Labels of collected pictures may follow their source rather than their content; this cannot tell which.")
 
 # %% [markdown]
 # ## Answer

@@ -118,7 +118,7 @@ def folds(x, labels: np.ndarray, groups: np.ndarray, config: ClassifierConfig, n
 
     Args: x (N, D); labels (N,) int, -1 left out; groups (N,) ids of images that belong together.
     Returns: frame: fold (1 .. n, then "mean"), n, accuracy, auroc, and in the last row their 95% t intervals over
-        folds (accuracy_low ...).
+        folds, clipped to 0 .. 1 (accuracy_low ...).
     """
     rows = np.flatnonzero(labels >= 0)
     counts = np.unique(labels[rows], return_counts=True)[1]
@@ -147,5 +147,6 @@ def _mean_row(frame: pd.DataFrame) -> dict:
     for name in frame.columns.intersection(["accuracy", "auroc"]):
         values = frame[name].dropna()
         half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-        row |= {name: values.mean(), f"{name}_low": values.mean() - half, f"{name}_high": values.mean() + half}
+        mean = values.mean()
+        row |= {name: mean, f"{name}_low": max(0.0, mean - half), f"{name}_high": min(1.0, mean + half)}
     return row

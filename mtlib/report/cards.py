@@ -28,13 +28,13 @@ STYLE = """<style>
 .mtv .tiles {display: flex; flex-wrap: wrap; gap: 8px; margin: 10px 0 4px}
 .mtv .tile {background: var(--jp-layout-color2, #f3f4f6); border-radius: 8px; padding: 6px 10px; min-width: 84px}
 .mtv .tile b {display: block; font-size: 16px; font-weight: 600; line-height: 1.35}
-.mtv .gallery {display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 10px; margin: 4px 0}
+.mtv .gallery {display: grid; grid-template-columns: repeat(auto-fill, minmax(126px, 1fr)); gap: 10px; margin: 4px 0}
 .mtv figure {margin: 0; border-radius: 8px; overflow: hidden; background: var(--jp-layout-color2, #f3f4f6); min-width: 0}
 .mtv figure .frame {display: flex; align-items: center; justify-content: center; aspect-ratio: 1; overflow: hidden;
   border-bottom: 3px solid transparent}
 .mtv figure img {width: 100%; height: 100%; object-fit: contain; display: block; margin: 0}
 .mtv figure .word {font-size: 14px; padding: 6px; text-align: center; overflow-wrap: anywhere}
-.mtv figcaption {padding: 3px 7px 5px; font-size: 11.5px; display: flex; flex-wrap: wrap; gap: 0 6px; justify-content: space-between}
+.mtv figcaption {padding: 3px 7px 5px; font-size: 11.5px; display: flex; gap: 6px; justify-content: space-between}
 .mtv .message {background: var(--jp-layout-color2, #f3f4f6); border-left: 4px solid #b08900; padding: 8px 12px; font-size: 13px}
 .mtv-panel {border: 1px solid var(--jp-border-color2, #e0e3e8); border-radius: 10px; padding: 12px 14px}
 .mtv-list select {font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 1.5}
@@ -164,7 +164,7 @@ def histogram(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()
         f'<div class="mtv"><svg viewBox="0 0 {width} {height + 24}" width="100%" style="max-width:{width}px" role="img">{bars}{ticks}'
         f'<text x="0" y="{height + 21}" {text}>0</text>'
         f'<text x="{width}" y="{height + 21}" text-anchor="end" {text}>{number(float(edges[last]))}</text></svg>'
-        f'<div class="muted">Rows on which it fires by activation (heights: square root of the count, {int(counts.sum()):,} in all); '
+        f'<div class="muted">{int(counts.sum()):,} test images on which it fires, by activation (heights: square root of the count); '
         "red: the images above.</div></div>"
     )
 

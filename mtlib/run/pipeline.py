@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
     parser.add_argument("--clean", action="store_true", help="only remove stage folders that no run uses any more")
     args = parser.parse_args(argv)
     places = places or Places()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended, too
     start = time.monotonic()
     try:
         if args.clean:
@@ -226,6 +226,8 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
         return _say(f"error: {e}", 1)
     except KeyboardInterrupt:
         return _say("interrupted; the same command resumes", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     readme = result.report / "README.md"
     print(
         f"Report: {_relative(readme if readme.is_file() else result.report, places.root)} "

@@ -46,6 +46,12 @@ def test_viewer_in_a_browser_shows_a_feature_and_follows_a_click(folder, tmp_pat
         page.wait_for_function(f"document.querySelector('.mtv-header').innerText.includes('FEATURE {third}')")
         assert page.locator(".mtv-image img").count() >= 5
         assert page.locator(".mtv-histogram svg rect").count() > 3
+        (tmp_path / "page.png").write_text("<html>no image</html>")
+        with page.expect_file_chooser() as chooser:
+            page.click(".mtv-upload")
+        chooser.value.set_files(tmp_path / "page.png")
+        page.wait_for_selector(".mtv-upload-preview .message")
+        assert "cannot be used" in page.inner_text(".mtv-upload-preview")
         page.screenshot(path=tmp_path / "viewer.png")
         assert (tmp_path / "viewer.png").stat().st_size > 20_000
         page.click(".mtv-similar-feature >> nth=0")

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from mtlib.measure.auroc import auroc, best_threshold, f1_at
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_auroc_equals_sklearn_with_ties(seed):
     rng = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def test_auroc_refuses_other_rows():
         auroc(np.zeros((3, 1)), np.zeros(4, bool))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_best_threshold_is_the_best_of_all(seed):
     rng = np.random.default_rng(seed)
