@@ -99,7 +99,9 @@ display(overview.set_index("method").T if len(tables) else overview)
 # %%
 for row in overview[overview["status"] == "ok"].itertuples():
     silent = row.n_latents - row.n_active
-    print(f"{row.method}: {row.n_assessed:.0f} of {row.n_latents:.0f} features assessed, {silent:.0f} never fire on test.")
+    print(
+        f"{row.method}: {row.n_assessed:.0f} of {row.n_latents:.0f} features assessed, {silent:.0f} never fire on test."
+    )
 
 # %% [markdown]
 # ## How often do features fire?

@@ -28,7 +28,7 @@ run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 judge = "keyless"  # who names features and rules on them
 max_features = 0  # judge only this many features per method, the most surely tied to errors first; 0: all
-keyless_share = 0.6  # a feature is an error when this share of its top images looks more like an error than not
+keyless_share = 0.8  # a feature is an error when this share of its top images looks like one family's error
 keyless_min_images = 4  # features with fewer top images are not judged
 
 # %%
@@ -62,10 +62,11 @@ print(f"{len(data.phrases)} phrases {kinds}; labels: {data.facts['labels']}; tru
 # ## How the keyless judge works
 #
 # *Name.* The strongest validation images of a feature are averaged, weighted by activation; what all images have in
-# common is subtracted, and likewise for the phrases; the nearest phrase is the name. *Verdict.* Each image is compared
-# with the phrases of its family: is it nearer to "something is wrong" or to "all is normal"? When the share of images on
-# the wrong side reaches `keyless_share`, the feature is called an error. No label is used at any step, and it can only
-# say what its phrases can say.
+# common is subtracted, and likewise for the phrases; the nearest phrase is the name. *Verdict.* Each image goes to the
+# family whose phrases are nearest, and is compared with the two sides of that family: "something is wrong" or "all is
+# normal". When at least `keyless_share` of the images are of one family and on the wrong side, the feature is called an
+# error. No label is used at any step, and the judge can only say what its phrases can say: a family whose images lie
+# equally near to both sides is one it cannot judge, and it says so.
 
 # %%
 verdicts = {}

@@ -24,23 +24,27 @@ NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and f
 class KeylessConfig:
     """Settings of the keyless judge, none of them fitted to labels. Raises ValueError naming field, value and range.
 
-    min_images:  fewer top images than this (published: 3 or fewer) are not judged.
-    share:       a feature is an error when at least this share of its top images looks more like an error than not.
-    boundary:    where "more like an error" begins: "zero" (the two texts are equally near) or "otsu" (the cut that
-                 splits all val images of the family best into two groups; labels are not used).
+    min_images: features with fewer top images are not judged (published: 3 or fewer).
+    share:      a feature is an error when at least this share of its top images belongs to one family and looks more
+                like that family's errors than like its normal state. 0.8 is the bar that the truth of the demo sets too.
+    places:     the share is of at least so many images, so that a handful cannot make an error.
+    blind:      a family whose margins spread less than this share of the median family's is one whose errors the text
+                tower does not tell apart; its features are never called errors.
     """
 
     min_images: int = 4
-    share: float = 0.6
-    boundary: str = "zero"
+    share: float = 0.8
+    places: int = 10
+    blind: float = 1 / 3
 
     def __post_init__(self):
-        if self.min_images < 1:
-            raise ValueError(f"KeylessConfig.min_images = {self.min_images}: must be >= 1")
+        for name in ("min_images", "places"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"KeylessConfig.{name} = {getattr(self, name)}: must be >= 1")
         if not 0 < self.share <= 1:
             raise ValueError(f"KeylessConfig.share = {self.share}: must be above 0 and at most 1")
-        if self.boundary not in ("zero", "otsu"):
-            raise ValueError(f"KeylessConfig.boundary = {self.boundary!r}: must be zero or otsu")
+        if not 0 <= self.blind < 1:
+            raise ValueError(f"KeylessConfig.blind = {self.blind}: must be at least 0 and below 1")
 
 
 def unit(a: np.ndarray) -> np.ndarray:
@@ -88,60 +92,47 @@ class TextSpace:
 class ZeroShot:
     """Does an image look more like a family's errors than like its normal state, by text alone?
 
-    margin = mean cosine to the family's error phrases - mean cosine to its normal phrases - boundary of the family
+    An image belongs to the family whose phrases are nearest on average, and
+    margin = mean cosine to the family's error phrases - mean cosine to its normal phrases.
     """
 
-    def __init__(self, space: TextSpace, rows: np.ndarray, boundary: str = "zero"):
+    def __init__(self, space: TextSpace, rows: np.ndarray, blind: float = 1 / 3):
         p = space.phrases
         self.space, self.families = space, []
         for family in dict.fromkeys(p["family"]):
             own = (p["family"] == family).to_numpy()
-            kinds = {k: np.flatnonzero(own & (p["kind"] == k).to_numpy()) for k in ("error", "normal")}
-            if len(kinds["error"]) and len(kinds["normal"]):
-                self.families.append((family, kinds["error"], kinds["normal"], np.flatnonzero(own)))
-        self.cut = np.zeros(len(self.families))
-        if boundary == "otsu" and self.families and len(rows):
-            similarity = space.similarity(rows)
-            home, margin = self.home(similarity), self.margins(similarity)
+            error, normal = (np.flatnonzero(own & (p["kind"] == k).to_numpy()) for k in ("error", "normal"))
+            if len(error) and len(normal):
+                self.families.append((family, error, normal, np.flatnonzero(own)))
+        spread = np.zeros(len(self.families))
+        if self.families and len(rows):
+            home, margin = self.read(rows)
             for f in range(len(self.families)):
-                self.cut[f] = otsu(margin[home == f, f])
+                spread[f] = margin[home == f].std() if (home == f).sum() > 1 else 0.0
+        self.spread = spread  # (F,) standard deviation of the margin over the family's val images
+        self.blind = spread < blind * np.median(spread) if len(spread) else np.zeros(0, bool)
 
     @property
     def possible(self) -> bool:
         """Whether the vocabulary has error and normal phrases at all."""
         return bool(self.families)
 
-    def home(self, similarity: np.ndarray) -> np.ndarray:
-        """(n,) family of each image: the one whose phrases are nearest on average."""
-        return np.stack([similarity[:, every].mean(axis=1) for *_, every in self.families], axis=1).argmax(axis=1)
-
-    def margins(self, similarity: np.ndarray) -> np.ndarray:
-        """(n, F) margin of each image for each family."""
-        columns = [similarity[:, e].mean(axis=1) - similarity[:, n].mean(axis=1) for _, e, n, _ in self.families]
-        return np.stack(columns, axis=1) - self.cut
-
-    def judge(self, rows: np.ndarray) -> tuple[str, float, int]:
-        """Of a feature's top images: (their family, share that looks like an error, nearest error phrase)."""
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) family of each image, and (n,) its margin in that family."""
         similarity = self.space.similarity(rows)
-        f = int(np.bincount(self.home(similarity), minlength=len(self.families)).argmax())
-        family, error, _, _ = self.families[f]
-        share = float((self.margins(similarity)[:, f] > 0).mean())
-        return family, share, int(error[similarity[:, error].mean(axis=0).argmax()])
+        near = [similarity[:, every].mean(axis=1) for *_, every in self.families]
+        margins = [similarity[:, e].mean(axis=1) - similarity[:, n].mean(axis=1) for _, e, n, _ in self.families]
+        home = np.stack(near, axis=1).argmax(axis=1)
+        return home, np.stack(margins, axis=1)[np.arange(len(home)), home]
 
-
-def otsu(values: np.ndarray) -> float:
-    """The cut with the largest variance between the two groups it makes; 0 for fewer than 10 values.
-
-    Source: Otsu 1979, exact over all cuts between neighbouring values.
-    """
-    v = np.sort(np.asarray(values, dtype=np.float64))
-    if len(v) < 10 or v[0] == v[-1]:
-        return 0.0
-    n = np.arange(1, len(v))
-    below = np.cumsum(v)[:-1]
-    between = n * (len(v) - n) * (below / n - (v.sum() - below) / (len(v) - n)) ** 2
-    at = int(between.argmax())
-    return float((v[at] + v[at + 1]) / 2)
+    def judge(self, rows: np.ndarray) -> tuple[int, int, int]:
+        """Of a feature's top images: (their most frequent family f, how many of f look like an error, the nearest of
+        f's error phrases)."""
+        home, margin = self.read(rows)
+        f = int(np.bincount(home, minlength=len(self.families)).argmax())
+        error = self.families[f][1]
+        nearest = int(error[self.space.similarity(rows[home == f])[:, error].mean(axis=0).argmax()])
+        return f, int(((home == f) & (margin > 0)).sum()), nearest
 
 
 def keyless(features: pd.DataFrame, top: pd.DataFrame, data, config: KeylessConfig | None = None) -> pd.DataFrame:
@@ -159,7 +150,7 @@ def keyless(features: pd.DataFrame, top: pd.DataFrame, data, config: KeylessConf
     if len(data.phrases) == 0:
         return _skipped(features, "keyless", "no vocabulary: nothing to name features with")
     space = TextSpace(data.x, val, data.vocabulary, data.phrases)
-    zero_shot = ZeroShot(space, val, config.boundary)
+    zero_shot = ZeroShot(space, val, config.blind)
     reason = "" if data.facts["labels"] == "plausibility" else NOTHING
     reason = reason or ("" if zero_shot.possible else NO_TEXT)
     lists = dict(_lists(top))
@@ -181,20 +172,23 @@ def _judge_one(line, images, space: TextSpace, zero_shot: ZeroShot, reason: str,
     if n < config.min_images:
         return out | {"detail": f"only {n} images activate it"}
     rows = images["row"].to_numpy()
-    best, cosine = space.name(rows, images["activation"].to_numpy())
+    best, _ = space.name(rows, images["activation"].to_numpy())
     phrase = space.phrases.iloc[best]
     out |= {"phrase": str(phrase["phrase"]), "category": category(phrase)}
     if reason or not line.assessed:
         return out | {"detail": reason or "fewer than 10 activating test images"}
-    family, share, error = zero_shot.judge(rows)
-    is_error = share >= config.share
+    f, hits, error = zero_shot.judge(rows)
+    family, share = zero_shot.families[f][0], hits / max(n, config.places)
+    is_error = share >= config.share and not zero_shot.blind[f]
     if is_error and phrase["kind"] != "error":
         out |= {"phrase": str(space.phrases["phrase"].iloc[error])}
-    detail = f"{round(share * n)} of {n} top images look like an error of {family or 'some kind'}; cosine {cosine:.2f}"
+    detail = f"{hits} of {n} top images look like one error{' of ' + family if family else ''}"
+    if zero_shot.blind[f]:
+        detail += "; the phrases hardly tell its errors from its normal state"
     return out | {
         "verdict": "error" if is_error else "no_error",
         "category": category(space.phrases.iloc[error]) if is_error else family,
-        "confidence": share if is_error else 1 - share,
+        "confidence": share if is_error else 0.5 if zero_shot.blind[f] else 1 - share,
         "detail": detail,
     }
 

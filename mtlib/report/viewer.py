@@ -182,25 +182,32 @@ class FeatureViewer:
 
     def label(self, content: bytes) -> list[dict]:
         """Show which of the method's features fire on an image file's bytes, and return them, strongest first."""
-        from mtlib.embed.encoders import EncoderError  # imports the encoder's libraries: only when they are needed
-        from mtlib.explain.label import Labeler
-
         found: list[dict] = []
         try:
             image, _ = decode(content)
-            method = self.on.method.value
-            if method not in self._labelers:
-                self._labelers[method] = Labeler(self.run_dir, method)
-            found = self._labelers[method].get_explanations(image)
+            self.on.upload_preview.value = cards.message("Looking at it …")
+            found = self._explanations(image)
             self.on.upload_preview.value = cards.uploaded(cards.png(image), found)
         except ImageRefused as refused:
             self.on.upload_preview.value = cards.message(f"This image cannot be used: {refused}")
-        except (ArtifactError, EncoderError, ValueError, OSError) as problem:
+        except (ArtifactError, ValueError, OSError) as problem:
             self.on.upload_preview.value = cards.message(f"No labels: {problem}")
         shown = [(d["feature_num"], _label_line(d)) for d in found[:N_LABELS]]
         for button, content_of in zip(self.on.labels, shown + [None] * (N_LABELS - len(shown)), strict=True):
             fill_button(button, content_of)
         return found
+
+    def _explanations(self, image) -> list[dict]:
+        from mtlib.embed.encoders import EncoderError  # imports the encoder's libraries: only when they are needed
+        from mtlib.explain.label import Labeler
+
+        method = self.on.method.value
+        try:
+            if method not in self._labelers:
+                self._labelers[method] = Labeler(self.run_dir, method)
+            return self._labelers[method].get_explanations(image)
+        except EncoderError as problem:
+            raise ValueError(str(problem)) from problem
 
 
 def _label_line(found: dict) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 KEEP_METADATA = ("kernelspec", "language_info", "widgets")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+it \[|\[\d+:\d+<|\d(it/s|s/it)")
-LARGE_PNG = 200_000
+SMALL_PNG, LARGE_PNG = 20_000, 200_000  # bytes
 ADDRESS = re.compile(r"( at )0x[0-9a-f]{6,}")
 
 
@@ -74,19 +74,26 @@ def _clean_output(output, hide):
 
 
 def _shrink(data) -> None:
-    """Replace a large photograph-like PNG by a JPEG: the same picture in a fraction of the report's 15 MB."""
+    """Make a picture of the copy smaller (a report has 15 MB; the full one is in figures/).
+
+    A chart keeps its lines as a PNG of 256 colours; a large sheet of photographs becomes a JPEG.
+    """
     from PIL import Image
 
     raw = base64.b64decode(data.get("image/png", ""))
-    if len(raw) > LARGE_PNG:
-        buffer = io.BytesIO()
-        picture = Image.open(io.BytesIO(raw)).convert("RGBA")
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture.getchannel("A"))
-        white.save(buffer, "JPEG", quality=88)
-        if len(buffer.getvalue()) < len(raw) / 2:
-            del data["image/png"]
-            data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
+    if len(raw) < SMALL_PNG:
+        return
+    picture = Image.open(io.BytesIO(raw)).convert("RGBA")
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=picture.getchannel("A"))
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    white.quantize(256, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
+    white.save(jpeg, "JPEG", quality=88)
+    if len(raw) > LARGE_PNG and len(jpeg.getvalue()) < len(png.getvalue()):
+        del data["image/png"]
+        data["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
+    elif len(png.getvalue()) < len(raw):
+        data["image/png"] = base64.b64encode(png.getvalue()).decode()
 
 
 def render(executed: Path, target: Path, root: Path, private: list[str]) -> None:

@@ -84,7 +84,7 @@ def page(home: Path, width: int = 1600, height: int = 1400) -> Iterator:
         env = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG")} | {"HOME": str(home)}
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS, env=env)
         shown = browser.new_page(viewport={"width": width, "height": height})
-        shown.set_default_timeout(40_000)
+        shown.set_default_timeout(90_000)
         shown.errors = []
         shown.on("pageerror", lambda e: shown.errors.append(str(e)))
         try:

@@ -6,7 +6,7 @@ import pytest
 
 from mtlib.embed.store import Data
 from mtlib.explain import judge_figures, judges
-from mtlib.explain.judges import COLUMNS, KeylessConfig, TextSpace, ZeroShot, otsu
+from mtlib.explain.judges import COLUMNS, KeylessConfig, TextSpace, ZeroShot
 
 FAMILIES = ["hand", "face", "glass"]
 GAP_IMAGE, GAP_TEXT = 4.0, 5.0  # the directions that all images, or all texts, share
@@ -62,11 +62,10 @@ def feature_lists(data, f, label):
     return features, top
 
 
-@pytest.mark.parametrize("boundary", ["zero", "otsu"])
-def test_keyless_finds_the_planted_errors_and_names_them(boundary):
+def test_keyless_finds_the_planted_errors_and_names_them():
     data, f, label = planted()
     features, top = feature_lists(data, f, label)
-    out = judges.keyless(features, top, data, KeylessConfig(boundary=boundary))
+    out = judges.keyless(features, top, data)
     assert list(out.columns) == COLUMNS and out["feature"].tolist() == list(range(9))
     assert out["verdict"].tolist() == ["error"] * 3 + ["no_error"] * 4 + ["skipped"] * 2
     for k, name in enumerate(FAMILIES):
@@ -127,16 +126,42 @@ def test_zero_shot_margin_by_hand():
     x = np.array([[1.0, 0.2], [1.0, -0.2]])
     phrases = pd.DataFrame({"phrase": ["bad", "good"], "kind": ["error", "normal"], "family": "", "cause": ""})
     space = TextSpace(x, np.arange(2), np.array([[1.0, 1.0], [1.0, -1.0]]), phrases)
-    margins = ZeroShot(space, np.arange(2)).margins(space.similarity(np.arange(2)))
-    np.testing.assert_allclose(margins[:, 0], [2.0, -2.0])  # contrasted images and texts are opposite units
+    home, margin = ZeroShot(space, np.arange(2)).read(np.arange(2))
+    np.testing.assert_allclose(margin, [2.0, -2.0])  # contrasted images and texts are opposite units
+    assert home.tolist() == [0, 0]
 
 
-def test_otsu_cuts_between_two_groups():
-    assert otsu(np.r_[np.full(20, -1.0), np.full(5, 3.0)]) == 1.0
-    assert otsu(np.full(50, 2.0)) == 0.0 and otsu(np.arange(5)) == 0.0
+def test_errors_of_several_families_are_not_one_error():
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    mixed = pd.concat([top[top["feature"] == k].head(7) for k in range(3)]).assign(feature=0)
+    out = judges.keyless(features.head(1), mixed.assign(rank=range(len(mixed))), data)
+    assert out["verdict"][0] == "no_error" and out["detail"][0].startswith("7 of 21 top images look like one error")
 
 
-@pytest.mark.parametrize(("field", "value"), [("min_images", 0), ("share", 0.0), ("share", 1.2), ("boundary", "half")])
+def test_a_handful_of_images_does_not_make_an_error():
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    few = top[top["feature"] == 0].head(6)
+    assert judges.keyless(features.head(1), few, data)["verdict"][0] == "no_error"
+    assert judges.keyless(features.head(1), few, data, KeylessConfig(places=4))["verdict"][0] == "error"
+
+
+def test_family_that_text_does_not_tell_apart_is_never_an_error():
+    """The error and the normal phrases of the glass say the same: its margins are noise, however they are signed."""
+    data, f, label = planted()
+    same = (data.phrases["family"] == "glass").to_numpy()
+    v = data.vocabulary.copy()
+    v[same] = v[same].mean(axis=0) + np.random.default_rng(1).normal(size=(same.sum(), v.shape[1])) * 0.01
+    blind = Data(data.x, data.manifest, v, data.phrases, data.facts)
+    out = judges.keyless(*feature_lists(data, f, label), blind)
+    assert out["verdict"].tolist()[:6] == ["error", "error", "no_error", "no_error", "no_error", "no_error"]
+    assert "hardly tell" in out["detail"][2] and out["confidence"][2] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("min_images", 0), ("share", 0.0), ("share", 1.2), ("places", 0), ("blind", 1.0)]
+)
 def test_settings_are_checked(field, value):
     with pytest.raises(ValueError, match=f"KeylessConfig.{field} = "):
         KeylessConfig(**{field: value})

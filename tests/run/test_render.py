@@ -22,7 +22,9 @@ def png(array: np.ndarray) -> str:
 def executed(tmp_path):
     root = tmp_path / "repo"
     rng = np.random.default_rng(0)
-    noise = np.kron(rng.integers(0, 256, (100, 100, 3)), np.ones((6, 6, 1))) + rng.integers(0, 6, (600, 600, 3))
+    ramp = np.linspace(0, 200, 600)
+    photo = np.stack([ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], 200 - ramp[:, None] + 0 * ramp], axis=2)
+    photo = photo + rng.integers(0, 20, photo.shape)
     outputs = [
         new_output(
             "stream", name="stdout", text=f"10%|# | 1/9\r99%|####| [00:01<00:00, 5it/s]\n{root}/runs/x\nkept 3\n"
@@ -31,7 +33,7 @@ def executed(tmp_path):
         new_output(
             "display_data", data={"text/plain": "<Figure at 0x7f0011223344>", "image/png": png(np.zeros((4, 4), "u1"))}
         ),
-        new_output("display_data", data={"image/png": png(noise.clip(0, 255).astype("u1"))}),
+        new_output("display_data", data={"image/png": png(photo.astype("u1"))}),
     ]
     code = new_code_cell("images = '/data/of/someone/photos'", outputs=outputs, execution_count=3)
     code.metadata = {
