@@ -27,7 +27,7 @@ run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the control directions and of the permuted classes
 top_n = 20  # strongest images kept of each feature, per split
-n_collages = 60  # pictures drawn per method
+n_collages = 30  # pictures drawn per method
 collage_split = "val"  # whose images the pictures show: "val", or "test" for a held-out look
 
 # %%

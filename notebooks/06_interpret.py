@@ -69,6 +69,13 @@ print(f"{len(data.phrases)} phrases {kinds}; labels: {data.facts['labels']}; tru
 # equally near to both sides is one it cannot judge, and it says so.
 
 # %%
+sight = judges.text_sight(data, config)
+plots.table(stage, sight, "text_sight")
+display(sight.round(3))
+blind = sight.loc[sight["blind"].astype(bool), "family"].tolist()
+print(f"Families whose errors the phrases do not tell from the normal state: {', '.join(blind) or 'none'}.")
+
+# %%
 verdicts = {}
 for method, table in features.items():
     said = [judges.keyless(table, tops[method], data, config)]

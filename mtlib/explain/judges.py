@@ -135,6 +135,21 @@ class ZeroShot:
         return f, int(((home == f) & (margin > 0)).sum()), nearest
 
 
+def text_sight(data, config: KeylessConfig | None = None) -> pd.DataFrame:
+    """What the text tower can tell apart at all, without labels: one line per family.
+
+    Returns: frame of family, n_images (val images nearest to it), spread (standard deviation of their margins), blind (too
+        small to judge by). Empty without phrases of both sides.
+    """
+    val, config = data.rows("val"), config or KeylessConfig()
+    if len(data.phrases) == 0:
+        return pd.DataFrame(columns=["family", "n_images", "spread", "blind"])
+    zero_shot = ZeroShot(TextSpace(data.x, val, data.vocabulary, data.phrases), val, config.blind)
+    names = [family for family, *_ in zero_shot.families]
+    n = np.bincount(zero_shot.read(val)[0], minlength=len(names)) if names and len(val) else np.zeros(len(names), int)
+    return pd.DataFrame({"family": names, "n_images": n, "spread": zero_shot.spread, "blind": zero_shot.blind})
+
+
 def keyless(features: pd.DataFrame, top: pd.DataFrame, data, config: KeylessConfig | None = None) -> pd.DataFrame:
     """Names by the encoder's text tower, and verdicts by zero-shot over each feature's top val images. No labels.
 

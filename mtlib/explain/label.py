@@ -77,7 +77,8 @@ class Labeler:
         Args:
             image: path, PIL image, or (D,) embedding.
         Returns: dicts of feature_num, activation, explanation ("" when it has no name), wrong_ratio (share of its
-            activating test images that are implausible; None without labels), wrong_count, total_count, verdict.
+            activating test images that are implausible; None without labels), wrong_count, total_count, verdict,
+            logit_push (what the feature adds to this image's logit of being implausible; None without that classifier).
         """
         return self.explain(self.embed(image))
 
@@ -87,9 +88,21 @@ class Labeler:
         z = self.coder.encode(torch.from_numpy(x)[None])[0].numpy()
         present = np.flatnonzero(z > self.threshold)
         order = present[np.lexsort((present, -z[present]))]
-        return [self._line(int(f), float(z[f])) for f in order]
+        pushes = self._pushes(z, order)
+        return [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushes, strict=True)]
 
-    def _line(self, feature: int, activation: float) -> dict:
+    def _pushes(self, z: np.ndarray, features: np.ndarray) -> list[float | None]:
+        """What each feature adds to the logit: z_j (W_dec_j . w_logit) for a transcoder, by a forward pass without the
+        feature for an autoencoder (definitions: causal relevance, with the sign turned)."""
+        if self.classifier is None or self.facts["labels"] != "plausibility":
+            return [None] * len(features)
+        parts = torch.from_numpy(z[features])[:, None] * self.coder.W_dec[features.tolist()]  # (n, O)
+        if self.coder.config.target == "y":
+            return (parts @ self.classifier.w_logit).tolist()
+        x_hat = self.coder.decode(torch.from_numpy(z)[None])  # (1, D)
+        return (self.classifier(x_hat) - self.classifier(x_hat - parts)).tolist()
+
+    def _line(self, feature: int, activation: float, push: float | None) -> dict:
         line, verdict = self.features.loc[feature], self.verdicts.loc[feature]
         known = pd.notna(line["error_ratio"])
         return {
@@ -100,6 +113,7 @@ class Labeler:
             "wrong_count": int(line["n_error"]) if known else None,
             "total_count": int(line["n_active_test"]),
             "verdict": str(verdict["verdict"]),
+            "logit_push": push,
         }
 
     @torch.no_grad()
@@ -107,8 +121,8 @@ class Labeler:
         """What the run says about one image.
 
         Returns: probability (of being implausible; None without such a classifier), predicted ("implausible" |
-            "plausible" | a class name | ""), reasons (explanations of the features with verdict "error"),
-            explanations (all).
+            "plausible" | a class name | ""), reasons (of an image predicted implausible: explanations of the features
+            with verdict "error" that push the logit up, the strongest push first), explanations (all).
         """
         x = self.embed(image)
         explanations = self.explain(x)
@@ -121,7 +135,9 @@ class Labeler:
             else:
                 best = int(logits.argmax()) if logits.ndim else int(logits > 0)
                 out["predicted"] = self.classes[best] if best < len(self.classes) else str(best)
-        reasons = [e["explanation"] for e in explanations if e["verdict"] == "error"]
+        errors = [e for e in explanations if e["verdict"] == "error" and (e["logit_push"] or 0) > 0]
+        errors = sorted(errors, key=lambda e: -e["logit_push"]) if out["predicted"] == "implausible" else []
+        reasons = [e["explanation"] for e in errors]
         return out | {"reasons": list(dict.fromkeys(reasons)), "explanations": explanations}
 
 

@@ -1,6 +1,6 @@
 """One picture per feature: the images on which it fires most, strongest first, each with activation and label.
 
-Labels are shown by border colour and by a sign, so that colour alone never carries the meaning. Rows without images
+Labels are shown by colour and by a sign, so that colour alone never carries the meaning. Rows without images
 (embeddings that came as an array) are drawn as word cards.
 """
 
@@ -17,11 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtlib.run.artifacts import atomic
 
-INK, GREY, PAPER, CARD = "#1a1a1a", "#5f5f5f", "#ffffff", "#f4f2ee"
-LABELS = {1: ("#d55e00", "✗", "implausible"), 0: ("#0072b2", "✓", "plausible"), -1: ("#8c8c8c", "·", "no label")}
-MARGIN, GAP, CAPTION = 14, 10, 18  # px
-TILE = 88  # px
-MAX_BYTES = 32_000
+INK, GREY, PAPER, CARD, STRIP = "#1a1a1a", "#5f5f5f", "#ffffff", "#f4f2ee", "#e2ded6"
+LABELS = {1: ("#c85200", "✗", "implausible"), 0: ("#0068a5", "✓", "plausible"), -1: ("#6b6b6b", "·", "no label")}
+BLOCK = 16  # px; everything stands on the grid of JPEG's blocks, which halves the size of the files
+MARGIN = GAP = CAPTION = BLOCK
+TILE = 80  # px
+MAX_BYTES = 24_000
 QUALITIES = (84, 72, 60, 50, 42, 34)
 
 
@@ -97,21 +98,18 @@ def collage(
     rows = -(-n // columns)
     width = 2 * MARGIN + columns * tile + (columns - 1) * GAP
     head = _header(title, lines, phrase, width)
-    foot = 26 if labels is not None else 8
-    height = head.height + rows * (tile + CAPTION) + (rows - 1) * GAP + foot + 4
-    sheet = Image.new("RGB", (width, height), PAPER)
+    foot = 2 * BLOCK if labels is not None else 0
+    sheet = Image.new("RGB", (width, head.height + rows * (tile + CAPTION + GAP) + foot), PAPER)
     sheet.paste(head, (0, 0))
     draw = ImageDraw.Draw(sheet)
-    strongest = max([abs(float(a)) for a in activations] + [1e-12])
     for i, (image, activation) in enumerate(zip(images, activations, strict=True)):
         x = MARGIN + (i % columns) * (tile + GAP)
         y = head.height + (i // columns) * (tile + CAPTION + GAP)
-        label = None if labels is None else _known(labels[i])
         picture = _word(image, tile) if isinstance(image, str) else _square(image, tile)
         sheet.paste(picture, (x, y))
-        _caption(draw, x, y, tile, float(activation), strongest, label)
+        _caption(draw, x, y + tile, tile, float(activation), None if labels is None else _known(labels[i]))
     if labels is not None:
-        _legend(draw, height - foot + 3, sorted({_known(v) for v in labels}, reverse=True), width)
+        _legend(draw, sheet.height - foot, sorted({_known(v) for v in labels}, reverse=True), width)
     return sheet
 
 
@@ -120,13 +118,14 @@ def _known(label) -> int:
 
 
 def _header(title: str, lines: Sequence[str], phrase: str, width: int) -> Image.Image:
-    room, y = width - 2 * MARGIN, 11
-    head = Image.new("RGB", (width, 11 + 25 + 17 * len(lines) + (20 if phrase else 0) + 8), PAPER)
+    room, y = width - 2 * MARGIN, 12
+    height = y + 24 + (20 if phrase else 0) + 17 * len(lines) + 6
+    head = Image.new("RGB", (width, -(-height // BLOCK) * BLOCK), PAPER)
     draw = ImageDraw.Draw(head)
-    draw.text((MARGIN, y), clip(title, room, font(17, True)), INK, font(17, True))
-    y += 25
+    draw.text((MARGIN, y), clip(title, room, font(16, True)), INK, font(16, True))
+    y += 24
     if phrase:
-        draw.text((MARGIN, y), clip(f"“{phrase}”", room, font(14)), INK, font(14))
+        draw.text((MARGIN, y), clip(f"“{phrase}”", room, font(13)), INK, font(13))
         y += 20
     for line in lines:
         draw.text((MARGIN, y), clip(line, room, font(12)), GREY, font(12))
@@ -160,31 +159,25 @@ def _word(word: str, tile: int) -> Image.Image:
     return out
 
 
-def _caption(draw, x: int, y: int, tile: int, activation: float, strongest: float, label: int | None) -> None:
-    """Border, sign and activation of one tile; the bar is the activation as a share of the strongest."""
+def _caption(draw, x: int, y: int, tile: int, activation: float, label: int | None) -> None:
+    """The strip under one tile: activation, and the label as colour and sign."""
     colour, sign, _ = LABELS[-1 if label is None else label]
-    if label is not None and label >= 0:
-        draw.rectangle((x - 3, y - 3, x + tile + 2, y + tile + 2), outline=colour, width=3)
-    base = y + tile + 5
-    left = x
+    draw.rectangle((x, y, x + tile - 1, y + CAPTION - 1), fill=STRIP if label is None else colour)
+    ink = INK if label is None else PAPER
+    draw.text((x + tile - 5, y + 2), number(activation), ink, font(11), anchor="ra")
     if label is not None:
-        draw.text((x, base - 2), sign, colour, font(13, True))
-        left = x + 16
-    draw.text((left, base), number(activation), INK, font(11))
-    start = x + tile - 40
-    draw.rectangle((start, base + 4, x + tile - 1, base + 9), fill="#e6e3dd")
-    share = min(1.0, abs(activation) / strongest)
-    draw.rectangle((start, base + 4, start + round(39 * share), base + 9), fill="#6f6f6f")
+        draw.text((x + 5, y + 1), sign, ink, font(12, True))
 
 
 def _legend(draw, y: int, present: Sequence[int], width: int) -> None:
     x = MARGIN
     for label in present:
         colour, sign, name = LABELS[label]
-        draw.text((x, y - 2), sign, colour, font(13, True))
-        draw.text((x + 16, y), name, GREY, font(11))
-        x += 16 + int(font(11).getlength(name)) + 18
-    draw.text((width - MARGIN, y), "number and bar: activation", GREY, font(11), anchor="ra")
+        draw.rectangle((x, y, x + BLOCK - 1, y + BLOCK - 1), fill=colour)
+        draw.text((x + 8, y + 1), sign, PAPER, font(12, True), anchor="ma")
+        draw.text((x + 22, y + 1), name, GREY, font(11))
+        x += 22 + int(font(11).getlength(name)) + 18
+    draw.text((width - MARGIN, y + 1), "number: activation", GREY, font(11), anchor="ra")
 
 
 def jpeg(image: Image.Image, max_bytes: int = MAX_BYTES) -> bytes:

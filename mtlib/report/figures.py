@@ -36,7 +36,7 @@ def relevance_bars(long: pd.DataFrame) -> Figure:
         ax.bar(at, own["share"] * 100, yerr=error, error_kw={"elinewidth": 1, "ecolor": "#333"}, **bar)
     ax.set_xticks(range(len(scores)), [escape_figure(s) for s in scores])
     ax.set(ylabel="share of all latents (%)", ylim=(0, None))
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
     ax.grid(axis="x", visible=False)
     return fig
 
@@ -80,25 +80,33 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
     """Some new images beside the explanations of the features that fire on them.
 
     Args:
-        shown: list of (name, known, PIL image, dicts), as `results.label_table` returns.
+        shown: list of (name, known, PIL image, what Labeler.label says), as `results.label_table` returns.
     """
-    shown = shown[:n]
+    shown = shown[:: max(1, len(shown) // n)][:n]
     columns = 2 if len(shown) > 1 else 1
     rows = -(-len(shown) // columns)
     fig, axes = plt.subplots(rows, 2 * columns, figsize=(6.2 * columns, 1.9 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for i, (_, known, image, found) in enumerate(shown):
+    for i, (_, known, image, said) in enumerate(shown):
         picture, text = axes[i // columns, 2 * (i % columns)], axes[i // columns, 2 * (i % columns) + 1]
         picture.imshow(image)
-        picture.set_title(escape_figure(f"known: {known}") if known else "", fontsize=9)
-        errors_first = sorted(found, key=lambda d: d.get("verdict") != "error")[:n_features]
-        for j, d in enumerate(errors_first):
+        head = [f"known: {known}"] if known else []
+        head += [f"predicted: {100 * said['probability']:.0f}% implausible"] if said["probability"] is not None else []
+        picture.set_title(escape_figure("\n".join(head)).replace(r"\n", "\n"), fontsize=9)
+        found = said["explanations"]
+        if said["predicted"] == "implausible":  # what speaks for an error, the strongest first
+            found = [d for d in found if d["verdict"] == "error" and d["logit_push"] > 0]
+            found = sorted(found, key=lambda d: -d["logit_push"])
+        quiet = {"plausible": "no error found", "implausible": "no feature names the error"}
+        if said["predicted"] == "plausible" or not found:
+            line = quiet.get(said["predicted"], "no feature fires")
+            text.text(-0.25, 0.95, line, fontsize=9, va="top", transform=text.transAxes, color="#555555")
+            continue
+        for j, d in enumerate(found[:n_features]):
             colour = PALETTE[3] if d.get("verdict") == "error" else "#333333"
             place = dict(va="top", transform=text.transAxes, color=colour)
             text.text(-0.25, 0.95 - 0.22 * j, _explained(d), fontsize=8.5, **place)
-        if not found:
-            text.text(-0.25, 0.95, "no feature fires", fontsize=8.5, va="top", transform=text.transAxes)
     return fig
 
 

@@ -21,20 +21,24 @@ def glance(reader: Reader) -> str:
     out = _relevance_shown(reader)
     metrics = reader.table("04_metrics")
     if "l0" in metrics:
-        first = metrics.drop_duplicates("method")[["method", "l0", "fvu"]]
-        out = out.merge(first, on="method", how="left")
-    found = causes_by_method(reader)
-    out = out.merge(found, on="method", how="left")
-    out["reached"] = [
-        f"{int(r)} of {int(n)}" if pd.notna(n) else "" for r, n in zip(out["reached"], out["causes"], strict=True)
-    ]
-    judged = reader.table("06_judges")
+        first = metrics.drop_duplicates("method")
+        out = out.merge(first[["method", *[c for c in ("l0", "logit_change") if c in first]]], on="method", how="left")
+    out = out.merge(causes_by_method(reader), on="method", how="left")
+    pairs = zip(out["reached"], out["causes"], strict=True)
+    out["reached"] = [f"{int(r)} of {int(n)}" if pd.notna(n) else "" for r, n in pairs]
+    judged = judge_scores(reader)
     if len(judged):
-        own = judged[(judged["captioned"] == "all") & ~judged["judge"].isin(NOT_JUDGES)].drop_duplicates("method")
+        own = judged[~judged["judge"].isin(NOT_JUDGES)].drop_duplicates("method")
         out = out.merge(own[["method", "f1"]].rename(columns={"f1": "judge_f1"}), on="method", how="left")
-    names = {"method": "method", "target": "learns", "l0": "L0", "fvu": "FVU", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "reason": "not run because"}  # fmt: skip
+    names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "reason": "not run because"}  # fmt: skip
     kept = {c: n for c, n in names.items() if c in out and not (out[c].isna() | (out[c].astype(str) == "")).all()}
-    return f"{markdown_table(out, kept)}\n\nFVU compares methods only where they learn the same thing."
+    text = (
+        markdown_table(out, kept)
+        + "\n\nLogit change: how far the reconstruction moves the classifier's logit; the only measure of reconstruction that compares coders of `x` with coders of `y`."
+    )
+    if "l0" in out and out["l0"].max() > 1.1 * out["l0"].min():
+        text += " The methods run at different L0, so read them as settings, not as a ranking at equal sparsity."
+    return text
 
 
 def features(reader: Reader, n: int = 6) -> str:
@@ -55,16 +59,23 @@ def features(reader: Reader, n: int = 6) -> str:
 
 
 def gallery(reader: Reader, n: int) -> list[dict]:
-    """Up to n features to show, over methods in order: error features where there are any, one per name, with a collage."""
-    shown, judged = [], not results.nothing_to_judge(reader)
+    """Up to n features to show, over methods in order, with a collage: error features where there are any.
+
+    One per true cause where the truth is known, else one per name.
+    """
+    shown, seen, judged = [], set(), not results.nothing_to_judge(reader)
     for method in reader.methods():
         collages, table_ = reader.collages(method), browse.feature_table(reader, method)
         if judged:
             found = results.error_features(reader, method, n=len(table_))
         else:
             found = table_.assign(_=-table_["density"] * table_["mean_activation"]).sort_values(["_", "feature"])
-        found = found[found["feature"].isin(list(collages))].head(n - len(shown))
-        shown += [{"method": method, "file": collages[int(f.feature)].name, "row": f} for f in found.itertuples()]
+        found = found[found["feature"].isin(list(collages))]
+        causes = found.get("top_cause", pd.Series("", found.index)).fillna("")
+        found = found.assign(_what=causes.where(causes != "", found["phrase"])) if judged else found.assign(_what=found["feature"])  # fmt: skip
+        found = found[~found["_what"].isin(seen)].drop_duplicates("_what").head(n - len(shown))
+        seen |= set(found["_what"]) if judged else set()
+        shown += [{"method": method, "file": collages[int(f["feature"])].name, "row": f} for _, f in found.iterrows()]
     return shown
 
 
@@ -75,13 +86,24 @@ def _picture(shown: dict) -> str:
 
 def _words(shown: dict) -> str:
     row = shown["row"]
-    text = f"**{md(shorten(row.phrase or '(no name)', 80))}**<br>{md(shown['method'])} #{int(row.feature)}"
-    if pd.notna(row.error_ratio):
-        ratio = interval(row.error_ratio, row.error_low, row.error_high)
-        text += (
-            f", error ratio {ratio} of {number(int(row.n_active_test))} test images, base rate {percent(row.base_rate)}"
-        )
+    text = f"**{md(shorten(row['phrase'] or '(no name)', 80))}**<br>{md(shown['method'])} #{int(row['feature'])}"
+    if pd.notna(row["error_ratio"]):
+        ratio = interval(row["error_ratio"], row["error_low"], row["error_high"])
+        text += f", error ratio {ratio} of {number(int(row['n_active_test']))} test images, base rate {percent(row['base_rate'])}"
+    if row.get("top_cause"):
+        text += f"; truly {md(row['top_cause'])} ({percent(row['top_cause_share'])} of its top images)"
     return text
+
+
+def judge_scores(reader: Reader) -> pd.DataFrame:
+    """06_judges on one line per method and judge, the scores of the uncaptioned causes beside those of all."""
+    frame = reader.table("06_judges")
+    if frame.empty:
+        return frame
+    keys = ["method", "judge"]
+    apart = frame[frame["captioned"] == "uncaptioned"].set_index(keys)[["n_truth", "recall"]].add_suffix("_uncaptioned")
+    named = frame[frame["captioned"] == "captioned"].set_index(keys)[["recall", "f1"]].add_suffix("_captioned")
+    return frame[frame["captioned"] == "all"].join(apart, on=keys).join(named, on=keys).reset_index(drop=True)
 
 
 def judges(reader: Reader) -> str:
@@ -89,14 +111,16 @@ def judges(reader: Reader) -> str:
     why = results.nothing_to_judge(reader)
     if why:
         return f"Skipped: {md(why)}."
-    if reader.table("06_judges").empty:
+    frame = judge_scores(reader)
+    if frame.empty:
         return "Verdicts exist, but there is no truth to check them against: nobody knows what each feature really is. Take them as suggestions."
-    names = {"method": "method", "judge": "judge", "captioned": "causes", "n_assessed": "features", "n_error": "called errors", "n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa"}  # fmt: skip
-    return (
+    names = {"method": "method", "judge": "judge", "n_assessed": "features", "n_error": "called errors", "n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa", "f1_captioned": "F1, captioned causes", "n_truth_uncaptioned": "true errors, uncaptioned causes", "recall_uncaptioned": "recall, uncaptioned causes"}  # fmt: skip
+    text = (
         "A feature is truly an error feature when at least 80% of its top images share one cause and the cause is enriched on test. "
-        "Causes that the encoder's captions never named stand apart: a judge that reads names with the same encoder has not been told them.\n\n"
-        + "\n\n".join([table(reader, "06_judges", names), *figures(reader, "06")])
+        "Causes that the encoder's captions never named stand apart: a judge that reads names with the same encoder has not been told them."
     )
+    link = "[Whole table](tables/06_judges.csv)"
+    return "\n\n".join([text, markdown_table(frame, names), link, *figures(reader, "06", ("06_judge_scores",))])
 
 
 def relevance(reader: Reader) -> str:
@@ -106,7 +130,7 @@ def relevance(reader: Reader) -> str:
         return "*No table 07_relevance.*"
     scores = _scores(frame)
     names = {"method": "method", "target": "learns", "n_latents": "latents", "assessed_rate": "assessed"}
-    names |= {s: s.replace("judge_", "judge: ").replace("enriched_by", "enriched (BY)") for s in scores}
+    names |= {s: _score_name(s) for s in scores}
     names |= {"reason": "reason"} if (frame["reason"] != "").any() else {}
     text = "Share of *all* latents that count as error features, with 95% intervals; features with fewer than 10 activating test images are not assessed and count as no."
     parts = [text, markdown_table(_relevance_shown(reader), names), "[Whole table](tables/07_relevance.csv)"]
@@ -131,6 +155,11 @@ def null_reading(null: pd.DataFrame) -> str:
         f"More than {percent(NULL_GOAL)} of the shuffled runs find something for {names}: families that differ in their share of "
         "implausible images make family detectors look enriched. Subtract what shuffling finds before believing the share."
     )
+
+
+def _score_name(score: str) -> str:
+    named = {"enriched_by": "enriched (BY)", "judge_truth": "truth"}
+    return named.get(score) or score.replace("judge_", "judge: ")
 
 
 def _scores(frame: pd.DataFrame) -> list[str]:
@@ -169,5 +198,6 @@ def new_images(reader: Reader) -> str:
         reason = frame["reason"].iloc[0] if "reason" in frame and len(frame) else "no table 07_labels"
         return f"Skipped: {md(reason)}."
     fired = frame[frame["status"] == "ok"]
-    text = f"{number(frame['image'].nunique())} images, {number(len(fired))} explanations in [the table](tables/07_labels.csv)."
+    n = int(fired["rank"].max()) if len(fired) else 0
+    text = f"{number(frame['image'].nunique())} images; the {n} strongest features of each are in [the table](tables/07_labels.csv)."
     return "\n\n".join([text] + [picture("07_labels")] * ("07_labels" in reader.figures("07")))

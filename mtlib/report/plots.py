@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mtlib.run.artifacts import Stage, atomic
 
 PALETTE = sns.color_palette("colorblind")  # Okabe-Ito like; safe for the common colour deficiencies
+
+LARGE = 100_000  # bytes
 
 
 def use_style() -> None:
@@ -34,5 +38,18 @@ def save(stage: Stage, fig: Figure, name: str, frame: pd.DataFrame) -> Path:
     table(stage, frame, name)
     path = stage.out / "figures" / f"{stage.number}_{name}.png"
     with atomic(path) as tmp:
-        fig.savefig(tmp, format="png", metadata={"Software": None})
+        tmp.write_bytes(_png(fig))
     return path
+
+
+def _png(fig: Figure) -> bytes:
+    """PNG bytes of a figure; a large one (it shows photographs or many points) is stored with 256 colours."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", metadata={"Software": None})
+    if buffer.tell() <= LARGE:
+        return buffer.getvalue()
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(
+        small, "PNG", optimize=True
+    )
+    return small.getvalue()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from mtlib.report import findings, results, sections
 from mtlib.report.reader import STAGES, Reader
 from mtlib.report.text import escape_markdown as md
@@ -94,14 +96,26 @@ def _causes(reader: Reader) -> str:
     best = by_method.loc[by_method["mean"].idxmax()]
     own = frame[frame["method"] == best["method"]]
     worst = own.loc[own["auroc"].idxmin()]
-    controls = [float(worst[c]) for c in ("best_x_dim", "best_y_dim") if worst[c] == worst[c]]
-    control = f" and {number(max(controls))} for the best single dimension" if controls else ""
-    return (
-        f"Of {best['causes']} known causes, {best['reached']} are found by a single feature of {md(best['method'])}, the best method by mean "
-        f"AUROC ({number(float(best['mean']))}), to at least 0.95 of what a linear probe reaches; the worst is "
-        f"{md(worst['cause'])} at {number(float(worst['auroc']))} against a ceiling of "
-        f"{number(float(worst['ceiling']))}{control}."
+    ceiling = f"a ceiling of {number(float(worst['ceiling']))}"
+    text = (
+        f"Of {best['causes']} known causes, {best['reached']} are found by a single feature of {md(best['method'])}, the best "
+        f"method by mean AUROC ({number(float(best['mean']))}), to at least 0.95 of what a linear probe reaches; the worst is "
+        f"{md(worst['cause'])} at {number(float(worst['auroc']))} against {ceiling}."
     )
+    return f"{text} {_controls(own)}"
+
+
+def _controls(own: pd.DataFrame) -> str:
+    """What single dimensions reach on the same causes."""
+    parts = []
+    for column, what in (("best_x_dim", "single dimensions of the embedding"), ("best_y_dim", "hidden units")):
+        if own[column].notna().all():
+            reached = int((own[column] >= 0.95 * own["ceiling"]).sum())
+            parts.append(f"{what} reach it for {reached} (mean {number(float(own[column].mean()))})")
+    plain = float(own[["best_x_dim", "best_y_dim"]].max(axis=1).mean())
+    gain = float(own["auroc"].mean()) - plain
+    verdict = "no better than" if gain <= 0.005 else f"{number(gain)} better in mean AUROC than"
+    return f"As controls, {' and '.join(parts)}: as detectors of known causes the features are {verdict} single dimensions."
 
 
 def _relevance(reader: Reader) -> str:
@@ -123,15 +137,19 @@ def _relevance(reader: Reader) -> str:
 
 
 def _judges(reader: Reader) -> str:
-    frame = reader.table("06_judges")
+    frame = findings.judge_scores(reader)
     if frame.empty:
         return ""
-    own = frame[(frame["captioned"] == "all") & (~frame["judge"].isin(findings.NOT_JUDGES))].dropna(subset=["f1"])
+    own = frame[~frame["judge"].isin(findings.NOT_JUDGES)].dropna(subset=["f1"])
     if own.empty:
         return ""
     best = own.loc[own["f1"].idxmax()]
     scores = f"precision {number(float(best['precision']))}, recall {number(float(best['recall']))}, F1 {number(float(best['f1']))}"
-    return f"Against the truth the {md(best['judge'])} judge does best on {md(best['method'])}: {scores}."
+    recall = best.get("recall_uncaptioned")
+    apart = (
+        f"; on causes that the captions never named its recall is {number(float(recall))}" if pd.notna(recall) else ""
+    )
+    return f"Against the truth the {md(best['judge'])} judge does best on {md(best['method'])}: {scores}{apart}."
 
 
 def _generators(reader: Reader) -> str:

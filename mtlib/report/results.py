@@ -22,6 +22,7 @@ SCORES = {  # score of the long table -> short name in the wide one
     "relevance_enriched": "enriched",
     "relevance_enriched_by": "enriched_by",
 }
+SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
 BATCH = 2048
 
 
@@ -219,36 +220,37 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tu
     return out, f"{len(out)} {kind}"
 
 
-def label_table(labeler, images: list[tuple[str, Path, str]], method: str) -> tuple[pd.DataFrame, list]:
+def label_table(labeler, images: list[tuple[str, Path, str]], n_explanations: int = 12) -> tuple[pd.DataFrame, list]:
     """What the labeler says of each image, and the images that could be read.
 
     Args:
-        labeler: has get_explanations(PIL image) -> list of dicts.
-        images:  what `new_images` returned.
-    Returns: frame of image, known, status, rank, feature, activation, explanation, verdict, wrong_ratio, wrong_count,
-        total_count (an image on which nothing fires, or that cannot be read, has one line that says so);
-        list of (name, known, PIL image, its dicts).
+        labeler:        has method and label(PIL image) -> dict of probability, predicted, explanations.
+        images:         what `new_images` returned.
+        n_explanations: strongest features listed per image; n_present says how many there are.
+    Returns: frame of method, image, known, status, probability, predicted, n_present, rank, feature, activation,
+        explanation, verdict, wrong_ratio, wrong_count, total_count (an image on which nothing fires, or that cannot be
+        read, has one line that says so); list of (name, known, PIL image, what the labeler said).
     """
     from mtlib.embed.images import ImageRefused, load_image
 
     lines, shown = [], []
     for name, file, known in images:
-        head = {"method": method, "image": name, "known": known}
+        head = {"method": labeler.method, "image": name, "known": known}
         try:
             image, _ = load_image(file)
         except ImageRefused as refused:
             lines.append(head | {"status": refused.reason})
             continue
-        found = labeler.get_explanations(image)
-        shown.append((name, known, image, found))
-        for rank, d in enumerate(found, 1):
-            keys = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count")
-            line = head | {"status": "ok", "rank": rank, "feature": d["feature_num"]}
-            lines.append(line | {k: d.get(k) for k in keys})
+        said = labeler.label(image)
+        found = said["explanations"]
+        shown.append((name, known, image, said))
+        head |= {"probability": said["probability"], "predicted": said["predicted"], "n_present": len(found)}
+        for rank, d in enumerate(found[:n_explanations], 1):
+            lines.append(head | {"status": "ok", "rank": rank, "feature": d["feature_num"]} | {k: d[k] for k in SAID})
         if not found:
             lines.append(head | {"status": "no feature fires"})
-    columns = ["method", "image", "known", "status", "rank", "feature", "activation", "explanation", "verdict"]
-    frame = pd.DataFrame(lines).reindex(columns=columns + ["wrong_ratio", "wrong_count", "total_count"])
-    whole = ["rank", "feature", "wrong_count", "total_count"]
+    columns = ["method", "image", "known", "status", "probability", "predicted", "n_present", "rank", "feature", *SAID]
+    frame = pd.DataFrame(lines).reindex(columns=columns)
+    whole = ["n_present", "rank", "feature", "wrong_count", "total_count"]
     frame[whole] = frame[whole].astype("Int64")
     return frame, shown

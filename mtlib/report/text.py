@@ -60,9 +60,10 @@ def number(value, digits: int = 3) -> str:
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
         return f"{int(value):,}"
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+    rounded = float(f"{value:.{digits - 1}e}")
+    if rounded != 0 and not 1e-3 <= abs(rounded) < 1e5:
         return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(value))), 0) if value else digits}f}"
+    return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0) if rounded else digits}f}"
 
 
 def percent(value) -> str:

@@ -96,6 +96,12 @@ def _shrink(data) -> None:
         data["image/png"] = base64.b64encode(png.getvalue()).decode()
 
 
+def _slim_style(match: re.Match) -> str:
+    """A style sheet without comments and without the icons of JupyterLab's buttons, which a page does not have."""
+    text = re.sub(r"^\s*--jp-icon-[\w-]+: url\([^\n]*\);$", "", match[0], flags=re.M)
+    return re.sub(r"\n\s*\n+", "\n", re.sub(r"/\*.*?\*/", "", text, flags=re.S))
+
+
 def render(executed: Path, target: Path, root: Path, private: list[str]) -> None:
     """Write `target`.ipynb and `target`.html (images inside, no request to any host)."""
     import nbformat
@@ -113,5 +119,6 @@ def render(executed: Path, target: Path, root: Path, private: list[str]) -> None
         r"<script[^>]*>(?:(?!</script>).)*?(?:mermaid|MathJax)(?:(?!</script>).)*</script>", "", html, flags=re.S
     )
     html = re.sub(r'<script src="">\s*</script>', "", html)
+    html = re.sub(r"<style.*?</style>", _slim_style, html, flags=re.S)
     write_text(target.with_name(target.name + ".ipynb"), nbformat.writes(notebook) + "\n")
     write_text(target.with_name(target.name + ".html"), "\n".join(line.rstrip() for line in html.splitlines()) + "\n")

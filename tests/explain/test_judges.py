@@ -157,6 +157,9 @@ def test_family_that_text_does_not_tell_apart_is_never_an_error():
     out = judges.keyless(*feature_lists(data, f, label), blind)
     assert out["verdict"].tolist()[:6] == ["error", "error", "no_error", "no_error", "no_error", "no_error"]
     assert "hardly tell" in out["detail"][2] and out["confidence"][2] == 0.5
+    sight = judges.text_sight(blind)
+    assert sight["blind"].tolist() == [False, False, True] and sight["n_images"].sum() == len(data.rows("val"))
+    assert judges.text_sight(Data(data.x, data.manifest, v[:0], data.phrases.head(0), data.facts)).empty
 
 
 @pytest.mark.parametrize(

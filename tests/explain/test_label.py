@@ -13,7 +13,7 @@ from PIL import Image
 from mtlib.embed.images import ImageRefused
 from mtlib.embed.store import open_run
 from mtlib.explain.label import Labeler
-from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.run.artifacts import ArtifactError, current
 from tests.explain.small_run import write_small_run
 
@@ -42,7 +42,7 @@ def test_explanations_have_the_published_fields_and_hold_what_the_coder_says(run
     )
     assert {e["feature_num"] for e in found} == set(torch.nonzero(z > 0.5)[:, 0].tolist())
     published = {"feature_num", "activation", "explanation", "wrong_ratio", "wrong_count", "total_count"}
-    assert found and all(set(e) == published | {"verdict"} for e in found)
+    assert found and all(set(e) == published | {"verdict", "logit_push"} for e in found)
     activations = [e["activation"] for e in found]
     assert activations == sorted(activations, reverse=True)
     assert activations[0] == pytest.approx(float(z.max()))
@@ -70,8 +70,27 @@ def test_label_tells_probability_and_reasons(run, labeler):
     told = labeler.label(np.array(data.x[5]))
     assert told["probability"] == pytest.approx(1 / (1 + np.exp(-float(data.logits[5]))), rel=1e-4)
     assert told["predicted"] == ("implausible" if data.logits[5] > 0 else "plausible")
-    errors = {e["explanation"] for e in told["explanations"] if e["verdict"] == "error"}
-    assert set(told["reasons"]) == errors and len(told["reasons"]) == len(errors)
+    found = [e for e in told["explanations"] if e["verdict"] == "error" and e["logit_push"] > 0]
+    found = sorted(found, key=lambda e: -e["logit_push"]) if data.logits[5] > 0 else []
+    assert told["reasons"] == list(dict.fromkeys(e["explanation"] for e in found))
+
+
+@pytest.mark.parametrize("target", ["x", "y"])
+def test_logit_pushes_are_what_removing_the_feature_takes_away(run, target):
+    labeler = Labeler(run, threshold=0)
+    if target == "x":
+        config = SparseCoderConfig.preset("sae", 32, 32, n_latents=labeler.coder.n_latents)
+        labeler.coder = SparseCoder(config, seed=3)
+    x = np.array(open_run(run).x[11])
+    z = labeler.coder.encode(torch.from_numpy(x)[None])
+    output = labeler.classifier if labeler.coder.config.target == "x" else lambda y: labeler.classifier.output(y)
+    with torch.no_grad():
+        whole = output(labeler.coder.decode(z))
+        for e in labeler.get_explanations(x):
+            without = z.clone()
+            without[0, e["feature_num"]] = 0
+            expected = float(whole - output(labeler.coder.decode(without)))
+            assert e["logit_push"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_image_file_pil_image_and_embedding_say_the_same(run, labeler, tmp_path):
@@ -115,6 +134,6 @@ def test_damaged_or_missing_artifact_is_named(run, tmp_path):
 
 
 def test_script_in_a_phrase_stays_text(labeler):
-    line = labeler._line(0, 1.0)
+    line = labeler._line(0, 1.0, None)
     assert line["explanation"] == "<script>alert(1)</script>"
     assert "<script>" not in pd.DataFrame([line]).to_html()
