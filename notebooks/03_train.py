@@ -26,10 +26,10 @@
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 methods = [  # preset: a published method or ours; any setting of it may follow; l0: features per image to aim at
-    {"name": "matryoshka_transcoder", "preset": "matryoshka_transcoder"},
-    {"name": "transcoder", "preset": "transcoder"},
-    {"name": "sae", "preset": "sae"},
-    {"name": "matryoshka_sae", "preset": "matryoshka_sae"},
+    {"name": "matryoshka_transcoder", "preset": "matryoshka_transcoder", "l0": 32},
+    {"name": "transcoder", "preset": "transcoder", "l0": 32},
+    {"name": "sae", "preset": "sae", "l0": 32},
+    {"name": "matryoshka_sae", "preset": "matryoshka_sae", "l0": 32},
     {"name": "matryoshka_transcoder_shared", "preset": "matryoshka_transcoder_shared", "l0": 32},
 ]
 seeds = [0, 1]  # each method is trained with each; the first is the one that is interpreted

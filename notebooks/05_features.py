@@ -36,7 +36,7 @@ from IPython.display import Image, display
 
 from mtlib.embed import store
 from mtlib.explain.relevance import error_ratios
-from mtlib.features import collages, figures, statistics
+from mtlib.features import figures, gallery, statistics
 from mtlib.features.methods import interpreted
 from mtlib.features.similar import similar_features
 from mtlib.learn.classifier import Classifier
@@ -217,18 +217,18 @@ if classifier is not None and labelled and tables:
 #
 # Half of the pictures go to the features that are most surely tied to errors, a quarter to the most surely plausible ones, a
 # quarter to the most active ones (without labels: the purest, and the most active). Each shows its strongest images of
-# the validation split, strongest first: an orange border and ✗ mean implausible, blue and ✓ plausible.
+# the validation split, strongest first: an orange strip and ✗ mean implausible, blue and ✓ plausible.
 
 # %%
-load = collages.loader(data)
+load = gallery.loader(data)
 drawn = {}
 for method, table in tables.items():
     top = pd.read_parquet(stage.out / "features" / method / "top_images.parquet")
     top = top[top["split"] == collage_split]
     n_images = top.groupby("feature").size().reindex(table["feature"], fill_value=0).to_numpy()
-    chosen = collages.choose(table.assign(n_images=n_images), n_collages)
-    lines = collages.describer(table, method)
-    written = collages.write_collages(
+    chosen = gallery.choose(table.assign(n_images=n_images), n_collages)
+    lines = gallery.describer(table, method)
+    written = gallery.write_collages(
         stage.out / "features" / method / "collages", chosen["feature"], top, lines, load, labelled
     )
     drawn[method] = chosen.merge(written, on="feature").assign(method=method)

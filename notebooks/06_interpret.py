@@ -100,7 +100,7 @@ for row in coders[coders["status"] != "ok"].itertuples():
 # %%
 for method, frame in verdicts.items():
     reasons = frame.loc[(frame["judge"] == judge) & (frame["verdict"] == "skipped"), "detail"].value_counts()
-    print(f"{method}: not judged: {dict(reasons.head(3)) if len(reasons) else 'none'}")
+    print(f"{method}: not judged: {reasons.head(3).to_dict() if len(reasons) else 'none'}")
 
 # %% [markdown]
 # ## Names and verdicts

@@ -153,7 +153,8 @@ def test_every_file_that_code_names_has_a_writer(smoke):
 def test_failing_stage_exits_non_zero_and_is_named(smoke):
     notebook = smoke / "notebooks" / "07_results.py"
     kept = notebook.read_text(encoding="utf-8")
-    notebook.write_text(kept + "\n# %%\nraise RuntimeError('made to fail')\n", encoding="utf-8")
+    failing = kept.replace("\n# %%\n", "\n# %%\nraise RuntimeError('made to fail')\n\n# %%\n", 1)
+    notebook.write_text(failing, encoding="utf-8")
     try:
         done = run_all(smoke, "demo", "--smoke")
     finally:

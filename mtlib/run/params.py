@@ -19,6 +19,7 @@ RESERVED = ("run_dir", "stage_dir")  # filled in by the pipeline
 MAX_BYTES = 1_000_000
 SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
+TAGGED = re.compile(r"""\btags\s*=\s*\[[^\]]*["']parameters["']""")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
@@ -144,17 +145,17 @@ def notebook_parameters(path: Path) -> dict:
 
     Raises: ParamsError when there is no such cell, more than one, or a value that is not a literal.
     """
-    import jupytext
-
     if not path.is_file():
         raise ParamsError(f"notebooks/{path.name} is missing; every stage of the pipeline is a notebook")
-    cells = [c for c in jupytext.read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    # Read here, not by jupytext: importing it takes longer than a whole run in which nothing changed.
+    parts = re.split(r"^# %%(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cells = [source for head, source in zip(parts[1::2], parts[2::2], strict=True) if TAGGED.search(head)]
     if len(cells) != 1:
         raise ParamsError(
             f'{path.name}: {len(cells)} cells are tagged "parameters"; exactly one must be (# %% tags=["parameters"])'
         )
     values = {}
-    for line in ast.parse(cells[0].source).body:
+    for line in ast.parse(cells[0]).body:
         target = line.targets[0] if isinstance(line, ast.Assign) and len(line.targets) == 1 else None
         try:
             values[target.id] = ast.literal_eval(line.value)

@@ -157,7 +157,7 @@ def readme(r):
         t = r["training"]
         lines += [
             f"Training: {t['pictures_seen']:,} pictures seen in {t['steps']:,} steps of {t['batch']}, {t['pictures_drawn']:,} distinct pictures of {t['scenes']:,} scenes,",
-            f"{t['minutes_of_training']} minutes on {t['threads']} threads.",
+            f"{t['minutes_of_training']} minutes on {t['threads']} thread(s). {t.get('note', '')}".rstrip(),
             "",
             "What the image tower was told. Besides captions, three terms of the training use no words: which two pictures show the same",
             "scene, which two are twins, and, by a linear head per family that is thrown away, whether a picture is implausible. They hold",

@@ -12,6 +12,7 @@ again continues exactly.
 import argparse
 import json
 import time
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -70,9 +71,10 @@ def draw_scenes(n_scenes, seed, workers, cache):
     if stem.with_suffix(".json").exists():
         return np.load(stem.with_suffix(".npy")), json.loads(stem.with_suffix(".json").read_text())
     pixels, facts = np.empty((n_scenes, 4, 64, 64, 3), np.uint8), []
-    with get_context("spawn").Pool(workers) as pool:
+    draw = partial(draw_scene, seed * SCENES_PER_SEED)
+    with get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
         for i, (x, f) in enumerate(
-            pool.imap(partial(draw_scene, seed * SCENES_PER_SEED), range(n_scenes), chunksize=100)
+            pool.imap(draw, range(n_scenes), chunksize=100) if pool else map(draw, range(n_scenes))
         ):
             pixels[i] = x
             facts.append(f)
@@ -135,7 +137,7 @@ def losses(both, pixels, facts, rng):
     return total, {name: value.item() for name, value in parts.items()}
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the encoder and its checkpoint")
     parser.add_argument("--steps", type=int, default=1500)
@@ -146,7 +148,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--stop-after", type=int, default=None, help="stop early at this step; run again to continue")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.seed < 100_000 or args.batch % 4:
         parser.error(f"--seed = {args.seed} must be at least 100000 and --batch = {args.batch} a multiple of 4")
     torch.set_num_threads(args.threads)

@@ -6,7 +6,8 @@ import pytest
 
 from mtlib.embed.store import Data
 from mtlib.explain import judge_figures, judges
-from mtlib.explain.judges import COLUMNS, KeylessConfig, TextSpace, ZeroShot
+from mtlib.explain.judges import COLUMNS, KeylessConfig
+from mtlib.explain.text_space import TextSpace, ZeroShot
 
 FAMILIES = ["hand", "face", "glass"]
 GAP_IMAGE, GAP_TEXT = 4.0, 5.0  # the directions that all images, or all texts, share

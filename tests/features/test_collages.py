@@ -3,27 +3,37 @@
 import io
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
-from mtlib.features.collages import choose, clip, collage, font, jpeg, subtitle, wrap, write_collages
+from mtlib.features.collages import clip, collage, font, jpeg, number, wrap
 
 
 def solid(colour, size=(32, 32)):
     return Image.new("RGB", size, colour)
 
 
-def test_images_stand_in_order_with_border_by_label():
-    sheet = collage([solid("#00ff00"), solid("#ff00ff")], [2.0, 1.0], [1, 0], title="Feature 1", columns=2, tile=40)
+def test_images_stand_in_order_with_a_strip_by_label():
+    sheet = collage([solid("#00ff00"), solid("#ff00ff")], [2.0, 1.0], [1, 0], title="Feature 1", columns=2, tile=48)
     pixels = np.asarray(sheet)
     green, pink = (np.argwhere((pixels == c).all(axis=2)) for c in ((0, 255, 0), (255, 0, 255)))
-    assert len(green) == len(pink) == 1600
+    assert len(green) == len(pink) == 48 * 48
     assert green[:, 1].max() < pink[:, 1].min()
-    top, left = green.min(axis=0)
-    assert tuple(pixels[top - 2, left + 20]) == (0xD5, 0x5E, 0)
-    top, left = pink.min(axis=0)
-    assert tuple(pixels[top - 2, left + 20]) == (0, 0x72, 0xB2)
+    bottom, left = green.max(axis=0)[0], green.min(axis=0)[1]
+    assert tuple(pixels[bottom + 1, left + 1]) == (0xC8, 0x52, 0)
+    assert tuple(pixels[bottom + 1, pink.min(axis=0)[1] + 1]) == (0, 0x68, 0xA5)
+    assert green.min(axis=0)[0] % 16 == left % 16 == 0  # on the grid of JPEG's blocks
+
+
+def test_without_labels_nothing_is_coloured_and_there_is_no_legend():
+    pictures = [solid("#808080")] * 2
+    plain, labelled = collage(pictures, [2.0, 1.0]), collage(pictures, [2.0, 1.0], [1, None])
+    spread = np.ptp(np.asarray(plain).astype(int), axis=2)
+    assert spread.max() < 16 and plain.height < labelled.height
+
+
+def test_numbers_have_three_digits():
+    assert [number(v) for v in (0.5, 2, 123.4, 12345.6, 0)] == ["0.500", "2.00", "123", "12346", "0.00"]
 
 
 def test_image_is_shown_whole_not_cropped():
@@ -58,58 +68,3 @@ def test_jpeg_keeps_to_its_size():
     assert len(jpeg(noise, 40_000)) <= 40_000
     data = jpeg(solid("white", (300, 300)))
     assert len(data) < 6000 and Image.open(io.BytesIO(data)).format == "JPEG"
-
-
-def features():
-    n = 12
-    return pd.DataFrame(
-        {
-            "feature": range(n),
-            "n_images": [20] * 10 + [3, 0],
-            "mean_activation": np.arange(n, dtype=float),
-            "density": 0.1,
-            "assessed": [True] * 8 + [False] * 4,
-            "error_low": np.linspace(0, 0.7, n),
-            "error_high": np.linspace(0.2, 0.9, n),
-            "purity": np.linspace(1, 0.5, n),
-        }
-    )
-
-
-def test_choice_is_half_errors_quarter_plausible_quarter_active():
-    chosen = choose(features(), 8)
-    assert chosen["reason"].tolist() == ["errors"] * 4 + ["plausible"] * 2 + ["active"] * 2
-    assert chosen["feature"].tolist() == [7, 6, 5, 4, 0, 1, 9, 8]
-
-
-def test_choice_without_labels_uses_purity_then_activity():
-    frame = features().assign(error_low=np.nan, error_high=np.nan)
-    assert choose(frame, 4)["feature"].tolist() == [0, 1, 9, 8]
-    frame["purity"] = np.nan
-    assert choose(frame, 4)["reason"].tolist() == ["active"] * 4
-    assert len(choose(frame, 100)) == 10  # features with fewer than 4 images have no collage
-    assert choose(frame.head(0), 4).empty
-
-
-def test_subtitle_tells_ratio_and_interval():
-    row = pd.Series({"density": 0.032, "error_ratio": 0.97, "error_low": 0.88, "error_high": 0.994})
-    assert subtitle(row, 0.5) == "fires on 3.2% of test images · error ratio 0.97 [0.88, 0.99] (base 0.50)"
-    assert subtitle(row.replace(0.97, np.nan)) == "fires on 3.2% of test images"
-
-
-def test_written_files_are_small_jpegs(tmp_path):
-    top = pd.DataFrame(
-        {
-            "feature": [3, 3, 5],
-            "rank": [1, 0, 0],
-            "row": [0, 1, 2],
-            "activation": [1.0, 2.0, 3.0],
-            "label": pd.array([0, 1, pd.NA], dtype="Int64"),
-        }
-    )
-    colours = {0: "#000000", 1: "#ffffff", 2: "#ff0000"}
-    written = write_collages(
-        tmp_path, [5, 3], top, lambda f: {"title": f"Feature {f}"}, lambda r: solid(colours[r]), labelled=True
-    )
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["3.jpg", "5.jpg"]
-    assert written["images"].tolist() == [1, 2] and (written["bytes"] < 32_000).all()

@@ -1,5 +1,6 @@
 """Params files and -p: what is accepted, and the sentence for what is not."""
 
+import jupytext
 import pytest
 
 from mtlib.run import params
@@ -128,3 +129,11 @@ def test_notebook_without_tag_or_literal_refused(tmp_path):
     path.write_text(text.replace('stage_dir = ""\n', ""))
     with pytest.raises(ParamsError, match="has no stage_dir"):
         params.notebook_parameters(path)
+
+
+def test_notebook_parameters_agree_with_jupytext(tmp_path):
+    path = small.write(tmp_path).notebooks / "01_make.py"
+    path.write_text(path.read_text().replace('tags=["parameters"]', 'a title tags=["hide", "parameters"]'))
+    assert params.notebook_parameters(path)["n"] == 2
+    (cell,) = [c for c in jupytext.read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    assert "n = 2" in cell.source

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import open_clip
@@ -12,7 +10,7 @@ from mtlib.scenes import clip_path
 from mtlib.scenes.clip_losses import caption_loss, scene_losses
 from mtlib.scenes.dataset import CAUSES, FAMILIES, Spec, render
 from mtlib.scenes.report_card import card, readme
-from mtlib.scenes.train_clip import augment
+from mtlib.scenes.train_clip import augment, main
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,7 @@ def test_training_that_is_stopped_and_continued_is_exactly_training_in_one_go(tm
     common = ["--steps", "4", "--scenes", "16", "--batch", "16", "--threads", "1", "--save-every", "2"]
 
     def train(out, *more):
-        subprocess.run([sys.executable, "-m", "mtlib.scenes.train_clip", "--out", str(out), *common, *more], check=True)
+        main(["--out", str(out), *common, *more])
 
     train(tmp_path / "one")
     train(tmp_path / "two", "--stop-after", "2")

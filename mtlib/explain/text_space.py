@@ -1,0 +1,94 @@
+"""Images and phrases in one space: what is a set of images called, and does it look like an error, by text alone?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+
+def unit(a: np.ndarray) -> np.ndarray:
+    """Rows of norm 1 (zero rows stay zero), float64."""
+    a = np.asarray(a, dtype=np.float64)
+    norm = np.linalg.norm(a, axis=-1, keepdims=True)
+    return np.divide(a, norm, out=np.zeros_like(a), where=norm > 0)
+
+
+class TextSpace:
+    """Images and phrases in one space, each with its own common direction taken out.
+
+    All images of a set point the same way to a large part, and all texts another way; only what is left tells them
+    apart. Means are over the val images and over the phrases.
+
+    Args:
+        x:          (N, D) embeddings; rows: the val rows, which give the mean.
+        vocabulary: (V, D) text embeddings; phrases: their V lines (phrase, kind, family, cause).
+    """
+
+    def __init__(self, x: np.ndarray, rows: np.ndarray, vocabulary: np.ndarray, phrases: pd.DataFrame):
+        if vocabulary.shape[1] != x.shape[1]:
+            raise ValueError(f"vocabulary {vocabulary.shape} and embeddings {x.shape} differ in width")
+        self.x, self.phrases = x, phrases.reset_index(drop=True)
+        self.image_mean = unit(x[rows]).mean(axis=0) if len(rows) else np.zeros(x.shape[1])
+        t = unit(vocabulary)
+        self.text = unit(t - t.mean(axis=0))  # (V, D)
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) contrasted unit embeddings of rows."""
+        return unit(unit(self.x[rows]) - self.image_mean)
+
+    def similarity(self, rows: np.ndarray) -> np.ndarray:
+        """(n, V) cosine of each image with each phrase."""
+        return self.images(rows) @ self.text.T
+
+    def name(self, rows: np.ndarray, activations: np.ndarray) -> tuple[int, float]:
+        """The phrase nearest to the activation-weighted mean of the images, and its cosine."""
+        mean = unit(np.average(self.images(rows), axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
+        cosine = self.text @ mean
+        best = int(cosine.argmax())
+        return best, float(cosine[best])
+
+
+class ZeroShot:
+    """Does an image look more like a family's errors than like its normal state, by text alone?
+
+    An image belongs to the family whose phrases are nearest on average, and
+    margin = mean cosine to the family's error phrases - mean cosine to its normal phrases.
+    """
+
+    def __init__(self, space: TextSpace, rows: np.ndarray, blind: float = 1 / 3):
+        p = space.phrases
+        self.space, self.families = space, []
+        for family in dict.fromkeys(p["family"]):
+            own = (p["family"] == family).to_numpy()
+            error, normal = (np.flatnonzero(own & (p["kind"] == k).to_numpy()) for k in ("error", "normal"))
+            if len(error) and len(normal):
+                self.families.append((family, error, normal, np.flatnonzero(own)))
+        spread = np.zeros(len(self.families))
+        if self.families and len(rows):
+            home, margin = self.read(rows)
+            for f in range(len(self.families)):
+                spread[f] = margin[home == f].std() if (home == f).sum() > 1 else 0.0
+        self.spread = spread  # (F,) standard deviation of the margin over the family's val images
+        self.blind = spread < blind * np.median(spread) if len(spread) else np.zeros(0, bool)
+
+    @property
+    def possible(self) -> bool:
+        """Whether the vocabulary has error and normal phrases at all."""
+        return bool(self.families)
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) family of each image, and (n,) its margin in that family."""
+        similarity = self.space.similarity(rows)
+        near = [similarity[:, every].mean(axis=1) for *_, every in self.families]
+        margins = [similarity[:, e].mean(axis=1) - similarity[:, n].mean(axis=1) for _, e, n, _ in self.families]
+        home = np.stack(near, axis=1).argmax(axis=1)
+        return home, np.stack(margins, axis=1)[np.arange(len(home)), home]
+
+    def judge(self, rows: np.ndarray) -> tuple[int, int, int]:
+        """Of a feature's top images: (their most frequent family f, how many of f look like an error, the nearest of
+        f's error phrases)."""
+        home, margin = self.read(rows)
+        f = int(np.bincount(home, minlength=len(self.families)).argmax())
+        error = self.families[f][1]
+        nearest = int(error[self.space.similarity(rows[home == f])[:, error].mean(axis=0).argmax()])
+        return f, int(((home == f) & (margin > 0)).sum()), nearest
