@@ -174,11 +174,17 @@ def message(text: str) -> str:
     return f'<div class="mtv"><div class="message">{escape_html(text)}</div></div>'
 
 
-def uploaded(image: bytes, found: Sequence[dict]) -> str:
-    """The image that was labelled, and how many features fire on it."""
+def uploaded(image: bytes, said: dict) -> str:
+    """The image that was labelled, what the classifier predicts, and how many features are present.
+
+    Args:
+        image: PNG bytes. said: what Labeler.label returned.
+    """
     data = base64.b64encode(image).decode()
-    errors = sum(d.get("verdict") == "error" for d in found)
-    text = f"{len(found)} named features fire, {errors} of them called a physical error. Click one to see it."
+    found, probability = said["explanations"], said["probability"]
+    errors = sum(d["verdict"] == "error" for d in found)
+    predicted = f"{percent(probability)} implausible" if probability is not None else said["predicted"]
+    text = f"{escape_html('Predicted: ' + predicted + '. ') if predicted else ''}{len(found)} features are present, {errors} of them called a physical error. Click one to see it."
     return (
         f'<div class="mtv"><figure style="width:180px"><div class="frame"><img src="data:image/png;base64,{data}" alt="your image"></div>'
         f'</figure><div class="muted" style="margin-top:4px">{text}</div></div>'

@@ -82,7 +82,9 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
     Args:
         shown: list of (name, known, PIL image, what Labeler.label says), as `results.label_table` returns.
     """
-    shown = shown[:: max(1, len(shown) // n)][:n]
+    flagged = [one for one in shown if one[3]["predicted"] == "implausible"][: n - 2]
+    quiet = [one for one in shown if one[3]["predicted"] != "implausible"]
+    shown = flagged + quiet[:: max(1, len(quiet) // n)][: n - len(flagged)]
     columns = 2 if len(shown) > 1 else 1
     rows = -(-len(shown) // columns)
     fig, axes = plt.subplots(rows, 2 * columns, figsize=(6.2 * columns, 1.9 * rows), squeeze=False)
@@ -98,9 +100,10 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
         if said["predicted"] == "implausible":  # what speaks for an error, the strongest first
             found = [d for d in found if d["verdict"] == "error" and d["logit_push"] > 0]
             found = sorted(found, key=lambda d: -d["logit_push"])
-        quiet = {"plausible": "no error found", "implausible": "no feature names the error"}
+            found = list({d["explanation"]: d for d in reversed(found)}.values())[::-1]  # each name once
+        words = {"plausible": "no error found", "implausible": "no feature names the error"}
         if said["predicted"] == "plausible" or not found:
-            line = quiet.get(said["predicted"], "no feature fires")
+            line = words.get(said["predicted"], "no feature fires")
             text.text(-0.25, 0.95, line, fontsize=9, va="top", transform=text.transAxes, color="#555555")
             continue
         for j, d in enumerate(found[:n_features]):

@@ -155,8 +155,18 @@ def causes(reader: Reader) -> str:
     columns = {"cause": "cause", "captioned": "in captions"} | {m: m for m in methods}
     columns |= {"ceiling_x": "probe on x", "ceiling_y": "probe on y", "best_x_dim": "best dim of x", "best_y_dim": "best unit of y"}  # fmt: skip
     intro = "AUROC on test of the one feature (chosen on val) that best separates images with the cause from plausible images of the same family; on the right the ceilings (linear probes) and the controls (single dimensions)."
-    parts = [intro, markdown_table(wide, columns), "[Whole table, all seeds](tables/04_causes.csv)"]
+    parts = [intro, markdown_table(wide, columns), _specific(frame), "[Whole table, all seeds](tables/04_causes.csv)"]
     return "\n\n".join(parts + figures(reader, "04", ("04_causes",)))
+
+
+def _specific(frame: pd.DataFrame) -> str:
+    """How the features that find a cause within its family fare against all other images (auroc_all)."""
+    mean = frame.groupby("method", sort=False)["auroc_all"].mean()
+    listed = ", ".join(f"{md(method)} {number(float(value))}" for method, value in mean.items())
+    return (
+        "Within its family a cause is found by anything that tells implausible from plausible; to stand for *one* cause, a "
+        f"feature must also stay silent on every other image. Mean AUROC of the same features against all other images: {listed}."
+    )
 
 
 def causes_by_method(reader: Reader) -> pd.DataFrame:

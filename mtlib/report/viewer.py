@@ -187,8 +187,9 @@ class FeatureViewer:
         try:
             image, _ = decode(content)
             self.on.upload_preview.value = cards.message("Looking at it …")
-            found = self._explanations(image)
-            self.on.upload_preview.value = cards.uploaded(cards.png(image), found)
+            said = self._said(image)
+            found = said["explanations"]
+            self.on.upload_preview.value = cards.uploaded(cards.png(image), said)
         except ImageRefused as refused:
             self.on.upload_preview.value = cards.message(f"This image cannot be used: {refused}")
         except (ArtifactError, ValueError, OSError) as problem:
@@ -198,7 +199,7 @@ class FeatureViewer:
             fill_button(button, content_of)
         return found
 
-    def _explanations(self, image) -> list[dict]:
+    def _said(self, image) -> dict:
         from mtlib.embed.encoders import EncoderError  # imports the encoder's libraries: only when they are needed
         from mtlib.explain.label import Labeler
 
@@ -206,7 +207,7 @@ class FeatureViewer:
         try:
             if method not in self._labelers:
                 self._labelers[method] = Labeler(self.run_dir, method)
-            return self._labelers[method].get_explanations(image)
+            return self._labelers[method].label(image)
         except EncoderError as problem:
             raise ValueError(str(problem)) from problem
 

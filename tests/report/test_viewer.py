@@ -93,7 +93,8 @@ def test_viewer_labels_an_uploaded_image(viewer, monkeypatch):
     monkeypatch.setattr(Labeler, "embed", lambda self, image: x)  # the synthetic embeddings have no encoder
     upload(viewer, "mine.png", png())
     shown = [b for b in viewer.on.labels if b.layout.display != "none"]
-    assert shown and "fire" in viewer.on.upload_preview.value and "data:image/png" in viewer.on.upload_preview.value
+    preview = viewer.on.upload_preview.value
+    assert shown and "Predicted: " in preview and "data:image/png" in preview
     assert shown[0].feature == strongest["feature"]
     shown[0].click()
     assert viewer.feature == shown[0].feature

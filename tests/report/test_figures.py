@@ -1,0 +1,55 @@
+"""Figures draw hostile names as text, and the same data gives the same bytes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mtlib.report import figures, plots
+from mtlib.run.artifacts import Stage
+from tests.report.synthetic_run import HOSTILE
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Stage("07_results", str(tmp_path / "run"))
+
+
+def test_relevance_bars_draw_hostile_method_names(stage):
+    line = {"score": "relevance_judge", "judge": HOSTILE, "share": 0.5, "low": 0.4, "high": 0.6}
+    frame = pd.DataFrame([line | {"method": HOSTILE}, line | {"method": "sae"}])
+    path = plots.save(stage, figures.relevance_bars(frame), "relevance_scores", frame)
+    assert Image.open(path).width > 200 and (stage.out / "tables/07_relevance_scores.csv").is_file()
+
+
+def test_generator_figures_draw_hostile_names(stage):
+    rates = pd.DataFrame({"generator": [HOSTILE, "b"], "raw_rate": [0.2, 0.3], "corrected_rate": [0.1, 0.3]})
+    rates = rates.assign(low=0.05, high=0.4, true_rate=[0.1, 0.2])
+    plots.save(stage, figures.generator_rates(rates), "generators", rates)
+    firing = pd.DataFrame({"generator": ["a", HOSTILE] * 2, "feature": [3, 3, 7, 7], "rate": [0.1, 0.2, 0.0, 1.0]})
+    plots.save(stage, figures.generator_heatmap(firing.assign(phrase=HOSTILE)), "generator_features", firing)
+
+
+def test_labelled_images_show_known_and_predicted(stage):
+    said = {"feature_num": 1, "activation": 2.0, "explanation": HOSTILE, "verdict": "error", "wrong_count": 3}
+    said = {"probability": 0.9, "explanations": [said | {"total_count": 4}]}
+    none = {"probability": None, "explanations": []}
+    image = Image.new("RGB", (20, 20))
+    fig = figures.labelled_images([("a.png", HOSTILE, image, said), ("b.png", "", image, none)])
+    texts = [t.get_text() for ax in fig.axes for t in [*ax.texts, ax.title]]
+    assert any("90% implausible" in t for t in texts) and any("3 of 4" in t for t in texts)
+    assert any("no feature fires" in t for t in texts)
+    plots.save(stage, fig, "labels", pd.DataFrame())
+
+
+def test_save_is_deterministic_and_shrinks_large_pictures(stage):
+    def draw() -> Figure:
+        fig = Figure(figsize=(5, 5))
+        fig.subplots().imshow(np.random.default_rng(0).random((400, 400, 3)))
+        return fig
+
+    first = plots.save(stage, draw(), "noise", pd.DataFrame({"a": [1 / 3]}))
+    data, table = first.read_bytes(), (stage.out / "tables/07_noise.csv").read_bytes()
+    assert Image.open(first).mode == "P" and table == b"a\n0.333333\n"
+    assert plots.save(stage, draw(), "noise", pd.DataFrame({"a": [1 / 3]})).read_bytes() == data
