@@ -28,7 +28,7 @@ stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the weights and of the order of images
 d_hidden = 256  # width of the hidden layer y
 epochs = 20  # passes over the train images; the epoch with the lowest validation loss is kept
-lr = 1e-3  # learning rate, cosine decay
+classifier_lr = 1e-3  # learning rate, cosine decay
 classifier_batch = 64  # images per step
 weight_decay = 1e-2  # of AdamW
 
@@ -45,8 +45,8 @@ from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
 plots.use_style()
-config = ClassifierConfig(d_hidden, epochs, lr, classifier_batch, weight_decay, seed=seed)
-params = dict(seed=seed, d_hidden=d_hidden, epochs=epochs, lr=lr)
+config = ClassifierConfig(d_hidden, epochs, classifier_lr, classifier_batch, weight_decay, seed=seed)
+params = dict(seed=seed, d_hidden=d_hidden, epochs=epochs, classifier_lr=classifier_lr)
 params |= dict(classifier_batch=classifier_batch, weight_decay=weight_decay)
 stage = Stage("02_classify", run_dir, stage_dir, params=params)
 

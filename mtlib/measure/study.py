@@ -40,6 +40,11 @@ CAUSES = [
     "n_cause",
     "n_plausible",
     "share_of_ceiling",
+    "specific_feature",
+    "specific_auroc",
+    "specific_auroc_all",
+    "specific_x_dim",
+    "specific_y_dim",
     "status",
     "reason",
 ]

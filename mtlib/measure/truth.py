@@ -83,11 +83,34 @@ def best_feature(task: Task, val: np.ndarray, test: np.ndarray) -> dict:
     }
 
 
+def best_specific(task: Task, val: np.ndarray, test: np.ndarray, signs: tuple[int, ...] = (1,)) -> dict:
+    """The single column that fires on a cause and on nothing else: chosen on val by the smaller of its AUROC against
+    plausible images of the family and its AUROC against all other images, scored on test.
+
+    Within a family anything that tells implausible from plausible finds the cause; this is what a feature *of the cause*
+    must do besides. Codes are >= 0, so only the positive sign counts; for units that take both signs pass (1, -1).
+
+    Args:
+        val, test: (n_val, S) and (n_test, S) activations of the splits' rows.
+    Returns: dict of specific_feature, specific_auroc (same family), specific_auroc_all.
+    """
+    inside, everywhere = auroc(val[task.at["val"]], task.positive["val"]), auroc(val, task.everywhere["val"])  # (S,)
+    both = np.stack([np.minimum(a, b) for a, b in ((inside, everywhere), (1 - inside, 1 - everywhere))[: len(signs)]])
+    sign, feature = np.unravel_index(int(both.argmax()), both.shape)
+    chosen = test[:, [feature]] * signs[sign]
+    return {
+        "specific_feature": int(feature),
+        "specific_auroc": float(auroc(chosen[task.at["test"]], task.positive["test"])[0]),
+        "specific_auroc_all": float(auroc(chosen, task.everywhere["test"])[0]),
+    }
+
+
 def causes_found(task_list: list[Task], val: np.ndarray, test: np.ndarray) -> pd.DataFrame:
-    """`best_feature` of every scorable task: one line per cause, with the numbers of test images behind it."""
+    """`best_feature` and `best_specific` of every scorable task: a line per cause, with its numbers of test images."""
     lines = [
         {"cause": t.cause, "family": t.family}
         | best_feature(t, val, test)
+        | best_specific(t, val, test)
         | {"n_cause": int(t.positive["test"].sum()), "n_plausible": int((~t.positive["test"]).sum())}
         for t in task_list
         if t.scorable
@@ -132,7 +155,8 @@ def ceilings(task_list: list[Task], x: dict[str, np.ndarray], y: dict[str, np.nd
 
     Args:
         x, y: split -> activations of the splits' rows; y None without a classifier.
-    Returns: frame of cause, ceiling_x, ceiling_y, ceiling (the larger), best_x_dim, best_y_dim.
+    Returns: frame of cause, ceiling_x, ceiling_y, ceiling (the larger), best_x_dim, best_y_dim, and specific_x_dim and
+        specific_y_dim (`best_specific` of single dimensions: the smaller of its two AUROCs).
     """
     lines = []
     for task in task_list:
@@ -140,12 +164,30 @@ def ceilings(task_list: list[Task], x: dict[str, np.ndarray], y: dict[str, np.nd
             continue
         line = {"cause": task.cause, "ceiling_x": linear_ceiling(task, x), "ceiling_y": np.nan}
         line["best_x_dim"], line["best_y_dim"] = best_feature(task, x["val"], x["test"])["auroc"], np.nan
+        line["specific_x_dim"], line["specific_y_dim"] = (
+            _weaker(best_specific(task, x["val"], x["test"], (1, -1))),
+            np.nan,
+        )
         if y is not None:
             line["ceiling_y"] = linear_ceiling(task, y)
             line["best_y_dim"] = best_feature(task, y["val"], y["test"])["auroc"]
+            line["specific_y_dim"] = _weaker(best_specific(task, y["val"], y["test"]))
         lines.append(line | {"ceiling": np.nanmax([line["ceiling_x"], line["ceiling_y"]])})
-    names = ["cause", "ceiling_x", "ceiling_y", "ceiling", "best_x_dim", "best_y_dim"]
+    names = [
+        "cause",
+        "ceiling_x",
+        "ceiling_y",
+        "ceiling",
+        "best_x_dim",
+        "best_y_dim",
+        "specific_x_dim",
+        "specific_y_dim",
+    ]
     return pd.DataFrame(lines, columns=names)
+
+
+def _weaker(specific: dict) -> float:
+    return min(specific["specific_auroc"], specific["specific_auroc_all"])
 
 
 def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] = SPARSE_K) -> dict[int, float]:

@@ -30,14 +30,13 @@ def glance(reader: Reader) -> str:
     if len(judged):
         own = judged[~judged["judge"].isin(NOT_JUDGES)].drop_duplicates("method")
         out = out.merge(own[["method", "f1"]].rename(columns={"f1": "judge_f1"}), on="method", how="left")
-    names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "reason": "not run because"}  # fmt: skip
+    names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "reason": "not run, or not judged, because"}  # fmt: skip
     kept = {c: n for c, n in names.items() if c in out and not (out[c].isna() | (out[c].astype(str) == "")).all()}
-    text = (
-        markdown_table(out, kept)
-        + "\n\nLogit change: how far the reconstruction moves the classifier's logit; the only measure of reconstruction that compares coders of `x` with coders of `y`."
-    )
+    text = markdown_table(out, kept)
+    if "logit_change" in kept:
+        text += "\n\nLogit change: how far the reconstruction moves the classifier's logit; the only measure of reconstruction that compares coders of `x` with coders of `y`."
     if "l0" in out and out["l0"].max() > 1.1 * out["l0"].min():
-        text += " The methods run at different L0, so read them as settings, not as a ranking at equal sparsity."
+        text += "\n\nThe methods run at different L0, so read them as settings, not as a ranking at equal sparsity."
     return text
 
 

@@ -21,6 +21,9 @@ TEXT = (
     "family",
     "generator",
     "detail",
+    "image",
+    "known",
+    "explanation",
 )
 
 

@@ -97,7 +97,10 @@ def encoder(reader: Reader) -> str:
         return "\n\n".join(
             ["No report card: the encoder is not the bundled one, or the images have no known causes."] + shown
         )
-    text = "A linear probe on the embeddings, on scenes that neither saw."
+    frame = reader.table("01_encoder")
+    names = {c: n for c, n in names.items() if c in frame and frame[c].replace("", None).notna().any()}
+    probed = "A linear probe on the embeddings: on images that it was not trained on."
+    text = probed if "probe_accuracy" in names else "Zero-shot only: without labels there is nothing to probe for."
     return "\n\n".join([text, table(reader, "01_encoder", names), *shown])
 
 
@@ -160,13 +163,22 @@ def causes(reader: Reader) -> str:
 
 
 def _specific(frame: pd.DataFrame) -> str:
-    """How the features that find a cause within its family fare against all other images (auroc_all)."""
-    mean = frame.groupby("method", sort=False)["auroc_all"].mean()
-    listed = ", ".join(f"{md(method)} {number(float(value))}" for method, value in mean.items())
-    return (
-        "Within its family a cause is found by anything that tells implausible from plausible; to stand for *one* cause, a "
-        f"feature must also stay silent on every other image. Mean AUROC of the same features against all other images: {listed}."
+    """The features that fire on a cause and on nothing else, beside single dimensions chosen alike."""
+    if "specific_auroc" not in frame:
+        return ""
+    weaker = frame[["specific_auroc", "specific_auroc_all"]].min(axis=1)
+    rows = weaker.groupby(frame["method"], sort=False).agg(["mean", "min"])
+    once = frame.drop_duplicates("cause")
+    rows.loc["best dim of x"] = once["specific_x_dim"].agg(["mean", "min"])
+    rows.loc["best unit of y"] = once["specific_y_dim"].agg(["mean", "min"])
+    intro = (
+        "**Does one feature stand for one cause?** Within its family a cause is found by anything that tells implausible "
+        "from plausible, often by a feature of *plausible* images. A feature of the cause must fire on it and stay silent "
+        "elsewhere. Chosen on val by the smaller of its AUROC within the family and its AUROC against all other images, "
+        "the smaller of the two on test, over the causes:"
     )
+    columns = {"who": "feature of", "mean": "mean", "min": "worst cause"}
+    return intro + "\n\n" + markdown_table(rows.rename_axis("who").reset_index(), columns)
 
 
 def causes_by_method(reader: Reader) -> pd.DataFrame:

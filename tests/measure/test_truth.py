@@ -149,3 +149,22 @@ def test_splitting_and_absorption_hand_computed():
     assert got["n_features"] == 2
     assert got["recall_parent"] == 0.5 and got["recall_any"] == 0.75
     assert got["absorption"] == 0.5  # the child fires on two of them, the parent on one of these
+
+
+def test_best_specific_prefers_the_feature_that_is_silent_elsewhere(planted):
+    _, table, rows, codes = planted
+    task = truth.tasks(table, rows)[0]
+    n = {split: len(codes[rows[split]]) for split in ("val", "test")}
+    own = {split: task.everywhere[split].astype(float) for split in n}
+    rng = np.random.default_rng(0)
+    loud = {}  # finds the cause in its family just as well, but fires on every other image too
+    for split in n:
+        loud[split] = np.full(n[split], 3.0)
+        loud[split][task.at[split]] = task.positive[split] * 2.0
+    columns = {s: np.stack([loud[s], own[s] + rng.normal(size=n[s]) * 1e-3, -own[s]], axis=1) for s in n}
+    got = truth.best_specific(task, columns["val"], columns["test"])
+    assert got["specific_feature"] == 1
+    assert min(got["specific_auroc"], got["specific_auroc_all"]) > 0.99
+    assert truth.best_feature(task, columns["val"], columns["test"])["auroc_all"] <= 1
+    mirrored = {s: columns[s][:, [0, 2]] for s in n}
+    assert truth.best_specific(task, mirrored["val"], mirrored["test"], (1, -1))["specific_feature"] == 1

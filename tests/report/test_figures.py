@@ -33,8 +33,9 @@ def test_generator_figures_draw_hostile_names(stage):
 
 def test_labelled_images_show_known_and_predicted(stage):
     said = {"feature_num": 1, "activation": 2.0, "explanation": HOSTILE, "verdict": "error", "wrong_count": 3}
-    said = {"probability": 0.9, "explanations": [said | {"total_count": 4}]}
-    none = {"probability": None, "explanations": []}
+    said |= {"total_count": 4, "logit_push": 1.5}
+    said = {"probability": 0.9, "predicted": "implausible", "explanations": [said]}
+    none = {"probability": None, "predicted": "", "explanations": []}
     image = Image.new("RGB", (20, 20))
     fig = figures.labelled_images([("a.png", HOSTILE, image, said), ("b.png", "", image, none)])
     texts = [t.get_text() for ax in fig.axes for t in [*ax.texts, ax.title]]
