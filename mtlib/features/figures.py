@@ -21,6 +21,8 @@ def _panels(tables: dict[str, pd.DataFrame], height: float = 2.6, sharey: bool =
     )
     for ax in axes.flat[len(tables) :]:
         ax.set_axis_off()
+    for ax in axes.flat[max(len(tables) - columns, 0) : len(tables)]:  # the lowest of each column shows its numbers
+        ax.tick_params(labelbottom=True)
     panels = dict(zip(tables, axes.flat, strict=False))
     for method, ax in panels.items():
         ax.set_title(method, fontsize=10)

@@ -123,6 +123,8 @@ def _relevance(reader: Reader) -> str:
     if "enriched" not in frame or frame["enriched"].isna().all():
         return ""
     row = frame.loc[frame["enriched"].idxmax()]
+    if row["enriched"] == 0:
+        return "No method has a single feature that is enriched for errors after correction for the number tested."
     share = interval(row["enriched"], row["enriched_low"], row["enriched_high"])
     rule = interval(row["threshold"], row["threshold_low"], row["threshold_high"])
     text = (
@@ -177,7 +179,7 @@ def limits(reader: Reader) -> list[str]:
     if why:
         out.append(f"{md(why[0].upper() + why[1:])}. Error ratios, relevance, judges and generators are skipped.")
     if facts.get("source") == "scenes":
-        out.append("The images are drawn, not photographed, and the encoder was trained on drawings of the same kind. The numbers say whether the method works where the truth is known, not how often real models fail.")  # fmt: skip
+        out.append("The images are drawn, not photographed, and the encoder was trained on drawings of the same kind. The numbers say whether the method works where the truth is known, not how often real models fail. In training its image tower was also told which of other drawn scenes are implausible, so single dimensions of the embedding separate the causes already; a CLIP of the web has had no such lesson.")  # fmt: skip
         out += _uncaptioned(reader)
     elif not why:
         out.append("The labels may track where an image came from (camera, generator, resolution) rather than physics: a feature can be enriched for errors without being about one. No cause is claimed.")  # fmt: skip

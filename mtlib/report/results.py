@@ -43,7 +43,7 @@ def nothing_to_judge(reader: Reader) -> str:
     if kind == "plausibility":
         return ""
     what = "only class folders" if kind == "classes" else "no labels"
-    return f"the images have {what}, nobody said which are implausible: there is nothing to judge errors against"
+    return f"the images have {what}; nobody said which are implausible, so there is nothing to judge errors against"
 
 
 def relevance_long(reader: Reader) -> pd.DataFrame:
