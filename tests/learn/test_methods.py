@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtlib.learn.methods import check_methods, settings, train_methods
-from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 
 GOOD = {"name": "mine", "preset": "sae"}
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -69,3 +69,9 @@ def test_notebook_default_methods_are_valid_at_the_demo_size():
     for method in values["methods"]:
         config, _ = settings(method, 512, 256, {k: values[k] for k in ("steps", "lr", "batch")}, common)
         assert config.n_latents == values["n_latents"]
+
+
+@pytest.mark.parametrize(("n_latents", "l0"), [(64, 8), (64, 5), (512, 32), (512, 8), (2048, 496)])
+def test_l0_is_shared_out_over_blocks_without_losing_any(n_latents, l0):
+    config = SparseCoderConfig.preset("matryoshka_transcoder", 16, 16, n_latents=n_latents, l0=l0)
+    assert sum(config.ks) == l0 and min(config.ks) >= 1
