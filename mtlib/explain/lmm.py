@@ -1,0 +1,161 @@
+"""The multimodal judge: two questions per feature, and the same columns as every other judge.
+
+What was refused, failed or never asked is no verdict: it stands under that name and is counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mtlib.explain import questions, records
+from mtlib.explain.answers import Answer
+from mtlib.explain.interview import Interview, Job
+from mtlib.explain.judges import COLUMNS
+from mtlib.explain.relevance import wilson
+
+JUDGE = "lmm"
+NO_IMAGES = "the embeddings came without images, so there is nothing to show"
+LOOKS_LIKE = "something that takes about twelve words to say, as in most of the answers"  # stands for a name in a plan
+FLIPS = {"ratio": "the error ratio, shown or not", "order": "an order to say the opposite, written into the images"}
+
+
+@dataclass
+class Judged:
+    """What the judge said: method -> verdicts (COLUMNS), and job name -> the explanation that held-out images test."""
+
+    verdicts: dict[str, pd.DataFrame]
+    explanations: dict[str, str]
+
+
+def both_questions(jobs: list[Job], album, show_error_ratio: bool = False) -> tuple[Iterator, Iterator]:
+    """The two questions of every job, the second with a stand-in for the name that is not known yet: for a plan."""
+    first = (questions.commonality(j.name, album, j.rows) for j in jobs)
+    return first, (_error(j, album, LOOKS_LIKE, show_error_ratio) for j in jobs)
+
+
+def judge(
+    features: dict[str, pd.DataFrame],
+    jobs: list[Job],
+    left: dict[str, dict[int, str]],
+    interview: Interview,
+    show_error_ratio: bool = False,
+    nothing: str = "",
+) -> Judged:
+    """Ask both questions about every job.
+
+    Args:
+        features:         method -> features.parquet.
+        jobs, left:       what `plan_jobs` returned.
+        show_error_ratio: tell the model the feature's error ratio (published; it leaks the labels into the verdict).
+        nothing:          why no verdicts can be asked for (no plausibility labels); features are then only named.
+    Returns: Judged; one line per feature. A feature whose name was refused, failed or unasked has that as its verdict.
+    """
+    album, by_name = interview.album, {j.name: j for j in jobs}
+
+    def then(asked: questions.FeatureQuestion, answer: Answer) -> questions.FeatureQuestion | None:
+        if nothing or asked.kind != "commonality" or answer.status != "answered":
+            return None
+        return _error(by_name[asked.id.rsplit("/", 1)[0]], album, answer.value["phrase"], show_error_ratio)
+
+    said = interview.ask((questions.commonality(j.name, album, j.rows) for j in jobs), then)
+    lines, explanations = {m: [] for m in features}, {}
+    for job in jobs:
+        name, rule = said[f"{job.name}/commonality"], said.get(f"{job.name}/error")
+        lines[job.method].append(verdict_line(job.feature, name, rule, nothing))
+        if name.status == "answered":
+            explanations[job.name] = explanation(name.value, rule)
+    return Judged({m: _frame(m, lines[m], left[m], len(features[m])) for m in features}, explanations)
+
+
+def _error(job: Job, album, name: str, ratio: bool, order: str = "", what: str = "error") -> questions.FeatureQuestion:
+    return questions.error(job.name, album, job.rows, name, job.ratio if ratio else None, order, what)
+
+
+def _frame(method: str, lines: list[dict], left: dict[int, str], n: int) -> pd.DataFrame:
+    skipped = {"judge": JUDGE, "verdict": "skipped", "phrase": "", "category": "", "confidence": np.nan}
+    rest = [skipped | {"feature": f, "detail": why} for f, why in left.items()]
+    frame = pd.DataFrame(lines + rest, columns=COLUMNS).sort_values("feature", ignore_index=True)
+    if len(frame) != n:
+        raise ValueError(f"{method}: {len(frame)} verdicts for {n} features")
+    return frame.astype({"feature": int, "confidence": float})
+
+
+def verdict_line(feature: int, named: Answer, ruled: Answer | None, nothing: str = "") -> dict:
+    """One feature's line: the name from the first answer, the verdict from the second."""
+    line = {"feature": feature, "judge": JUDGE, "phrase": "", "category": "", "confidence": np.nan}
+    if named.status != "answered":
+        return line | {"verdict": named.status, "detail": f"name: {named.reason}"}
+    line["phrase"] = named.value["phrase"]
+    if ruled is None:
+        return line | {"verdict": "skipped" if nothing else "unasked", "detail": nothing}
+    if ruled.status != "answered":
+        return line | {"verdict": ruled.status, "detail": ruled.reason}
+    said = ruled.value
+    detail = ": ".join(t for t in (said["phrase"] if said["has_error"] else "", said["description"]) if t)
+    confidence = np.nan if said["confidence"] is None else said["confidence"]
+    verdict = "error" if said["has_error"] else "no_error"
+    return line | {"verdict": verdict, "category": said["category"], "confidence": confidence, "detail": detail}
+
+
+def explanation(named: dict, ruled: Answer | None) -> str:
+    """Everything the judge said a feature responds to, as one text."""
+    parts = [named["phrase"], named["description"]]
+    if ruled is not None and ruled.status == "answered" and ruled.value["has_error"]:
+        parts += [f"Error: {ruled.value['phrase']}"]
+    return ". ".join(dict.fromkeys(p.rstrip(". ") for p in parts if p))
+
+
+def flip_check(
+    jobs: list[Job], judged: Judged, interview: Interview, n: int, show_error_ratio: bool = False
+) -> pd.DataFrame:
+    """Ask again about the first n judged features of each method, once per way of FLIPS.
+
+    Returns: frame of method, changed, n (both answers are verdicts), n_flipped, flip_rate, low, high (Wilson 95%),
+        n_lost (refused, failed or unasked the second time); one line per method and way.
+    """
+    chosen = {j.name: j for j in _to_check(jobs, judged, n)}
+    before = {name: _said(judged, j, "verdict") == "error" for name, j in chosen.items()}
+    names = {name: _said(judged, j, "phrase") for name, j in chosen.items()}
+    order = {True: questions.ORDER.format(answer="false"), False: questions.ORDER.format(answer="true")}
+    album, other = interview.album, not show_error_ratio
+    lines = []
+    said = interview.ask(_error(j, album, names[k], other, "", "ratio") for k, j in chosen.items() if j.ratio)
+    said |= interview.ask(_error(j, album, names[k], not other, order[before[k]], "order") for k, j in chosen.items())
+    for method in dict.fromkeys(j.method for j in chosen.values()):
+        for way, what in FLIPS.items():
+            keys = [k for k, j in chosen.items() if j.method == method and f"{k}/{way}" in said]
+            answers = [(before[k], said[f"{k}/{way}"]) for k in keys]
+            flipped = [a.value["has_error"] != was for was, a in answers if a.status == "answered"]
+            low, high = wilson(sum(flipped), len(flipped))
+            rate = sum(flipped) / len(flipped) if flipped else np.nan
+            line = {"method": method, "changed": what, "n": len(flipped), "n_flipped": sum(flipped), "flip_rate": rate}
+            lines.append(line | {"low": float(low), "high": float(high), "n_lost": len(keys) - len(flipped)})
+    return pd.DataFrame(lines, columns=["method", "changed", "n", "n_flipped", "flip_rate", "low", "high", "n_lost"])
+
+
+def _said(judged: Judged, job: Job, column: str) -> str:
+    return judged.verdicts[job.method][column].iat[job.feature]
+
+
+def _to_check(jobs: list[Job], judged: Judged, n: int) -> list[Job]:
+    chosen, taken = [], dict.fromkeys(judged.verdicts, 0)
+    for job in jobs:
+        if taken[job.method] < n and _said(judged, job, "verdict") in ("error", "no_error"):
+            taken[job.method] += 1
+            chosen.append(job)
+    return chosen
+
+
+def published(verdicts: pd.DataFrame, n_images: dict[int, int]) -> tuple[list[dict], list[dict]]:
+    """feature_analysis and error_analysis records (presets.md, 1); the error is told in the judge's own words."""
+    ruled = records.error_analysis(verdicts, n_images)
+    said = verdicts.set_index("feature")
+    for record in ruled:
+        if record["error_analysis"] != records.NO_ERROR:
+            line = said.loc[record["feature_num"]]
+            record["error_analysis"] = f"{line['category']}: {line['detail']}"
+    return records.feature_analysis(verdicts, n_images), ruled
