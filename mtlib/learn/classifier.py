@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from mtlib.learn import files
 from mtlib.learn.adamw import AdamW
 from mtlib.learn.batches import Rows, Sampler, moments
-from mtlib.learn.files import check
+from mtlib.learn.checked import check
 from mtlib.learn.train_config import TrainConfig, lr_at
 
 

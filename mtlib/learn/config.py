@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from mtlib.learn.files import check
-from mtlib.learn.sparsity import ACTIVATIONS, SELECTIONS
+from mtlib.learn.checked import check
 
+ACTIVATIONS = ("relu", "jumprelu_fixed", "jumprelu")
+SELECTIONS = ("none", "topk", "block_topk", "batch_topk", "nested_topk")
 PENALTIES = ("none", "l1_mean", "l1_sum", "l0_sigmoid", "l0_rectangle")
 
 
@@ -38,7 +39,9 @@ class SparseCoderConfig:
     level_weights: tuple[float, ...] = ()  # w_l; () = equal, summing to 1
     decoder: str = "own"  # own: one per level | shared: one, whose first m_l rows decode level l
     decoder_bias: bool = True
-    pre_bias: bool = False  # learn b_pre, starting at 0 (after centring)
+    pre_bias: str = (
+        "none"  # b_pre beyond centring: none | own: learned | decoder: the decoder's bias, subtracted from x
+    )
     tied: bool = False  # W_dec = W_enc transposed
     unit_norm_decoder: bool = False  # decoder rows (one per latent) have norm 1 after every step
     penalty: str = "none"  # l1_mean: mean |z| | l1_sum: sum |z| per row | l0_sigmoid, l0_rectangle: surrogate L0
@@ -73,6 +76,7 @@ class SparseCoderConfig:
             "activation": ACTIVATIONS,
             "selection": SELECTIONS,
             "decoder": ("own", "shared"),
+            "pre_bias": ("none", "own", "decoder"),
             "penalty": PENALTIES,
             "centre": ("none", "mean"),
             "scale": ("none", "rms", "std"),
@@ -83,6 +87,10 @@ class SparseCoderConfig:
         learned = self.activation == "jumprelu"
         check(self, "penalty", learned or not self.penalty.startswith("l0"), "l0_* only with activation = jumprelu")
         check(self, "decoder", self.decoder == "shared" or self.selection != "nested_topk", "shared for nested_topk")
+        biased = self.target == "x" and self.decoder_bias and (len(self.levels) == 1 or self.decoder == "shared")
+        check(
+            self, "pre_bias", self.pre_bias != "decoder" or biased, "none or own unless one decoder with bias gives x"
+        )
         one = len(set(self.levels)) == 1 and self.d_in == self.d_out
         check(self, "tied", not self.tied or one, "false unless d_in = d_out and there is one decoder")
 

@@ -16,12 +16,6 @@ from mtlib.run.artifacts import atomic, write_json
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
 
-def check(config, field: str, ok: bool, allowed: str) -> None:
-    """Raise ValueError naming the field, its value and the allowed range unless `ok`."""
-    if not ok:
-        raise ValueError(f"{type(config).__name__}.{field} = {getattr(config, field)!r}: must be {allowed}")
-
-
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors atomically in safetensors format (contiguous copies on the CPU)."""
     with atomic(path) as tmp:  # bytes, because save_file makes files that only their owner can read

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,61 +12,11 @@ import torch
 
 from mtlib.learn.batches import Rows
 from mtlib.learn.config import SparseCoderConfig
-from mtlib.learn.presets import PRESETS
+from mtlib.learn.plan import check_methods, settings
 from mtlib.learn.train import fit, logit_scale, read_history, summary
-from mtlib.learn.train_config import TrainConfig
 
-_CODER = {f.name for f in fields(SparseCoderConfig)} - {"d_in", "d_out"} | {"k"}
-_TRAIN = {"lr", "steps", "batch", "weight_decay", "schedule", "warmup", "l0"}
 COLUMNS = ["method", "seed", "preset", "target", "status", "reason", "folder", "n_latents", "l0_target", "l0_val"]
 COLUMNS += ["matched", "fvu_val", "dead", "best_step"]
-
-
-def check_methods(methods: Sequence[dict], seeds: Sequence[int]) -> None:
-    """Check the parameters `methods` and `seeds`.
-
-    A method has `name` (its own), `preset`, and any setting of SparseCoderConfig, `k`, or lr, steps, batch,
-    weight_decay, schedule, warmup and l0 (latents per image that training aims at).
-
-    Raises: ValueError saying which method and key, and the nearest key that exists.
-    """
-    for i, method in enumerate(methods):
-        for key in ("name", "preset"):
-            if not method.get(key):
-                raise ValueError(f"methods[{i}] has no {key!r}: {method}")
-        for key, allowed in [("preset", set(PRESETS))] + [(k, _CODER | _TRAIN | {"name", "preset"}) for k in method]:
-            word = method["preset"] if key == "preset" and allowed == set(PRESETS) else key
-            if word not in allowed:
-                near = difflib.get_close_matches(word, allowed, 1)
-                raise ValueError(f"methods[{i}].{word}: unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
-    names = [method["name"] for method in methods]
-    if len(set(names)) < len(names) or not all(n.replace("-", "").replace("_", "").isalnum() for n in names):
-        raise ValueError(f"methods: names must differ and hold only letters, digits, - and _: {names}")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds = {list(seeds)}: give at least one, each once")
-
-
-def settings(
-    method: dict, d_in: int, d_out: int, train: dict, common: dict | None = None
-) -> tuple[SparseCoderConfig, TrainConfig]:
-    """Coder and training settings of a method.
-
-    Args:
-        method: as in `check_methods`. d_in, d_out: widths of x and y.
-        train:  TrainConfig fields for every method; 0 or "" leaves the preset's. common: coder settings for every
-            method (a method's own stand above them).
-    Raises: ValueError naming the method and what is wrong with its settings.
-    """
-    own = {k: v for k, v in method.items() if k in _CODER}
-    shared = {k: v for k, v in (common or {}).items() if v not in ("", 0)}
-    try:
-        config = SparseCoderConfig.preset(method["preset"], d_in, d_out, **(shared | own))
-        chosen = {k: v for k, v in train.items() if v not in ("", 0)}
-        chosen |= {k: v for k, v in method.items() if k in _TRAIN and k != "l0"}
-        train_config = TrainConfig.preset(method["preset"], **chosen, l0_target=method.get("l0", 0))
-        return (config.with_l0(method["l0"]) if method.get("l0") else config), train_config
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"method {method['name']!r}: {e}") from e
 
 
 def _y_scale(config: SparseCoderConfig, data, rows: np.ndarray, w_logit: np.ndarray | None) -> np.ndarray | None:

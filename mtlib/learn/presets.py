@@ -16,12 +16,13 @@ _MT_NESTED = _MT | dict(
 _MT_FLAT = _MT | dict(selection="topk", ks=(256,))
 _MT_TRAIN = dict(lr=1e-4, weight_decay=1e-5, schedule="cosine", final_lr=0.01, grad_clip=1.0, batch=32, epochs=100)
 
-_MSAE = dict(n_latents=6144, centre="mean", unit_norm_decoder=True)  # CLIP ViT-L/14 (768), expansion 8
+# CLIP ViT-L/14 (768), expansion 8; the bias that the decoder adds is subtracted from the input
+_MSAE = dict(n_latents=6144, centre="mean", unit_norm_decoder=True, pre_bias="decoder")
 _MSAE_KS = (64, 128, 256, 512, 1024, 2048, 4096, 6144)
 _MSAE_NESTED = _MSAE | dict(selection="nested_topk", ks=_MSAE_KS, decoder="shared")
 _MSAE_TRAIN = dict(eps=6.25e-10, batch=4096, epochs=30, schedule="linear", decay_start=0.8, grad_clip=1.0)
 
-_MONO = dict(n_latents=8192, unit_norm_decoder=True, aux_weight=1 / 32)
+_MONO = dict(n_latents=8192, unit_norm_decoder=True, aux_weight=1 / 32, pre_bias="decoder")
 _MONO_TRAIN = dict(lr=1e-4, eps=6.25e-10, batch=2048, epochs=50, grad_clip=1.0)
 
 PRESETS: dict[str, dict[str, dict]] = {
@@ -78,6 +79,7 @@ PRESETS: dict[str, dict[str, dict]] = {
         | dict(
             activation="jumprelu",
             selection="none",
+            pre_bias="none",
             penalty="l0_rectangle",
             penalty_weight=1e-3,
             bandwidth=1e-3,

@@ -52,7 +52,7 @@ class SparseCoder(nn.Module):
         directions = _unit_rows(torch.randn(S, D, generator=g))
         self.enc = nn.Parameter(directions.T.contiguous())  # (D, S), unit columns: z_pre has the input's scale
         self.enc_bias = nn.Parameter(torch.zeros(S))
-        self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias else None
+        self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias == "own" else None
         n_decoders = 1 if c.decoder == "shared" else len(c.levels)
         same = c.target == "x"  # an autoencoder starts as its own transpose
         rows = directions if same else _unit_rows(torch.randn(S, d_out, generator=g))
@@ -71,6 +71,7 @@ class SparseCoder(nn.Module):
             "rows_since_fired": torch.zeros(S, dtype=torch.int64),
         }.items():
             self.register_buffer(name, value)
+        self.compute_dtype: torch.dtype | None = None  # of the products with enc and dec; None = that of the weights
 
     # ---- the coder in the units of x and y -------------------------------------------------------------------------
 
@@ -87,7 +88,8 @@ class SparseCoder(nn.Module):
     @property
     def b_pre(self) -> Tensor:
         """(D,): what is subtracted from x, in units of x."""
-        return self.x_mean if self.pre_bias is None else self.x_mean + self.pre_bias * self.x_scale
+        bias = self._input_bias()
+        return self.x_mean if bias is None else self.x_mean + bias * self.x_scale
 
     @property
     def W_dec(self) -> Tensor:
@@ -119,6 +121,20 @@ class SparseCoder(nn.Module):
             return None
         return self.dec_bias[0 if self.config.decoder == "shared" else level]
 
+    def _input_bias(self) -> Tensor | None:
+        """(D,): what is subtracted from the centred input, in the coder's units."""
+        return self._bias(0) if self.config.pre_bias == "decoder" else self.pre_bias
+
+    def _encoder_bias(self) -> Tensor:
+        """(S,): (x - b) @ W + b_enc = x @ W + (b_enc - b @ W), so that no gradient of x's size is needed."""
+        bias = self._input_bias()
+        return self.enc_bias if bias is None else self.enc_bias - bias @ self.enc
+
+    def _product(self, a: Tensor, w: Tensor) -> Tensor:
+        if self.compute_dtype is None:
+            return a @ w
+        return (a.to(self.compute_dtype) @ w.to(self.compute_dtype)).to(w.dtype)
+
     # ---- inference -------------------------------------------------------------------------------------------------
 
     def encode(self, x: Tensor) -> Tensor:
@@ -148,8 +164,10 @@ class SparseCoder(nn.Module):
     def _pre(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[-1] != self.config.d_in:
             raise ValueError(f"encode: x has shape {tuple(x.shape)}, expected (B, {self.config.d_in})")
-        x = (x - self.x_mean) / self.x_scale
-        return torch.addmm(self.enc_bias, (x if self.pre_bias is None else x - self.pre_bias).flatten(0, -2), self.enc)
+        x = ((x - self.x_mean) / self.x_scale).flatten(0, -2)
+        if self.compute_dtype is None:
+            return torch.addmm(self._encoder_bias(), x, self.enc)
+        return self._product(x, self.enc) + self._encoder_bias()
 
     def _activate(self, z_pre: Tensor) -> Tensor:
         c = self.config
@@ -190,7 +208,7 @@ class SparseCoder(nn.Module):
         c, m = self.config, self.config.levels[level]
         if c.selection == "nested_topk":
             z = sparsity.topk(z, c.ks[level])
-        y = z[..., :m] @ self._decoder(level)[:m]
+        y = self._product(z[..., :m], self._decoder(level)[:m])
         bias = self._bias(level)
         return y if bias is None else y + bias
 
@@ -202,7 +220,7 @@ class SparseCoder(nn.Module):
         w, bias = self._decoder(0), self._bias(0)
         y_hats: list[Tensor] = []
         for a, b in zip((0, *c.levels[:-1]), c.levels, strict=True):
-            y = z[..., a:b] @ w[a:b]
+            y = self._product(z[..., a:b], w[a:b])
             before = y_hats[-1] if y_hats else bias
             y_hats.append(y if before is None else y + before)
         return y_hats

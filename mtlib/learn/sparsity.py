@@ -21,9 +21,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("relu", "jumprelu_fixed", "jumprelu")
-SELECTIONS = ("none", "topk", "block_topk", "batch_topk", "nested_topk")
-
 
 def jumprelu_fixed(z_pre: Tensor, gamma: float, beta: float) -> Tensor:
     """max(z_pre, 0) + beta where z_pre > gamma.

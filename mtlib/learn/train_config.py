@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mtlib.learn.files import check
+from mtlib.learn.checked import check
 from mtlib.learn.presets import train_settings
 
 
@@ -34,8 +34,16 @@ class TrainConfig:
     checkpoint_steps: int = 0  # steps between checkpoints; 0 = by time only
     checkpoint_seconds: float = 60.0
     device: str = "auto"  # auto | cpu | cuda
+    precision: str = "float32"  # of products: float32 | tf32 (CUDA) | bf16; weights, codes and optimiser stay float32
+    compile: bool = False  # torch.compile the loss; worth its half minute on a GPU
 
     def __post_init__(self):
+        for name, allowed in {
+            "schedule": ("constant", "cosine", "linear"),
+            "device": ("auto", "cpu", "cuda"),
+            "precision": ("float32", "tf32", "bf16"),
+        }.items():
+            check(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         for name in ("steps", "l0_target", "checkpoint_steps", "seed"):
             check(self, name, getattr(self, name) >= 0, ">= 0")
         for name in ("epochs", "batch", "val_every", "log_every"):
@@ -47,7 +55,6 @@ class TrainConfig:
         for name in ("beta1", "beta2", "decay_start", "warmup"):
             check(self, name, 0 <= getattr(self, name) < 1, "between 0 and 1 (not 1)")
         check(self, "final_lr", 0 <= self.final_lr <= 1, "between 0 and 1")
-        check(self, "schedule", self.schedule in ("constant", "cosine", "linear"), "constant, cosine or linear")
 
     @staticmethod
     def preset(name: str, **overrides) -> TrainConfig:
