@@ -1,13 +1,34 @@
-"""Asking a multimodal model, over any OpenAI-compatible endpoint: nothing lost, nothing invented, nothing overspent."""
+"""Asking a multimodal model, over any OpenAI-compatible endpoint: nothing lost, nothing invented, nothing overspent.
+
+    with Asker(endpoint, ledger.place(run_dir, endpoint), parse) as asker:
+        print(asker.plan(questions))
+        for answer in asker.ask(questions):
+            ...
+
+A reply counts only when `replies.read` and the caller's `parse` both accept it, and only after it is in the ledger. Other
+replies are tried again within max_retries and one deadline, then the question has failed; failures are noted, never
+replayed, and asked again by the next run. A key or a credit that the server refuses, a limit of the budget, or nothing
+but failures, stop everything: requests in flight end, no other one starts. Why it stopped is in `Asker.stopped`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+from mtlib.explain.asking import Asking, Parse, judge
 from mtlib.explain.endpoint import Answer, Endpoint, Malformed, Picture, Plan, Question, Refused, Usage
+from mtlib.explain.ledger import RECORDED, Ledger
+from mtlib.explain.ledger import key as ledger_key
 
 __all__ = ["Answer", "Asker", "Endpoint", "Malformed", "Picture", "Plan", "Question", "Refused", "Usage"]
+
+Then = Callable[[Question, Answer], Question | None]
 
 
 class Asker:
@@ -15,44 +36,160 @@ class Asker:
 
     Args:
         endpoint:    whom to ask, and the bounds.
-        ledger_path: file of answers, `runs/<run>/answers/<...>.jsonl`; see `ledger.place`. Answers found there are replayed.
+        ledger_path: file of answers, see `ledger.place`; answers found there are replayed without a request.
         parse:       (question, text) -> value; raises Refused or Malformed.
 
     Use as a context manager, or call `close`. Works inside Jupyter: its event loop runs in a thread of its own.
-    Attributes: usage (Usage totals); stopped ("" or why asking ended early: "max_calls ...", "max_usd ...",
-        "credit ...", "key ...", "failures ...").
+    Attributes: usage (Usage totals); ledger.
     """
 
-    def __init__(self, endpoint: Endpoint, ledger_path: Path, parse: Callable[[Question, str], dict]):
-        self.endpoint, self.path, self.parse = endpoint, Path(ledger_path), parse
-        self.usage, self.stopped = Usage(), ""
+    def __init__(self, endpoint: Endpoint, ledger_path: Path, parse: Parse):
+        self.endpoint, self.parse = endpoint, parse
+        self.ledger, self.usage = Ledger(ledger_path), Usage()
+        self._asking = Asking(endpoint, parse, self.usage)
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._ready = asyncio.Semaphore(2 * endpoint.concurrency)  # questions whose pictures are in memory
+        self._same: dict[str, asyncio.Event] = {}  # keys of questions that are being asked
+        self._disk = ThreadPoolExecutor(1, "ledger")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def stopped(self) -> str:
+        """ "" or why asking ended early: "max_calls ...", "max_usd ...", "key: ...", "credit: ...", "failures: ..."."""
+        return self._asking.stopped
 
     def plan(self, questions: Iterable[Question]) -> Plan:
         """What asking these would take; touches neither the network nor the pictures' bytes."""
-        raise NotImplementedError
+        seen, calls, tokens = set(), 0, 0
+        for question in questions:
+            key = ledger_key(self.endpoint, question)
+            if key not in seen and key not in self.ledger.records:
+                calls, tokens = calls + 1, tokens + question.tokens
+            seen.add(key)
+        out = calls * self.endpoint.max_tokens
+        usd = self.endpoint.usd(tokens, out) if self.endpoint.priced else None
+        return Plan(calls, len(seen) - calls, tokens, out, usd)
 
-    def ask(
-        self, questions: Iterable[Question], then: Callable[[Question, Answer], Question | None] | None = None
-    ) -> Iterator[Answer]:
+    def ask(self, questions: Iterable[Question], then: Then | None = None) -> Iterator[Answer]:
         """Answers in the order of the questions, which are pulled lazily.
 
         Args:
-            then: called with a question and its answer, may return a follow-up (its answer is yielded right behind, and
-                `then` is called for it, too); must be quick.
+            then: called with a question and its answer, may return a follow-up: its answer is yielded right behind, and
+                `then` is called for it, too. It must be quick.
         Yields: one Answer per question; "unasked" after a stop (see `stopped`).
         Raises: records.RecordError when another process writes the ledger; OSError when it cannot be written.
         """
-        raise NotImplementedError
+        loop, source, window = self._start(), iter(questions), max(16, 4 * self.endpoint.concurrency)
+        waiting: deque = deque()
+        try:
+            while True:
+                while len(waiting) < window and (question := next(source, None)) is not None:
+                    waiting.append(asyncio.run_coroutine_threadsafe(self._chain(question, then), loop))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
-    def export(self, path: Path, answers: Iterable[Answer]) -> None:
-        """Write the ledger's records of these answers, in their order, as `explanations/<method>/answers.jsonl`."""
-        raise NotImplementedError
+    def export(self, path: Path, answers: Iterable[Answer]) -> int:
+        """Write the ledger's records of these answers, in their order: the replayable copy that a stage keeps."""
+        return self.ledger.export(path, (a.key for a in answers))
 
     def close(self) -> None:
-        """End the event loop and release the ledger; running requests are cancelled."""
+        """End the event loop and release the ledger; requests in flight are dropped."""
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = None
+        self._disk.shutdown()
+        self.ledger.close()
 
     def __enter__(self) -> Asker:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="asker", daemon=True)
+            self._thread.start()
+        return self._loop
+
+    # --- below: in the thread of the event loop ----------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._asking.client.close()
+
+    async def _chain(self, question: Question | None, then: Then | None) -> list[Answer]:
+        """The answer of a question, and those of its follow-ups."""
+        answers = []
+        while question is not None:
+            answer = await self._answer(question)
+            setattr(self.usage, answer.status, getattr(self.usage, answer.status) + 1)
+            self.usage.replayed += answer.replayed
+            answers.append(answer)
+            question = then(question, answer) if then else None
+        return answers
+
+    async def _answer(self, question: Question) -> Answer:
+        """Replay or ask; equal questions at the same time make one request."""
+        key = ledger_key(self.endpoint, question)
+        while key in self._same:
+            await self._same[key].wait()
+        if key in self.ledger.records:
+            return self._replay(question, key)
+        self._same[key] = asyncio.Event()
+        try:
+            return replace(await self._ask(question, key), key=key)
+        finally:
+            self._same.pop(key).set()
+
+    def _replay(self, question: Question, key: str) -> Answer:
+        """The recorded words, parsed again: a better parser needs no new calls."""
+        record = self.ledger.records[key]
+        status, value, reason = record["status"], None, record["reason"]
+        if status == "answered":
+            status, value, reason = judge(self.parse, question, record["text"])
+        return Answer(question.id, status, value, record["text"], reason, record["model"], record["usage"], True, key)
+
+    async def _ask(self, question: Question, key: str) -> Answer:
+        """Prepare, wait for a place, ask, record. The place is held until the answer is on disk."""
+        asking = self._asking
+        async with self._ready:
+            if not asking.stopped:
+                self.ledger.open()
+                if key in self.ledger.records:  # another process had added it before the lock was ours
+                    return self._replay(question, key)
+                try:
+                    messages = await asyncio.to_thread(asking.client.messages, question)
+                except Exception as e:  # whatever a picture's callable raises
+                    reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
+                    self._log(question, key, reason)
+                    return Answer(question.id, "failed", reason=reason)
+            async with self._slots:
+                if not asking.stopped:
+                    await asking.turn(question)
+                if asking.stopped:
+                    return Answer(question.id, "unasked", reason=asking.stopped)
+                answer = await asking.ask(question, messages, lambda reason: self._log(question, key, reason))
+                if answer.status in RECORDED:
+                    record = self._record(question, key, answer)
+                    await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.add, record)
+                return answer
+
+    def _record(self, question: Question, key: str, answer: Answer) -> dict:
+        asked = {"key": key, "question": question.id, "prompt_version": question.prompt_version}
+        asked |= {"endpoint": self.endpoint.base_url, "asked": self.endpoint.model, "model": answer.model}
+        return asked | {"status": answer.status, "text": answer.text, "reason": answer.reason, "usage": answer.usage}
+
+    def _log(self, question: Question, key: str, reason: str) -> None:
+        self.ledger.log({"key": key, "question": question.id, "reason": reason})

@@ -85,9 +85,7 @@ class Endpoint:
             raise ValueError(f"Endpoint.temperature = {self.temperature}: must be 0 to 2")
         if self.concurrency > 256:
             raise ValueError(f"Endpoint.concurrency = {self.concurrency}: must be 1 to 256")
-        if self.json_schema not in (True, False, "auto") or isinstance(self.json_schema, int | float) is not isinstance(
-            self.json_schema, bool
-        ):
+        if self.json_schema is not True and self.json_schema is not False and self.json_schema != "auto":
             raise ValueError(f'Endpoint.json_schema = {self.json_schema!r}: must be True, False or "auto"')
         if self.max_usd and not self.priced:
             raise ValueError("Endpoint.max_usd needs prices: set usd_per_million_in and usd_per_million_out")
@@ -179,7 +177,7 @@ class Answer:
     status:   answered (value is set), refused, failed (asked, no usable answer), or unasked (the run stopped before it).
     value:    what `parse` made of the text; None unless answered.
     text:     the model's words, "" when there are none. reason: why not answered, "" when answered.
-    model:    as the server reported it. usage: {"tokens_in", "tokens_out"} of the request that counts.
+    model:    as the server reported it. usage: {"tokens_in", "tokens_out", "request_id", "finish_reason"} of its reply.
     replayed: taken from the ledger, no request made. key: the ledger's key of the question.
     """
 

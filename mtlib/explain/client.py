@@ -1,0 +1,133 @@
+"""One request to an OpenAI-compatible server: pictures as data URLs, the key from the environment, the reply read strictly.
+
+The `openai` client makes the request; its own retries are off (see `asking`), and no exception of it leaves this module,
+since it carries the request with its headers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections import OrderedDict
+from urllib.parse import quote
+
+import openai
+
+from mtlib.explain import replies
+from mtlib.explain.endpoint import LOOPBACK, Endpoint, Picture, Question
+from mtlib.explain.replies import Reply, Trouble
+
+CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come back in the next question
+MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
+SCHEMA_WORDS = re.compile(r"response_format|json_schema|structured output", re.IGNORECASE)
+SHORTEST_KEY = 8  # characters; shorter ones are placeholders of local servers
+
+
+class Client:
+    """Sends questions. The key is read at the first request; `clean` takes it out of any text.
+
+    Attributes: schema (whether schemas are sent; with "auto" it turns False when the server refuses one).
+    """
+
+    def __init__(self, endpoint: Endpoint):
+        self.endpoint = endpoint
+        self.schema = bool(endpoint.json_schema)
+        self._key = ""
+        self._openai: openai.AsyncOpenAI | None = None
+        self._cache: OrderedDict[str, str] = OrderedDict()
+        self._cached, self._lock = 0, threading.Lock()
+
+    def messages(self, question: Question) -> list[dict]:
+        """The question as chat messages. Raises: whatever a picture's callable raises; ValueError if it is no picture."""
+        parts = [{"type": "text", "text": question.text}]
+        parts += [{"type": "image_url", "image_url": {"url": self._url(p)}} for p in question.pictures]
+        system = [{"role": "system", "content": question.system}] if question.system else []
+        return [*system, {"role": "user", "content": parts if question.pictures else question.text}]
+
+    def _url(self, picture: Picture) -> str:
+        with self._lock:
+            if picture.sha256 in self._cache:
+                self._cache.move_to_end(picture.sha256)
+                return self._cache[picture.sha256]
+        data = picture.data()
+        media = next((m for magic, m in MEDIA.items() if data.startswith(magic)), None)
+        if media is None:
+            raise ValueError("a picture must be JPEG or PNG bytes")
+        url = f"data:{media};base64,{base64.b64encode(data).decode()}"
+        with self._lock:
+            if picture.sha256 not in self._cache:
+                self._cache[picture.sha256] = url
+                self._cached += len(url)
+            while self._cached > CACHE:
+                self._cached -= len(self._cache.popitem(last=False)[1])
+        return url
+
+    async def send(self, question: Question, messages: list[dict]) -> Reply:
+        """One request and its reply. Raises: Trouble, and nothing else."""
+        e = self.endpoint
+        body = {"model": e.model, "messages": messages, "max_tokens": e.max_tokens, "temperature": e.temperature}
+        with_schema = self.schema and question.schema is not None
+        if with_schema:
+            form = {"name": "answer", "strict": True, "schema": question.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        try:
+            return replies.read(await self._post(body), e)
+        except Trouble as trouble:
+            raise trouble from None
+        except openai.APIStatusError as error:
+            words = error.response.text[:2000]
+            if (
+                with_schema
+                and e.json_schema == "auto"
+                and error.status_code in (400, 422)
+                and SCHEMA_WORDS.search(words)
+            ):
+                self.schema = False
+                raise Trouble("plain", "the server takes no schema; asked again without", charged=False) from None
+            raise replies.of_status(error.status_code, words, error.response.headers) from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__).__name__ if error.__cause__ else type(error).__name__
+            raise Trouble("again", f"no connection ({cause})", charged=cause != "ConnectError") from None
+        except Exception as error:  # while the body was read: httpx has many names for a broken one
+            raise Trouble("again", f"the reply broke off ({type(error).__name__})") from None
+
+    async def _post(self, body: dict) -> bytes:
+        reply = bytearray()
+        completions = self._connected().chat.completions
+        async with completions.with_streaming_response.create(**body) as response:
+            async for piece in response.iter_bytes():
+                reply += piece
+                if len(reply) > replies.MAX_BODY:
+                    raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
+        return bytes(reply)
+
+    def _connected(self) -> openai.AsyncOpenAI:
+        if self._openai is None:
+            key = self.endpoint.key()
+            if not key and self.endpoint.host not in LOOPBACK:
+                raise Trouble("key", f"none found: set {' or '.join(self.endpoint.key_env)}", charged=False)
+            self._key = key if len(key) >= SHORTEST_KEY else ""
+            e = self.endpoint
+            self._openai = openai.AsyncOpenAI(
+                api_key=key or "none", base_url=e.base_url, timeout=e.timeout_s, max_retries=0
+            )
+        return self._openai
+
+    def clean(self, text: str) -> str:
+        """The text without the key, in any of its usual spellings."""
+        if self._key:
+            for form in (self._key, quote(self._key, safe=""), base64.b64encode(self._key.encode()).decode()):
+                text = text.replace(form, "[key]")
+        return text
+
+    def leaks(self, text: str, value: dict | None) -> bool:
+        """Whether an answer repeats the key."""
+        said = text + json.dumps(value, ensure_ascii=False)
+        return self.clean(said) != said
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._openai is not None:
+            await self._openai.close()
