@@ -35,6 +35,44 @@ def agreement(verdict: np.ndarray, truth: np.ndarray) -> dict:
     }
 
 
+ORDER = ("keyless", "lmm", "threshold", "truth")  # a judge is compared with those after it
+
+
+def pairwise(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every judge against every other, on the features on which both have a verdict.
+
+    Args:
+        verdicts: method -> verdicts of all judges.
+    Returns: frame of method ("all" for all of them together, where there are several), judge, reference, n, agreement,
+        kappa (Cohen), only_judge, only_reference (features that only one of them calls an error), precision and recall
+        of judge with reference as the truth.
+    """
+    frames = [f.assign(method=m) for m, f in verdicts.items()]
+    if len(frames) > 1:
+        every = pd.concat(frames)
+        frames.append(every.assign(feature=every["method"] + "/" + every["feature"].astype(str), method="all"))
+    lines = [line for frame in frames for line in _pairs(frame)]
+    columns = ["method", "judge", "reference", "n", "agreement", "kappa"]
+    return pd.DataFrame(lines, columns=[*columns, "only_judge", "only_reference", "precision", "recall"])
+
+
+def _pairs(frame: pd.DataFrame):
+    decided = frame[frame["verdict"].isin(["error", "no_error"])]
+    said = {j: g.set_index("feature")["verdict"] == "error" for j, g in decided.groupby("judge")}
+    judges = [j for j in ORDER if j in said] + sorted(set(said) - set(ORDER))
+    for i, judge in enumerate(judges):
+        for reference in judges[i + 1 :]:
+            both = pd.concat([said[judge], said[reference]], axis=1, join="inner", keys=["a", "b"])
+            scores = agreement(both["a"], both["b"])
+            line = {"method": frame["method"].iloc[0], "judge": judge, "reference": reference, "n": len(both)}
+            line |= {k: scores[k] for k in ("agreement", "kappa", "precision", "recall")}
+            only = {
+                "only_judge": int((both["a"] & ~both["b"]).sum()),
+                "only_reference": int((~both["a"] & both["b"]).sum()),
+            }
+            yield line | only
+
+
 def judge_table(method: str, verdicts: pd.DataFrame, truth: pd.DataFrame, captioned: dict[str, bool]) -> pd.DataFrame:
     """Each judge against the truth: over all assessed features, and with the captioned and uncaptioned causes apart.
 

@@ -6,6 +6,7 @@ asked about the features that matter in every method.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mtlib.explain.album import Album, sample_rows
-from mtlib.explain.answers import Answer, Asker, Plan
+from mtlib.explain.answers import Answer, Asker
 from mtlib.explain.judges import in_order
 from mtlib.explain.questions import FeatureQuestion
 
@@ -70,8 +71,23 @@ def plan_jobs(
                 ratio = None if np.isnan(line.error_ratio) else (float(line.error_ratio), float(line.base_rate))
                 queue.append(Job(method, f, sample_rows(own, n_images, seed, f), ratio))
         queues.append(queue)
+    return in_turns(queues), left
+
+
+def in_turns(queues: list[list]) -> list:
+    """The first of every queue, then the second of every queue, and so on."""
     longest = max(map(len, queues), default=0)
-    return [q[i] for i in range(longest) for q in queues if i < len(q)], left
+    return [q[i] for i in range(longest) for q in queues if i < len(q)]
+
+
+def first_of_each(jobs: list[Job], n: int) -> list[Job]:
+    """The first n jobs of every method, in their order."""
+    taken, out = Counter(), []
+    for job in jobs:
+        taken[job.method] += 1
+        if taken[job.method] <= n:
+            out.append(job)
+    return out
 
 
 class Interview:
@@ -119,17 +135,3 @@ class Interview:
         """Write the raw answers about one method, by feature, as answers.jsonl."""
         own = sorted((f, q, i) for i, (m, f, q, _) in enumerate(self.answers) if m == method)
         self.asker.export(path, (self.answers[i][3] for *_, i in own))
-
-
-def plan_table(parts: dict[str, Plan]) -> pd.DataFrame:
-    """question, calls, replayed, tokens_in, tokens_out, usd (NaN without prices), and their total."""
-    lines = [
-        {"question": name, "calls": p.calls, "replayed": p.replayed, "tokens_in": p.tokens_in}
-        | {"tokens_out": p.tokens_out, "usd": float("nan") if p.usd is None else p.usd}
-        for name, p in parts.items()
-    ]
-    frame = pd.DataFrame(lines, columns=["question", "calls", "replayed", "tokens_in", "tokens_out", "usd"])
-    total = frame.drop(columns="question").sum(min_count=1)
-    return pd.concat([frame, pd.DataFrame([{"question": "all"} | total.to_dict()])], ignore_index=True).astype(
-        dict.fromkeys(("calls", "replayed", "tokens_in", "tokens_out"), int)
-    )

@@ -58,14 +58,18 @@ def judges_table(parts: list[pd.DataFrame], skipped: pd.DataFrame) -> pd.DataFra
 
 
 def verdict_counts(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """method, judge and the number of features with each verdict; the verdicts of a judge add up to n_latents."""
+    """method, judge and the number of features with each verdict; the verdicts of a judge add up to n_latents.
+
+    A column "unasked" is there only where a judge was stopped before its end.
+    """
     lines = []
     for method, frame in verdicts.items():
         for judge, group in frame.groupby("judge", sort=True):
             counts = group["verdict"].value_counts()
             line = {"method": method, "judge": judge} | {v: int(counts.get(v, 0)) for v in VERDICTS}
             lines.append(line | {"n_latents": len(group)})
-    return pd.DataFrame(lines, columns=["method", "judge", *VERDICTS, "n_latents"])
+    frame = pd.DataFrame(lines, columns=["method", "judge", *VERDICTS, "n_latents"])
+    return frame if frame["unasked"].any() else frame.drop(columns="unasked")
 
 
 def confusion(

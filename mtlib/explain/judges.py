@@ -1,8 +1,9 @@
 """Judges: each gives every feature a phrase and a verdict, with the same columns, so that they stand side by side.
 
-feature, judge, phrase, verdict (error | no_error | refused | failed | skipped), category, confidence, detail
+feature, judge, phrase, verdict (error | no_error | refused | failed | skipped | unasked), category, confidence, detail
 
-`keyless` needs no key and no labels: it reads the encoder's text tower. `truth` (demo) says what was really drawn.
+`keyless` needs no key and no labels: it reads the encoder's text tower. `lmm` asks a multimodal model (lmm.py), which may
+refuse, fail, or be stopped before it is asked. `truth` (demo) says what was really drawn.
 `threshold` is the published rule on the error ratio; it reads the labels, so it is a score, not a second opinion.
 """
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from mtlib.explain.text_space import TextSpace, ZeroShot
 
-VERDICTS = ("error", "no_error", "refused", "failed", "skipped")
+VERDICTS = ("error", "no_error", "refused", "failed", "skipped", "unasked")
 COLUMNS = ["feature", "judge", "phrase", "verdict", "category", "confidence", "detail"]
 NOTHING = "nothing to judge: the images have no plausibility labels"
 NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and for their absence"

@@ -5,22 +5,39 @@ What was refused, failed or never asked is no verdict: it stands under that name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from mtlib.explain import questions, records
-from mtlib.explain.answers import Answer
-from mtlib.explain.interview import Interview, Job
+from mtlib.explain.answers import Answer, Endpoint
+from mtlib.explain.endpoint import LOOPBACK
+from mtlib.explain.interview import Interview, Job, first_of_each
 from mtlib.explain.judges import COLUMNS
 from mtlib.explain.relevance import wilson
 
 JUDGE = "lmm"
 NO_IMAGES = "the embeddings came without images, so there is nothing to show"
-LOOKS_LIKE = "something that takes about twelve words to say, as in most of the answers"  # stands for a name in a plan
 FLIPS = {"ratio": "the error ratio, shown or not", "order": "an order to say the opposite, written into the images"}
+
+
+def connect(base_url: str, model: str, dry_run: bool = False, **settings) -> Endpoint:
+    """The endpoint to ask. A server on this machine needs no key and costs nothing, so its prices and max_usd are 0.
+
+    Args: dry_run: nothing will be asked, so no key is needed. settings: of `Endpoint`.
+    Raises: ValueError naming a bad setting, or the environment variables of the missing key.
+    """
+    endpoint = Endpoint(base_url=base_url, model=model)
+    if endpoint.host in LOOPBACK:
+        settings |= {"usd_per_million_in": 0.0, "usd_per_million_out": 0.0, "max_usd": 0.0}
+    elif not dry_run and not endpoint.key():
+        names = " or ".join(endpoint.key_env)
+        raise ValueError(
+            f'judge = "lmm" asks {model} at {endpoint.host}, which needs a key: set {names} in the environment (never in a '
+            'file), or give a server of your own, e.g. base_url = "http://localhost:11434/v1"; judge = "keyless" needs none'
+        )
+    return replace(endpoint, **settings)
 
 
 @dataclass
@@ -29,12 +46,6 @@ class Judged:
 
     verdicts: dict[str, pd.DataFrame]
     explanations: dict[str, str]
-
-
-def both_questions(jobs: list[Job], album, show_error_ratio: bool = False) -> tuple[Iterator, Iterator]:
-    """The two questions of every job, the second with a stand-in for the name that is not known yet: for a plan."""
-    first = (questions.commonality(j.name, album, j.rows) for j in jobs)
-    return first, (_error(j, album, LOOKS_LIKE, show_error_ratio) for j in jobs)
 
 
 def judge(
@@ -59,7 +70,7 @@ def judge(
     def then(asked: questions.FeatureQuestion, answer: Answer) -> questions.FeatureQuestion | None:
         if nothing or asked.kind != "commonality" or answer.status != "answered":
             return None
-        return _error(by_name[asked.id.rsplit("/", 1)[0]], album, answer.value["phrase"], show_error_ratio)
+        return error_question(by_name[asked.id.rsplit("/", 1)[0]], album, answer.value["phrase"], show_error_ratio)
 
     said = interview.ask((questions.commonality(j.name, album, j.rows) for j in jobs), then)
     lines, explanations = {m: [] for m in features}, {}
@@ -71,7 +82,9 @@ def judge(
     return Judged({m: _frame(m, lines[m], left[m], len(features[m])) for m in features}, explanations)
 
 
-def _error(job: Job, album, name: str, ratio: bool, order: str = "", what: str = "error") -> questions.FeatureQuestion:
+def error_question(
+    job: Job, album, name: str, ratio: bool, order: str = "", what: str = "error"
+) -> questions.FeatureQuestion:
     return questions.error(job.name, album, job.rows, name, job.ratio if ratio else None, order, what)
 
 
@@ -117,14 +130,17 @@ def flip_check(
     Returns: frame of method, changed, n (both answers are verdicts), n_flipped, flip_rate, low, high (Wilson 95%),
         n_lost (refused, failed or unasked the second time); one line per method and way.
     """
-    chosen = {j.name: j for j in _to_check(jobs, judged, n)}
+    decided = [j for j in jobs if _said(judged, j, "verdict") in ("error", "no_error")]
+    chosen = {j.name: j for j in first_of_each(decided, n)}
     before = {name: _said(judged, j, "verdict") == "error" for name, j in chosen.items()}
     names = {name: _said(judged, j, "phrase") for name, j in chosen.items()}
     order = {True: questions.ORDER.format(answer="false"), False: questions.ORDER.format(answer="true")}
     album, other = interview.album, not show_error_ratio
     lines = []
-    said = interview.ask(_error(j, album, names[k], other, "", "ratio") for k, j in chosen.items() if j.ratio)
-    said |= interview.ask(_error(j, album, names[k], not other, order[before[k]], "order") for k, j in chosen.items())
+    said = interview.ask(error_question(j, album, names[k], other, "", "ratio") for k, j in chosen.items() if j.ratio)
+    said |= interview.ask(
+        error_question(j, album, names[k], not other, order[before[k]], "order") for k, j in chosen.items()
+    )
     for method in dict.fromkeys(j.method for j in chosen.values()):
         for way, what in FLIPS.items():
             keys = [k for k, j in chosen.items() if j.method == method and f"{k}/{way}" in said]
@@ -139,15 +155,6 @@ def flip_check(
 
 def _said(judged: Judged, job: Job, column: str) -> str:
     return judged.verdicts[job.method][column].iat[job.feature]
-
-
-def _to_check(jobs: list[Job], judged: Judged, n: int) -> list[Job]:
-    chosen, taken = [], dict.fromkeys(judged.verdicts, 0)
-    for job in jobs:
-        if taken[job.method] < n and _said(judged, job, "verdict") in ("error", "no_error"):
-            taken[job.method] += 1
-            chosen.append(job)
-    return chosen
 
 
 def published(verdicts: pd.DataFrame, n_images: dict[int, int]) -> tuple[list[dict], list[dict]]:

@@ -118,7 +118,8 @@ def relevance_table(
         features: what `error_ratios` returns (or 05's features.parquet): one line per latent, none left out.
         verdicts: 06's verdicts (feature, judge, verdict); None leaves the judges' lines out.
     Returns: frame of `share_line`s: relevance_threshold, relevance_enriched, relevance_enriched_by, and one
-        relevance_judge line per judge, with n_refused, n_failed and n_skipped counted apart, never as no.
+        relevance_judge line per judge, with n_refused, n_failed, n_skipped (and n_unasked, of a run that stopped at a
+        limit) counted apart, never as no.
     """
     n = len(features)
     assessed = features["assessed"].to_numpy(bool)
@@ -131,7 +132,8 @@ def relevance_table(
     for judge, group in verdicts.groupby("judge", sort=True) if verdicts is not None else ():
         counts = group.drop_duplicates("feature", keep="last")["verdict"].value_counts()
         judged = int(counts.get("error", 0) + counts.get("no_error", 0))
-        apart = {f"n_{v}": int(counts.get(v, 0)) for v in ("refused", "failed", "skipped")}
+        kinds = ("refused", "failed", "skipped", *(["unasked"] if "unasked" in counts else []))
+        apart = {f"n_{v}": int(counts.get(v, 0)) for v in kinds}
         line = share_line(method, "relevance_judge", int(counts.get("error", 0)), n, judged, judge=judge, **apart)
         lines.append(line)
     return pd.DataFrame(lines)

@@ -9,7 +9,7 @@ All images are of the test split; names and verdicts were made from val.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from mtlib.explain import questions
-from mtlib.explain.interview import Interview, Job
+from mtlib.explain.interview import Interview, Job, in_turns
 from mtlib.explain.relevance import wilson
 
 N_BOOT = 2000
@@ -75,6 +75,23 @@ def activity(coder, x: np.ndarray, rows: np.ndarray, features: list[int]) -> np.
             some = torch.from_numpy(np.asarray(x[rows[start : start + BATCH]], dtype=np.float32))  # (B, D)
             out[start : start + BATCH] = (coder.encode(some)[:, features] > 0).numpy()
     return out
+
+
+def held_out(
+    jobs: list[Job], explanations: dict[str, str], load: Callable[[str], object], data, config: ScoreConfig
+) -> list[Trial]:
+    """Trials on the test split for the first explained features of every method, the methods in turns.
+
+    Args:
+        jobs: in the order of asking. explanations: job name -> explanation.
+        load: method -> its coder. data: `mtlib.embed.store.Data`.
+    """
+    rows, out = data.rows("test"), []
+    for method in dict.fromkeys(j.method for j in jobs) if config.features else ():
+        own = [j for j in jobs if j.method == method and j.name in explanations]
+        fires = activity(load(method), data.x, rows, [j.feature for j in own])
+        out.append(make_trials(own, explanations, fires, rows, config))
+    return in_turns(out)
 
 
 def make_trials(

@@ -11,7 +11,7 @@ from mtlib.report.reader import Reader
 from mtlib.report.text import shorten
 
 JUDGES = ("lmm", "keyless", "truth", "threshold")  # their order in lists
-VERDICTS = ("error", "no_error", "refused", "failed", "skipped")
+VERDICTS = ("error", "no_error", "refused", "failed", "unasked", "skipped")
 SORTS = {  # what a person reads -> column
     "max activation": "max_activation",
     "density": "density",
@@ -20,7 +20,7 @@ SORTS = {  # what a person reads -> column
     "causal relevance": "causal_relevance",
     "feature number": "feature",
 }
-MARKS = {"error": "✕", "no_error": "✓", "refused": "?", "failed": "!", "skipped": "–", "": " "}
+MARKS = {"error": "✕", "no_error": "✓", "refused": "?", "failed": "!", "unasked": "…", "skipped": "–", "": " "}
 
 
 @dataclass(frozen=True)

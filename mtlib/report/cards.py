@@ -13,7 +13,7 @@ from PIL import Image
 from mtlib.report.text import escape_html, number, percent, shorten
 
 THUMBNAIL = 132  # pixels
-COLOURS = {"error": "#c8553d", "no_error": "#2a7f62", "refused": "#b08900", "failed": "#b08900", "skipped": "#8a8f98"}
+COLOURS = {"error": "#c8553d", "no_error": "#2a7f62", "refused": "#b08900", "failed": "#b08900"}
 WORDS = {"error": "physical error", "no_error": "no error", "": "no verdict"}
 LABELS = {1: ("implausible", "#c8553d"), 0: ("plausible", "#2a7f62"), -1: ("", "transparent")}
 

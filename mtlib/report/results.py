@@ -22,6 +22,7 @@ SCORES = {  # score of the long table -> short name in the wide one
     "relevance_enriched": "enriched",
     "relevance_enriched_by": "enriched_by",
 }
+APART = ("refused", "failed", "skipped", "unasked")  # what is no verdict
 SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
 BATCH = 2048
 
@@ -66,7 +67,9 @@ def relevance_wide(reader: Reader, long: pd.DataFrame) -> pd.DataFrame:
     """The relevance table that others read: one line per method, the skipped ones with their reason.
 
     Returns: frame of method, target, n_latents, assessed, assessed_rate, then for threshold, enriched, enriched_by and
-        judge_<name>: the share, _n, _low and _high, and for judges _refused, _failed, _skipped; status, reason.
+        judge_<name>: the share, _n, _low and _high, and for judges _refused, _failed, _skipped (and _unasked);
+        feature_accuracy, with _n, _low and _high, its control feature_accuracy_shuffled and intruder_accuracy where 06
+        scored explanations; status, reason.
     """
     why, lines = nothing_to_judge(reader), []
     for coder in coder_lines(reader).itertuples():
@@ -85,14 +88,28 @@ def relevance_wide(reader: Reader, long: pd.DataFrame) -> pd.DataFrame:
             line |= {name: score["share"], f"{name}_n": score["n_yes"]}
             line |= {f"{name}_low": score["low"], f"{name}_high": score["high"]}
             if score["score"] == "relevance_judge":
-                line |= {f"{name}_{v}": score[f"n_{v}"] for v in ("refused", "failed", "skipped")}
-        lines.append(line | {"status": "ok", "reason": ""})
+                line |= {f"{name}_{v}": score[f"n_{v}"] for v in APART if pd.notna(score.get(f"n_{v}"))}
+        lines.append(line | feature_accuracy(reader, coder.method) | {"status": "ok", "reason": ""})
     frame = pd.DataFrame(lines)
-    counts = [
-        c for c in frame if c in ("n_latents", "assessed") or c.endswith(("_n", "_refused", "_failed", "_skipped"))
-    ]
+    counts = [c for c in frame if c in ("n_latents", "assessed") or c.endswith(("_n", *(f"_{v}" for v in APART)))]
     frame[counts] = frame[counts].astype("Int64")
     return frame[[c for c in frame if c not in ("status", "reason")] + ["status", "reason"]]
+
+
+def feature_accuracy(reader: Reader, method: str) -> dict:
+    """How well explanations tell held-out images apart, from 06_scores: columns for `relevance_wide`; {} without it."""
+    scores = reader.table("06_scores")
+    own = scores[scores["method"] == method].set_index("kind") if len(scores) else scores
+    if "detection" not in own.index:
+        return {}
+    names = {"detection": "feature_accuracy", "shuffled": "feature_accuracy_shuffled", "intruder": "intruder_accuracy"}
+    line = {}
+    for kind, name in names.items():
+        if kind in own.index:
+            said = own.loc[kind]
+            line |= {name: said["accuracy"], f"{name}_n": said["n_features"]}
+            line |= {f"{name}_low": said["low"], f"{name}_high": said["high"]}
+    return line
 
 
 def null_table(reader: Reader, data: Data, seed: int = 0) -> pd.DataFrame:
