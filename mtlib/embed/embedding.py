@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,26 @@ from mtlib.embed.data import LISTED
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.embed.names import unescape
-from mtlib.embed.shards import OUTCOME, write_embeddings
+from mtlib.embed.shards import OUTCOME, Shards
 
 AHEAD = 2  # batches that are decoded while one is in the encoder
+SHARD_FILES = 1024  # files per shard, rounded up to whole batches
+Batch = tuple[Mapping[str, np.ndarray], pd.DataFrame]  # arrays of the ok files, outcomes of all files
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be embedded: lines of (path, size, mtime_ns) below a folder, in shards."""
+
+    folder: Path
+    lines: list[tuple[str, int, int]]
+    batch_size: int
+    shards: Shards
+
+    def batches(self, shard: int) -> list[list[tuple[str, int, int]]]:
+        """Lines of a shard, batch by batch."""
+        lines = [self.lines[i] for i in self.shards.range(shard)]
+        return [lines[i : i + self.batch_size] for i in range(0, len(lines), self.batch_size)]
 
 
 def embed_images(
@@ -28,47 +48,67 @@ def embed_images(
     shards: Path,
     batch_size: int = 256,
     workers: int = 2,
-    progress=lambda n: None,
+    progress: Callable[[int], object] = lambda n: None,
+    engine: str = "local",
+    shard_files: int = SHARD_FILES,
 ) -> pd.DataFrame:
     """Embed the listed files of a folder into out/x.npy; a killed run continues where it stopped.
 
     Args:
-        encoder:    the tower.
+        encoder:    the tower; with a layer, x.npy holds the tokens and out/embedding.npy the final embeddings.
         folder:     where the paths of the listing start.
         listing:    of `find_images`; only lines with status LISTED are read.
         out, shards: folder of x.npy; scratch folder.
         batch_size: images per forward pass; a bad file leaves its place in the batch empty, so rows do not depend on it.
-        workers:    decoding threads (decoding releases Python's lock); the result does not depend on it.
-        progress:   called with the number of files of each finished batch.
+        workers:    decoding threads of the local engine (decoding releases Python's lock), else processes.
+        progress:   called with the number of files of each finished batch (of each shard, by other engines).
+        engine:     one of `engines.ENGINES`; the bytes do not depend on it, nor on `workers`.
+        shard_files: files per shard, rounded up to whole batches.
     Returns: frame of status, detail and sha256 of the listed files, in order.
     """
+    from mtlib.embed import engines  # which needs the functions of this module
+
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size = {batch_size} and workers = {workers} must be at least 1")
-    files = listing.loc[listing["status"] == LISTED, ["path", "size", "mtime_ns"]]
-    lines = list(files.itertuples(index=False, name=None))
-    key = {"encoder": encoder.fingerprint, "batch_size": batch_size, "device": encoder.device.type, "files": lines}
-    progressed = 0
-
-    def batches(start: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
-        nonlocal progressed
-        progress(start - progressed)
-        for x, outcomes in _batches(encoder, Path(folder), lines[start:], batch_size, workers):
-            yield x, outcomes
-            progress(len(outcomes))
-
-    return write_embeddings(out, shards, len(lines), batches, key, shard_files=max(1024, batch_size))
+    lines = list(
+        listing.loc[listing["status"] == LISTED, ["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
+    )
+    files = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    key = {"encoder": encoder.record, "batch_size": batch_size, "device": encoder.device.type, "files": files}
+    size = -(-max(shard_files, batch_size) // batch_size) * batch_size
+    job = Job(Path(folder).absolute(), lines, batch_size, Shards(Path(shards).absolute(), len(lines), size, key))
+    todo = job.shards.todo()
+    progress(len(lines) - sum(len(job.shards.range(i)) for i in todo))
+    engines.run(engine, encoder, job, todo, workers, progress)
+    return job.shards.join(out)
 
 
-def _batches(encoder: Encoder, folder: Path, lines: list[tuple], batch_size: int, workers: int):
-    parts = [lines[i : i + batch_size] for i in range(0, len(lines), batch_size)]
+def embed_shards(
+    encoder: Encoder, job: Job, todo: list[int], workers: int, progress: Callable[[int], object] = lambda n: None
+) -> None:
+    """Embed and write shards in this process, decoding across their borders."""
+    parts = [(i, batch) for i in todo for batch in job.batches(i)]
+    buffer: list[Batch] = []
+    stream = forward_batches(encoder, job.folder, (batch for _, batch in parts), workers)
+    for (shard, _), last, batch in zip(parts, [*(i for i, _ in parts[1:]), -1], stream, strict=True):
+        buffer.append(batch)
+        if last != shard:
+            job.shards.write(shard, buffer)
+            buffer = []
+        progress(len(batch[1]))
+
+
+def forward_batches(encoder: Encoder, folder: Path, parts: Iterator[list[tuple]], workers: int) -> Iterator[Batch]:
+    """The arrays and outcomes of batches of lines, in order; the next AHEAD batches are decoded meanwhile."""
     waiting: deque[list[Future]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for i in range(len(parts) + AHEAD):
-                if i < len(parts):
-                    waiting.append([pool.submit(_read, encoder, folder, *line) for line in parts[i]])
-                if i >= AHEAD:
+            for part in parts:
+                waiting.append([pool.submit(_read, encoder, folder, *line) for line in part])
+                if len(waiting) > AHEAD:
                     yield _forward(encoder, [future.result() for future in waiting.popleft()])
+            while waiting:
+                yield _forward(encoder, [future.result() for future in waiting.popleft()])
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -82,13 +122,11 @@ def _read(encoder: Encoder, folder: Path, path: str, size: int, mtime_ns: int) -
         return None, (e.reason, e.detail, "")
 
 
-def _forward(encoder: Encoder, read: list[tuple[torch.Tensor | None, tuple]]) -> tuple[np.ndarray, pd.DataFrame]:
+def _forward(encoder: Encoder, read: list[tuple[torch.Tensor | None, tuple]]) -> Batch:
     outcomes = pd.DataFrame([outcome for _, outcome in read], columns=list(OUTCOME))
-    shape = next((pixels.shape for pixels, _ in read if pixels is not None), None)
-    if shape is None:
-        return np.zeros((0, encoder.d_out), np.float32), outcomes
-    batch = torch.zeros((len(read), *shape))
+    batch = torch.zeros((len(read), *encoder.shape))
     for place, (pixels, _) in zip(batch, read, strict=True):
         if pixels is not None:
             place.copy_(pixels)
-    return encoder.encode_tensors(batch)[(outcomes["status"] == "ok").to_numpy()], outcomes
+    ok = (outcomes["status"] == "ok").to_numpy()
+    return {name: x[ok] for name, x in encoder.encode_arrays(batch).items()}, outcomes

@@ -1,33 +1,31 @@
-"""One encoder for images and texts: any open_clip model, and the bundled one through the same call."""
+"""One encoder for images and texts: any open_clip or timm model, and the bundled one through the same call."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 
+from mtlib.embed import towers
+from mtlib.embed.tokens import Layer
+from mtlib.embed.towers import EncoderError
 from mtlib.run.artifacts import ArtifactError
 
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image showing {}")
-
-
-class EncoderError(RuntimeError):
-    """An encoder that cannot be loaded; the message says what to change."""
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen image and text tower with one embedding space.
+    """A frozen image tower, and where there is one the text tower of the same embedding space.
 
     name, pretrained: as given to `load`; d_out: width of the embeddings; fingerprint: of the weights and the preprocessing;
-    preprocess: PIL RGB image -> (3, H, W) float32 tensor (thread-safe); device: torch device of the model.
+    preprocess: PIL RGB image -> (3, H, W) float32 tensor (thread-safe); tokenizer: None for a model without a text tower;
+    device: torch device of the model; shape: of what preprocess gives; layer: whose activations are x, or None for the final embedding.
     """
 
     name: str
@@ -39,38 +37,50 @@ class Encoder:
     d_out: int
     fingerprint: str
 
+    shape: tuple[int, ...] = ()
+    precision: str = "float32"
+    layer: Layer | None = None
+    layer_name: str = ""
+
     @staticmethod
-    def load(name: str, pretrained: str = "", device: str = "auto") -> Encoder:
-        """Load an encoder in float32, ready for inference.
+    def load(
+        name: str,
+        pretrained: str = "",
+        device: str = "auto",
+        *,
+        precision: str = "float32",
+        layer: str = "",
+        tokens: str = "cls",
+    ) -> Encoder:
+        """Load an encoder, ready for inference.
 
         Args:
-            name:       "demo" (bundled), "local-dir:<folder>", "hf-hub:<repository>" or any open_clip model name.
+            name:       "demo" (bundled), "local-dir:<folder>", "hf-hub:<repository>", any open_clip model name, or
+                "timm/<name>" for a timm model (images only).
             pretrained: for an open_clip name: one of its tags (downloaded where there is a network), or the path of a
-                checkpoint (safetensors, or a torch file, which is read without executing anything in it).
+                checkpoint (safetensors, or a torch file, which is read without executing anything in it). For a timm name:
+                "" for its published weights, or the path of a checkpoint.
             device:     "auto" takes a GPU when there is one.
-        Raises: EncoderError when the name or tag is unknown or the weights cannot be had.
+            precision:  "float32", or "bf16": the weights are cast, about twice as fast on many processors.
+            layer:      "": the final embedding; a block number ("11", "-1") or a module's path: its activations.
+            tokens:     of the layer: "cls", "patches", "all" or "mean" (over the patches).
+        Raises: EncoderError when the name or tag is unknown or the weights cannot be had; LayerError when there is no such
+            layer or token; ValueError for an unknown precision.
         """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision = {precision!r} is not one of {', '.join(PRECISIONS)}")
         where = _device(device)
-        full, options = _checked_name(name, pretrained)
-        try:
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                full, pretrained=pretrained or None, device=where, precision="fp32", require_pretrained=True, **options
-            )
-            tokenizer = open_clip.get_tokenizer(full)
-        except (
-            Exception
-        ) as e:  # network, file, pickle and shape errors of several libraries; all of them mean: no weights
-            first = str(e).strip().splitlines()[0][:300] if str(e).strip() else ""
-            raise EncoderError(
-                f"encoder = {name!r}, pretrained = {pretrained!r}: the weights cannot be loaded ({type(e).__name__}: {first}). "
-                "Without a network give the path of a local checkpoint as pretrained, or encoder = 'demo'."
-            ) from e
-        model.eval().requires_grad_(False)
-        if bad := next((k for k, v in model.state_dict().items() if not torch.isfinite(v).all()), None):
-            raise EncoderError(f"encoder = {name!r}: weight {bad} holds NaN or infinity")
-        config = open_clip.get_model_preprocess_cfg(model)
-        d_out = _text(model, tokenizer, ["x"], where).shape[1]
-        return Encoder(name, pretrained, model, preprocess, tokenizer, where, d_out, _fingerprint(model, config))
+        found = towers.load(name, pretrained, where)
+        model = found.model.to(PRECISIONS[precision])
+        fingerprint = _fingerprint(model, found.preprocessing)
+        pixels = found.preprocess(Image.new("RGB", (8, 8)))[None]
+        parts = (name, pretrained, model, found.preprocess, found.tokenizer, where)
+        whole = Encoder(*parts, 0, fingerprint, tuple(pixels.shape[1:]), precision)
+        whole = replace(whole, d_out=whole.encode_tensors(pixels).shape[1])
+        if not layer:
+            return whole
+        place = Layer.find(whole.tower, lambda n: whole.encode_tensors(pixels.expand(n, -1, -1, -1)), layer, tokens)
+        return replace(whole, layer=place, layer_name=layer)
 
     @staticmethod
     def of(facts: dict, device: str = "auto") -> Encoder:
@@ -81,7 +91,8 @@ class Encoder:
         made_by = facts["encoder"]
         if not made_by["name"]:
             raise EncoderError("the embeddings were given as arrays, so their encoder is not known")
-        encoder = Encoder.load(made_by["name"], made_by["pretrained"], device)
+        options = {key: made_by[key] for key in ("precision", "layer", "tokens") if key in made_by}
+        encoder = Encoder.load(made_by["name"], made_by["pretrained"], device, **options)
         if encoder.fingerprint != made_by["fingerprint"]:
             raise ArtifactError(
                 f"embeddings of another encoder: {made_by['name']!r} has fingerprint {encoder.fingerprint[:12]}, the embeddings "
@@ -91,13 +102,40 @@ class Encoder:
 
     @property
     def record(self) -> dict:
-        """What 01_embed's facts keep of the encoder."""
-        return {"name": self.name, "pretrained": self.pretrained, "fingerprint": self.fingerprint}
+        """What 01_embed's facts keep of the encoder: all that `load` needs, and the fingerprint."""
+        place = {"layer": self.layer_name, "tokens": self.layer.tokens if self.layer else "cls"}
+        return {"name": self.name, "pretrained": self.pretrained, "fingerprint": self.fingerprint} | {
+            "precision": self.precision,
+            **place,
+        }
+
+    @property
+    def tower(self) -> torch.nn.Module:
+        """The image tower, in which layers are named."""
+        return getattr(self.model, "visual", self.model)
+
+    @property
+    def d_in(self) -> int:
+        """Width of x: of the layer's activations, else of the embedding."""
+        return self.layer.width if self.layer else self.d_out
 
     def encode_tensors(self, pixels: torch.Tensor) -> np.ndarray:
         """Embeddings of preprocessed images: (B, 3, H, W) float32 -> (B, D) float32, not normalised."""
+        embed = getattr(self.model, "encode_image", self.model)
         with torch.inference_mode():
-            return self.model.encode_image(pixels.to(self.device, non_blocking=True)).float().cpu().numpy()
+            moved = pixels.to(self.device, PRECISIONS[self.precision], non_blocking=True)
+            return embed(moved).float().cpu().numpy()
+
+    def encode_arrays(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+        """What is stored of preprocessed images (B, 3, H, W), float32.
+
+        Returns: {"x": (B, D) embeddings}; with a layer {"x": (B, T, D) its tokens, "embedding": (B, d_out)}, in one pass.
+        """
+        if self.layer is None:
+            return {"x": self.encode_tensors(pixels)}
+        with self.layer.recorded() as seen:
+            embedding = self.encode_tensors(pixels)
+        return {"x": seen[0].float().cpu().numpy(), "embedding": embedding}
 
     def encode_images(self, images: list[Image.Image], batch_size: int = 256) -> np.ndarray:
         """Embeddings of RGB images as `load_image` gives them: (B, D) float32, not normalised."""
@@ -106,7 +144,12 @@ class Encoder:
         return np.concatenate(found) if found else np.zeros((0, self.d_out), np.float32)
 
     def encode_texts(self, texts: list[str], templates: tuple[str, ...] = ("{}",), batch_size: int = 256) -> np.ndarray:
-        """Text embeddings, (B, D) float32: the mean over the templates of unit vectors, of norm 1 again."""
+        """Text embeddings, (B, D) float32: the mean over the templates of unit vectors, of norm 1 again.
+
+        Raises: EncoderError when the model has no text tower.
+        """
+        if self.tokenizer is None:
+            raise EncoderError(f"encoder = {self.name!r} sees images only; texts need an open_clip model")
         total = np.zeros((len(texts), self.d_out), np.float32)
         for template in templates:
             filled = [template.format(text) for text in texts]
@@ -119,36 +162,6 @@ def _device(device: str) -> torch.device:
     if device != "auto":
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:
-    """(name for open_clip, options), after checking what can be checked without a network."""
-    if name == "demo":
-        from mtlib.scenes import clip_path
-
-        return f"local-dir:{clip_path()}", {}
-    if name.startswith(("local-dir:", "hf-hub:")):
-        return name, {}
-    known = open_clip.list_models()
-    cleaned = name.replace("/", "-")
-    if cleaned not in known:
-        near = difflib.get_close_matches(cleaned, known, n=3, cutoff=0.4)
-        raise EncoderError(f"encoder = {name!r} is no open_clip model; nearest: {', '.join(near) or 'none'}")
-    tags = open_clip.list_pretrained_tags_by_model(cleaned)
-    if not pretrained:
-        raise EncoderError(f"encoder = {name!r} needs pretrained: one of {tags}, or the path of a checkpoint")
-    if pretrained not in tags:
-        if not Path(pretrained).is_file():
-            raise EncoderError(f"pretrained = {pretrained!r} is no file and no tag of {name}; its tags: {tags}")
-        return name, {}
-    # some tags (OpenAI's) were trained with another activation than the plain model name says; open_clip only warns
-    config, tag = open_clip.get_model_config(cleaned), open_clip.get_pretrained_cfg(cleaned, pretrained)
-    quick = bool(tag.get("quick_gelu", False))
-    if config.get("quick_gelu", False) and not quick:
-        raise EncoderError(
-            f"pretrained = {pretrained!r} was not trained with QuickGELU; use encoder = {name.replace('-quickgelu', '')!r}"
-        )
-    return name, {"force_quick_gelu": True} if quick else {}
 
 
 def _text(model: torch.nn.Module, tokenizer, texts: list[str], device: torch.device) -> np.ndarray:

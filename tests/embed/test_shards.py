@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtlib.embed.shards import write_embeddings
+from mtlib.embed.shards import Shards
 from mtlib.embed.store import load_parts, open_array, open_data, save_array, write_manifest
 from mtlib.run.artifacts import ArtifactError, Stage
 from tests.synthetic import write_embed_stage
@@ -18,25 +18,30 @@ from tests.synthetic import write_embed_stage
 N, D, BATCH = 200, 8, 7
 
 
-def batches(start, pause=0.0, n=N):
+def batches(files, pause=0.0):
     """Every fifth file is bad; a row depends on its file's number only."""
-    for first in range(start, n, BATCH):
-        files = np.arange(first, min(first + BATCH, n))
-        good = files[files % 5 != 3]
+    for start in range(0, len(files), BATCH):
+        some = np.asarray(files[start : start + BATCH])
+        good = some[some % 5 != 3]
         time.sleep(pause)
-        status = ["corrupt" if f % 5 == 3 else "ok" for f in files]
+        status = ["corrupt" if f % 5 == 3 else "ok" for f in some]
         yield (
-            np.sin(good[:, None] * np.arange(1, D + 1)).astype(np.float32),
-            pd.DataFrame({"status": status, "detail": "", "sha256": [f"{f:x}" for f in files]}),
+            {"x": np.sin(good[:, None] * np.arange(1, D + 1)).astype(np.float32)},
+            pd.DataFrame({"status": status, "detail": "", "sha256": [f"{f:x}" for f in some]}),
         )
 
 
-def write(folder, pause=0.0, key=1):
-    return write_embeddings(folder, folder / "shards", N, lambda s: batches(s, pause), {"key": key}, shard_files=20)
+def write(folder, pause=0.0, key=1, order=1):
+    """Write what is missing; returns (outcomes, the shards that were missing)."""
+    shards = Shards(folder / "shards", N, 3 * BATCH, {"key": key})
+    todo = shards.todo()
+    for i in todo[::order]:
+        shards.write(i, list(batches(shards.range(i), pause)))
+    return shards.join(folder), todo
 
 
 def test_whole_run_has_rows_of_the_good_files_in_order(tmp_path):
-    outcomes = write(tmp_path)
+    outcomes, _ = write(tmp_path)
     good = np.flatnonzero(np.arange(N) % 5 != 3)
     x = open_array(tmp_path / "x.npy", 2)
     assert np.array_equal(x, np.sin(good[:, None] * np.arange(1, D + 1)).astype(np.float32))
@@ -59,46 +64,58 @@ def test_killed_run_resumes_to_identical_bytes(seed, tmp_path):
         os.kill(pid, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert kills
-    outcomes = write(tmp_path / "killed")
+    outcomes, _ = write(tmp_path / "killed")
     assert (tmp_path / "killed" / "x.npy").read_bytes() == expected
     assert outcomes["sha256"].tolist() == [f"{f:x}" for f in range(N)]
 
 
-def test_resumed_run_does_only_what_is_left_and_another_key_starts_over(tmp_path):
-    def stop_after(start):
-        for i, batch in enumerate(batches(start)):
-            if i == 10:
-                raise KeyboardInterrupt
-            yield batch
+def test_shards_in_any_order_give_the_same_bytes(tmp_path):
+    write(tmp_path / "up")
+    write(tmp_path / "down", order=-1)
+    assert (tmp_path / "up" / "x.npy").read_bytes() == (tmp_path / "down" / "x.npy").read_bytes()
 
-    with pytest.raises(KeyboardInterrupt):
-        write_embeddings(tmp_path, tmp_path / "shards", N, stop_after, {"key": 1}, shard_files=20)
-    starts = []
-    for key in (1, 2):
-        write_embeddings(
-            tmp_path, tmp_path / "shards", N, lambda s: (starts.append(s), batches(s))[1], {"key": key}, shard_files=20
-        )
-    assert starts == [63, 0]  # three shards of three batches of seven stood; then a different encoder
+
+def test_resumed_run_does_only_what_is_left_and_another_key_starts_over(tmp_path):
+    shards = Shards(tmp_path / "shards", N, 3 * BATCH, {"key": 1})
+    for i in (0, 1, 4):
+        shards.write(i, list(batches(shards.range(i))))
+    assert write(tmp_path, key=1)[1] == [2, 3, 5, 6, 7, 8, 9]
+    assert write(tmp_path, key=1)[1] == [] and write(tmp_path, key=2)[1] == list(range(10))
 
 
 def test_damaged_shard_is_done_again(tmp_path):
     write(tmp_path)
     expected = (tmp_path / "x.npy").read_bytes()
-    shard = tmp_path / "shards" / "00001.npy"
+    shard = tmp_path / "shards" / "00001.x.npy"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(bytes(data))
     (tmp_path / "shards" / "00003.json").write_text('{"torn')
-    write(tmp_path)
+    assert write(tmp_path)[1] == [1, 3]
     assert (tmp_path / "x.npy").read_bytes() == expected
 
 
 def test_batches_that_do_not_add_up_are_an_error(tmp_path):
-    with pytest.raises(ArtifactError, match="expected 200"):
-        write_embeddings(tmp_path, tmp_path / "shards", N, lambda s: batches(s, n=N - 1), {}, shard_files=20)
-    wrong = [(np.zeros((3, D), np.float32), pd.DataFrame({"status": ["ok"], "detail": "", "sha256": ""}))]
-    with pytest.raises(ArtifactError, match="3 embeddings for 1"):
-        write_embeddings(tmp_path, tmp_path / "s2", 1, lambda s: wrong, {})
+    shards = Shards(tmp_path / "shards", N, 21, {})
+    with pytest.raises(ArtifactError, match="20 files embedded, expected 21"):
+        shards.write(0, list(batches(range(20))))
+    wrong = [({"x": np.zeros((3, D), np.float32)}, pd.DataFrame({"status": ["ok"] * 21, "detail": "", "sha256": ""}))]
+    with pytest.raises(ArtifactError, match="3 embeddings for 21"):
+        shards.write(0, wrong)
+    with pytest.raises(ArtifactError, match="shard 0 and 9 more are not written"):
+        shards.join(tmp_path)
+
+
+def test_tokens_become_rows_in_order_beside_the_embeddings(tmp_path):
+    shards = Shards(tmp_path / "shards", 3, 2, {})
+    outcome = {"detail": "", "sha256": ""}
+    x = np.arange(2 * 4 * 5, dtype=np.float32).reshape(2, 4, 5)
+    first = pd.DataFrame({"status": ["ok", "corrupt"]} | outcome)
+    shards.write(0, [({"x": x[:1], "embedding": np.ones((1, 3))}, first)])
+    shards.write(1, [({"x": x[1:], "embedding": np.zeros((1, 3))}, first[:1])])
+    assert shards.join(tmp_path)["status"].tolist() == ["ok", "corrupt", "ok"]
+    assert np.array_equal(open_array(tmp_path / "x.npy"), x.reshape(8, 5))
+    assert np.array_equal(open_array(tmp_path / "embedding.npy"), [[1] * 3, [0] * 3])
 
 
 def test_array_header_that_claims_petabytes_is_refused_without_allocating(tmp_path):

@@ -1,0 +1,210 @@
+"""The activations of a layer: found by name or block number, read by a forward hook, and replaced by one.
+
+A layer's output is a sequence (B, T, D) or (T, B, D), a map (B, C, H, W) or (B, H, W, C), or a vector (B, D). Which axis
+counts the images is measured, by two passes with one and with two images, and not guessed from the model's name. All of
+them are read as (B, T, D); a map's T tokens are its H * W places, row by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+TOKENS = ("cls", "patches", "all", "mean")
+
+
+class LayerError(ValueError):
+    """A layer that the model does not have, or tokens that the layer does not have; the message names what there is."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place in an image tower, and which of its tokens are meant.
+
+    name: dotted path in the model; tokens: one of TOKENS; axis: of the images in the raw output; form: "sequence", "map"
+    (channels first), "map_last" or "vector"; prefix: tokens before the patches (class and register tokens); grid: (H, W)
+    of the patches, or (0, 0) when they form none; width: D; n_tokens: T after the choice of tokens.
+    """
+
+    name: str
+    module: nn.Module
+    tokens: str
+    axis: int
+    form: str
+    prefix: int
+    grid: tuple[int, int]
+    width: int
+    n_tokens: int
+
+    @staticmethod
+    def find(tower: nn.Module, forward: Callable[[int], object], layer: str, tokens: str) -> Layer:
+        """The layer of an image tower.
+
+        Args:
+            tower:   the image tower (open_clip's `model.visual`, or a timm model).
+            forward: runs the tower on that many images.
+            layer:   a block number as text (0 first, -1 last) or the path of a module.
+            tokens:  "cls" (the class token), "patches", "all", or "mean" (over the patches).
+        Raises: LayerError when there is no such layer, or it has no such tokens.
+        """
+        if tokens not in TOKENS:
+            raise LayerError(f"tokens = {tokens!r} is not one of {', '.join(TOKENS)}")
+        name, module = _module(tower, layer)
+        one, two = (_output(module, forward, n) for n in (1, 2))
+        axes = [i for i, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if (a, b) == (1, 2)]
+        if not axes or one.ndim not in (2, 3, 4) or axes[0] > 1:
+            raise LayerError(
+                f"layer = {layer!r} ({name}) gives {tuple(two.shape)} for 2 images; expected tokens or a map"
+            )
+        trunk = getattr(tower, "trunk", tower)
+        last = one.ndim == 4 and getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        form = {2: "vector", 3: "sequence", 4: "map_last" if last else "map"}[one.ndim]
+        prefix, has_class = _prefix(trunk) if form == "sequence" else (0, False)
+        if tokens == "cls" and not has_class:
+            raise LayerError(f"layer = {layer!r} ({name}) has no class token; use tokens = 'patches', 'all' or 'mean'")
+        grid = {"map": tuple(one.shape[2:]), "map_last": tuple(one.shape[1:3])}.get(form, (0, 0))
+        found = Layer(name, module, tokens, axes[0], form, prefix, grid, 0, 0)
+        everything = found._sequence(one)
+        side = round((everything.shape[1] - prefix) ** 0.5)
+        if form == "sequence" and side * side == everything.shape[1] - prefix:
+            grid = (side, side)
+        shape = found.read(one).shape
+        return Layer(name, module, tokens, axes[0], form, prefix, grid, shape[2], shape[1])
+
+    @property
+    def facts(self) -> dict:
+        """What an artifact records about where its rows come from."""
+        first = {"patches": 0, "all": self.prefix}.get(self.tokens, 0)
+        grid = list(self.grid) if self.tokens in ("patches", "all") else [0, 0]
+        return {"layer": self.name, "tokens": self.tokens, "tokens_per_image": self.n_tokens} | {
+            "token_grid": grid,
+            "first_patch": first,
+        }
+
+    def read(self, output: Tensor) -> Tensor:
+        """The chosen tokens (B, T, D) of the module's raw output; a view where that is possible."""
+        x = self._sequence(output)
+        if self.tokens == "cls":
+            return x[:, :1]
+        if self.tokens == "all":
+            return x
+        return x[:, self.prefix :] if self.tokens == "patches" else x[:, self.prefix :].mean(dim=1, keepdim=True)
+
+    def write(self, output: Tensor, value: Tensor) -> Tensor:
+        """The raw output with the chosen tokens replaced by `value` (B, T, D); the others stay.
+
+        Raises: LayerError for tokens = "mean", which cannot be put back, or a value of another shape.
+        """
+        if self.tokens == "mean":
+            raise LayerError("tokens = 'mean' cannot be replaced; use 'cls', 'patches' or 'all'")
+        x = self._sequence(output).clone()
+        start, stop = (0, 1) if self.tokens == "cls" else (0 if self.tokens == "all" else self.prefix, x.shape[1])
+        if value.shape != x[:, start:stop].shape:
+            raise LayerError(f"replacement {tuple(value.shape)}, expected {tuple(x[:, start:stop].shape)}")
+        x[:, start:stop] = value.to(x.dtype)
+        if self.form == "sequence":
+            return x if self.axis == 0 else x.transpose(0, 1)
+        if self.form == "map":
+            return x.transpose(1, 2).reshape(output.shape)
+        return x.reshape(output.shape)
+
+    def _sequence(self, output: Tensor) -> Tensor:
+        """Every token, (B, T, D)."""
+        if self.form == "sequence":
+            return output if self.axis == 0 else output.transpose(0, 1)
+        if self.form == "vector":
+            return output[:, None]
+        return output.flatten(2).transpose(1, 2) if self.form == "map" else output.flatten(1, 2)
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """Within the block, every forward pass appends the chosen tokens (B, T, D), copied, to the list.
+
+        Example:
+            with layer.recorded() as seen:
+                model.encode_image(pixels)
+            x = seen[0]
+        """
+        seen: list[Tensor] = []
+        hook = self.module.register_forward_hook(lambda _m, _i, out: seen.append(self.read(_tensor(out)).clone()))
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
+    @contextlib.contextmanager
+    def replaced(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within the block, forward passes go on with `replace(tokens (B, T, D))` in place of the chosen tokens.
+
+        Example:
+            with layer.replaced(lambda x: coder.decode(coder.encode(x.flatten(0, 1))).view_as(x)):
+                spliced = model.encode_image(pixels)
+        """
+
+        def swap(_module, _inputs, out):
+            output = _tensor(out)
+            new = self.write(output, replace(self.read(output)))
+            return new if out is output else (new, *out[1:])
+
+        if self.tokens == "mean":
+            raise LayerError("tokens = 'mean' cannot be replaced; use 'cls', 'patches' or 'all'")
+        hook = self.module.register_forward_hook(swap)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def blocks(tower: nn.Module) -> list[str]:
+    """Paths of the blocks that a number means: residual blocks of a transformer, stages of a convolutional tower."""
+    found = dict(tower.named_modules())
+    if "transformer.resblocks" in found:
+        return [f"transformer.resblocks.{i}" for i in range(len(found["transformer.resblocks"]))]
+    if hasattr(tower, "trunk"):
+        return [f"trunk.{path}" for path in blocks(tower.trunk)]
+    if "blocks" in found and isinstance(found["blocks"], (nn.Sequential, nn.ModuleList)):
+        return [f"blocks.{i}" for i in range(len(found["blocks"]))]
+    stages = [stage["module"] for stage in getattr(tower, "feature_info", None) or []]
+    return stages or [f"layer{i}" for i in range(1, 5) if f"layer{i}" in found]
+
+
+def _module(tower: nn.Module, layer: str) -> tuple[str, nn.Module]:
+    found = dict(tower.named_modules())
+    if layer.lstrip("-").isdigit():
+        names, number = blocks(tower), int(layer)
+        if not -len(names) <= number < len(names):
+            raise LayerError(f"layer = {layer!r}: the tower has {len(names)} blocks, 0 to {len(names) - 1}: {names}")
+        return names[number], found[names[number]]
+    path = layer.removeprefix("visual.")
+    if path not in found or not path:
+        near = difflib.get_close_matches(path, found, n=3, cutoff=0.3)
+        raise LayerError(f"layer = {layer!r} is no module of the image tower; nearest: {', '.join(near) or 'none'}")
+    return path, found[path]
+
+
+def _prefix(trunk: nn.Module) -> tuple[int, bool]:
+    """(number of tokens before the patches, whether the first is a class token)."""
+    if hasattr(trunk, "num_prefix_tokens"):
+        return int(trunk.num_prefix_tokens), getattr(trunk, "cls_token", None) is not None
+    has_class = isinstance(getattr(trunk, "class_embedding", None), Tensor)
+    return int(has_class), has_class
+
+
+def _tensor(output) -> Tensor:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def _output(module: nn.Module, forward: Callable[[int], object], n: int) -> Tensor:
+    seen = []
+    hook = module.register_forward_hook(lambda _m, _i, out: seen.append(_tensor(out)))
+    try:
+        forward(n)
+    finally:
+        hook.remove()
+    if not seen or not isinstance(seen[0], Tensor):
+        raise LayerError("the layer takes no part in the tower's forward pass, or gives no tensor")
+    return seen[0]
