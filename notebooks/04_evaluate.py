@@ -32,8 +32,9 @@ import numpy as np
 from IPython.display import display
 
 from mtlib.embed import store
+from mtlib.embed.encoders import Encoder
 from mtlib.learn.classifier import Classifier
-from mtlib.measure import figures, study
+from mtlib.measure import compare, figures, study, truth_study, zero_shot
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
@@ -57,37 +58,50 @@ for row in skipped.itertuples():
 # ## Reconstruction and codes
 #
 # One pass over the test images gives everything; a second over the train images counts dead latents. FVU is the share
-# of the target's variance that is left: 0 is perfect, 1 is what the mean would leave. **An FVU of `x` and one of `y`
-# are different quantities**, so each target has its own table and its own panel. What *can* be compared across targets
-# is how much the classifier's logit changes when the reconstruction takes the target's place.
+# of the target's variance that is left: 0 is perfect, 1 is what the mean would leave. What *can* be compared across
+# targets is how much the classifier's logit changes when the reconstruction takes the target's place. For a coder of
+# `x` there is one more question: spliced into the encoder, so that the text tower meets the reconstruction in place of
+# the embedding, how many percentage points does zero-shot classification lose?
 
 # %%
-evaluations = study.evaluate_all(data, subjects, classifier, seed)
+task, no_task = zero_shot.zero_shot_task(data, lambda: Encoder.of(data.facts))
+evaluations = study.evaluate_all(data, subjects, classifier, seed, task)
 metrics = study.metrics_table(subjects, evaluations, skipped)
 plots.table(stage, metrics, "metrics")
 done = metrics[metrics["status"] == "ok"]
+print(f"Zero-shot: {task.what}, one of {len(task.names)}." if task else f"No zero-shot: {no_task}.")
+
+# %% [markdown]
+# ## A fair comparison
+#
+# **An FVU of `x` and one of `y` are different quantities**, and more active latents always leave less, so there is one
+# table per target and L0. A row is *matched* when the L0 measured on test is within 5% of what training aimed at;
+# *unmatched* rows are no part of the ranking. Each number is the mean over seeds; the interval is Student's t over three
+# seeds or more, and just the smaller and the larger of two. Shares are of all latents: those that fire on fewer than 10
+# test images are not assessed and count as no.
 
 # %%
-shown = ["method", "seed", "n_latents", "l0", "fvu", "cosine", "dead_fraction", "mono_score", "purity", "purity_null"]
-shown += ["cknna", "decoder_coherence", "stability", "probe_agreement", "logit_change", "logit_fvu"]
-for target, part in done.groupby("target"):
-    print(f"target {target}")
-    display(part[[c for c in shown if c in part]].round(3).reset_index(drop=True))
+compared = compare.comparison(metrics)
+plots.table(stage, compared, "comparison")
+sizes = ["method", "matched", "n_seeds", "n_latents", "n_parameters", "assessed_rate"]
+measures = [c for c in compare.MEASURES if c in compared]
+for (target, l0), table in compare.fair_tables(compared).items():
+    print(f"target {target}, L0 {l0:.0f}" if l0 == l0 else f"target {target}, no L0 aimed at")
+    display(table[sizes + measures].dropna(axis=1, how="all").round(3))
+
+# %%
+for (target, l0), table in compare.fair_tables(compared).items():
+    ranked = table[table["matched"] != "unmatched"].sort_values("fvu")
+    for best in ranked.head(1).itertuples():
+        sure = f"[{best.fvu_low:.4f}, {best.fvu_high:.4f}] ({best.interval})" if best.interval else "(one seed)"
+        print(f"Of {target} at L0 {l0:.0f}, {best.method} leaves least: FVU {best.fvu:.4f} {sure}.")
+    close = ranked[ranked["fvu_low"] <= ranked["fvu_high"].iloc[0]]["method"].iloc[1:] if len(ranked) else []
+    print(f"  Intervals that overlap with it: {', '.join(close) or 'none'}. Unmatched: {len(table) - len(ranked)}.")
 
 # %%
 if len(done):
-    columns = ["method", "seed", "target", "l0", "fvu"]
+    columns = ["method", "seed", "target", "l0_target", "matched", "l0", "fvu"]
     plots.save(stage, figures.fvu_against_l0(metrics), "fvu_l0", done[columns])
-
-# %%
-for target, part in done.groupby("target"):
-    mean = part.groupby("method")[["fvu", "l0"]].mean()
-    best = mean["fvu"].idxmin()
-    print(f"Of {target}, {best} leaves least: FVU {mean.fvu[best]:.3f} from {mean.l0[best]:.0f} latents per image.")
-    if (spread := mean["l0"].max() / max(mean["l0"].min(), 1e-9)) > 1.05:
-        print(
-            f"  But L0 differs by a factor of {spread:.1f} between methods: this is no comparison at matched sparsity."
-        )
 
 # %%
 if "logit_fvu" in done:
@@ -98,6 +112,13 @@ if "logit_fvu" in done:
         )
 else:
     print("There is no classifier, so there is no logit to compare.")
+
+# %%
+if task:
+    for method, part in done.dropna(subset=["zero_shot_drop"]).groupby("method", sort=False):
+        drop, before = part["zero_shot_drop"].mean(), part["zero_shot_top1"].mean()
+        print(f"{method}: spliced in, zero-shot loses {drop:.1f} of {100 * before:.1f} points.")
+    print("Transcoders do not rebuild x, so there is nothing of theirs to splice in.")
 
 # %% [markdown]
 # ## Levels: does a prefix of the latents suffice?
@@ -194,23 +215,20 @@ if len(card):
 # %%
 labelled = data.truth is not None and data.facts["labels"] == "plausibility"
 reason = "" if labelled else "no truth: the errors of these images are not known, so there is nothing to check"
-captioned = study.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
-found = study.study_truth(data, subjects, captioned) if labelled and subjects else None
+captioned = truth_study.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
+found = truth_study.study_truth(data, subjects, captioned) if labelled and subjects else None
 checked = found is not None and len(found.causes) > 0
 if not checked:
     reason = reason or "no coder, or no cause with images in every split"
-    plots.table(stage, study.no_causes(subjects, skipped, reason), "causes")
+    plots.table(stage, truth_study.no_causes(subjects, skipped, reason), "causes")
     print(f"Not checked: {reason}.")
 
 # %%
 if checked:
     causes = found.causes
     plots.save(stage, figures.causes_heatmap(causes), "causes", causes)
-    display(
-        causes.groupby(["cause", "method"], sort=True)[["auroc", "f1", "ceiling", "best_x_dim", "best_y_dim"]]
-        .mean()
-        .round(3)
-    )
+    limits = causes.groupby("cause")[["ceiling", "best_x_dim", "best_y_dim"]].mean()
+    display(causes.pivot_table(index="cause", columns="method", values="auroc", sort=False).join(limits).round(3))
 
 # %%
 for method, part in causes.groupby("method", sort=False) if checked else ():
@@ -234,6 +252,23 @@ if checked:
     for method, part in found.sparse.groupby("method", sort=False):
         mean = part.groupby("k")["auroc"].mean()
         print(f"{method}: " + ", ".join(f"{auroc:.3f} with {k}" for k, auroc in mean.items()) + ".")
+
+# %% [markdown]
+# ## Turning a feature up and down
+#
+# A feature that finds a cause may still be idle. Here the feature that is most specific to each cause is scaled, on the
+# test images on which it fires, and everything else of the image stays as it is: 0 removes it, 1 changes nothing. If it
+# carries the error, the classifier's logit for *implausible* follows it; a random direction of the same length shows
+# what any push of that size does.
+
+# %%
+if checked and classifier is not None:
+    steered = truth_study.steering(data, subjects, classifier, causes, seed=seed)
+    plots.save(stage, figures.steering(steered), "steering", steered)
+    ends = steered.pivot_table(index="method", columns="scale", values=["change", "control"], sort=False)
+    for method, line in ends.iterrows():
+        print(f"{method}: logit {line['change', 0]:+.2f} without, {line['change', 4]:+.2f} at four times;", end=" ")
+        print(f"a random direction {line['control', 0]:+.2f} and {line['control', 4]:+.2f}.")
 
 # %% [markdown]
 # ## What the features stand for
@@ -267,7 +302,10 @@ if checked:
 if checked:
     plots.table(stage, found.splitting, "splitting")
     columns = ["n_features", "recall_parent", "recall_any", "absorption"]
-    display(found.splitting.groupby("method", sort=False)[columns].mean().round(2))
+    shown = found.splitting.groupby("method", sort=False)[columns].mean()
+    display(shown.round(2))
+    print(f"Most split: {shown.n_features.idxmax()}, {shown.n_features.max():.1f} error features per cause;")
+    print(f"  most absorbed: {shown.absorption.idxmax()}, silent on {shown.absorption.max():.0%} of them.")
 
 # %% [markdown]
 # ## Answer
@@ -284,7 +322,7 @@ if checked:
 print(f"Measured: {len(done)} coders; left out with a reason: {len(metrics) - len(done)}.")
 
 # %% [markdown]
-# Limits: methods are compared here at the L0 they were given, which the tables print; AUROC of the best of many
+# Limits: methods are ranked within one target and L0 only, and intervals over a few seeds are wide; AUROC of the best of many
 # features, chosen on validation images, is that of the one feature that a person with labels would have picked, not of
 # a feature found without them. Notebook 05 shows the features' images, 06 names them and judges them without the truth.
 

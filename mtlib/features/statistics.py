@@ -15,7 +15,7 @@ import pandas as pd
 
 from mtlib.features.causal import CausalRelevance
 from mtlib.features.top_images import FeatureScan, scan, top_images_table
-from mtlib.measure.codes import code_matrix
+from mtlib.measure.codes import sparse_codes
 from mtlib.measure.kinds import error_features
 from mtlib.measure.monosemanticity import MonoScore, Purity
 
@@ -144,7 +144,7 @@ def _truth(coder, data, rows: dict[str, np.ndarray], top_n: int) -> pd.DataFrame
     if data.truth is None:
         return None
     cause = data.truth["cause"].fillna("").to_numpy(str)
-    codes = {split: code_matrix(coder, data.x, rows[split]) for split in SPLITS}
+    codes = {split: sparse_codes(coder, data.x, rows[split]) for split in SPLITS}
     found = error_features(codes["val"], codes["test"], cause[rows["val"]], cause[rows["test"]], top=top_n)
     return found[TRUTH_COLUMNS]
 

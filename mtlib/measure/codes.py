@@ -44,6 +44,18 @@ def code_matrix(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> n
     return np.concatenate([z.float().cpu().numpy() for _, _, z in iter_codes(coder, x, rows, batch)])
 
 
+def sparse_codes(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> sparse.csr_array:
+    """(n, S) float32 codes of all rows at once, only what is not 0: about n * L0 * 8 bytes."""
+    parts = [sparse.csr_array(z.float().cpu().numpy()) for _, _, z in iter_codes(coder, x, rows, batch)]
+    return sparse.vstack(parts, format="csr")
+
+
+def dense(codes: sparse.sparray | np.ndarray, columns=None) -> np.ndarray:
+    """Codes (n, S), or some of their columns, as an array."""
+    codes = codes if columns is None else codes[:, np.asarray(columns)]
+    return codes.toarray() if sparse.issparse(codes) else np.asarray(codes)
+
+
 def matrix(z: Tensor) -> sparse.csr_array | np.ndarray:
     """z (B, S) as float64 for products: a sparse matrix where that is faster, else the dense array."""
     z = z.detach().cpu()

@@ -1,6 +1,12 @@
-"""Figures of notebook 04: each takes the table it shows and returns the figure. A method has one colour and marker throughout."""
+"""Figures of notebook 04: each takes the table it shows and returns the figure.
+
+A method has one colour and one marker throughout. Where methods were trained at several L0 ("sae_8", "sae_32" ...), a
+method keeps its style over them, and each L0 gets a row of panels of its own.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,92 +14,136 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mtlib.measure.compare import base_name
+
 KINDS = ["cause", "family", "nuisance", "unexplained", "silent"]
 MARKERS = "osD^vP*X"
 
 
-def _styles(methods: list[str]) -> dict[str, dict]:
-    """method -> colour and marker, so that no line is told by its colour alone."""
-    return {m: {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)]} for i, m in enumerate(sorted(set(methods)))}
+def _named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with `base` (the name in the legend) and `row` (the L0 of its row of panels, "" when there is one row)."""
+    l0 = frame["l0_target"] if "l0_target" in frame else pd.Series(np.nan, frame.index)
+    base = np.array([base_name(m, t) for m, t in zip(frame["method"], l0, strict=True)], dtype=object)
+    sweep = pd.DataFrame({"base": base, "method": frame["method"]}).groupby("base")["method"].nunique().gt(1).any()
+    if not sweep:
+        return frame.assign(base=frame["method"], row="")
+    return frame.assign(base=base, row=[f"L0 {t:.0f}" if t == t else "as published" for t in l0.astype(float)])
 
 
-def _panels(targets: list[str], height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """One panel per target, each with its own axis: an FVU of x says nothing about an FVU of y."""
-    fig, axes = plt.subplots(1, max(len(targets), 1), figsize=(4.6 * max(len(targets), 1), height), squeeze=False)
-    return fig, list(axes[0])
+def _styles(names: pd.Series) -> dict[str, dict]:
+    """name -> colour and marker, so that no line is told by its colour alone."""
+    unique = sorted(set(names))
+    return {m: {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)]} for i, m in enumerate(unique)}
+
+
+def _grid(frame: pd.DataFrame, columns: list[str], height: float = 3.0) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """One panel per row of `_named` and column: an FVU of x says nothing about an FVU of y, nor one L0 about another."""
+    rows = list(dict.fromkeys(frame["row"])) or [""]
+    size = (4.4 * max(len(columns), 1) + 2.2, height * len(rows) + 0.3)
+    fig, axes = plt.subplots(len(rows), max(len(columns), 1), figsize=size, squeeze=False)
+    return fig, {(r, c): axes[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns)}
+
+
+def _legend(fig: Figure, title: str = "") -> None:
+    """One legend for all panels, right of them."""
+    found = {}
+    for ax in fig.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    fig.legend(found.values(), found.keys(), title=title or None, loc="outside right upper", fontsize=9, frameon=False)
+
+
+def _by_target(
+    frame: pd.DataFrame, draw: Callable[[Axes, str, pd.DataFrame, dict], None], label: str, log: bool
+) -> Figure:
+    """Panels by row and target; `draw` adds one method's part to its panel."""
+    frame = _named(frame)
+    styles, targets = _styles(frame["base"]), sorted(set(frame["target"]))
+    fig, panels = _grid(frame, targets)
+    for (row, target), ax in panels.items():
+        here = frame[(frame["row"] == row) & (frame["target"] == target)]
+        for base, part in here.groupby("base", sort=False):
+            draw(ax, base, part, styles[base])
+        ax.set(xlabel=label, ylabel=f"FVU of {target}", title=f"target {target}" + (f", {row}" if row else ""))
+        if log:
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
+    _legend(fig)
+    return fig
 
 
 def fvu_against_l0(metrics: pd.DataFrame) -> Figure:
-    """FVU against measured L0, one point per method and seed, one panel per target."""
-    ok = metrics[metrics["status"] == "ok"]
-    styles, targets = _styles(list(ok["method"])), sorted(set(ok["target"]))
-    fig, axes = _panels(targets)
-    for ax, target in zip(axes, targets, strict=False):
-        for method, part in ok[ok["target"] == target].groupby("method", sort=False):
-            ax.plot(part["l0"], part["fvu"], ls="", label=method, **styles[method])
-        ax.set(xlabel="measured L0 (latents per image)", ylabel=f"FVU of {target}", title=f"target {target}")
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.legend()
+    """FVU against measured L0: a line per method through its L0, a small point per seed, one panel per target."""
+
+    def draw(ax: Axes, base: str, part: pd.DataFrame, style: dict) -> None:
+        mean = part.groupby("trained")[["l0", "fvu"]].mean().sort_values("l0")
+        ax.plot(mean["l0"], mean["fvu"], label=base, ms=7, **style)
+        ax.plot(part["l0"], part["fvu"], ls="", ms=3, alpha=0.5, **style)
+
+    ok = _named(metrics[metrics["status"] == "ok"])
+    one_row = ok.assign(trained=ok["method"], method=ok["base"], l0_target=np.nan)  # all L0 of a method share a panel
+    fig = _by_target(one_row, draw, "measured L0 (latents per image)", True)
+    for ax in fig.axes:
+        low, high = ax.get_xlim()
+        ax.set_xlim(low / 1.2, high * 1.2)  # one L0 alone is not blown up
     return fig
 
 
 def curves(frame: pd.DataFrame, x: str, label: str, log: bool = True) -> Figure:
-    """FVU against a column, mean over seeds with the seeds' range, one panel per target.
+    """FVU against a column, mean over seeds with the seeds' range, one panel per target (and L0).
 
     Args:
         frame: method, seed, target, fvu, `x`, and level where points of the seeds belong together by level, not by `x`.
     """
-    styles, targets = _styles(list(frame["method"])), sorted(set(frame["target"]))
     key = "level" if "level" in frame else x
-    fig, axes = _panels(targets)
-    for ax, target in zip(axes, targets, strict=False):
-        for method, part in frame[frame["target"] == target].groupby("method", sort=False):
-            mean = part.groupby(key).agg(x=(x, "mean"), y=("fvu", "mean"), low=("fvu", "min"), high=("fvu", "max"))
-            ax.plot(mean["x"], mean["y"], label=method, ms=5, **styles[method])
-            ax.fill_between(mean["x"], mean["low"], mean["high"], alpha=0.2, color=styles[method]["color"], lw=0)
-        ax.set(xlabel=label, ylabel=f"FVU of {target}", title=f"target {target}")
-        if log:
-            ax.set_xscale("log", base=2)
-            ax.xaxis.set_major_formatter("{x:g}")
-        ax.legend()
-    return fig
+
+    def draw(ax: Axes, base: str, part: pd.DataFrame, style: dict) -> None:
+        mean = part.groupby(key).agg(x=(x, "mean"), y=("fvu", "mean"), low=("fvu", "min"), high=("fvu", "max"))
+        ax.plot(mean["x"], mean["y"], label=base, ms=5, **style)
+        ax.fill_between(mean["x"], mean["low"], mean["high"], alpha=0.2, color=style["color"], lw=0)
+
+    return _by_target(frame, draw, label, log)
 
 
 def distributions(table: pd.DataFrame, columns: dict[str, str], reference: dict[str, float] | None = None) -> Figure:
-    """Quantiles of per-latent measures, one panel per measure: value against the share of latents below it.
+    """Quantiles of per-latent measures, one panel per measure (and L0): value against the share of latents below it.
 
     Args:
         table:     method, quantile and the columns. columns: column -> axis label.
         reference: column -> a value to mark, what chance would give.
     """
-    fig, axes = _panels(list(columns))
-    styles = _styles(list(table["method"]))
-    for ax, (column, label) in zip(axes, columns.items(), strict=True):
-        for method, part in table.groupby("method", sort=False):
-            ax.plot(part[column], part["quantile"], color=styles[method]["color"], label=method)
+    table = _named(table)
+    styles = _styles(table["base"])
+    fig, panels = _grid(table, list(columns))
+    for (row, column), ax in panels.items():
+        for base, part in table[table["row"] == row].groupby("base", sort=False):
+            ax.plot(part[column], part["quantile"], label=base, markevery=20, ms=5, **styles[base])
         if reference and column in reference:
             ax.axvline(reference[column], color="0.3", ls="--", lw=1, label="chance")
-        ax.set(xlabel=label, ylabel="share of latents below", ylim=(0, 1))
-        ax.legend()
+        ax.set(xlabel=columns[column], ylabel="share of latents below", ylim=(0, 1), title=row)
+    _legend(fig)
     return fig
 
 
 def causes_heatmap(causes: pd.DataFrame) -> Figure:
-    """Share of the ceiling that the best single feature of each method reaches, cause by method, mean over seeds."""
-    causes = causes.assign(
-        control_x=causes["best_x_dim"] / causes["ceiling"], control_y=causes["best_y_dim"] / causes["ceiling"]
-    )
-    table = causes.pivot_table(index="cause", columns="method", values="share_of_ceiling", sort=False)
-    controls = causes.groupby("cause", sort=False)[["control_x", "control_y"]].first()
-    table = table.join(controls.rename(columns={"control_x": "best unit of x", "control_y": "best unit of y"}))
-    table = table.dropna(axis=1, how="all").sort_index()
-    fig, ax = plt.subplots(figsize=(1.5 + 1.1 * table.shape[1], 1.2 + 0.4 * len(table)))
-    image = ax.imshow(table, vmin=min(0.5, np.nanmin(table.to_numpy())), vmax=1, cmap="cividis", aspect="auto")
+    """Share of the ceiling that the best single feature of each method reaches, method by cause, mean over seeds."""
+    table = causes.pivot_table(index="method", columns="cause", values="share_of_ceiling", sort=False)
+    first = causes.groupby("cause").first()
+    for name, column in (("best unit of x", "best_x_dim"), ("best unit of y", "best_y_dim")):
+        if first[column].notna().any():
+            table.loc[name] = first[column] / first["ceiling"]
+    table = table.sort_index(axis=1)
+    table["mean"] = table.mean(axis=1)
+    fig, ax = plt.subplots(figsize=(3.2 + 0.72 * table.shape[1], 1.6 + 0.34 * len(table)))
+    image = ax.imshow(table, vmin=min(0.9, np.nanmin(table.to_numpy())), vmax=1, cmap="cividis", aspect="auto")
+    middle = sum(image.get_clim()) / 2
     for (i, j), value in np.ndenumerate(table.to_numpy()):
-        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.8 else "white", fontsize=9)
-    ax.set_xticks(range(table.shape[1]), table.columns, rotation=30, ha="right")
-    ax.set_yticks(range(len(table)), table.index)
+        ax.text(
+            j, i, f"{value:.3f}", ha="center", va="center", color="black" if value > middle else "white", fontsize=8
+        )
+    ax.set_xticks(range(table.shape[1]), table.columns, rotation=30, ha="right", fontsize=9)
+    ax.set_yticks(range(len(table)), table.index, fontsize=9)
+    ax.axvline(table.shape[1] - 1.5, color="white", lw=3)
     ax.grid(False)
     fig.colorbar(image, ax=ax, label="test AUROC / ceiling")
     return fig
@@ -101,16 +151,34 @@ def causes_heatmap(causes: pd.DataFrame) -> Figure:
 
 def sparse_probing(sparse: pd.DataFrame) -> Figure:
     """Test AUROC against the number of features a probe may use: mean over causes (line), worst cause (dotted)."""
-    fig, (ax,) = _panels(["k"])
-    styles = _styles(list(sparse["method"]))
-    for method, part in sparse.groupby("method", sort=False):
-        by_cause = part.groupby(["k", "cause"])["auroc"].mean().groupby("k").agg(["mean", "min"])
-        ax.plot(by_cause.index, by_cause["mean"], label=method, **styles[method])
-        ax.plot(by_cause.index, by_cause["min"], ls=":", color=styles[method]["color"])
-    ax.set(xlabel="features used, k", ylabel="test AUROC", xscale="log", xticks=sorted(set(sparse["k"])))
-    ax.xaxis.set_major_formatter("{x:.0f}")
-    ax.minorticks_off()
-    ax.legend(title="dotted: worst cause")
+    sparse = _named(sparse)
+    styles = _styles(sparse["base"])
+    fig, panels = _grid(sparse, ["auroc"])
+    for (row, _), ax in panels.items():
+        for base, part in sparse[sparse["row"] == row].groupby("base", sort=False):
+            by_cause = part.groupby(["k", "cause"])["auroc"].mean().groupby("k").agg(["mean", "min"])
+            ax.plot(by_cause.index, by_cause["mean"], label=base, **styles[base])
+            ax.plot(by_cause.index, by_cause["min"], ls=":", color=styles[base]["color"])
+        ax.set(xlabel="features used, k", ylabel="test AUROC", xscale="log", xticks=sorted(set(sparse["k"])), title=row)
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.minorticks_off()
+    _legend(fig, "dotted: worst cause")
+    return fig
+
+
+def steering(frame: pd.DataFrame) -> Figure:
+    """Change of the logit against the factor on a cause's feature, mean over causes; a random direction dashed."""
+    frame = _named(frame)
+    styles = _styles(frame["base"])
+    fig, panels = _grid(frame, ["change"])
+    for (row, _), ax in panels.items():
+        for base, part in frame[frame["row"] == row].groupby("base", sort=False):
+            mean = part.groupby("scale")[["change", "control"]].mean()
+            ax.plot(mean.index, mean["change"], label=base, **styles[base])
+            ax.plot(mean.index, mean["control"], ls="--", lw=1, color=styles[base]["color"])
+        ax.axvline(1, color="0.3", lw=0.8)
+        ax.set(xlabel="factor on the feature's activation (1: as it is)", ylabel="mean change of the logit", title=row)
+    _legend(fig, "dashed: random direction")
     return fig
 
 
@@ -123,7 +191,7 @@ def kinds_table(kinds: pd.DataFrame) -> pd.DataFrame:
 
 def kinds_bars(shares: pd.DataFrame) -> Figure:
     """Stacked bars of `kinds_table`."""
-    fig, ax = plt.subplots(figsize=(7, 0.9 + 0.45 * len(shares)))
+    fig, ax = plt.subplots(figsize=(7.5, 0.9 + 0.36 * len(shares)))
     left, hatches = np.zeros(len(shares)), ["", "//", "..", "xx", ""]
     for i, kind in enumerate(KINDS):
         color = "0.85" if kind == "silent" else f"C{i}"

@@ -1,10 +1,16 @@
-"""What each feature stands for on the demo: a cause, a family, a nuisance; how causes are split and absorbed."""
+"""What each feature stands for on the demo: a cause, a family, a nuisance; how causes are split and absorbed.
+
+Codes may be arrays or scipy sparse arrays; > 0 is active.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from scipy.stats import entropy, false_discovery_control, hypergeom
+
+from mtlib.measure.codes import dense
 
 TOP, SHARE, LEVEL = 20, 0.8, 0.05
 KNOWN_FROM = 0.1  # share of a feature's firing that an attribute must explain
@@ -25,8 +31,8 @@ NOT_NUISANCE = (
 
 
 def error_features(
-    val: np.ndarray,
-    test: np.ndarray,
+    val: np.ndarray | sparse.sparray,
+    test: np.ndarray | sparse.sparray,
     cause_val: np.ndarray,
     cause_test: np.ndarray,
     *,
@@ -45,21 +51,16 @@ def error_features(
         cause_val, cause_test: (n,) str, "" for plausible images.
     Returns: frame of feature, top_cause ("" = none), top_cause_share, n_active_test, p_cause, q_cause, is_error.
     """
-    top = min(top, len(val))
-    names = np.array(sorted(set(cause_val) - {""}))
-    S = val.shape[1]
-    if len(names) == 0:
-        names = np.array([""])
-    strongest = np.argsort(-val, axis=0, kind="stable")[:top]  # (top, S)
-    active = np.take_along_axis(val, strongest, axis=0) > 0
-    shown = np.stack([((cause_val[strongest] == name) & active & (name != "")).sum(0) for name in names])  # (C, S)
+    val, fires = sparse.csc_array(val), _active(test)
+    top, S = min(top, val.shape[0]), val.shape[1]
+    names = np.array(sorted(set(cause_val) - {""}) or [""])
+    shown = _shown(val, cause_val, names, top)  # (C, S)
     best = shown.argmax(0)
     top_share = shown.max(0) / top
-    fires = test > 0
     of_cause = (cause_test[:, None] == names[None, :]) & (names != "")[None, :]  # (n, C)
-    hits = (fires.T.astype(np.float64) @ of_cause)[np.arange(S), best]
-    n_active = fires.sum(0)
-    p = hypergeom.sf(hits - 1, len(test), of_cause.sum(0)[best], n_active)
+    hits = (fires.T @ of_cause.astype(np.float64))[np.arange(S), best]
+    n_active = fires.sum(0).astype(np.int64)
+    p = hypergeom.sf(hits - 1, fires.shape[0], of_cause.sum(0)[best], n_active)
     tested = (top_share > 0) & (n_active > 0)
     q = np.ones(S)
     if tested.any():
@@ -78,18 +79,38 @@ def error_features(
     )
 
 
-def explained_firing(active: np.ndarray, attribute: np.ndarray) -> np.ndarray:
+def _active(codes) -> sparse.csc_array:
+    """(n, S) float64 1 where a feature fires."""
+    return sparse.csc_array(codes > 0).astype(np.float64)
+
+
+def _shown(val: sparse.csc_array, cause: np.ndarray, names: np.ndarray, top: int) -> np.ndarray:
+    """(C, S) how many of each feature's `top` strongest firing rows show each cause; of equal codes the first rows."""
+    column = np.repeat(np.arange(val.shape[1]), np.diff(val.indptr))
+    order = np.lexsort((val.indices, -val.data, column))
+    column, row, value = column[order], val.indices[order], val.data[order]
+    place = np.arange(len(value)) - val.indptr[column]
+    strongest = (place < top) & (value > 0)
+    column, row = column[strongest], row[strongest]
+    shown = np.zeros((len(names), val.shape[1]), np.int64)
+    for i, name in enumerate(names):
+        if name:
+            shown[i] = np.bincount(column[cause[row] == name], minlength=val.shape[1])
+    return shown
+
+
+def explained_firing(active: np.ndarray | sparse.sparray, attribute: np.ndarray) -> np.ndarray:
     """Share of the uncertainty about a feature's firing that an attribute removes: I(fires; attribute) / H(fires).
 
     The mutual information is corrected for its bias in small samples, (V - 1) / 2n nats for V values (Miller, Madow).
 
     Args:
-        active: (n, S) bool. attribute: (n,) of any comparable values.
+        active: (n, S) bool, or sparse with 1 where a feature fires. attribute: (n,) of any comparable values.
     Returns: (S,) 0 .. 1; 0 for features that fire never or always.
     """
     values, index = np.unique(np.asarray(attribute).astype(str), return_inverse=True)
-    n = len(active)
-    fired = np.eye(len(values))[index].T @ active.astype(np.float64)  # (V, S)
+    n = active.shape[0]
+    fired = np.asarray(active.astype(np.float64).T @ np.eye(len(values))[index]).T  # (V, S)
     size = np.bincount(index).astype(np.float64)[:, None]  # (V, 1)
     table = np.stack([fired, size - fired])  # (2, V, S)
     h_fire = entropy(table.sum(1), axis=0)  # (S,)
@@ -121,7 +142,8 @@ def feature_kinds(codes: np.ndarray, truth: pd.DataFrame, known_from: float = KN
     Returns: frame of feature, n_active, kind (cause | family | nuisance | unexplained | silent), attribute (the best
         nuisance), explained_cause, explained_family, explained_nuisance: shares, see `explained_firing`.
     """
-    active = codes > 0
+    active = _active(codes)
+    n_active = active.sum(0).astype(np.int64)
     table = nuisances(truth)
     by_cause = explained_firing(active, truth["cause"].fillna(""))
     by_family = explained_firing(active, truth["family"])
@@ -133,8 +155,8 @@ def feature_kinds(codes: np.ndarray, truth: pd.DataFrame, known_from: float = KN
     return pd.DataFrame(
         {
             "feature": np.arange(codes.shape[1]),
-            "n_active": active.sum(0),
-            "kind": np.where(active.any(0), kind, "silent"),
+            "n_active": n_active,
+            "kind": np.where(n_active > 0, kind, "silent"),
             "attribute": names[each.argmax(0)],
             "explained_cause": by_cause,
             "explained_family": by_family,
@@ -154,20 +176,20 @@ def splitting(truly: pd.DataFrame, test: np.ndarray, cause_test: np.ndarray, bes
         cause's images on which the parent, or any of them, fires), absorption (share of the cause's images with a
         firing child on which the parent is silent; NaN without such images).
     """
-    fires = test > 0
     lines = []
     for cause, parent in best.items():
         own = truly.loc[truly["is_error"] & (truly["top_cause"] == cause), "feature"].to_numpy()
-        here = fires[cause_test == cause]
-        children = here[:, own[own != parent]].any(1)
-        silent = children & ~here[:, parent]
+        here = test[cause_test == cause]
+        children = (dense(here, own[own != parent]) > 0).any(1)
+        fires = dense(here, [parent])[:, 0] > 0
+        silent = children & ~fires
         lines.append(
             {
                 "cause": cause,
                 "parent": parent,
                 "n_features": len(own),
-                "recall_parent": here[:, parent].mean() if len(here) else np.nan,
-                "recall_any": (children | here[:, parent]).mean() if len(here) else np.nan,
+                "recall_parent": fires.mean() if len(fires) else np.nan,
+                "recall_any": (children | fires).mean() if len(fires) else np.nan,
                 "absorption": silent.sum() / children.sum() if children.any() else np.nan,
             }
         )

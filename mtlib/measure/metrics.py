@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from mtlib.measure.codes import BATCH, CodeCounts, code_matrix, count_codes, iter_codes, keep_largest
-from mtlib.measure.monosemanticity import MonoScore, Purity
+from mtlib.measure.monosemanticity import SUPPORT, MonoScore, Purity
 from mtlib.measure.probes import LogitChange, ProbeShift
 from mtlib.measure.reconstruction import Reconstruction, target_mean
 from mtlib.measure.similarity import cknna, decoder_coherence, sample_rows
+from mtlib.measure.zero_shot import ZeroShot, ZeroShotDrop
 
 FIRST_KEPT = 16
 
@@ -81,6 +82,7 @@ def evaluate(
     classes: np.ndarray | None = None,
     probe=None,
     readout: Callable[[Tensor], Tensor] | None = None,
+    zero_shot: ZeroShot | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """All measures of one coder on the rows of one split.
@@ -93,6 +95,7 @@ def evaluate(
         classes:    (N,) integer class of every row, -1 unknown, for purity; None leaves it out.
         probe:      what `fit_probe` returned, for probe_kl and probe_agreement.
         readout:    target (B, O) -> the classifier's logit, for logit_change.
+        zero_shot:  the task for zero_shot_drop; only for a coder of x.
     Returns: Evaluation. Measures that were not asked for are absent from the summary.
     Raises: ValueError if target and rows do not fit, or the target does not vary.
     """
@@ -107,6 +110,7 @@ def evaluate(
     purity = Purity(classes, rows, S, seed=seed) if classes is not None and (classes[rows] >= 0).any() else None
     shifts = [ProbeShift(probe)] if probe is not None else []
     shifts += [LogitChange(readout)] if readout is not None else []
+    drop = ZeroShotDrop(zero_shot) if zero_shot is not None else None
 
     for some, xb, z in iter_codes(coder, x, rows, batch):
         y = torch.from_numpy(np.ascontiguousarray(target[some], dtype=np.float32)).to(z.device)  # (B, O)
@@ -119,6 +123,8 @@ def evaluate(
         mono.update(xb, z)
         for shift in shifts:
             shift.update(y, y_hat)
+        if drop is not None:
+            drop.update(some, y, y_hat)
         if purity is not None:
             purity.update(some, z.cpu())
 
@@ -127,7 +133,8 @@ def evaluate(
         latents = latents.assign(**purity.result())
     dead = count_codes(coder, x, rows_train, batch).silent_fraction if rows_train is not None else float("nan")
     summary = total.result() | counts.result() | {"dead_fraction": dead} | _mono_summary(latents, mono)
-    for shift in shifts:
+    summary["n_assessed"] = int((counts.fired >= SUPPORT).sum())
+    for shift in [*shifts, *([drop] if drop is not None else [])]:
         summary |= shift.result()
     summary |= purity_summary(latents) | _cknna_summary(coder, x, rows, seed)
     summary["decoder_coherence"] = decoder_coherence(coder.W_dec.detach().cpu().numpy())

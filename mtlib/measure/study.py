@@ -13,41 +13,15 @@ import torch
 from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.sparse_coder import SparseCoder
-from mtlib.measure import kinds, truth
-from mtlib.measure.codes import code_matrix
+from mtlib.measure.codes import iter_codes
+from mtlib.measure.compare import matched
 from mtlib.measure.conventions import definition_card
 from mtlib.measure.metrics import Evaluation, evaluate
 from mtlib.measure.probes import fit_probe, readout
 from mtlib.measure.similarity import stability
+from mtlib.measure.zero_shot import ZeroShot
 
 MIN_PER_CLASS = 10  # test images per class below which classes say nothing about purity
-CAUSES = [
-    "cause",
-    "captioned",
-    "method",
-    "seed",
-    "target",
-    "feature",
-    "sign",
-    "auroc",
-    "auroc_all",
-    "f1",
-    "ceiling_x",
-    "ceiling_y",
-    "ceiling",
-    "best_x_dim",
-    "best_y_dim",
-    "n_cause",
-    "n_plausible",
-    "share_of_ceiling",
-    "specific_feature",
-    "specific_auroc",
-    "specific_auroc_all",
-    "specific_x_dim",
-    "specific_y_dim",
-    "status",
-    "reason",
-]
 
 
 @dataclass(frozen=True)
@@ -59,11 +33,12 @@ class Subject:
     preset: str
     target: str
     coder: SparseCoder
+    l0_target: float = float("nan")  # what training aimed at; NaN: none
 
     @property
     def key(self) -> dict:
         """The columns that name it in every table."""
-        return {"method": self.method, "seed": self.seed, "target": self.target}
+        return {"method": self.method, "seed": self.seed, "target": self.target, "l0_target": self.l0_target}
 
 
 def open_subjects(train: Path) -> tuple[list[Subject], pd.DataFrame]:
@@ -73,9 +48,10 @@ def open_subjects(train: Path) -> tuple[list[Subject], pd.DataFrame]:
         status, reason).
     """
     lines = pd.read_csv(train / "coders.csv", keep_default_na=False)
+    lines["l0_target"] = pd.to_numeric(lines.get("l0_target", np.nan), errors="coerce")
     ok = lines["status"] == "ok"
     subjects = [
-        Subject(r.method, int(r.seed), r.preset, r.target, SparseCoder.from_pretrained(train / r.folder))
+        Subject(r.method, int(r.seed), r.preset, r.target, SparseCoder.from_pretrained(train / r.folder), r.l0_target)
         for r in lines[ok].itertuples()
     ]
     return subjects, lines.loc[~ok, ["method", "seed", "preset", "target", "status", "reason"]].reset_index(drop=True)
@@ -113,8 +89,14 @@ def probe_labels(data: Data) -> np.ndarray | None:
     return None
 
 
-def evaluate_all(data: Data, subjects: list[Subject], classifier: Classifier | None, seed: int = 0) -> list[Evaluation]:
-    """`metrics.evaluate` of every subject on the test rows, dead latents counted on train."""
+def evaluate_all(
+    data: Data,
+    subjects: list[Subject],
+    classifier: Classifier | None,
+    seed: int = 0,
+    zero_shot: ZeroShot | None = None,
+) -> list[Evaluation]:
+    """`metrics.evaluate` of every subject on the test rows, dead latents counted on train; zero-shot for target x."""
     rows, train = data.rows("test"), data.rows("train")
     classes, labels = class_index(data, rows)[0], probe_labels(data)
     probes: dict = {}
@@ -133,6 +115,7 @@ def evaluate_all(data: Data, subjects: list[Subject], classifier: Classifier | N
                 classes=classes,
                 probe=probes.get(s.target),
                 readout=None if classifier is None else readout(classifier, s.target),
+                zero_shot=zero_shot if s.target == "x" else None,
                 seed=seed,
             )
         )
@@ -142,13 +125,15 @@ def evaluate_all(data: Data, subjects: list[Subject], classifier: Classifier | N
 def metrics_table(subjects: list[Subject], evaluations: list[Evaluation], skipped: pd.DataFrame) -> pd.DataFrame:
     """One line per method and seed, x before y, with the stability over seeds; then the skipped ones with reasons.
 
-    FVU and its kin are comparable within one target only, which `target` names.
+    FVU and its kin are comparable within one target only, which `target` names. `matched` compares the measured L0 with
+    the target that training aimed at.
     """
     agree = seed_stability(subjects)
     lines = []
     for s, e in zip(subjects, evaluations, strict=True):
         size = {"n_latents": s.coder.n_latents, "n_parameters": sum(p.numel() for p in s.coder.parameters())}
         head = {**s.key, "preset": s.preset, "status": "ok", "reason": "", **size}
+        head["matched"] = matched(e.summary["l0"], s.l0_target)
         lines.append(head | e.summary | {"stability": agree.get(s.method, float("nan"))})
     frame = pd.DataFrame(lines).sort_values("target", kind="stable") if lines else pd.DataFrame()
     return pd.concat([frame, skipped], ignore_index=True)
@@ -164,12 +149,13 @@ def seed_stability(subjects: list[Subject]) -> dict[str, float]:
 
 
 def stacked(subjects: list[Subject], evaluations: list[Evaluation], part: str) -> pd.DataFrame:
-    """The frames "levels", "progressive" or "latents" of all subjects, under each other, with method, seed, target."""
+    """The frames "levels", "progressive" or "latents" of all subjects, under each other, with `Subject.key`."""
     frames = [getattr(e, part).assign(**s.key) for s, e in zip(subjects, evaluations, strict=True)]
     if not frames:
-        return pd.DataFrame(columns=["method", "seed", "target"])
+        return pd.DataFrame(columns=["method", "seed", "target", "l0_target"])
     frame = pd.concat(frames, ignore_index=True)
-    return frame[["method", "seed", "target", *[c for c in frame if c not in ("method", "seed", "target")]]]
+    key = list(subjects[0].key)
+    return frame[key + [c for c in frame if c not in key]]
 
 
 def quantiles(latents: pd.DataFrame, columns: list[str], steps: int = 100) -> pd.DataFrame:
@@ -177,7 +163,7 @@ def quantiles(latents: pd.DataFrame, columns: list[str], steps: int = 100) -> pd
     levels = np.linspace(0, 1, steps + 1)
     frames = [
         pd.DataFrame(
-            {"method": m, "target": g["target"].iloc[0], "quantile": levels}
+            {"method": m, "target": g["target"].iloc[0], "l0_target": g["l0_target"].iloc[0], "quantile": levels}
             | {c: g[c].quantile(levels).values for c in columns}
         )
         for m, g in latents.groupby("method", sort=False)
@@ -192,87 +178,12 @@ def definitions(data: Data, subjects: list[Subject]) -> pd.DataFrame:
         if s.method not in seen:
             seen.add(s.method)
             with torch.no_grad():
-                z = torch.from_numpy(code_matrix(s.coder, data.x, rows))
-                y_hat = s.coder.decode(z).numpy()
+                y_hat = np.concatenate(
+                    [s.coder.decode(z).cpu().numpy() for _, _, z in iter_codes(s.coder, data.x, rows)]
+                )
             card = definition_card(np.asarray(target_of(data, s)[rows]), y_hat)
             out.append(card.assign(method=s.method, target=s.target))
     if not out:
         return pd.DataFrame(columns=["method", "target", "convention"])
     frame = pd.concat(out, ignore_index=True)
     return frame[["method", "target", *[c for c in frame if c not in ("method", "target")]]]
-
-
-# --- truth -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TruthStudy:
-    """Everything the truth says about the subjects: frames with one line per cause, cause and k, feature, cause."""
-
-    causes: pd.DataFrame
-    sparse: pd.DataFrame
-    kinds: pd.DataFrame
-    splitting: pd.DataFrame
-
-
-def study_truth(data: Data, subjects: list[Subject], captioned: dict[str, bool]) -> TruthStudy:
-    """Causes found, k-sparse probing, kinds of features and splitting of every subject (definitions.md, Truth).
-
-    Returns: TruthStudy, empty when no cause has images with and without it in every split.
-
-    Args:
-        captioned: cause -> whether the encoder's training captions named it; causes that are absent stay unknown.
-    """
-    known = data.labels() >= 0
-    rows = {split: r[known[r]] for split in ("train", "val", "test") if len(r := data.rows(split))}
-    task_list = [t for t in truth.tasks(data.truth, rows) if t.scorable]
-    if not task_list:
-        return TruthStudy(*(pd.DataFrame() for _ in range(4)))
-    parts = {
-        name: {s: np.asarray(a[r]) for s, r in rows.items()}
-        for name, a in (("x", data.x), ("y", data.y))
-        if a is not None
-    }
-    limits = truth.ceilings(task_list, parts["x"], parts.get("y"))
-    cause = data.truth["cause"].fillna("").to_numpy(str)
-    causes, sparse, kind, split = [], [], [], []
-    for s in subjects:
-        codes = {name: code_matrix(s.coder, data.x, r) for name, r in rows.items()}
-        found = truth.causes_found(task_list, codes["val"], codes["test"])
-        causes.append(found.assign(**s.key))
-        for task in task_list:
-            scores = truth.sparse_probe(task, codes)
-            sparse += [{**s.key, "cause": task.cause, "k": k, "auroc": a} for k, a in scores.items()]
-        truly = kinds.error_features(codes["val"], codes["test"], cause[rows["val"]], cause[rows["test"]])
-        here = kinds.feature_kinds(codes["test"], data.truth.iloc[rows["test"]])
-        kind.append(here.merge(truly.drop(columns="n_active_test"), on="feature").assign(**s.key))
-        best = dict(zip(found["cause"], found["fires_for"], strict=True))
-        split.append(kinds.splitting(truly, codes["test"], cause[rows["test"]], best).assign(**s.key))
-    table = pd.concat(causes, ignore_index=True).merge(limits, on="cause", how="left", validate="m:1")
-    table["captioned"] = table["cause"].map(captioned)
-    table["share_of_ceiling"] = table["auroc"] / table["ceiling"]
-    table = table.assign(status="ok", reason="")[CAUSES]
-    return TruthStudy(
-        table, pd.DataFrame(sparse), pd.concat(kind, ignore_index=True), pd.concat(split, ignore_index=True)
-    )
-
-
-def no_causes(subjects: list[Subject], skipped: pd.DataFrame, reason: str) -> pd.DataFrame:
-    """The causes table when nothing can be checked: one line per method and seed with the reason."""
-    lines = [{**s.key, "status": "skipped", "reason": reason} for s in subjects]
-    lines += skipped[["method", "seed", "target", "status", "reason"]].to_dict("records")
-    return pd.DataFrame(lines).reindex(columns=CAUSES)
-
-
-def captioned_causes(encoder_table: Path) -> dict[str, bool]:
-    """cause -> captioned, from 01's report card of the encoder; {} when there is none."""
-    if not encoder_table.is_file():
-        return {}
-    frame = pd.read_csv(encoder_table, keep_default_na=False)
-    if not {"cause", "captioned"} <= set(frame):
-        return {}
-    frame = frame[frame["cause"] != ""]
-    return {
-        c: str(v).lower() in ("true", "1", "1.0", "yes")
-        for c, v in zip(frame["cause"], frame["captioned"], strict=True)
-    }

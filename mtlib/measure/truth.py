@@ -1,7 +1,7 @@
 """Causes found: does some feature single out the images with one known error? Beside ceilings and controls.
 
 A task is one cause: images with the cause (1) against plausible images of the same family (0), so that a detector of
-the family scores 0.5. Everything is chosen on val and scored on test.
+the family scores 0.5. Everything is chosen on val and scored on test. Codes may be arrays or scipy sparse arrays.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from mtlib.measure.auroc import auroc, best_threshold, f1_at
+from mtlib.measure.codes import dense
 
 COSTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the ceiling's logistic regression, chosen on val
 SPARSE_K = (1, 4, 16)
@@ -68,7 +69,7 @@ def best_feature(task: Task, val: np.ndarray, test: np.ndarray) -> dict:
     area = auroc(val[task.at["val"]], task.positive["val"])  # (S,)
     feature = int(np.argmax(np.abs(area - 0.5)))
     sign = 1 if area[feature] >= 0.5 else -1
-    v, t = sign * val[task.at["val"], feature], sign * test[:, feature]
+    v, t = sign * dense(val, [feature])[task.at["val"], 0], sign * dense(test, [feature])[:, 0]
     inside = t[task.at["test"]]
     threshold = best_threshold(v, task.positive["val"])
     return {
@@ -83,7 +84,7 @@ def best_feature(task: Task, val: np.ndarray, test: np.ndarray) -> dict:
     }
 
 
-def best_specific(task: Task, val: np.ndarray, test: np.ndarray, signs: tuple[int, ...] = (1,)) -> dict:
+def best_specific(task: Task, val, test, signs: tuple[int, ...] = (1,), everywhere: np.ndarray | None = None) -> dict:
     """The single column that fires on a cause and on nothing else: chosen on val by the smaller of its AUROC against
     plausible images of the family and its AUROC against all other images, scored on test.
 
@@ -91,13 +92,15 @@ def best_specific(task: Task, val: np.ndarray, test: np.ndarray, signs: tuple[in
     must do besides. Codes are >= 0, so only the positive sign counts; for units that take both signs pass (1, -1).
 
     Args:
-        val, test: (n_val, S) and (n_test, S) activations of the splits' rows.
+        val, test:  (n_val, S) and (n_test, S) activations of the splits' rows.
+        everywhere: (S,) AUROC on val against all other images, if it is known already.
     Returns: dict of specific_feature, specific_auroc (same family), specific_auroc_all.
     """
-    inside, everywhere = auroc(val[task.at["val"]], task.positive["val"]), auroc(val, task.everywhere["val"])  # (S,)
+    inside = auroc(val[task.at["val"]], task.positive["val"])  # (S,)
+    everywhere = auroc(val, task.everywhere["val"]) if everywhere is None else everywhere
     both = np.stack([np.minimum(a, b) for a, b in ((inside, everywhere), (1 - inside, 1 - everywhere))[: len(signs)]])
     sign, feature = np.unravel_index(int(both.argmax()), both.shape)
-    chosen = test[:, [feature]] * signs[sign]
+    chosen = dense(test, [feature]) * signs[sign]
     return {
         "specific_feature": int(feature),
         "specific_auroc": float(auroc(chosen[task.at["test"]], task.positive["test"])[0]),
@@ -107,13 +110,18 @@ def best_specific(task: Task, val: np.ndarray, test: np.ndarray, signs: tuple[in
 
 def causes_found(task_list: list[Task], val: np.ndarray, test: np.ndarray) -> pd.DataFrame:
     """`best_feature` and `best_specific` of every scorable task: a line per cause, with its numbers of test images."""
+    task_list = [t for t in task_list if t.scorable]
+    if not task_list:
+        return pd.DataFrame()
+    everywhere = auroc(
+        val, np.stack([t.everywhere["val"] for t in task_list], axis=1)
+    )  # (S, C), each column sorted once
     lines = [
         {"cause": t.cause, "family": t.family}
         | best_feature(t, val, test)
-        | best_specific(t, val, test)
+        | best_specific(t, val, test, everywhere=everywhere[:, i])
         | {"n_cause": int(t.positive["test"].sum()), "n_plausible": int((~t.positive["test"]).sum())}
-        for t in task_list
-        if t.scorable
+        for i, t in enumerate(task_list)
     ]
     return pd.DataFrame(lines)
 
@@ -197,15 +205,15 @@ def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] =
     weights of a regression on all features, which avoids choosing the same information twice.
 
     Args:
-        parts: split -> (n_split, S) codes.
+        parts: split -> (n_split, S) codes, array or sparse.
     Returns: k -> AUROC; k = 1 is the best single feature, refitted.
     """
     codes = {split: parts[split][at] for split, at in task.at.items()}
     alone = np.argsort(-np.abs(auroc(codes["val"], task.positive["val"]) - 0.5), kind="stable")
-    alive = np.flatnonzero(codes["train"].any(0))
+    alive = np.flatnonzero(abs(codes["train"]).sum(0))
     if len(alive) == 0:
         return dict.fromkeys(ks, 0.5)
-    x = codes["train"][:, alive].astype(np.float64)
+    x = dense(codes["train"], alive).astype(np.float32)
     scale = _Scaled(x)
     together = alive[np.argsort(-np.abs(_logistic(scale(x), task.positive["train"], 0.1).coef_[0]), kind="stable")]
     out = {}
@@ -217,7 +225,7 @@ def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] =
 
 def _fit_few(task: Task, codes: dict[str, np.ndarray], features: np.ndarray) -> tuple[float, float]:
     """(val AUROC, test AUROC) of a logistic regression on a few features."""
-    x = {split: c[:, features].astype(np.float64) for split, c in codes.items()}
+    x = {split: dense(c, features).astype(np.float64) for split, c in codes.items()}
     scale = _Scaled(x["train"])
     model = _logistic(scale(x["train"]), task.positive["train"], 1.0)
     score = {s: model.decision_function(scale(x[s]))[:, None] for s in ("val", "test")}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.metrics import f1_score, roc_auc_score
 
 from mtlib.measure.auroc import auroc, best_threshold, f1_at
@@ -50,3 +51,14 @@ def test_best_threshold_is_the_best_of_all(seed):
     t = best_threshold(score, positive)
     assert f1_at(score, positive, t) == pytest.approx(best)
     assert f1_at(score, positive, t) == pytest.approx(f1_score(positive, score > t, zero_division=0))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_auroc_of_sparse_codes_equals_the_dense_one(seed):
+    rng = np.random.default_rng(seed)
+    z = np.where(rng.random((40, 7)) < 0.3, rng.integers(-3, 4, size=(40, 7)), 0).astype(np.float32)
+    z[:, 0] = 0
+    tasks = rng.random((40, 3)) < 0.4
+    np.testing.assert_allclose(auroc(sparse.csr_array(z), tasks), auroc(z, tasks), atol=1e-12)
+    np.testing.assert_allclose(auroc(sparse.csr_array(z), tasks[:, 0]), auroc(z, tasks[:, 0]), atol=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from mtlib.embed import store
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.measure import figures, study
+from mtlib.measure import figures, study, truth_study
 from mtlib.run.artifacts import Stage
 from tests import synthetic
 
@@ -72,15 +72,15 @@ def test_metrics_table_has_a_line_per_method_and_seed_and_reasons(run, evaluatio
 def test_levels_and_progressive_name_their_coder(run, evaluations):
     subjects = run[1]
     levels = study.stacked(subjects, evaluations, "levels")
-    assert list(levels) == ["method", "seed", "target", "level", "n_latents", "fvu", "l0"]
+    assert list(levels) == ["method", "seed", "target", "l0_target", "level", "n_latents", "fvu", "l0"]
     assert (levels.groupby(["method", "seed"]).size()[["matryoshka_transcoder", "sae"]] == [5, 5, 1, 1]).all()
     assert set(study.stacked(subjects, evaluations, "progressive")["kept"]) == {16, 32, 48}
 
 
 def test_truth_study_has_a_line_per_cause_and_coder(run):
     data, subjects, _, _ = run
-    found = study.study_truth(data, subjects[:2], {"hand_error": False})
-    assert len(found.causes) == 2 * len(synthetic.FAMILIES) and list(found.causes) == study.CAUSES
+    found = truth_study.study_truth(data, subjects[:2], {"hand_error": False})
+    assert len(found.causes) == 2 * len(synthetic.FAMILIES) and list(found.causes) == truth_study.CAUSES
     assert found.causes["captioned"].dropna().tolist() == [False] * 2
     assert found.causes["auroc"].between(0, 1).all() and (found.causes["ceiling"] > 0.9).all()
     assert len(found.sparse) == 3 * len(found.causes)
@@ -92,8 +92,8 @@ def test_truth_study_has_a_line_per_cause_and_coder(run):
 def test_truth_study_without_causes_is_empty_and_gets_reasons(run):
     data, subjects, skipped, _ = run
     plain = store.Data(**{**vars(data), "truth": data.truth.assign(cause="")})
-    assert len(study.study_truth(plain, subjects[:1], {}).causes) == 0
-    lines = study.no_causes(subjects, skipped, "nothing to check")
+    assert len(truth_study.study_truth(plain, subjects[:1], {}).causes) == 0
+    lines = truth_study.no_causes(subjects, skipped, "nothing to check")
     assert len(lines) == 7 and (lines["reason"] != "").all() and (lines["status"] == "skipped").all()
 
 
@@ -122,14 +122,50 @@ def test_a_transcoder_without_y_is_refused(run):
 
 def test_captioned_causes_read_the_report_card(tmp_path):
     path = tmp_path / "01_encoder.csv"
-    assert study.captioned_causes(path) == {}
+    assert truth_study.captioned_causes(path) == {}
     pd.DataFrame({"family": ["all", "hand", "glass"], "cause": ["", "a", "b"], "captioned": ["", True, False]}).to_csv(
         path
     )
-    assert study.captioned_causes(path) == {"a": True, "b": False}
+    assert truth_study.captioned_causes(path) == {"a": True, "b": False}
 
 
 def test_quantiles_are_of_all_seeds_together():
-    latents = pd.DataFrame({"method": "m", "target": "x", "seed": [0, 0, 1], "v": [1.0, 2.0, 4.0]})
+    latents = pd.DataFrame({"method": "m", "target": "x", "l0_target": 8.0, "seed": [0, 0, 1], "v": [1.0, 2.0, 4.0]})
     got = study.quantiles(latents, ["v"], steps=2)
     np.testing.assert_allclose(got["v"], [1, 2, 4])
+
+
+def test_steering_follows_the_specific_feature_of_each_cause(run):
+    data, subjects, _, classifier = run
+    causes = truth_study.study_truth(data, subjects[:3], {}).causes
+    got = truth_study.steering(data, subjects[:3], classifier, causes, scales=(0, 1, 2))
+    assert got["method"].drop_duplicates().tolist() == ["matryoshka_transcoder", "transcoder"]  # first seeds, in order
+    assert len(got) == 2 * 3 * len(synthetic.FAMILIES)
+    assert got.loc[got["scale"] == 1, ["change", "control"]].abs().to_numpy().max() < 1e-5
+    wide = got.pivot_table(index=["method", "cause"], columns="scale", values="change")
+    np.testing.assert_allclose(wide[0], -wide[2], atol=1e-4)  # linear in y
+
+
+def test_a_sweep_over_l0_gets_a_row_of_panels_per_l0():
+    lines = [
+        {
+            "method": f"{m}_{l0}",
+            "seed": s,
+            "target": t,
+            "l0_target": l0,
+            "l0": l0,
+            "fvu": 1 / l0,
+            "kept": k,
+            "status": "ok",
+        }
+        for m, t in (("a", "x"), ("b", "y"))
+        for l0 in (8, 32, 128)
+        for s in (0, 1)
+        for k in (16, 32)
+    ]
+    frame = pd.DataFrame(lines)
+    assert len(figures.curves(frame, "kept", "kept").axes) == 6
+    pareto = figures.fvu_against_l0(frame)
+    assert len(pareto.axes) == 2
+    assert [len(line.get_xdata()) for line in pareto.axes[0].lines] == [3, 12]  # one line through the three L0
+    assert len(figures.curves(frame[frame["l0_target"] == 8], "kept", "kept").axes) == 2

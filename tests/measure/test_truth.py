@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 from sklearn.metrics import mutual_info_score
 
 from mtlib.measure import kinds, truth
@@ -168,3 +169,19 @@ def test_best_specific_prefers_the_feature_that_is_silent_elsewhere(planted):
     assert truth.best_feature(task, columns["val"], columns["test"])["auroc_all"] <= 1
     mirrored = {s: columns[s][:, [0, 2]] for s in n}
     assert truth.best_specific(task, mirrored["val"], mirrored["test"], (1, -1))["specific_feature"] == 1
+
+
+def test_sparse_codes_give_the_same_truth_as_dense_ones(planted):
+    _, table, rows, codes = planted
+    rng = np.random.default_rng(3)
+    codes = np.column_stack([codes, np.maximum(rng.normal(size=(len(codes), 8)), 0)])
+    dense, thin = part(codes, rows), {s: sparse.csr_array(c) for s, c in part(codes, rows).items()}
+    tasks, cause = truth.tasks(table, rows), table["cause"].to_numpy(str)
+    pd.testing.assert_frame_equal(*(truth.causes_found(tasks, c["val"], c["test"]) for c in (dense, thin)))
+    labels = cause[rows["val"]], cause[rows["test"]]
+    truly = [kinds.error_features(c["val"], c["test"], *labels) for c in (dense, thin)]
+    pd.testing.assert_frame_equal(*truly)
+    pd.testing.assert_frame_equal(*(kinds.feature_kinds(c["test"], table.iloc[rows["test"]]) for c in (dense, thin)))
+    best = {"hand_error": 0}
+    pd.testing.assert_frame_equal(*(kinds.splitting(truly[0], c["test"], labels[1], best) for c in (dense, thin)))
+    assert truth.sparse_probe(tasks[0], dense) == truth.sparse_probe(tasks[0], thin)

@@ -1,0 +1,129 @@
+"""A coder in the forward pass: hooks on real modules, the bundled encoder, steering against the formula."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtlib.embed.encoders import Encoder
+from mtlib.learn.classifier import Classifier
+from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.measure import splice
+
+D, S = 8, 24
+
+
+def autoencoder(d=D, s=S, seed=0):
+    config = SparseCoderConfig(d_in=d, d_out=d, n_latents=s, selection="topk", ks=(4,))
+    return SparseCoder(config, seed).eval()
+
+
+class Block(torch.nn.Module):
+    """Something with tokens: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(D, D)
+
+    def forward(self, tokens):
+        return self.layer(tokens)
+
+
+@pytest.fixture
+def block():
+    torch.manual_seed(0)
+    return Block(), torch.randn(5, 3, D)
+
+
+def test_splice_replaces_all_tokens_and_leaves_the_module_as_it_was(block):
+    module, tokens = block
+    coder, before = autoencoder(), module(tokens)
+    with splice.spliced(module, splice.replacement(coder)):
+        inside = module(tokens)
+    expected = coder.decode(coder.encode(before.flatten(0, 1))).reshape(before.shape)
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(module(tokens), before)
+
+
+def test_splice_of_the_class_token_leaves_the_others(block):
+    module, tokens = block
+    coder, before = autoencoder(), module(tokens)
+    with splice.spliced(module, splice.replacement(coder, tokens="class")):
+        inside = module(tokens)
+    torch.testing.assert_close(inside[:, 1:], before[:, 1:], rtol=0, atol=0)
+    torch.testing.assert_close(inside[:, 0], coder.decode(coder.encode(before[:, 0])))
+
+
+def test_splice_is_undone_after_an_error(block):
+    module, tokens = block
+    before = module(tokens)
+    with pytest.raises(ValueError, match="replacement has shape"), splice.spliced(module, lambda out: out[:, :1]):
+        module(tokens)
+    torch.testing.assert_close(module(tokens), before)
+
+
+def test_keeping_the_error_and_changing_nothing_changes_nothing(block):
+    module, tokens = block
+    before = module(tokens)
+    with splice.spliced(module, splice.replacement(autoencoder(), keep_error=True)):
+        torch.testing.assert_close(module(tokens), before)
+
+
+def test_scaling_a_feature_in_the_forward_pass_moves_along_its_decoder_row(block):
+    module, tokens = block
+    coder, before = autoencoder(), module(tokens)
+    z = coder.encode(before.flatten(0, 1))
+    j = int(z.sum(0).argmax())
+    replace = splice.replacement(coder, change=splice.scaled_feature(j, 3.0), keep_error=True)
+    with splice.spliced(module, replace):
+        inside = module(tokens)
+    expected = before.flatten(0, 1) + 2.0 * z[:, [j]] * coder.W_dec[j]
+    torch.testing.assert_close(inside.flatten(0, 1), expected)
+
+
+def test_transcoders_and_other_words_for_tokens_are_refused():
+    with pytest.raises(ValueError, match="only an autoencoder"):
+        splice.replacement(SparseCoder(SparseCoderConfig.preset("transcoder", D, 6, n_latents=S)))
+    with pytest.raises(ValueError, match="tokens = 'some'"):
+        splice.replacement(autoencoder(), tokens="some")
+
+
+def test_splice_in_the_bundled_encoder_equals_the_reconstruction_of_its_embeddings():
+    encoder = Encoder.load("demo", device="cpu")
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = encoder.encode_tensors(pixels)
+    coder = autoencoder(x.shape[1], 64)
+    with splice.spliced(encoder.model.visual, splice.replacement(coder)):
+        got = encoder.encode_tensors(pixels)
+    with torch.no_grad():
+        expected = coder.decode(coder.encode(torch.from_numpy(x))).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert not np.allclose(got, x)
+    np.testing.assert_array_equal(encoder.encode_tensors(pixels), x)
+
+
+@pytest.mark.parametrize("target", ["x", "y"])
+def test_steering_equals_the_forward_pass_of_the_changed_activation(target):
+    torch.manual_seed(1)
+    classifier = Classifier(D, 6).eval()
+    x = torch.randn(10, D)
+    h = x if target == "x" else classifier.hidden(x).detach()
+    preset = "sae" if target == "x" else "transcoder"
+    coder = SparseCoder(SparseCoderConfig.preset(preset, D, h.shape[1], n_latents=S)).eval()
+    readout = classifier if target == "x" else classifier.output
+    j = int(coder.encode(x).sum(0).argmax())
+    got = splice.steer(coder, x, h, j, (0, 1, 2), readout)
+    with torch.no_grad():
+        step = coder.encode(x)[:, [j]] * coder.W_dec[j]
+        torch.testing.assert_close(got, torch.stack([readout(h - step), readout(h), readout(h + step)]))
+    if target == "y":  # exact for a transcoder: -z_j W_dec_j . w_logit
+        torch.testing.assert_close(got[0] - got[1], -(step @ classifier.w_logit).detach())
+
+
+def test_steering_control_has_the_norm_of_the_feature():
+    coder, x = autoencoder(), torch.randn(4, D)
+    j = int(coder.encode(x).sum(0).argmax())
+    d = torch.randn(D)
+    own, other = (splice.steer(coder, x, x, j, (2,), lambda h: (h - x).norm(dim=1), w) for w in (None, d))
+    torch.testing.assert_close(own, other)
+    aligned = splice.steer(coder, x, x, j, (2,), lambda h: h, coder.W_dec[j] * 7)
+    torch.testing.assert_close(aligned, splice.steer(coder, x, x, j, (2,), lambda h: h))
