@@ -31,6 +31,7 @@ epochs = 20  # passes over the train images; the epoch with the lowest validatio
 classifier_lr = 1e-3  # learning rate, cosine decay
 classifier_batch = 64  # images per step
 weight_decay = 1e-2  # of AdamW
+permute_labels = False  # the null: labels permuted within family and split, here and in everything that follows
 
 # %%
 import matplotlib.pyplot as plt
@@ -41,13 +42,14 @@ from mtlib.embed import store
 from mtlib.learn import figures
 from mtlib.learn.classifier import ClassifierConfig, describe, fit_classifier
 from mtlib.learn.classifier_scores import folds, scores, targets, why_not
+from mtlib.learn.null import permute_labels as permuted
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
 plots.use_style()
 config = ClassifierConfig(d_hidden, epochs, classifier_lr, classifier_batch, weight_decay, seed=seed)
 params = dict(seed=seed, d_hidden=d_hidden, epochs=epochs, classifier_lr=classifier_lr)
-params |= dict(classifier_batch=classifier_batch, weight_decay=weight_decay)
+params |= dict(classifier_batch=classifier_batch, weight_decay=weight_decay, permute_labels=permute_labels)
 stage = Stage("02_classify", run_dir, stage_dir, params=params)
 
 # %% [markdown]
@@ -58,6 +60,10 @@ stage = Stage("02_classify", run_dir, stage_dir, params=params)
 
 # %%
 data = store.open_data(stage)
+if permute_labels:
+    data = permuted(data, seed)
+    store.save_array(stage.out / "labels.npy", data.labels())
+    print("A null run: the labels are permuted, so nothing that follows can be about errors.")
 kind = data.facts["labels"]
 labels, names = targets(data.manifest, kind)
 train, val, test = (rows[labels[rows] >= 0] for rows in map(data.rows, ("train", "val", "test")))
@@ -180,7 +186,7 @@ if ready and n_labelled < 2000:
 # sparse features of `x` and of `y`.
 
 # %%
-facts = dict(status="ok" if ready else "skipped", reason=reason, class_names=names)
+facts = dict(status="ok" if ready else "skipped", reason=reason, class_names=names, permuted=permute_labels)
 facts |= dict(d_hidden=d_hidden if ready else 0, n_outputs=model.n_outputs if ready else 0)
 print("The classifier was not trained: " + reason if reason else "classifier/, y.npy and logits.npy are written.")
 stage.finish(**facts)

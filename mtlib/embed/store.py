@@ -159,7 +159,18 @@ def load_data(embed: Path, classify: Path | None = None) -> Data:
     for name, value in (("y.npy", y), ("logits.npy", logits)):
         if len(value) != len(data.x):
             raise ArtifactError(f"{classify / name}: {len(value)} rows, the embeddings have {len(data.x)}")
+    if (classify / "labels.npy").is_file():  # a null run: the labels that everything was trained with
+        data = with_labels(data, open_array(classify / "labels.npy", 1))
     return replace(data, y=y, logits=logits)
+
+
+def with_labels(data: Data, labels: np.ndarray) -> Data:
+    """The same data with other plausibility labels (N,): 0, 1 or -1 for unknown."""
+    if len(labels) != len(data.manifest):
+        raise ArtifactError(f"{len(labels)} labels for {len(data.manifest)} rows")
+    label = pd.array(np.asarray(labels, np.int64), dtype="Int64")
+    label[np.asarray(labels) < 0] = pd.NA
+    return replace(data, manifest=data.manifest.assign(label=label))
 
 
 def load_parts(embed: Path, facts: dict) -> Data:
