@@ -21,6 +21,7 @@ from mtlib.explain.questions import FeatureQuestion
 
 STATUSES = ("answered", "refused", "failed", "unasked")
 UNASSESSED = "fewer than 10 activating test images"
+NO_IMAGES = "the embeddings came without images, so there is nothing to show"
 COUNTS = ["method", "question", "asked", *STATUSES]
 
 
@@ -45,13 +46,14 @@ def plan_jobs(
     min_images: int = 4,
     max_features: int = 0,
     seed: int = 0,
+    has_images: bool = True,
 ) -> tuple[list[Job], dict[str, dict[int, str]]]:
     """Which features are asked about, in the order of asking, and why the others are not.
 
     Args:
         features:     method -> features.parquet. tops: method -> top_images.parquet; only split "val" is used.
         n_images:     images per feature, sampled by seed where there are more; with fewer than min_images none are asked.
-        max_features: per method; 0: all.
+        max_features: per method; 0: all. has_images: whether there is anything to show.
     Returns: jobs, the methods in turns, each in reading order (`judges.in_order`); method -> feature -> reason.
     """
     queues, left = [], {m: {} for m in features}
@@ -61,7 +63,9 @@ def plan_jobs(
         queue = []
         for line in in_order(table).itertuples():
             f, own = int(line.feature), rows.get(int(line.feature), np.zeros(0, np.int64))
-            if not line.assessed:
+            if not has_images:
+                left[method][f] = NO_IMAGES if line.assessed else UNASSESSED
+            elif not line.assessed:
                 left[method][f] = UNASSESSED
             elif len(own) < min_images:
                 left[method][f] = f"only {len(own)} images activate it"

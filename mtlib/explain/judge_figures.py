@@ -110,6 +110,30 @@ def confusion(
     return fig, pd.DataFrame(lines)
 
 
+def explanation_scores(tried: pd.DataFrame) -> Figure:
+    """Accuracy of the judge on held-out images, per method: with the explanation, with another one, and of intruders.
+
+    Args: tried: what `scoring.summary` returned.
+    """
+    methods, kinds = list(dict.fromkeys(tried["method"])), list(dict.fromkeys(tried["kind"]))
+    names = {"detection": "its own explanation", "shuffled": "another feature's", "intruder": "find the intruder"}
+    fig, ax = plt.subplots(figsize=(1.3 * len(methods) + 3.2, 3.6))
+    for k, kind in enumerate(kinds):
+        own = tried[tried["kind"] == kind]
+        place = own["method"].map(methods.index).to_numpy() + 0.2 * (k - (len(kinds) - 1) / 2)
+        bars = [
+            own["accuracy"] - own["low"].fillna(own["accuracy"]),
+            own["high"].fillna(own["accuracy"]) - own["accuracy"],
+        ]
+        ax.errorbar(place, own["accuracy"], bars, fmt="o", color=PALETTE[k], capsize=3, label=names.get(kind, kind))
+        ax.axhline(own["chance"].iloc[0], color=PALETTE[k], lw=1, ls=":")
+    ax.set_xticks(range(len(methods)), methods, rotation=25, ha="right", fontsize=8)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_ylabel("accuracy on held-out images\n(dotted: chance)", fontsize=9)
+    fig.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return fig
+
+
 def scores(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Precision, recall and F1 of each judge on each method; captioned and uncaptioned causes apart."""
     frame = table[table["judge"] != ""].melt(["method", "judge", "captioned"], ["precision", "recall", "f1"], "score")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mtlib.explain import records
 from mtlib.explain.text_space import TextSpace, ZeroShot
 
 VERDICTS = ("error", "no_error", "refused", "failed", "skipped", "unasked")
@@ -181,6 +182,31 @@ def only_first(verdicts: pd.DataFrame, features: pd.DataFrame, n: int) -> pd.Dat
     out.loc[rest, "verdict"] = "skipped"
     out.loc[rest, ["confidence", "detail"]] = [np.nan, f"beyond max_features = {n}"]
     return out
+
+
+def check_settings(judge: str, max_features: int, n_images: int, min_images: int, flip_check: int) -> None:
+    """Refuse settings of 06 that make no sense. Raises: ValueError naming the parameter, its value and its range."""
+    if judge not in ("keyless", "lmm"):
+        raise ValueError(f'judge = {judge!r}: "keyless" or "lmm"')
+    if not min_images <= n_images <= 100:
+        raise ValueError(f"n_images = {n_images}: from keyless_min_images = {min_images} to 100")
+    for name, value in (("max_features", max_features), ("flip_check", flip_check)):
+        if value < 0:
+            raise ValueError(f"{name} = {value}: must be >= 0")
+
+
+def published(verdicts: pd.DataFrame, n_images: dict[int, int]) -> tuple[list[dict], list[dict]]:
+    """feature_analysis and error_analysis records of one judge; a model's errors are told in its own words.
+
+    Args: verdicts: one judge's verdicts. n_images: feature -> images that were looked at.
+    """
+    ruled = records.error_analysis(verdicts, n_images)
+    said = verdicts.set_index("feature")
+    for record in ruled:
+        line = said.loc[record["feature_num"]]
+        if line["judge"] == "lmm" and line["verdict"] == "error":
+            record["error_analysis"] = f"{line['category']}: {line['detail']}"
+    return records.feature_analysis(verdicts, n_images), ruled
 
 
 def beside(features: pd.DataFrame, verdicts: pd.DataFrame, judge: str) -> pd.DataFrame:

@@ -5,39 +5,53 @@ What was refused, failed or never asked is no verdict: it stands under that name
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from mtlib.explain import questions, records
+from mtlib.explain import questions
 from mtlib.explain.answers import Answer, Endpoint
 from mtlib.explain.endpoint import LOOPBACK
-from mtlib.explain.interview import Interview, Job, first_of_each
-from mtlib.explain.judges import COLUMNS
+from mtlib.explain.interview import STATUSES, UNASSESSED, Interview, Job, first_of_each
+from mtlib.explain.judges import COLUMNS, NOTHING
 from mtlib.explain.relevance import wilson
 
 JUDGE = "lmm"
-NO_IMAGES = "the embeddings came without images, so there is nothing to show"
+PRICES = ("usd_per_million_in", "usd_per_million_out")
 FLIPS = {"ratio": "the error ratio, shown or not", "order": "an order to say the opposite, written into the images"}
 
 
-def connect(base_url: str, model: str, dry_run: bool = False, **settings) -> Endpoint:
+def connect(
+    base_url: str, model: str, dry_run: bool = False, usd_per_million: tuple = (0.0, 0.0), **settings
+) -> Endpoint:
     """The endpoint to ask. A server on this machine needs no key and costs nothing, so its prices and max_usd are 0.
 
-    Args: dry_run: nothing will be asked, so no key is needed. settings: of `Endpoint`.
+    Args:
+        dry_run:         nothing will be asked, so no key is needed.
+        usd_per_million: prices of a million tokens in, and out.
+        settings:        others of `Endpoint`.
     Raises: ValueError naming a bad setting, or the environment variables of the missing key.
     """
-    endpoint = Endpoint(base_url=base_url, model=model)
+    if len(usd_per_million) != 2:
+        raise ValueError(f"usd_per_million = {usd_per_million!r}: two prices, of tokens in and of tokens out")
+    endpoint, prices = Endpoint(base_url=base_url, model=model), dict(zip(PRICES, usd_per_million, strict=True))
     if endpoint.host in LOOPBACK:
-        settings |= {"usd_per_million_in": 0.0, "usd_per_million_out": 0.0, "max_usd": 0.0}
+        settings |= {"max_usd": 0.0}
+        prices = dict.fromkeys(PRICES, 0.0)
     elif not dry_run and not endpoint.key():
         names = " or ".join(endpoint.key_env)
         raise ValueError(
             f'judge = "lmm" asks {model} at {endpoint.host}, which needs a key: set {names} in the environment (never in a '
             'file), or give a server of your own, e.g. base_url = "http://localhost:11434/v1"; judge = "keyless" needs none'
         )
-    return replace(endpoint, **settings)
+    return replace(endpoint, **prices, **settings)
+
+
+def cannot_rule(data) -> str:
+    """Why a model is asked for names only; "" when it is asked for verdicts too."""
+    return "" if data.facts["labels"] == "plausibility" else NOTHING
 
 
 @dataclass
@@ -157,12 +171,17 @@ def _said(judged: Judged, job: Job, column: str) -> str:
     return judged.verdicts[job.method][column].iat[job.feature]
 
 
-def published(verdicts: pd.DataFrame, n_images: dict[int, int]) -> tuple[list[dict], list[dict]]:
-    """feature_analysis and error_analysis records (presets.md, 1); the error is told in the judge's own words."""
-    ruled = records.error_analysis(verdicts, n_images)
-    said = verdicts.set_index("feature")
-    for record in ruled:
-        if record["error_analysis"] != records.NO_ERROR:
-            line = said.loc[record["feature_num"]]
-            record["error_analysis"] = f"{line['category']}: {line['detail']}"
-    return records.feature_analysis(verdicts, n_images), ruled
+def accounted(features: dict[str, pd.DataFrame], left: dict[str, dict[int, str]], interview: Interview) -> pd.DataFrame:
+    """What became of every assessed feature: frame of method, n_latents, assessed, then answered, refused, failed and
+    unasked (by the last of its two questions that was put), and not_asked (too few images, or beyond max_features).
+
+    The last five add up to assessed.
+    """
+    last = {(m, f): a.status for m, f, q, a in interview.answers if q in ("commonality", "error")}
+    lines = []
+    for method, table in features.items():
+        own = Counter(status for (m, _), status in last.items() if m == method)
+        rest = sum(why != UNASSESSED for why in left[method].values())
+        line = {"method": method, "n_latents": len(table), "assessed": int(table["assessed"].sum())}
+        lines.append(line | {s: own[s] for s in STATUSES} | {"not_asked": rest})
+    return pd.DataFrame(lines, columns=["method", "n_latents", "assessed", *STATUSES, "not_asked"])

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from mtlib.explain import questions
 from mtlib.explain.interview import Interview, Job, in_turns
@@ -69,6 +68,8 @@ def activity(coder, x: np.ndarray, rows: np.ndarray, features: list[int]) -> np.
     Args:
         coder: has encode((B, D)) -> (B, S). x: (N, D). rows: (n,). features: k numbers.
     """
+    import torch  # only here: 06 without a model needs none of it
+
     out = np.zeros((len(rows), len(features)), bool)
     with torch.no_grad():
         for start in range(0, len(rows), BATCH):
