@@ -1,0 +1,98 @@
+"""Settings of an endpoint, names of models, Retry-After, and the plan before spending."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import pytest
+
+from mtlib.explain import replies
+from mtlib.explain.answers import Asker, Endpoint, Picture
+from tests.explain.asked import KEY, endpoint, key, parse, question  # noqa: F401 (key is a fixture)
+from tests.explain.hostile import GOOD
+from tests.explain.lmm_server import LmmServer
+
+pytestmark = pytest.mark.usefixtures("key")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"concurrency": 0}, "Endpoint.concurrency = 0: must be a whole number >= 1"),
+        ({"concurrency": 2.5}, "Endpoint.concurrency = 2.5"),
+        ({"timeout_s": float("nan")}, "Endpoint.timeout_s = nan"),
+        ({"timeout_s": 0}, "Endpoint.timeout_s = 0: must be above 0"),
+        ({"temperature": 3.0}, "Endpoint.temperature = 3.0: must be 0 to 2"),
+        ({"max_usd": 1.0}, "Endpoint.max_usd needs prices"),
+        ({"json_schema": "yes"}, "Endpoint.json_schema = 'yes'"),
+        ({"model": ""}, "Endpoint.model = ''"),
+        ({"base_url": "ftp://x"}, "must start with http"),
+        ({"base_url": "https://h/v1?key=" + KEY}, "must hold no name, password or query"),
+        ({"base_url": f"https://u:{KEY}@h/v1"}, "must hold no name, password or query"),
+    ],
+)
+def test_endpoint_refuses_bad_settings_by_field_value_and_range(changes, message):
+    with pytest.raises(ValueError, match=r"^Endpoint\.") as caught:
+        Endpoint(**changes)
+    assert message in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_key_of_the_vendor_comes_first(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    assert Endpoint(base_url="https://api.openai.com/v1").key() == "sk-openai"
+    assert Endpoint().key() == KEY and KEY not in repr(Endpoint())
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7.0), ("0.25", 0.25), ("nan", None), ("inf", None), ("-3", None), ("0", None), ("", None), (None, None)]
+    + [("soon", None), (formatdate(1060, usegmt=True), 60.0), (formatdate(900, usegmt=True), None), ("9" * 400, None)],
+)
+def test_retry_after_reads_seconds_and_dates(value, seconds):
+    assert replies.retry_after(value, now=1000.0) == seconds
+
+
+@pytest.mark.parametrize(
+    ("asked", "got", "same"),
+    [
+        ("anthropic/claude-3-haiku", "claude-3-haiku-20240307", True),
+        ("anthropic/claude-3-haiku", "anthropic/claude-3-haiku", True),
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-4o-mini", "gpt-4o", False),
+        ("gpt-4", "gpt-4-32k", False),
+        ("gpt-4", "gpt-4.1", False),
+        ("llava", "llava:latest", True),
+        ("llava:7b", "llava:13b", False),
+        ("qwen2.5vl:7b", "qwen2.5vl:7b", True),
+    ],
+)
+def test_model_names_match_up_to_vendor_and_date(asked, got, same):
+    assert replies.same_model(got, Endpoint(model=asked)) is same
+
+
+def test_also_named_accepts_a_file_name(tmp_path):
+    with LmmServer(lambda ask: GOOD, model="/models/llava-q4.gguf") as server:
+        e = endpoint(server, also_named=("/models/llava-q4.gguf",))
+        with Asker(e, tmp_path / "a.jsonl", parse) as asker:
+            assert next(iter(asker.ask([question()]))).status == "answered"
+
+
+def test_plan_counts_calls_tokens_and_dollars_without_asking(tmp_path):
+    """By hand: 2 pictures of 750 x 1000 pixels are 2000 tokens, 400 characters are 100, and 10 for the rest."""
+
+    def never():
+        raise AssertionError("a plan needs no bytes")
+
+    big = tuple(Picture(f"{n:064x}", never, (750, 1000)) for n in range(2))
+    asked = [question(n, text=f"{n}" * 400, schema=None, pictures=big) for n in (1, 2, 2, 3)]
+    with LmmServer(lambda ask: GOOD) as server:
+        prices = {"usd_per_million_in": 1.0, "usd_per_million_out": 10.0, "max_tokens": 100}
+        with Asker(endpoint(server, **prices), tmp_path / "a.jsonl", parse) as asker:
+            list(asker.ask([question(1, text="1" * 400, schema=None)]))
+            plan = asker.plan(asked)
+            assert (plan.calls, plan.replayed, plan.tokens_in, plan.tokens_out) == (3, 0, 3 * 2110, 300)
+            assert plan.usd == pytest.approx(3 * (2110 + 1000) / 1e6)
+            assert asker.plan([question(1, text="1" * 400, schema=None)]).replayed == 1
+            assert server.n_asks == 1
+        assert "cost unknown" in str(Asker(endpoint(server), tmp_path / "a.jsonl", parse).plan(asked))
