@@ -9,6 +9,15 @@ from torch import Tensor
 RESIDENT_BYTES = 2 << 30  # arrays up to this size are copied to the device once; larger ones are gathered per batch
 
 
+def device_for(name: str, group=None) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda`; several processes take the machine's GPUs in turn."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and group is not None:
+        name = f"cuda:{group.rank % torch.cuda.device_count()}"
+    return torch.device(name)
+
+
 def fits(array, rows: np.ndarray, device: torch.device) -> bool:
     """Whether the rows of `array` are small enough to stay on the device (half its free memory on a GPU)."""
     needed = len(rows) * array.shape[1] * 4

@@ -12,8 +12,10 @@ import torch
 
 from mtlib.learn.batches import Rows
 from mtlib.learn.config import SparseCoderConfig
+from mtlib.learn.jobs import Fit, run_all
 from mtlib.learn.plan import check_methods, settings
-from mtlib.learn.train import fit, logit_scale, read_history, summary
+from mtlib.learn.scaling import logit_scale
+from mtlib.learn.train import read_history, summary
 
 COLUMNS = ["method", "seed", "preset", "target", "status", "reason", "folder", "n_latents", "l0_target", "l0_val"]
 COLUMNS += ["matched", "fvu_val", "dead", "best_step"]
@@ -35,38 +37,53 @@ def train_methods(
     train: dict,
     common: dict | None = None,
     w_logit: np.ndarray | None = None,
+    workers: int = 1,
+    processes: int = 1,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every method with every seed into folder/<method>-s<seed>; finished ones are loaded, not repeated.
 
     Methods whose target is y become rows with status "skipped" and the reason when there is no y.
 
     Args: data: store.Data. methods, seeds, train, common: as in `check_methods` and `settings`. w_logit: (O,) of the
-        classifier, needed by methods with target_scale "logit".
+        classifier, needed by methods with target_scale "logit". workers, processes: as in `jobs.run_all`.
     Returns: coders (columns COLUMNS, one row per method and seed); history of all fits with method, seed, target.
     """
     check_methods(methods, seeds)
-    rows, histories = [], []
     train_rows, val_rows = data.rows("train"), data.rows("val")
     d_out = data.y.shape[1] if data.y is not None else 1
     plans = [(method, *settings(method, data.x.shape[1], d_out, train, common)) for method in methods]
+    fits: dict[tuple[str, int], Fit] = {}
+    for method, config, train_config in plans:
+        if config.target == "y" and data.y is None:
+            continue
+        target = data.y if config.target == "y" else data.x
+        y_scale = _y_scale(config, data, train_rows, w_logit)
+        for seed in seeds:
+            name, seeded = f"{method['name']}-s{seed}", replace(train_config, seed=seed)
+            job = Fit(config, seeded, data.x, target, train_rows, val_rows, folder / name, y_scale, label=name)
+            fits[method["name"], seed] = job
+    run_all(list(fits.values()), workers, processes)
+    return _tables(plans, seeds, fits)
+
+
+def _tables(plans, seeds: Sequence[int], fits: dict[tuple[str, int], Fit]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Coders and history, from what the finished fits wrote."""
+    rows, histories = [], []
     for method, config, train_config in plans:
         for seed in seeds:
-            name = f"{method['name']}-s{seed}"
             row = {"method": method["name"], "seed": seed, "preset": method["preset"], "target": config.target}
             row |= {"n_latents": config.n_latents, "l0_target": train_config.l0_target or config.l0}
-            if config.target == "y" and data.y is None:
+            job = fits.get((method["name"], seed))
+            if job is None:
                 reason = "its target is the classifier's hidden layer, and no classifier was trained"
                 rows.append(row | {"status": "skipped", "reason": reason, "folder": ""})
                 continue
-            target = data.y if config.target == "y" else data.x
-            seeded = replace(train_config, seed=seed)
-            y_scale = _y_scale(config, data, train_rows, w_logit)
-            fit(config, data.x, target, train_rows, val_rows, seeded, folder / name, y_scale, label=name)
-            done = summary(folder / name)
-            row |= {"status": "ok", "reason": "", "folder": f"{folder.name}/{name}", "matched": done["matched"]}
+            done, where = summary(job.folder), f"{job.folder.parent.name}/{job.folder.name}"
+            row |= {"status": "ok", "reason": "", "folder": where, "matched": done["matched"]}
             row |= {"l0_val": done["l0"], "fvu_val": done["fvu"], "dead": done["dead"], "best_step": done["step"]}
             rows.append(row)
-            histories.append(read_history(folder / name).assign(method=method["name"], seed=seed, target=config.target))
+            history = read_history(job.folder)
+            histories.append(history.assign(method=method["name"], seed=seed, target=config.target))
     history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame()
     coders = pd.DataFrame(rows).reindex(columns=COLUMNS)
     for column in ("l0_target", "best_step"):

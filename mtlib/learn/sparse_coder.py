@@ -107,6 +107,11 @@ class SparseCoder(nn.Module):
         return self.config.n_latents
 
     @property
+    def aux_k(self) -> int:
+        """How many dead latents of a row try to explain its error."""
+        return min(self.config.aux_k or max(1, self.config.d_in // 2), self.config.n_latents)
+
+    @property
     def dead(self) -> Tensor:
         """(S,) bool: latents that have not fired for `dead_after` rows of training."""
         return self.rows_since_fired >= self.config.dead_after
@@ -197,12 +202,17 @@ class SparseCoder(nn.Module):
         for k, (a, b) in zip(self.config.ks, self.config.blocks, strict=True):
             part, smallest = sparsity.batch_topk(z[:, a:b], k)
             parts.append(part)
-            kept.append(smallest.expand(b - a))
-        if self.training:
-            rate = 1 / (self.threshold_steps + 1).clamp(max=20)  # a plain mean at first, then the last 20 steps or so
-            self.threshold += rate * (torch.cat(kept) - self.threshold)
-            self.threshold_steps += 1
+            kept.append(smallest)
+        self._follow(kept)
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    def _follow(self, kept: list[Tensor]) -> None:
+        """Move the frozen threshold of every block towards the smallest value kept there; in train mode only."""
+        if self.training:
+            now = torch.cat([value.expand(b - a) for value, (a, b) in zip(kept, self.config.blocks, strict=True)])
+            rate = 1 / (self.threshold_steps + 1).clamp(max=20)  # a plain mean at first, then the last 20 steps or so
+            self.threshold += rate * (now - self.threshold)
+            self.threshold_steps += 1
 
     def _decode_level(self, z: Tensor, level: int) -> Tensor:
         c, m = self.config, self.config.levels[level]
@@ -268,8 +278,8 @@ class SparseCoder(nn.Module):
         dead = self.dead
         if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
             return error.new_zeros(())
-        k = min(self.config.aux_k or max(1, self.config.d_in // 2), self.config.n_latents)
-        return losses.aux(error, losses.aux_codes(z_pre, dead, k) @ self._decoder(-1), dead)
+        codes = losses.aux_codes(z_pre, dead, self.aux_k)
+        return losses.aux(error, self._product(codes, self._decoder(-1)), dead)
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -16,57 +16,21 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from mtlib.learn import checkpoint, files
+from mtlib.learn import checkpoint, files, parallel
 from mtlib.learn.adamw import AdamW
-from mtlib.learn.batches import Rows, Sampler, moments
+from mtlib.learn.batches import Rows, Sampler, device_for, moments
 from mtlib.learn.config import SparseCoderConfig
+from mtlib.learn.parallel import Group
+from mtlib.learn.precision import products_in
+from mtlib.learn.scaling import set_statistics
 from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.learn.train_config import TrainConfig, lr_at
 from mtlib.learn.validate import better, calibrate, matched, validate
 from mtlib.run.artifacts import atomic
 
 HISTORY = "history.parquet"
+PARTS = ("reconstruction", "penalty", "mono", "aux")  # of the loss
 STEER_EVERY, STEER_RATE = 10, 0.25  # how often and how strongly the penalty follows the L0 target
-
-
-def set_statistics(coder: SparseCoder, x: Rows, y: Rows, y_scale: np.ndarray | None = None) -> None:
-    """Centring and scaling of input and target from the train rows, into the coder's buffers.
-
-    Raises: ValueError if target_scale is "logit" and y_scale is missing, not positive or of another shape.
-    """
-    c = coder.config
-    if (c.target_scale == "logit") != (y_scale is not None):
-        raise ValueError(f"y_scale goes with target_scale = 'logit'; it is {c.target_scale!r}")
-    for kind, data, centre, scale in (("x", x, c.centre, c.scale), ("y", y, c.target_centre, c.target_scale)):
-        mean, variance = moments(data)
-        if centre == "none":
-            variance, mean = variance + mean**2, np.zeros_like(mean)
-        value = np.ones_like(mean)
-        if scale == "rms":
-            value = np.full_like(mean, math.sqrt(variance.mean()))
-        elif scale == "std":
-            value = np.sqrt(variance)
-        elif scale == "logit":
-            value = np.asarray(y_scale, dtype=np.float64)
-            if value.shape != mean.shape or not (value > 0).all():
-                raise ValueError(f"y_scale must be {mean.shape} positive numbers, got shape {value.shape}")
-        value = np.where(value > 1e-8, value, 1.0)  # a constant unit stays as it is
-        getattr(coder, f"{kind}_mean").copy_(torch.from_numpy(mean))
-        getattr(coder, f"{kind}_scale").copy_(torch.from_numpy(value))
-
-
-def logit_scale(y: Rows, w_logit: np.ndarray, floor: float = 0.05) -> np.ndarray:
-    """Scales that make the squared error of each unit of y count by its squared weight in the logit.
-
-    scale_i = s / max(|w_i|, floor * max |w|), with s so that y / scale has mean square deviation 1.
-
-    Args: y: rows of the hidden layer; w_logit (O,), or (O, C): the norm over classes counts. floor: keeps units that
-        the logit hardly uses from being free.
-    Returns: (O,) float64 > 0, for `fit(..., y_scale=...)`.
-    """
-    weight = np.abs(w_logit) if w_logit.ndim == 1 else np.linalg.norm(w_logit, axis=1)
-    weight = np.maximum(weight.astype(np.float64), floor * weight.max())
-    return math.sqrt(np.mean(moments(y)[1] * weight**2)) / weight
 
 
 def fingerprint(config: SparseCoderConfig, train_config: TrainConfig, x, t, rows_train, rows_val, y_scale) -> str:
@@ -91,6 +55,7 @@ def fit(
     folder: str | Path,
     y_scale: np.ndarray | None = None,
     label: str = "",
+    group: Group | None = None,
 ) -> SparseCoder:
     """Train one coder; the best weights on the validation rows are kept.
 
@@ -102,6 +67,7 @@ def fit(
             checkpoint/ to the same bytes; a finished one with the same settings and data is loaded, not repeated.
         y_scale:    (O,) positive, for target_scale = "logit": see `logit_scale`.
         label:      name on the progress bar.
+        group:      this process among several that train the coder together (jobs.py); the first one writes.
     Returns: the coder, in eval mode. `summary(folder)` and `read_history(folder)` tell how it went.
     Raises: ValueError for shapes that do not fit, empty row lists, or a loss that is not finite.
     """
@@ -116,8 +82,10 @@ def fit(
     key = fingerprint(config, train_config, x, t, rows_train, rows_val, y_scale)
     if _finished(folder, key):
         return SparseCoder.from_pretrained(folder)
-    loop = _Loop(config, x, t, rows_train, rows_val, train_config, y_scale, folder / "checkpoint", key)
+    loop = _Loop(config, x, t, rows_train, rows_val, train_config, y_scale, folder / "checkpoint", key, group)
     loop.run(label)
+    if not loop.first:
+        return loop.coder.cpu().eval()
     history = pd.DataFrame(loop.history)
     with atomic(folder / HISTORY) as tmp:
         history.to_parquet(tmp, index=False)
@@ -149,11 +117,12 @@ def read_history(folder: str | Path) -> pd.DataFrame:
 class _Loop:
     """State of one fit: everything here is saved in a checkpoint or follows from the arguments."""
 
-    def __init__(self, config, x, t, rows_train, rows_val, train_config, y_scale, folder, key):
+    def __init__(self, config, x, t, rows_train, rows_val, train_config, y_scale, folder, key, group):
         self.config, self.folder, self.key = train_config, folder, key
-        name = "cuda" if train_config.device == "auto" and torch.cuda.is_available() else train_config.device
-        self.device = torch.device("cpu" if name == "auto" else name)
+        self.group, self.first = group, group is None or group.rank == 0
+        self.device = device_for(train_config.device, group)
         self.coder = SparseCoder(config, seed=train_config.seed).to(self.device)
+        self.loss = torch.compile(self.coder.loss) if train_config.compile and group is None else self.coder.loss
         self.x, self.val_x = Rows(x, rows_train, self.device), Rows(x, rows_val, self.device)
         same = t is x
         self.y = self.x if same else Rows(t, rows_train, self.device)
@@ -202,8 +171,16 @@ class _Loop:
 
     def run(self, label: str) -> None:
         c = self.config
-        bar = tqdm(total=self.steps, initial=self.step, desc=label, file=sys.stdout, mininterval=5.0, unit="step")
-        saved = time.monotonic()
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=label,
+            file=sys.stdout,
+            mininterval=5.0,
+            unit="step",
+            disable=not self.first,
+        )
+        saved = self.logged = time.monotonic()
         while self.step < self.steps:
             self._train_step()
             self.step += 1
@@ -213,7 +190,7 @@ class _Loop:
                 self._validate()
             bar.update()
             due = c.checkpoint_steps and self.step % c.checkpoint_steps == 0
-            if due or time.monotonic() - saved > c.checkpoint_seconds:
+            if self.first and (due or time.monotonic() - saved > c.checkpoint_seconds):
                 self._save()
                 saved = time.monotonic()
         bar.close()
@@ -221,12 +198,21 @@ class _Loop:
     def _train_step(self) -> None:
         c, coder = self.config, self.coder
         positions = self.sampler(self.step)
-        x = self.x[positions]
-        y = x if self.y is self.x else self.y[positions]
+        mine = positions if self.group is None else self.group.share(positions)
+        x = self.x[mine]
+        y = x if self.y is self.x else self.y[mine]
         coder.train()
-        loss, parts = coder.loss(x, y, self.sums["penalty_scale"])
-        self.optimiser.zero_grad()
-        loss.backward()
+        scale = self.sums["penalty_scale"]
+        with products_in(coder, c.precision):
+            if self.group is None:
+                loss, parts = self.loss(x, y, scale)
+            else:
+                loss, parts = parallel.loss(coder, x, y, scale, len(positions), self.group)
+            self.optimiser.zero_grad()
+            loss.backward()
+        if self.group is not None:
+            self.group.sum_gradients(coder)
+            loss = sum(parts[k] for k in PARTS if k in parts)
         if c.grad_clip:
             torch.nn.utils.clip_grad_norm_(coder.parameters(), c.grad_clip)
         self.optimiser.step(lr_at(self.step, self.steps, c))
@@ -254,17 +240,26 @@ class _Loop:
         row = {"step": self.step, "split": "train", "loss": mean["loss"]}
         row["fvu"] = mean["error"] / (self.sampler.batch * self.coder.config.d_out * self.spread)
         row |= {"l0": mean["l0"], "dead": float(self.coder.dead.double().mean())}
-        row |= {k: mean.get(k, 0.0) for k in ("reconstruction", "penalty", "mono", "aux")}
+        row |= {k: mean.get(k, 0.0) for k in PARTS}
         self.history.append(row | {"lr": lr_at(self.step - 1, self.steps, self.config)})
+        seconds, self.logged = time.monotonic() - self.logged, time.monotonic()
+        rate = float(self.sums["n"]) * self.sampler.batch / max(seconds, 1e-9)
         self.sums = keep | {"n": self._zero()}
         return {
             "loss": f"{row['loss']:.4g}",
             "fvu": f"{row['fvu']:.3f}",
             "l0": f"{row['l0']:.1f}",
             "dead": f"{row['dead']:.2f}",
+            "rows/s": f"{rate:.3g}",
         }
 
     def _validate(self) -> None:
+        if self.first:
+            self._measure()
+        if self.group is not None:
+            self.group.from_first(self.coder.threshold)
+
+    def _measure(self) -> None:
         calibrate(self.coder, self.val_x, self.config.l0_target or None)
         row = {"step": self.step, "split": "val"} | validate(self.coder, self.val_x, self.val_y)
         self.history.append(row)

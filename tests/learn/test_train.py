@@ -13,8 +13,9 @@ import torch
 
 from mtlib.learn import checkpoint
 from mtlib.learn.batches import Rows, Sampler, moments
+from mtlib.learn.scaling import logit_scale
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.learn.train import fit, logit_scale, read_history, summary
+from mtlib.learn.train import fit, read_history, summary
 from mtlib.learn.train_config import TrainConfig, lr_at
 
 D, O, N = 16, 12, 700  # noqa: E741
