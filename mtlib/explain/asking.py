@@ -80,11 +80,12 @@ class Asking:
         e, now = self.endpoint, asyncio.get_running_loop().time
         ends, tries, reason = now() + e.timeout_s, 0, ""
         while True:
-            if limit := self.budget.take(question.tokens):
+            reserved, limit = self.budget.take(question.tokens)
+            if limit:
                 self.stop(limit)
                 return Answer(question.id, "failed" if reason else "unasked", reason=reason or limit)
             try:
-                return await self._attempt(question, messages)
+                return await self._attempt(question, messages, reserved)
             except Trouble as trouble:
                 kind, reason = trouble.kind, one_line(self.client.clean(trouble.reason))
                 if kind == "refused":
@@ -113,7 +114,7 @@ class Asking:
         self.pace.hold(min(trouble.wait, cap))
         return min(trouble.wait, cap)
 
-    async def _attempt(self, question: Question, messages: list[dict]) -> Answer:
+    async def _attempt(self, question: Question, messages: list[dict], reserved: float) -> Answer:
         """One request, its reply judged, its cost settled. Raises: Trouble."""
         estimate = (question.tokens, self.endpoint.max_tokens)
         self.usage.calls += 1
@@ -128,7 +129,7 @@ class Asking:
                 spent, usd = (0, 0), 0.0
             raise
         finally:
-            self.budget.settle(question.tokens, usd)
+            self.budget.settle(reserved, question.tokens, usd)
             self.pace.correct(sum(estimate), sum(spent))
             self.usage.tokens_in, self.usage.tokens_out = (
                 self.usage.tokens_in + spent[0],

@@ -54,25 +54,30 @@ class Pace:
 
 
 class Budget:
-    """Calls and money: a call is paid for at its highest price before it starts and settled afterwards."""
+    """Calls and money. A call is reserved at its highest price before it starts, and settled at its real one afterwards.
+
+    The price of a request is an estimate, raised by the largest factor by which a server has exceeded one so far; so
+    max_usd can be passed only by what the very first requests in flight cost beyond their estimates.
+    """
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self.calls, self.spent, self.reserved = 0, 0.0, 0.0
+        self.calls, self.spent, self.reserved, self.factor = 0, 0.0, 0.0, 1.0
 
-    def take(self, tokens_in: int) -> str:
-        """Reserve one call, or return why there must be none."""
-        most = self.endpoint.usd(tokens_in, self.endpoint.max_tokens)
-        if self.endpoint.max_calls and self.calls >= self.endpoint.max_calls:
-            return f"max_calls = {self.endpoint.max_calls} reached"
-        if self.endpoint.max_usd and self.spent + self.reserved + most > self.endpoint.max_usd:
-            spent = self.spent + self.reserved
-            return f"max_usd = {self.endpoint.max_usd:g} would be passed ({spent:.4f} spent)"
+    def take(self, tokens_in: int) -> tuple[float, str]:
+        """(US dollars reserved for one call, ""), or (0, why there must be none)."""
+        e, most = self.endpoint, self.factor * self.endpoint.usd(tokens_in, self.endpoint.max_tokens)
+        if e.max_calls and self.calls >= e.max_calls:
+            return 0.0, f"max_calls = {e.max_calls} reached"
+        if e.max_usd and self.spent + self.reserved + most > e.max_usd:
+            return 0.0, f"max_usd = {e.max_usd:g} would be passed ({self.spent + self.reserved:.4f} spent)"
         self.calls += 1
         self.reserved += most
-        return ""
+        return most, ""
 
-    def settle(self, tokens_in: int, usd: float) -> None:
-        """The call with this estimate is over and cost so much."""
-        self.reserved -= self.endpoint.usd(tokens_in, self.endpoint.max_tokens)
+    def settle(self, reserved: float, tokens_in: int, usd: float) -> None:
+        """The call that had so much reserved, for a request of so many estimated tokens, cost so much."""
+        self.reserved -= reserved
         self.spent += usd
+        if self.endpoint.priced:
+            self.factor = max(self.factor, usd / self.endpoint.usd(tokens_in, self.endpoint.max_tokens))

@@ -1,7 +1,7 @@
 """One request to an OpenAI-compatible server: pictures as data URLs, the key from the environment, the reply read strictly.
 
 The `openai` client makes the request; its own retries are off (see `asking`), and no exception of it leaves this module,
-since it carries the request with its headers.
+since it carries the request with its headers. It is loaded with the first question: that takes seconds.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import re
 import threading
 from collections import OrderedDict
 from urllib.parse import quote
-
-import openai
 
 from mtlib.explain import replies
 from mtlib.explain.endpoint import LOOPBACK, Endpoint, Picture, Question
@@ -35,12 +33,17 @@ class Client:
         self.endpoint = endpoint
         self.schema = bool(endpoint.json_schema)
         self._key = ""
-        self._openai: openai.AsyncOpenAI | None = None
+        self._openai = None
         self._cache: OrderedDict[str, str] = OrderedDict()
         self._cached, self._lock = 0, threading.Lock()
 
     def messages(self, question: Question) -> list[dict]:
-        """The question as chat messages. Raises: whatever a picture's callable raises; ValueError if it is no picture."""
+        """The question as chat messages. Raises: whatever a picture's callable raises; ValueError if it is no picture.
+
+        Loads the `openai` library, so that this is over before a deadline runs.
+        """
+        import openai.resources.chat  # noqa: F401
+
         parts = [{"type": "text", "text": question.text}]
         parts += [{"type": "image_url", "image_url": {"url": self._url(p)}} for p in question.pictures]
         system = [{"role": "system", "content": question.system}] if question.system else []
@@ -66,6 +69,8 @@ class Client:
 
     async def send(self, question: Question, messages: list[dict]) -> Reply:
         """One request and its reply. Raises: Trouble, and nothing else."""
+        import openai
+
         e = self.endpoint
         body = {"model": e.model, "messages": messages, "max_tokens": e.max_tokens, "temperature": e.temperature}
         with_schema = self.schema and question.schema is not None
@@ -103,16 +108,17 @@ class Client:
                     raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
         return bytes(reply)
 
-    def _connected(self) -> openai.AsyncOpenAI:
+    def _connected(self):
+        """The `openai.AsyncOpenAI`, made at the first request. Raises: Trouble without a key."""
         if self._openai is None:
+            from openai import AsyncOpenAI
+
             key = self.endpoint.key()
             if not key and self.endpoint.host not in LOOPBACK:
                 raise Trouble("key", f"none found: set {' or '.join(self.endpoint.key_env)}", charged=False)
             self._key = key if len(key) >= SHORTEST_KEY else ""
             e = self.endpoint
-            self._openai = openai.AsyncOpenAI(
-                api_key=key or "none", base_url=e.base_url, timeout=e.timeout_s, max_retries=0
-            )
+            self._openai = AsyncOpenAI(api_key=key or "none", base_url=e.base_url, timeout=e.timeout_s, max_retries=0)
         return self._openai
 
     def clean(self, text: str) -> str:
