@@ -181,6 +181,17 @@ for method, part in done.groupby("method", sort=False):
     print(f"  {part.dead_fraction.mean():.1%} dead on train, {part.silent_fraction.mean():.1%} silent on test.")
 
 # %% [markdown]
+# MonoLoss is a training term that rewards high MonoScores. Where a method was trained without and with it, all else
+# equal, the pair shows what it buys and what it costs.
+
+# %%
+pairs = compare.mono_pairs(compared)
+if len(pairs):
+    plots.table(stage, pairs, "monoloss")
+    display(pairs[[c for c in pairs if not c.endswith("_apart")]].round(3))
+print(f"{len(pairs)} methods were trained without and with MonoLoss.")
+
+# %% [markdown]
 # ## Definition card: what others would have printed
 #
 # Papers mean different things by FVU, R² and "explained variance". The same reconstructions, by each convention; then

@@ -90,6 +90,31 @@ def comparison(metrics: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(GROUP, kind="stable", ignore_index=True) if len(frame) else frame
 
 
+def mono_pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """MonoLoss off and on: every method beside the one of the same name with "_mono" (before the L0, if the name has one).
+
+    Args:
+        table: what `comparison` returned.
+    Returns: frame of method, target, l0_target and for l0, fvu, mono_score and purity <name>_off, <name>_on, and
+        <name>_apart: their intervals over seeds do not meet.
+    """
+    lines, known = [], table.set_index("method") if len(table) else table
+    for method in table["method"] if len(table) else ():
+        base = base_name(method, known.loc[method, "l0_target"])
+        twin = f"{base}_mono{method[len(base) :]}"
+        if twin not in known.index:
+            continue
+        off, on = known.loc[method], known.loc[twin]
+        line = {"method": method, "target": off["target"], "l0_target": off["l0_target"]}
+        for name in (n for n in ("l0", "fvu", "mono_score", "purity") if n in table):
+            line |= {f"{name}_off": off[name], f"{name}_on": on[name]}
+            line[f"{name}_apart"] = bool(
+                off[f"{name}_high"] < on[f"{name}_low"] or on[f"{name}_high"] < off[f"{name}_low"]
+            )
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
 def fair_tables(table: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     """`comparison` cut into tables that may be read as rankings: one per target and L0 target (NaN: as published).
 

@@ -26,18 +26,23 @@ def relevance_bars(long: pd.DataFrame) -> Figure:
     names = [TITLES.get(s) or f"judge: {j}" for s, j in zip(long["score"], long["judge"], strict=True)]
     long = long.assign(name=names)
     methods, scores = list(dict.fromkeys(long["method"])), list(dict.fromkeys(long["name"]))
-    fig, ax = plt.subplots(figsize=(1.6 + 2.0 * len(scores), 3.8))
-    width = 0.8 / len(methods)
-    for i, method in enumerate(methods):
-        own = long[long["method"] == method].set_index("name").reindex(scores)
-        at = np.arange(len(scores)) + (i - (len(methods) - 1) / 2) * width
+    columns = min(len(scores), 3)
+    rows = -(-len(scores) // columns)
+    size = (2.4 + 2.9 * columns, rows * (1.0 + 0.26 * len(methods)))
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+    for ax in axes.flat[len(scores) :]:
+        ax.set_axis_off()
+    at = np.arange(len(methods))
+    for i, (ax, score) in enumerate(zip(axes.flat, scores, strict=False)):
+        own = long[long["name"] == score].set_index("method").reindex(methods)
         error = np.abs(np.stack([own["share"] - own["low"], own["high"] - own["share"]])) * 100
-        bar = dict(width=width * 0.92, color=PALETTE[i % len(PALETTE)], label=escape_figure(method))
-        ax.bar(at, own["share"] * 100, yerr=error, error_kw={"elinewidth": 1, "ecolor": "#333"}, **bar)
-    ax.set_xticks(range(len(scores)), [escape_figure(s) for s in scores])
-    ax.set(ylabel="share of all latents (%)", ylim=(0, None))
-    ax.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
-    ax.grid(axis="x", visible=False)
+        ax.barh(at, own["share"] * 100, height=0.7, color=PALETTE[i % len(PALETTE)], alpha=0.35)
+        ax.errorbar(own["share"] * 100, at, xerr=error, fmt="o", ms=4, capsize=2, color="#333333", elinewidth=1)
+        ax.set_title(escape_figure(score), fontsize=10)
+        ax.set(xlim=(0, None), ylim=(len(methods) - 0.5, -0.5))
+        ax.set_yticks(at, [escape_figure(m) for m in methods], fontsize=9)
+        ax.grid(axis="y", visible=False)
+    fig.supxlabel("share of all latents (%), 95% interval", fontsize=10)
     return fig
 
 

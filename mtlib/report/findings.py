@@ -134,6 +134,7 @@ def relevance(reader: Reader) -> str:
     text = "Share of *all* latents that count as error features, with 95% intervals; features with fewer than 10 activating test images are not assessed and count as no."
     parts = [text, markdown_table(_relevance_shown(reader), names), "[Whole table](tables/07_relevance.csv)"]
     parts += [picture(n) for n in ("07_relevance_scores",) if n in reader.figures("07")]
+    parts += [picture(n) for n in ("05_causal", "04_steering") if n in reader.figures(n[:2])]
     null = reader.table("07_null")
     if not null.empty:
         names = {"method": "method", "observed": "enriched features", "runs_with_discovery": "shuffled runs with any", "low": "low", "high": "high", "n_permutations": "runs"}  # fmt: skip

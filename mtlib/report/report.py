@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.report import findings, results, sections
+from mtlib.report import findings, measures, results, sections
 from mtlib.report.reader import STAGES, Reader
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, number
@@ -18,6 +18,9 @@ TERMS = {
     "`x`, `y`": "the encoder's embedding; the hidden layer of the classifier trained on it",
     "FVU": "share of the target's variance that the coder does not reconstruct; 0 is perfect, 1 is the mean",
     "L0": "latents that fire per image, measured",
+    "MonoScore": "mean cosine of pairs of images, weighted by how strongly both activate a latent; 1 is one thing only",
+    "purity": "share of a latent's activating images in its commonest class",
+    "zero-shot drop": "percentage points of top-1 that the text tower loses when reconstructions replace embeddings",
     "assessed": "a feature with at least 10 activating test images",
     "error ratio": "share of a feature's activating test images that are labelled implausible",
     "threshold": "relevance by the published rule: error ratio of at least 0.95",
@@ -45,7 +48,7 @@ def report_markdown(reader: Reader) -> str:
         "## What was run\n\n" + sections.run(reader),
         "## Does the encoder see the errors?\n\n" + sections.encoder(reader),
         "## The classifier\n\n" + sections.classifier(reader),
-        "## The sparse coders\n\n" + sections.coders(reader),
+        "## The sparse coders\n\n" + measures.coders(reader),
         "## Known causes found\n\n" + sections.causes(reader),
         "## Are the judges right?\n\n" + findings.judges(reader),
         "## How much of each method is about errors?\n\n" + findings.relevance(reader),
@@ -67,7 +70,7 @@ def answer(reader: Reader) -> str:
         return (
             f"**Answer.** Nothing can be said about physical errors in this run: {md(why)}. What it does show is which "
             f"concepts the features of the embeddings stand for (methods: {methods}), how well they reconstruct, and how "
-            "they are named. Steps that need labels are listed below with their reason."
+            f"they are named. {measures.answer(reader)} Steps that need labels are listed below with their reason."
         )
     said = [
         s for s in (_classifier(reader), _causes(reader), _relevance(reader), _judges(reader), _generators(reader)) if s

@@ -17,6 +17,13 @@ CAPTIONS = {
     "02_calibration": "Predicted probability against the share that comes true, test images.",
     "03_curves": "Training of the sparse coders.",
     "04_causes": "Best single feature per cause and method, beside ceilings (probes) and controls (single dimensions).",
+    "04_fvu_l0": "What is left of the target (FVU) against measured L0: large marks are means, small ones seeds; down and left is better.",
+    "04_progressive": "What is left when only the largest codes of each image are kept, with the same weights.",
+    "04_latents": "MonoScore and purity of all latents: the share of latents below each value; chance dashed.",
+    "04_sparse_probing": "Test AUROC of probes on the best 1, 4 and 16 features; dotted: the worst cause.",
+    "04_kinds": "What the latents of each method stand for.",
+    "04_steering": "The classifier's logit when the feature of a cause is removed (0) or turned up; dashed: a random direction of the same norm.",
+    "05_causal": "What removing a feature does to the classifier's logit, against its error ratio; grey: other latents' directions of the same norm.",
     "05_error_ratios": "Error ratio of every feature against how often it fires.",
     "06_judge_scores": "The judges against the truth.",
     "07_relevance_scores": "Share of all latents that each score calls an error feature; bars are 95% intervals.",
@@ -117,23 +124,6 @@ def classifier(reader: Reader) -> str:
     return "\n\n".join(parts)
 
 
-def coders(reader: Reader) -> str:
-    """Reconstruction and codes, one table per target; progress of training."""
-    metrics = reader.table("04_metrics")
-    if metrics.empty:
-        return "*No table 04_metrics.*"
-    names = {"method": "method", "seed": "seed", "n_latents": "latents", "l0": "L0", "fvu": "FVU", "cosine": "cosine", "dead_fraction": "dead", "mono_score": "mono score", "mono_mean": "mono score", "purity": "purity", "cknna": "CKNNA", "logit_change": "logit change", "probe_agreement": "probe agreement", "stability": "stability"}  # fmt: skip
-    parts = []
-    for target, what in (("x", "Autoencoders: learn the embedding `x`"), ("y", "Transcoders: learn the classifier's hidden layer `y`")):  # fmt: skip
-        own = metrics[(metrics["target"] == target) & (metrics["status"] == "ok")].dropna(axis=1, how="all")
-        if len(own):
-            parts.append(f"**{what}.** FVU is comparable within this table only.\n\n{markdown_table(own, names)}")
-    skipped = metrics[metrics["status"] != "ok"]
-    if len(skipped):
-        parts.append("Not run:\n\n" + markdown_table(skipped, {"method": "method", "seed": "seed", "reason": "reason"}))
-    return "\n\n".join(parts + ["[Whole table](tables/04_metrics.csv)"] + figures(reader, "03"))
-
-
 def found_causes(reader: Reader) -> pd.DataFrame:
     """04_causes of the interpreted seed of each method; empty when causes could not be checked."""
     frame = reader.table("04_causes")
@@ -150,16 +140,41 @@ def causes(reader: Reader) -> str:
         reasons = reader.table("04_causes").get("reason", pd.Series(dtype=str)).replace("", pd.NA).dropna()
         why = reasons.iloc[0] if len(reasons) else "the causes of errors are known only for rendered scenes"
         return f"Not checked: {md(why)}."
-    limits = ["ceiling_x", "ceiling_y", "best_x_dim", "best_y_dim"]
-    first = frame.groupby("cause", sort=True)[["captioned", *limits]].first()
-    wide = first.join(frame.pivot(index="cause", columns="method", values="auroc")).reset_index()
-    methods = list(dict.fromkeys(frame["method"]))
-    wide["captioned"] = wide["captioned"].map(lambda c: "yes" if str(c).lower() in ("true", "1", "1.0") else "no")
-    columns = {"cause": "cause", "captioned": "in captions"} | {m: m for m in methods}
-    columns |= {"ceiling_x": "probe on x", "ceiling_y": "probe on y", "best_x_dim": "best dim of x", "best_y_dim": "best unit of y"}  # fmt: skip
-    intro = "AUROC on test of the one feature (chosen on val) that best separates images with the cause from plausible images of the same family; on the right the ceilings (linear probes) and the controls (single dimensions)."
-    parts = [intro, markdown_table(wide, columns), _specific(frame), "[Whole table, all seeds](tables/04_causes.csv)"]
-    return "\n\n".join(parts + figures(reader, "04", ("04_causes",)))
+    intro = "AUROC on test of the one feature (chosen on val) that best separates images with the cause from plausible images of the same family; below, the ceilings (linear probes) and the controls (single dimensions)."
+    parts = [intro, _by_cause(frame), _specific(frame), "[Whole table, all seeds](tables/04_causes.csv)"]
+    shown = ("04_causes", "04_sparse_probing", "04_kinds")
+    return "\n\n".join([*parts, *_split(reader), *figures(reader, "04", shown)])
+
+
+def _by_cause(frame: pd.DataFrame) -> str:
+    """Methods, ceilings and controls down, causes across; causes that the captions never named say so."""
+    wide = frame.pivot_table(index="method", columns="cause", values="auroc", sort=False).sort_index(axis=1)
+    first = frame.groupby("cause").first()
+    limits = {"ceiling_x": "*probe on x*", "ceiling_y": "*probe on y*", "best_x_dim": "*best dim of x*", "best_y_dim": "*best unit of y*"}  # fmt: skip
+    for column, name in limits.items():
+        if first[column].notna().any():
+            wide.loc[name.strip("*")] = first[column]
+    wide.insert(0, "mean", wide.mean(axis=1))
+    heads = {c: c if str(first.loc[c, "captioned"]).lower() in ("true", "1", "1.0") else f"{c} (not in captions)" for c in first.index}  # fmt: skip
+    return markdown_table(
+        wide.rename_axis("feature of").reset_index(), {"feature of": "feature of", "mean": "mean"} | heads
+    )
+
+
+def _split(reader: Reader) -> list[str]:
+    """How causes are spread over features, and what the other features stand for."""
+    split, kinds = reader.table("04_splitting"), reader.table("04_kinds")
+    if split.empty or kinds.empty:
+        return []
+    rows = split.groupby("method", sort=False)[["n_features", "recall_parent", "recall_any", "absorption"]].mean()
+    rows = rows.join(kinds.set_index("method")[["cause", "family", "nuisance"]])
+    names = {"method": "method", "n_features": "error features per cause", "recall_parent": "best one fires", "recall_any": "any fires", "absorption": "absorption", "cause": "latents of a cause", "family": "of a family", "nuisance": "of a nuisance"}  # fmt: skip
+    text = (
+        "**Splitting and absorption.** How many features share a cause; on what share of its images the best one fires, and "
+        "any of them; how often the best one is silent where another fires. On the right, the share of latents whose firing is "
+        "best explained by the cause, the family, or a nuisance (background, palette, style, position)."
+    )
+    return [text, markdown_table(rows.reset_index(), names)]
 
 
 def _specific(frame: pd.DataFrame) -> str:

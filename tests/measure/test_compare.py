@@ -92,3 +92,31 @@ def test_fair_tables_refuse_methods_of_one_target_and_l0_with_other_denominators
 
 def test_nothing_to_compare_is_no_table():
     assert compare.fair_tables(compare.comparison(metrics(status="skipped"))) == {}
+
+
+def test_mono_pairs_stand_side_by_side_and_say_whether_the_seeds_agree():
+    lines = [
+        {
+            "method": m,
+            "target": "x",
+            "l0_target": 8,
+            "l0": 8.0,
+            "l0_low": 8.0,
+            "l0_high": 8.0,
+            "fvu": f,
+            "fvu_low": f - w,
+            "fvu_high": f + w,
+        }
+        for m, f, w in (
+            ("a_8", 0.2, 0.01),
+            ("a_mono_8", 0.3, 0.01),
+            ("b", 0.2, 0.1),
+            ("b_mono", 0.25, 0.1),
+            ("c", 0.1, 0.1),
+        )
+    ]
+    got = compare.mono_pairs(pd.DataFrame(lines))
+    assert got["method"].tolist() == ["a_8", "b"]
+    assert got["fvu_off"].tolist() == [0.2, 0.2] and got["fvu_on"].tolist() == [0.3, 0.25]
+    assert got["fvu_apart"].tolist() == [True, False]
+    assert compare.mono_pairs(pd.DataFrame()).empty

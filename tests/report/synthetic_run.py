@@ -23,6 +23,7 @@ from mtlib.learn.classifier import ClassifierConfig, fit_classifier
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.train import fit
 from mtlib.learn.train_config import TrainConfig
+from mtlib.measure.compare import comparison
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage, read_meta
 from tests.synthetic import FAMILIES, write_embed_stage
@@ -147,9 +148,11 @@ def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
     for method, target in METHODS.items():
         line = {"method": method, "seed": 0, "target": target, "status": "ok", "reason": ""}
         scores = {"n_latents": 64, "l0": 7.9, "fvu": 0.21, "cosine": 0.9, "dead_fraction": 0.1, "mono_score": 0.4}
+        scores |= {"n_parameters": 999, "n_assessed": 32, "l0_target": 8, "matched": "matched"}
         skipped = {"status": "skipped", "reason": "needs the classifier's hidden layer y, and 02 was skipped"}
         rows.append(line | (scores if method in methods else skipped))
     plots.table(stage, pd.DataFrame(rows), "metrics")
+    plots.table(stage, comparison(pd.DataFrame(rows)), "comparison")
     if labels == "plausibility":
         causes = [
             dict(cause=f"{f}_error", captioned=f != "glass", method=m, seed=0, feature=i, sign=1, auroc=0.8 + 0.03 * i,

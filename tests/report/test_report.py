@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import mistune
+import numpy as np
 import pandas as pd
 import pytest
 
-from mtlib.report import plots, results
+from mtlib.measure import compare
+from mtlib.measure.conventions import definition_card
+from mtlib.report import measures, plots, results
 from mtlib.report.reader import Reader
 from mtlib.report.report import report_markdown, write_report
 from mtlib.run.artifacts import Stage
@@ -136,3 +139,47 @@ def test_new_images_of_a_missing_folder_is_an_error(run, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="label_images"):
         results.new_images(open_run(run), "no/such/folder", tmp_path, 4)
+
+
+def fair_run(folder: Path) -> Reader:
+    """A run of 04 only: two autoencoders with and without MonoLoss at two L0, three seeds, one of them unmatched."""
+    stage = Stage("04_evaluate", str(folder))
+    lines = []
+    for method, l0, fvu, mono, flag in [
+        ("topk_8", 8, 0.30, 0.2, "matched"),
+        ("topk_mono_8", 8, 0.31, 0.6, "matched"),
+        ("relu_8", 8, 0.10, 0.2, "unmatched"),
+        ("topk_32", 32, 0.20, 0.1, "matched"),
+    ]:
+        for seed in range(3):
+            line = {"method": method, "seed": seed, "target": "x", "l0_target": l0, "matched": flag, "status": "ok"}
+            line |= {"l0": l0, "fvu": fvu + 0.001 * seed, "mono_score": mono + 0.01 * seed, "n_latents": 64}
+            line |= {"purity": mono, "purity_null": 0.1, "zero_shot_top1": 0.9, "zero_shot_drop": 100 * fvu}
+            lines.append(line | {"n_parameters": 999, "n_assessed": 32, "reason": ""})
+    frame = pd.DataFrame(lines)
+    compared = compare.comparison(frame)
+    plots.table(stage, frame, "metrics")
+    plots.table(stage, compared, "comparison")
+    plots.table(stage, compare.mono_pairs(compared), "monoloss")
+    card = definition_card(np.eye(4), np.eye(4) * 0.9, batches=(2,))
+    plots.table(stage, card.assign(method="topk_8", target="x"), "definitions")
+    stage.finish()
+    return Reader.of_stage(Stage("07_results", str(folder)))
+
+
+def test_coders_are_ranked_within_one_target_and_l0_and_unmatched_ones_are_not(tmp_path):
+    text = measures.coders(fair_run(tmp_path / "fair"))
+    tables = re.findall(r"\*\*Autoencoders: .*?, L0 (\d+)\.\*\* ?(.*)\n\n((?:\|.*\n?)+)", text)
+    assert [t[0] for t in tables] == ["8", "32"]
+    assert "topk_8 leaves least of the target, FVU 0.301 [" in tables[0][1]  # relu_8 is lower, but unmatched
+    assert "no other interval reaches it" in tables[0][1] and tables[1][1] == ""  # one method is no ranking
+    assert tables[0][2].count("unmatched") == 1 and "Student's t" in text
+    assert "MonoScore rises from 0.210 to 0.610; purity rises" in text and "FVU rises from 0.301 to 0.311" in text
+    assert "loses 10.0 percentage points (relu_8) to 31.0 (topk_mono_8)" in text
+    assert "purest: 0.600 of a latent's images" in text and "0.100 when the classes are shuffled" in text
+    assert text.count("exact over the split (this repo)") == 2
+
+
+def test_answer_without_labels_says_what_was_found(tmp_path):
+    text = measures.answer(fair_run(tmp_path / "fair"))
+    assert "Of x at L0 8, topk_8 leaves least" in text and "MonoLoss raises the MonoScore of 1 of 1 methods" in text
