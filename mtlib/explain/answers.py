@@ -14,6 +14,7 @@ but failures, stop everything: requests in flight end, no other one starts. Why 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +40,9 @@ class Asker:
         ledger_path: file of answers, see `ledger.place`; answers found there are replayed without a request.
         parse:       (question, text) -> value; raises Refused or Malformed.
 
-    Use as a context manager, or call `close`. Works inside Jupyter: its event loop runs in a thread of its own.
+    Works inside Jupyter: its event loop runs in a thread of its own. The ledger is locked only while answers are being
+    asked for. Use as a context manager, or call `close`, to end the connections.
+
     Attributes: usage (Usage totals); ledger.
     """
 
@@ -50,6 +53,7 @@ class Asker:
         self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._ready = asyncio.Semaphore(2 * endpoint.concurrency)  # questions whose pictures are in memory
         self._same: dict[str, asyncio.Event] = {}  # keys of questions that are being asked
+        self._open = 0  # iterators of `ask` that are not at their end
         self._disk = ThreadPoolExecutor(1, "ledger")
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -81,6 +85,7 @@ class Asker:
         """
         loop, source, window = self._start(), iter(questions), max(16, 4 * self.endpoint.concurrency)
         waiting: deque = deque()
+        self._open += 1
         try:
             while True:
                 while len(waiting) < window and (question := next(source, None)) is not None:
@@ -89,15 +94,16 @@ class Asker:
                     return
                 yield from waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            self._open -= 1
+            if not self._open and not sys.is_finalizing():  # a program that ends in the middle must not wait for a thread
+                asyncio.run_coroutine_threadsafe(self._quiet(), loop).result()
 
     def export(self, path: Path, answers: Iterable[Answer]) -> int:
         """Write the ledger's records of these answers, in their order: the replayable copy that a stage keeps."""
         return self.ledger.export(path, (a.key for a in answers))
 
     def close(self) -> None:
-        """End the event loop and release the ledger; requests in flight are dropped."""
+        """End the event loop; requests in flight are dropped."""
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -105,7 +111,6 @@ class Asker:
             self._loop.close()
             self._loop = None
         self._disk.shutdown()
-        self.ledger.close()
 
     def __enter__(self) -> Asker:
         return self
@@ -122,11 +127,16 @@ class Asker:
 
     # --- below: in the thread of the event loop ----------------------------------------------------------------------
 
-    async def _end(self) -> None:
+    async def _quiet(self) -> None:
+        """Drop what is still asked, and release the ledger once everything answered is in it."""
         others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.close)
+
+    async def _end(self) -> None:
+        await self._quiet()
         await self._asking.client.close()
 
     async def _chain(self, question: Question | None, then: Then | None) -> list[Answer]:

@@ -21,14 +21,20 @@ from tests.explain.lmm_server import LmmServer
 pytestmark = pytest.mark.usefixtures("key")
 
 
-def test_second_writer_is_refused(tmp_path):
-    with LmmServer(lambda ask: GOOD) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as first:
-        list(first.ask([question(0)]))
-        with Asker(endpoint(server), tmp_path / "a.jsonl", parse) as second:
-            assert [a.replayed for a in second.ask([question(0)])] == [True]
-            with pytest.raises(records.RecordError, match="another process"):
-                list(second.ask([question(1)]))
-    assert server.n_asks == 1
+def test_second_writer_is_refused_while_the_first_one_asks(tmp_path):
+    with LmmServer(lambda ask: GOOD) as server:
+        first, second, third = (Asker(endpoint(server), tmp_path / "a.jsonl", parse) for _ in range(3))
+        asked = first.ask(question(n) for n in range(50))
+        next(asked)
+        with pytest.raises(records.RecordError, match="another process"):
+            list(second.ask([question(60)]))
+        asked.close()
+        assert [a.status for a in second.ask([question(60)])] == ["answered"]
+        before = server.n_asks
+        assert [a.replayed for a in third.ask([question(0), question(60)])] == [True, True]
+        assert server.n_asks == before
+        for asker in (first, second, third):
+            asker.close()
 
 
 def test_second_run_replays_answers_and_refusals_and_asks_failures_again(tmp_path):
