@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, dict]] = {
     "transcoder": {"coder": _MT_FLAT | dict(target="y"), "train": _MT_TRAIN},
     "sae": {"coder": _MT_FLAT, "train": _MT_TRAIN},
     "matryoshka_sae": {"coder": _MT_NESTED, "train": _MT_TRAIN},
-    # ours: one nested decoder, frozen threshold, revival of dead latents, L0 set by the user
+    # ours: one nested decoder, frozen threshold, revival of dead latents, MonoLoss, L0 set by the user
     "matryoshka_transcoder_shared": {
         "coder": dict(
             n_latents=2048,
@@ -39,6 +39,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             selection="batch_topk",
             levels=_MT_LEVELS,
             ks=(32,),
+            level_weights=_MT_WEIGHTS,
             decoder="shared",
             unit_norm_decoder=True,
             centre="mean",
@@ -46,6 +47,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             target_centre="mean",
             target_scale="rms",
             aux_weight=1 / 32,
+            mono_weight=0.1,
         ),
         "train": dict(lr=1e-3, schedule="cosine", final_lr=0.01, warmup=0.05, grad_clip=1.0, batch=256, epochs=50),
     },
