@@ -43,6 +43,8 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
         taken = [p.stem for p in places.profiles.glob("*.yaml")]
         if not isinstance(name, str) or not RUN_NAME.match(name):
             raise params.ParamsError(f"-p run={name}: a run's name has letters, digits, _ . - only")
+        if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
+            return name  # the profile's own run, with what it leaves to be given and nothing else
         if name in taken or name.removesuffix("-smoke") in taken:
             raise params.ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
         return name
@@ -50,6 +52,13 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
     if plain:
         name += "-" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
     return name
+
+
+def asked_for(profile: str, places: Places) -> list[str]:
+    """What a profile leaves blank (`images: ""`): the caller's own data, without which it is not what it says."""
+    path = places.profiles / f"{profile}.yaml"
+    values = params.load_profile(path, f"params/{profile}.yaml") if path.is_file() else {}
+    return [key for key, value in values.items() if value == ""]
 
 
 def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> dict[str, dict]:
@@ -67,6 +76,8 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
         params.check(values, notebooks, f"params/{name}.yaml")
         given |= values
     plain = {k: v for k, v in overrides.items() if k != "run"}
+    if missing := [] if smoke else [key for key in asked_for(profile, places) if not plain.get(key)]:
+        raise params.ParamsError(f"params/{profile}.yaml: {missing[0]} is yours to give, -p {missing[0]}=...")
     params.check(plain, notebooks, "-p")
     checked = params.check(given | plain, notebooks, f"params/{profile}.yaml")
     for values in checked.values():

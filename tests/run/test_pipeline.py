@@ -129,6 +129,20 @@ def test_overrides_make_a_run_of_their_own(done):
             name("demo", False, {"run": bad}, done)
 
 
+def test_a_profile_that_leaves_its_data_blank_needs_them_and_then_keeps_its_name(tmp_path):
+    places = small.write(tmp_path, make_parameters='n = 2\nword = "a"')
+    (places.profiles / "own.yaml").write_text('word: ""\n')
+    name = profiles.run_name
+    assert name("own", False, {"word": "x", "run": "own"}, places) == "own"
+    for more in ({}, {"n": 4, "word": "x"}):
+        with pytest.raises(ParamsError, match="belongs to the profile"):
+            name("own", False, more | {"run": "own"}, places)
+    with pytest.raises(ParamsError, match="belongs to the profile"):
+        name("own", True, {"word": "x", "run": "own"}, places)
+    with pytest.raises(ParamsError, match="word is yours to give, -p word="):
+        profiles.load_params("own", False, {}, places)
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
