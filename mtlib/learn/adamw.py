@@ -12,6 +12,11 @@ import torch
 from torch import Tensor, nn
 
 
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The same numbers as they lie in memory: the kernel copies a transposed matrix there and back."""
+    return tensor.T if tensor.ndim == 2 and not tensor.is_contiguous() else tensor
+
+
 class AdamW:
     """Decoupled weight decay Adam over named parameters.
 
@@ -55,10 +60,10 @@ class AdamW:
             steps = [self.state[f"step.{name}"] for name in names]
             torch._foreach_add_(steps, 1)
             torch._fused_adamw_(
-                [self.named[name] for name in names],
-                [self.named[name].grad for name in names],
-                [self.state[f"mean.{name}"] for name in names],
-                [self.state[f"square.{name}"] for name in names],
+                [_in_memory_order(self.named[name]) for name in names],
+                [_in_memory_order(self.named[name].grad) for name in names],
+                [_in_memory_order(self.state[f"mean.{name}"]) for name in names],
+                [_in_memory_order(self.state[f"square.{name}"]) for name in names],
                 [],
                 steps,
                 lr=lr * multiple,

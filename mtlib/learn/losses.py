@@ -63,6 +63,7 @@ def mono_scores(x: Tensor, z: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor
     """
     e = torch.nn.functional.normalize(x, dim=-1)
     low, high = z.amin(0), z.amax(0)
+    low = torch.where(low > 0, low, low.detach())  # the 0 of a latent that does not fire is a constant
     spread = high - low
     a = (z - low) / spread.clamp_min(eps)  # (B, S)
     total, squares = a.sum(0), a.square().sum(0)

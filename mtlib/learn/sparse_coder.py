@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mtlib.learn import files, losses, sparsity
 from mtlib.learn.config import SparseCoderConfig
+from mtlib.learn.fast.terms import Terms, fast_terms
 
 __all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
 
@@ -44,13 +45,15 @@ class SparseCoder(nn.Module):
     Inference (`encode`, `forward`) uses frozen thresholds only; the batch-wise selection is inside `loss`.
     """
 
+    fast = "auto"  # "auto": the loss from the active latents alone where that pays (learn/fast); "off": always plain
+
     def __init__(self, config: SparseCoderConfig, seed: int = 0):
         super().__init__()
         self.config = c = config
         g = torch.Generator().manual_seed(seed)
         D, S, d_out = c.d_in, c.n_latents, c.d_out
         directions = _unit_rows(torch.randn(S, D, generator=g))
-        self.enc = nn.Parameter(directions.T.contiguous())  # (D, S), unit columns: z_pre has the input's scale
+        self.enc = nn.Parameter(directions.T)  # (D, S), unit columns: z_pre has the input's scale
         self.enc_bias = nn.Parameter(torch.zeros(S))
         self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias == "own" else None
         n_decoders = 1 if c.decoder == "shared" else len(c.levels)
@@ -169,20 +172,24 @@ class SparseCoder(nn.Module):
     def _pre(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[-1] != self.config.d_in:
             raise ValueError(f"encode: x has shape {tuple(x.shape)}, expected (B, {self.config.d_in})")
-        x = ((x - self.x_mean) / self.x_scale).flatten(0, -2)
+        x = self._inputs(x).flatten(0, -2)
         if self.compute_dtype is None:
             return torch.addmm(self._encoder_bias(), x, self.enc)
         return self._product(x, self.enc) + self._encoder_bias()
 
-    def _activate(self, z_pre: Tensor) -> Tensor:
-        c = self.config
+    def _inputs(self, x: Tensor) -> Tensor:
+        return (x - self.x_mean) / self.x_scale
+
+    def _activate(self, z_pre: Tensor, theta: Tensor | None = None) -> Tensor:
+        """Activation of z_pre (..., S); or of values (n,) with the theta (n,) of their latents."""
+        c, theta = self.config, self.theta if theta is None else theta
         if c.activation == "relu":
             return z_pre.relu()
         if c.activation == "jumprelu_fixed":
             return sparsity.jumprelu_fixed(z_pre, c.gamma, c.beta)
         if c.penalty == "l0_rectangle":
-            return sparsity.jumprelu(z_pre, self.theta, c.bandwidth)
-        return z_pre * (z_pre > self.theta)
+            return sparsity.jumprelu(z_pre, theta, c.bandwidth)
+        return z_pre * (z_pre > theta)
 
     def _select(self, z: Tensor, batchwise: bool) -> Tensor:
         c = self.config
@@ -249,24 +256,32 @@ class SparseCoder(nn.Module):
         c = self.config
         if y.shape != (len(x), c.d_out):
             raise ValueError(f"loss: target has shape {tuple(y.shape)}, expected ({len(x)}, {c.d_out})")
-        z_pre = self._pre(x)
+        y = (y - self.y_mean) / self.y_scale
+        terms = fast_terms(self, x, y, penalty_scale) if self.fast == "auto" else None
+        parts, error, fired, n_fired = terms or self._plain_terms(x, y, penalty_scale)
+        total = torch.stack(tuple(parts.values())).sum()
+        if self.training:
+            since = self.rows_since_fired + len(x)
+            self.rows_since_fired.copy_(since.masked_fill_(fired, 0))
+        parts |= {"l0": n_fired / len(x), "error": error.square().sum()}
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def _plain_terms(self, x: Tensor, y: Tensor, penalty_scale: Tensor | float, z_pre: Tensor | None = None) -> Terms:
+        """The readable definition, which the fast path must equal; y in the coder's units, z_pre (B, S) if known."""
+        c = self.config
+        z_pre = self._pre(x) if z_pre is None else z_pre
         z = self._select(self._activate(z_pre), batchwise=True)
         y_hats = self._decode_levels(z)
-        y = (y - self.y_mean) / self.y_scale
+        error = y - y_hats[-1]
         parts = {"reconstruction": losses.reconstruction(y, y_hats, c.level_weights)}
         if c.penalty != "none":
             parts["penalty"] = penalty_scale * c.penalty_weight * self._penalty(z_pre, z)
         if c.mono_weight:
             parts["mono"] = c.mono_weight * losses.mono_loss(x, z)
         if c.aux_weight:
-            parts["aux"] = c.aux_weight * self._aux(z_pre, y - y_hats[-1])
-        total = torch.stack(tuple(parts.values())).sum()
+            parts["aux"] = c.aux_weight * self._aux(z_pre, error)
         fired = z.detach() != 0
-        if self.training:
-            since = self.rows_since_fired + len(x)
-            self.rows_since_fired.copy_(torch.where(fired.any(0), torch.zeros_like(since), since))
-        parts |= {"l0": fired.sum() / len(x), "error": (y - y_hats[-1]).square().sum()}
-        return total, {name: value.detach() for name, value in parts.items()}
+        return Terms(parts, error, fired.any(0), fired.sum())
 
     def _penalty(self, z_pre: Tensor, z: Tensor) -> Tensor:
         c = self.config
@@ -286,7 +301,7 @@ class SparseCoder(nn.Module):
         """What follows every optimiser step: unit decoder rows (one per latent), thresholds >= 0."""
         if self.config.unit_norm_decoder:
             for w in self.dec:
-                w.copy_(_unit_rows(w))
+                w.div_(w.norm(dim=-1, keepdim=True).clamp_min(1e-12))
             if self.config.tied:
                 self.enc.copy_(_unit_rows(self.enc.T).T)
         if self.theta is not None:

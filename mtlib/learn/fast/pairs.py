@@ -1,0 +1,153 @@
+"""Sums over (bag, item) pairs: a sparse matrix times a table, as torch's embedding bag, with gradients by hand.
+
+With w the weight of each pair, M the sparse matrix of w (n_bags, n_items), and T a table (n_items, O):
+
+    sum_bags          M @ T                           one gather per pair
+    d w               dot(d out[bag], T[item])        one gather per pair
+    d T               M.T @ d out                     sum_bags of the transposed pairs, sorted once
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Pairs:
+    """n pairs in the order of their bags: bag (n,) int64 growing, item (n,) int64; no weights."""
+
+    bag: Tensor
+    item: Tensor
+    n_bags: int
+    n_items: int
+
+    @cached_property
+    def start(self) -> Tensor:
+        """(n_bags,): place of the first pair of every bag."""
+        bags = torch.arange(self.n_bags, device=self.bag.device)
+        return torch.searchsorted(self.bag, bags)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """(n,): places of the pairs sorted by item; pairs of one item keep their order, so sums repeat exactly."""
+        return torch.sort(self.item.int(), stable=True).indices
+
+    @cached_property
+    def transposed(self) -> Pairs:
+        """Items as bags; its pair i is this one's pair order[i]."""
+        item, bag = (t.index_select(0, self.order) for t in (self.item, self.bag))
+        return Pairs(item, bag, self.n_items, self.n_bags)
+
+
+def bag_sums(pairs: Pairs, weight: Tensor, table: Tensor) -> Tensor:
+    """sum over each bag of weight * table[item], without a gradient.
+
+    Args: weight (n,); table (n_items, O). Returns: (n_bags, O).
+    """
+    if not len(weight):
+        return table.new_zeros(pairs.n_bags, table.shape[1])
+    bag_of = torch.ops.aten._embedding_bag_forward_only
+    return bag_of(table.detach(), pairs.item, pairs.start, False, 0, False, weight.detach())[0]
+
+
+def pair_dots(pairs: Pairs, left: Tensor, table: Tensor) -> Tensor:
+    """dot(left[bag], table[item]) of every pair, without a gradient.
+
+    Args: left (n_bags, O); table (n_items, O). Returns: (n,).
+    """
+    if not len(pairs.item):
+        return table.new_zeros(0)
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    return dots(left.contiguous(), table.detach(), pairs.item, pairs.start, pairs.bag, 0)
+
+
+def item_sums(pairs: Pairs, weight: Tensor, left: Tensor) -> Tensor:
+    """sum over each item of weight * left[bag]: the transposed product. left (n_bags, O). Returns: (n_items, O)."""
+    return bag_sums(pairs.transposed, weight.index_select(0, pairs.order), left)
+
+
+def weight_sums(item: Tensor, weight: Tensor, n_items: int) -> Tensor:
+    """(n_items,): sum of the weights of each item; weight (n,)."""
+    return weight.new_zeros(n_items).index_add_(0, item, weight)
+
+
+class SumBags(torch.autograd.Function):
+    """`bag_sums` with gradients of weight and table: SumBags.apply(weight, table, pairs) -> (n_bags, O)."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, table: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(weight, table)
+        ctx.pairs = pairs
+        return bag_sums(pairs, weight, table)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        weight, table = ctx.saved_tensors
+        g = g.contiguous()
+        d_weight = pair_dots(ctx.pairs, g, table) if ctx.needs_input_grad[0] else None
+        d_table = item_sums(ctx.pairs, weight, g) if ctx.needs_input_grad[1] else None
+        return d_weight, d_table, None
+
+
+class SquaredNorms(torch.autograd.Function):
+    """|sum over an item's pairs of weight * table[bag]|^2: SquaredNorms.apply(weight, table (n_bags, D), pairs) -> (n_items,)
+
+    With v the sum of an item, |v|^2 is the sum of weight * dot(v, table[bag]), and twice those dots are its gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, table: Tensor, pairs: Pairs) -> Tensor:
+        turned, order = pairs.transposed, pairs.order
+        sums = bag_sums(turned, weight.index_select(0, order), table)  # (n_items, D)
+        dots = torch.empty_like(weight)
+        dots.index_copy_(0, order, pair_dots(turned, sums, table))
+        ctx.save_for_backward(dots)
+        ctx.item = pairs.item
+        return weight_sums(pairs.item, weight * dots, pairs.n_items)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        (dots,) = ctx.saved_tensors
+        return 2 * dots * g.index_select(0, ctx.item), None, None
+
+
+class EncodePairs(torch.autograd.Function):
+    """Gives pre-activations that are already computed their gradient, in the pairs alone.
+
+    EncodePairs.apply(enc (D, S), enc_bias (S,), pre_bias (D,) or None, values (n,), x (B, D), pairs) -> values. x is the
+    encoder's input, pre_bias already subtracted. The gradient of pre_bias is enc @ d enc_bias: it needs no (B, D) product.
+    """
+
+    @staticmethod
+    def forward(ctx, enc, enc_bias, pre_bias, values: Tensor, x: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(enc, x)
+        ctx.pairs = pairs
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        enc, x = ctx.saved_tensors
+        d_enc = item_sums(ctx.pairs, g, x).T  # (D, S)
+        d_bias = weight_sums(ctx.pairs.item, g, enc.shape[1])
+        d_pre = -(enc @ d_bias) if ctx.needs_input_grad[2] else None
+        return d_enc, d_bias, d_pre, None, None, None
+
+
+class EncodeDense(torch.autograd.Function):
+    """The same for a whole (B, S) product that turned out dense: EncodeDense.apply(enc, enc_bias, pre_bias, z_pre, x)."""
+
+    @staticmethod
+    def forward(ctx, enc, enc_bias, pre_bias, z_pre: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(enc, x)
+        return z_pre.view_as(z_pre)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        enc, x = ctx.saved_tensors
+        d_bias = g.sum(0)
+        d_pre = -(enc @ d_bias) if ctx.needs_input_grad[2] else None
+        return (g.T @ x).T, d_bias, d_pre, None, None
