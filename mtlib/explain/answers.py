@@ -95,7 +95,9 @@ class Asker:
                 yield from waiting.popleft().result()
         finally:
             self._open -= 1
-            if not self._open and not sys.is_finalizing():  # a program that ends in the middle must not wait for a thread
+            if (
+                not self._open and not sys.is_finalizing()
+            ):  # a program that ends in the middle must not wait for a thread
                 asyncio.run_coroutine_threadsafe(self._quiet(), loop).result()
 
     def export(self, path: Path, answers: Iterable[Answer]) -> int:
@@ -179,6 +181,7 @@ class Asker:
                 self.ledger.open()
                 if key in self.ledger.records:  # another process had added it before the lock was ours
                     return self._replay(question, key)
+                await asyncio.to_thread(asking.client.load)
                 try:
                     messages = await asyncio.to_thread(asking.client.messages, question)
                 except Exception as e:  # whatever a picture's callable raises

@@ -24,7 +24,7 @@ SHORTEST_KEY = 8  # characters; shorter ones are placeholders of local servers
 
 
 class Client:
-    """Sends questions. The key is read at the first request; `clean` takes it out of any text.
+    """Sends questions. The key is read by `load`; `clean` takes it out of any text.
 
     Attributes: schema (whether schemas are sent; with "auto" it turns False when the server refuses one).
     """
@@ -38,12 +38,7 @@ class Client:
         self._cached, self._lock = 0, threading.Lock()
 
     def messages(self, question: Question) -> list[dict]:
-        """The question as chat messages. Raises: whatever a picture's callable raises; ValueError if it is no picture.
-
-        Loads the `openai` library, so that this is over before a deadline runs.
-        """
-        import openai.resources.chat  # noqa: F401
-
+        """The question as chat messages. Raises: whatever a picture's callable raises; ValueError if it is no picture."""
         parts = [{"type": "text", "text": question.text}]
         parts += [{"type": "image_url", "image_url": {"url": self._url(p)}} for p in question.pictures]
         system = [{"role": "system", "content": question.system}] if question.system else []
@@ -67,12 +62,28 @@ class Client:
                 self._cached -= len(self._cache.popitem(last=False)[1])
         return url
 
+    def load(self) -> None:
+        """Load the `openai` library and make the client, before any deadline runs; without a key `send` will say so."""
+        with self._lock:
+            if self._openai is None:
+                from openai import AsyncOpenAI
+
+                e, key = self.endpoint, self.endpoint.key()
+                self._key = key if len(key) >= SHORTEST_KEY else ""
+                if key or e.host in LOOPBACK:
+                    self._openai = AsyncOpenAI(
+                        api_key=key or "none", base_url=e.base_url, timeout=e.timeout_s, max_retries=0
+                    )
+                    _ = self._openai.chat.completions
+
     async def send(self, question: Question, messages: list[dict]) -> Reply:
-        """One request and its reply. Raises: Trouble, and nothing else."""
+        """One request and its reply; `load` comes first. Raises: Trouble, and nothing else."""
+        if self._openai is None:
+            raise Trouble("key", f"none found: set {' or '.join(self.endpoint.key_env)}", charged=False)
         import openai
 
         e = self.endpoint
-        body = {"model": e.model, "messages": messages, "max_tokens": e.max_tokens, "temperature": e.temperature}
+        body = {"messages": messages, "max_tokens": e.max_tokens, "temperature": e.temperature}
         with_schema = self.schema and question.schema is not None
         if with_schema:
             form = {"name": "answer", "strict": True, "schema": question.schema}
@@ -99,27 +110,14 @@ class Client:
             raise Trouble("again", f"the reply broke off ({type(error).__name__})") from None
 
     async def _post(self, body: dict) -> bytes:
-        reply = bytearray()
-        completions = self._connected().chat.completions
-        async with completions.with_streaming_response.create(**body) as response:
+        """The bytes of the reply. The body goes as `extra_body`, since the client walks through all else piece by piece."""
+        reply, create = bytearray(), self._openai.chat.completions.with_streaming_response.create
+        async with create(model=self.endpoint.model, messages=[], extra_body=body) as response:
             async for piece in response.iter_bytes():
                 reply += piece
                 if len(reply) > replies.MAX_BODY:
                     raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
         return bytes(reply)
-
-    def _connected(self):
-        """The `openai.AsyncOpenAI`, made at the first request. Raises: Trouble without a key."""
-        if self._openai is None:
-            from openai import AsyncOpenAI
-
-            key = self.endpoint.key()
-            if not key and self.endpoint.host not in LOOPBACK:
-                raise Trouble("key", f"none found: set {' or '.join(self.endpoint.key_env)}", charged=False)
-            self._key = key if len(key) >= SHORTEST_KEY else ""
-            e = self.endpoint
-            self._openai = AsyncOpenAI(api_key=key or "none", base_url=e.base_url, timeout=e.timeout_s, max_retries=0)
-        return self._openai
 
     def clean(self, text: str) -> str:
         """The text without the key, in any of its usual spellings."""

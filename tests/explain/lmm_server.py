@@ -89,7 +89,7 @@ class LmmServer:
 
     Args:
         answer:  Ask -> words, dict, Raw, or callable(handler).
-        delay_s: sleep before answering.
+        delay_s: time an answer takes, thinking included.
         keep:    keep all requests in `asks` (a long run should not).
         model:   name reported in replies made of words.
     Attributes: base_url; asks (in order of arrival); n_asks; most_at_once (requests in flight at the same time).
@@ -112,9 +112,9 @@ class LmmServer:
         self.server.shutdown()
         self.server.server_close()
 
-    def arrived(self, body: dict, headers: dict, path: str) -> Ask:
+    def arrived(self, body: dict, headers: dict, path: str, started: float) -> Ask:
         with self.lock:
-            ask = Ask(self.n_asks, body, headers, path, time.monotonic())
+            ask = Ask(self.n_asks, body, headers, path, started)
             self.n_asks += 1
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
@@ -140,12 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_POST(self):
-        raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+        raw, started = self.rfile.read(int(self.headers.get("content-length", 0))), time.monotonic()
         lmm: LmmServer = self.server.lmm
-        ask = lmm.arrived(json.loads(raw), {k.lower(): v for k, v in self.headers.items()}, self.path)
+        ask = lmm.arrived(json.loads(raw), {k.lower(): v for k, v in self.headers.items()}, self.path, started)
         try:
-            time.sleep(lmm.delay_s)
             reply = lmm.answer(ask)
+            time.sleep(max(0.0, lmm.delay_s - (time.monotonic() - ask.started)))
             if isinstance(reply, str):
                 reply = completion(reply, lmm.model, number=ask.number)
         finally:
