@@ -17,21 +17,25 @@
 # Everything in this repo is read from one vector per image: the embedding `x` of a frozen image encoder. If an error of physics leaves no
 # trace in `x`, no classifier and no sparse feature can find it later. So the first question is what `x` holds.
 #
-# *Needs* nothing for the demo: it draws its own scenes and brings its own small CLIP. Or a folder of images
-# (`images`), or embeddings made elsewhere (`embeddings`).
+# *Needs* nothing for the demo: it draws its own scenes and brings its own small CLIP. Or images (`images`: a folder, a table, shards
+# or a named data set), or embeddings made elsewhere (`embeddings`).
 # *Makes* `embeddings/` (one row per usable image, one line of `manifest.parquet` per file found, a vocabulary of phrases in the same
-# space) and the encoder's report card.
+# space) and the encoder's report card. With `layer`, the rows are the tokens of that layer instead of final embeddings.
 # *Takes* about two minutes on two cores for the demo; otherwise the time of the encoder.
 
 # %% tags=["parameters"]
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
-images = ""  # folder of images; empty: draw the demo's scenes
-embeddings = ""  # .npy (N, D) of embeddings made elsewhere, instead of images
-vocabulary = ""  # .npy (V, D) of text embeddings in the same space, with embeddings
+images = ""  # folder (.tar shards in it count as folders), table (.csv, .parquet), "hf:..." or "torchvision:..."; empty: draw scenes
+embeddings = ""  # .npy, .npz (N, D) or LMDB of embeddings made elsewhere, instead of images
+vocabulary = ""  # with embeddings: .npy (V, D) of texts in the same space; else phrases (.txt, .csv) or "wordfreq:20000"; empty: packaged
 vocabulary_names = ""  # text file with a line per row of vocabulary; empty: the one .txt beside it that fits
-encoder = "demo"  # "demo", an open_clip model name, "local-dir:<folder>" or "hf-hub:<repository>"
+templates = []  # prompts around the phrases, e.g. "a photo of {}"; empty: the packaged ones
+encoder = "demo"  # "demo", an open_clip model name, "timm/<name>", "local-dir:<folder>" or "hf-hub:<repository>"
 pretrained = ""  # for an open_clip name: one of its tags, or the path of a checkpoint
+encoder_precision = "float32"  # or "bf16": faster on many processors
+layer = ""  # empty: the final embedding; a block number ("11", "-1") or a module's path: its activations
+tokens = "cls"  # of the layer: "cls", "patches", "all" or "mean" (over the patches)
 n_scenes = 8000  # labelled scenes to draw, half of them implausible
 n_per_generator = 400  # new images of each simulated generator
 seed = 0  # of the scenes, the splits and the samples shown
@@ -39,7 +43,8 @@ batch_size = 256  # images per forward pass
 max_images = 0  # use only so many images of a folder, evenly over labels and classes; 0: all
 max_bad_fraction = 0.2  # stop when a larger share of the files cannot be used
 splits = [0.6, 0.2, 0.2]  # train, val, test
-workers = 2  # threads that decode images; processes that draw scenes
+workers = 2  # threads that decode images; processes that draw scenes, or that embed with another engine
+engine = "local"  # "local" (this process), "processes" or "ray"; the rows are the same
 
 # %%
 import pandas as pd
@@ -56,8 +61,10 @@ plots.use_style()
 params = dict(images=images, embeddings=embeddings, vocabulary=vocabulary, vocabulary_names=vocabulary_names)
 params |= dict(n_scenes=n_scenes, n_per_generator=n_per_generator, seed=seed, batch_size=batch_size, workers=workers)
 params |= dict(max_images=max_images, max_bad_fraction=max_bad_fraction, splits=splits)
+params |= dict(engine=engine, templates=templates)
 config = sources.EmbedConfig(**params)
-stage = Stage("01_embed", run_dir, stage_dir, params=params | dict(encoder=encoder, pretrained=pretrained))
+model = dict(precision=encoder_precision, layer=layer, tokens=tokens)
+stage = Stage("01_embed", run_dir, stage_dir, params=params | model | dict(encoder=encoder, pretrained=pretrained))
 print(f"source: {config.source}")
 
 # %% [markdown]
@@ -70,25 +77,31 @@ print(f"source: {config.source}")
 
 # %%
 truth = sources.render_scenes(config, stage.out) if config.source == "scenes" else None
-tower = Encoder.load(encoder, pretrained) if config.source != "arrays" else None
+tower = Encoder.load(encoder, pretrained, **model) if config.source != "arrays" else None
 if config.source == "arrays":
     manifest, facts = sources.from_arrays(config, stage.root, stage.out)
 else:
-    root = stage.out / "images" if config.source == "scenes" else stage.root / images
-    manifest, facts = sources.from_images(config, tower, root, stage.out, truth)
+    folder = stage.out / "images" if config.source == "scenes" else stage.root / images
+    folder = sources.import_images(config, folder, stage.out)
+    manifest, facts = sources.from_images(config, tower, folder, stage.out, truth)
 
 # %%
 data = store.load_parts(stage.out, facts)
 made_by = f"encoder {encoder} {pretrained}".strip() if tower is not None else "an encoder that is not known here"
 print(f"{len(data.x)} rows of width {data.x.shape[1]}, made by {made_by}; labels: {facts['labels']}")
+if data.tokens > 1:
+    print(
+        f"{data.tokens} rows per image: {facts['tokens']} tokens of {facts['layer']}; below, an image is the mean of its rows"
+    )
 print(f"{len(data.phrases)} phrases in the same space: {data.phrases['kind'].value_counts().to_dict()}")
-assert len(data.x) == (manifest["status"] == "ok").sum() == facts["n_rows"]
+assert len(data.x) == (manifest["status"] == "ok").sum() * data.tokens == facts["n_rows"]
+data = data.per_image()
 
 # %%
 files = manifest["status"].value_counts().rename_axis("status").reset_index(name="count")
 plots.table(stage, files, "files")
 display(files)
-remark = (manifest["detail"] != "") & (manifest["status"] != "not sampled")
+remark = (manifest["detail"] != "") & ~manifest["status"].isin(["not sampled", "annotation"])
 notes = manifest.loc[remark, ["path", "status", "detail"]]
 display(notes.head(20)) if len(notes) else print("no file needs a remark")
 
@@ -154,7 +167,7 @@ elif facts["labels"] == "plausibility":
     report = card.folds_card(data, seed)
 elif facts["labels"] == "classes":
     names = [f"a photo of a {name.replace('_', ' ')}" for name in facts["class_names"]]
-    report = card.classes_card(data, tower.encode_texts(names))
+    report = card.classes_card(data, tower.encode_texts(names) if tower.tokenizer else None)
 else:
     report = card.words_card(data)
 plots.table(stage, report, "encoder")

@@ -85,7 +85,7 @@ def nearest_family(data: Data, rows: np.ndarray) -> np.ndarray | None:
     names = np.array(sorted(data.phrases.loc[known, "family"].unique()))
     texts = unit(np.asarray(data.vocabulary, np.float64))
     means = unit(np.stack([texts[known & (data.phrases["family"] == n).to_numpy()].mean(axis=0) for n in names]))
-    return names[np.argmax(unit(np.asarray(data.x[rows], np.float64)) @ means.T, axis=1)]
+    return names[np.argmax(unit(np.asarray(data.embedding[rows], np.float64)) @ means.T, axis=1)]
 
 
 def folds_card(data: Data, seed: int = 0, n_folds: int = 5) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def classes_card(data: Data, texts: np.ndarray | None = None) -> pd.DataFrame:
     )
     named = None
     if texts is not None:
-        named = names[np.argmax(unit(np.asarray(data.x[test])) @ unit(texts).T, axis=1)] == y[test]
+        named = names[np.argmax(unit(np.asarray(data.embedding[test])) @ unit(texts).T, axis=1)] == y[test]
     parts = [("all", np.ones(len(test), bool))] + [(name, y[test] == name) for name in names]
     lines = [
         _line(name, right[here])
@@ -188,11 +188,13 @@ def reading(report: pd.DataFrame, facts: dict) -> str:
             "physics: without a truth this cannot be told apart, so no claim about causes is made."
         )
     if facts["labels"] == "classes":
+        named = total["zero_shot_family"] == total["zero_shot_family"]
         worst = rest.loc[rest["probe_accuracy"].idxmin()]
         return (
             f"A linear probe names the class of {total['probe_accuracy']:.1%} of {total['n_test']} test images ({len(rest)} classes; the "
-            f"hardest is {worst['family']}, {worst['probe_accuracy']:.1%}); the nearest class name is right for "
-            f"{total['zero_shot_family']:.1%}.\nThere are no plausibility labels, so nothing here says what is physically wrong."
+            f"hardest is {worst['family']}, {worst['probe_accuracy']:.1%})"
+            + (f"; the nearest class name is right for {total['zero_shot_family']:.1%}" if named else "")
+            + ".\nThere are no plausibility labels, so nothing here says what is physically wrong."
         )
     if not total["n_test"]:
         return "The rows carry no label and no name that the vocabulary knows, so there is nothing to score."

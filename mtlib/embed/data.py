@@ -1,18 +1,9 @@
-"""What is in a folder of images: one line per file found, labels from folder names, splits by group.
-
-folder/human_correct/[category/]x.jpg, folder/human_error/[category/]x.jpg   labels "plausibility" (0, 1)
-folder/generators/<name>/x.jpg                                                new images of a generator, unlabelled
-folder/<class>/x.jpg, at least two classes                                    labels "classes"
-anything else                                                                 labels "none"
-"""
+"""The manifest: which files are used, which repeat another, what belongs together, and the splits by group."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,13 +11,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mtlib.embed.images import SUFFIXES
-from mtlib.embed.names import escape
 
-LABEL_FOLDERS = {"human_correct": 0, "human_error": 1}
 COLUMNS = (
     *("path", "row", "status", "detail", "sha256", "duplicate_of"),
     *("label", "class_name", "group", "split", "generator"),
 )
+GIVEN = ("train", "val", "test", "unlabelled")  # splits that a table may give
 LISTED = "listed"  # status of a file that is not yet read
 
 
@@ -34,88 +24,9 @@ class InputError(ValueError):
     """The input cannot be used; the message names the path and what to do."""
 
 
-def find_images(folder: Path) -> tuple[pd.DataFrame, str]:
-    """List every file below a folder, without opening any; links are not followed.
-
-    Args:
-        folder: see above.
-    Returns: (frame, labels): one line per file, sorted by the bytes of its path, with the manifest's columns (COLUMNS; status
-        is LISTED, or the reason for which the file is not read) and size, mtime_ns; labels is "plausibility", "classes"
-        or "none".
-    Raises: InputError when the folder is missing, no folder, unreadable or empty, or has only one of the two label folders.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        raise InputError(f"images = {folder}: no such folder")
-    if not folder.is_dir():
-        raise InputError(f"images = {folder}: not a folder")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise InputError(f"images = {folder}: permission denied")
-    found = sorted(_walk(folder, b""), key=lambda line: line[0])
-    if not found:
-        raise InputError(f"images = {folder}: the folder holds no files")
-    frame = pd.DataFrame(found, columns=["raw", "status", "detail", "size", "mtime_ns"])
-    frame.insert(0, "path", [escape(os.fsdecode(raw)) for raw in frame.pop("raw")])
-    labels = _labels(frame["path"])
-    if labels == "plausibility":
-        for name in LABEL_FOLDERS:
-            if not frame["path"].str.startswith(f"{name}/").any():
-                raise InputError(
-                    f"images = {folder}: {name}/ is missing or empty; both {' and '.join(LABEL_FOLDERS)} are needed"
-                )
-    places = [_place(path, labels) for path in frame["path"]]
-    frame["label"] = pd.array([p[0] for p in places], dtype="Int64")
-    frame["class_name"], frame["generator"] = [p[1] for p in places], [p[2] for p in places]
-    frame["row"] = pd.array([pd.NA] * len(frame), dtype="Int64")
-    for name in ("sha256", "duplicate_of", "group", "split"):
-        frame[name] = ""
-    return frame[[*COLUMNS, "size", "mtime_ns"]], labels
-
-
-def _walk(folder: Path, below: bytes):
-    """(path as bytes, status, detail, size, mtime_ns) of everything below folder/below that is no folder."""
-    here = os.path.join(os.fsencode(folder), below)
-    try:
-        entries = list(os.scandir(here))
-    except PermissionError:
-        yield below, "permission", "folder not readable", 0, 0
-        return
-    for entry in entries:
-        path = os.path.join(below, entry.name)
-        try:
-            info = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            yield path, "changed", "deleted while the folder was listed", 0, 0
-            continue
-        size_time = (info.st_size, info.st_mtime_ns)
-        if stat.S_ISLNK(info.st_mode):
-            yield path, "symlink", "not followed", *size_time
-        elif stat.S_ISDIR(info.st_mode):
-            yield from _walk(folder, path)
-        elif not stat.S_ISREG(info.st_mode):
-            yield path, "special file", "pipe, socket or device", *size_time
-        else:
-            yield path, LISTED, "", *size_time
-
-
-def _labels(paths: pd.Series) -> str:
-    top = paths.str.split("/").str[0]
-    if top[paths.str.contains("/")].isin(list(LABEL_FOLDERS)).any():
-        return "plausibility"
-    images = paths[paths.str.lower().str.endswith(SUFFIXES)]
-    inside = images.str.contains("/")
-    return "classes" if len(images) and inside.all() and images.str.split("/").str[0].nunique() >= 2 else "none"
-
-
-def _place(path: str, labels: str) -> tuple[object, str, str]:
-    """(label, class_name, generator) that a path says."""
-    parts = path.split("/")
-    below = parts[1] if len(parts) > 2 else ""
-    if labels == "plausibility":
-        if parts[0] == "generators" and below:
-            return pd.NA, "", below
-        return LABEL_FOLDERS.get(parts[0], pd.NA) if len(parts) > 1 else pd.NA, below, ""
-    return pd.NA, parts[0] if len(parts) > 1 else "", ""
+def attributes(frame: pd.DataFrame) -> list[str]:
+    """Columns that a table brought along."""
+    return [name for name in frame.columns if name not in (*COLUMNS, "size", "mtime_ns")]
 
 
 def sample(frame: pd.DataFrame, max_images: int, seed: int) -> pd.DataFrame:
@@ -137,7 +48,8 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     """The manifest: what embedding found of each listed file joined to the listing, rows numbered, duplicates, groups, splits.
 
     Args:
-        frame:    listing of `find_images`; a non-empty `group` (scene) is kept, other files are groups of their own.
+        frame:    listing of `find_images`; a non-empty `group` (scene) is kept, other files are groups of their own. A
+            non-empty `split` is kept too; where one group was given several, all of it goes to the first of train, val, test.
         outcomes: status, detail, sha256 of the listed files, in order.
         fractions, seed: as `assign_splits`.
     Returns: frame with COLUMNS.
@@ -160,9 +72,17 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
         rated &= out["label"].notna().to_numpy()
     elif (out["class_name"] != "").any():
         rated &= (out["class_name"] != "").to_numpy()
+    given = out["split"].where(ok & (out["split"] != ""))
     out["split"] = np.where(ok, "unlabelled", "")
-    out.loc[rated, "split"] = assign_splits(out.loc[rated, "group"], _strata(out[rated]), fractions, seed)
-    return out[list(COLUMNS)]
+    if given.notna().any():
+        first = given.map(GIVEN.index).groupby(out["group"].where(ok)).transform("min")  # of the whole group
+        out["split"] = np.where(ok & first.notna(), [GIVEN[int(i)] if i == i else "" for i in first], out["split"])
+        moved = given.notna() & (given != out["split"])
+        out.loc[moved, "detail"] = "given to " + given[moved] + ", moved to the split of its group"
+        rated &= first.isna().to_numpy()
+    if rated.any():
+        out.loc[rated, "split"] = assign_splits(out.loc[rated, "group"], _strata(out[rated]), fractions, seed)
+    return out[[*COLUMNS, *attributes(out)]]
 
 
 def merge_groups(groups: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -221,7 +141,7 @@ def check_bad_fraction(manifest: pd.DataFrame, max_bad_fraction: float, folder: 
 
     Raises: InputError when more than `max_bad_fraction` of the others are bad, or when none is left.
     """
-    used = manifest[manifest["status"] != "not sampled"]
+    used = manifest[~manifest["status"].isin(("not sampled", "annotation"))]
     bad = used["status"] != "ok"
     counts = used.loc[bad, "status"].value_counts()
     text = ", ".join(f"{n} {reason}" for reason, n in counts.items())

@@ -89,10 +89,10 @@ def embed_shards(
     """Embed and write shards in this process, decoding across their borders."""
     parts = [(i, batch) for i in todo for batch in job.batches(i)]
     buffer: list[Batch] = []
-    stream = forward_batches(encoder, job.folder, (batch for _, batch in parts), workers)
-    for (shard, _), last, batch in zip(parts, [*(i for i, _ in parts[1:]), -1], stream, strict=True):
+    for at, batch in enumerate(forward_batches(encoder, job.folder, (lines for _, lines in parts), workers)):
+        shard = parts[at][0]
         buffer.append(batch)
-        if last != shard:
+        if at + 1 == len(parts) or parts[at + 1][0] != shard:
             job.shards.write(shard, buffer)
             buffer = []
         progress(len(batch[1]))

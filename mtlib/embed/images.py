@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from mtlib.embed import archives
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000  # four copies at 4 bytes stay below 1 GB
@@ -31,6 +33,7 @@ BACKGROUND = (255, 255, 255)  # below transparency
 REASONS = (
     *("empty", "truncated", "corrupt", "not an image", "format not allowed", "too large", "aspect ratio"),
     *("mode unsupported", "changed", "permission", "symlink", "special file", "not sampled"),
+    *("annotation", "missing", "outside"),
 )
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -68,7 +71,7 @@ def load_image(path: Path, unchanged: str | tuple[int, int] | None = None) -> tu
     """Load one image file safely.
 
     Args:
-        path:      file; symbolic links, pipes and devices are refused.
+        path:      file, or member of a .tar file; symbolic links, pipes and devices are refused.
         unchanged: refuse the file as "changed" unless it still has this sha256, or this (size, mtime_ns).
     Returns: (RGB image, info): info has sha256, format, mode, width, height (as stored) and note ("" or what was done).
     Raises: ImageRefused.
@@ -81,16 +84,11 @@ def load_image(path: Path, unchanged: str | tuple[int, int] | None = None) -> tu
 def read_file(path: Path, unchanged: str | tuple[int, int] | None = None) -> bytes:
     """Bytes of a regular file, read once. Raises: ImageRefused (see `load_image`)."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
-        with open(fd, "rb") as f:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise ImageRefused("special file", "not a regular file")
-            if isinstance(unchanged, tuple) and (found.st_size, found.st_mtime_ns) != tuple(unchanged):
-                raise ImageRefused("changed", "size or time differ from when the folder was listed")
-            if found.st_size > MAX_BYTES:
-                raise ImageRefused("too large", f"{found.st_size} bytes, at most {MAX_BYTES}")
-            data = f.read(MAX_BYTES + 1)
+        data, size, mtime_ns = _bytes_of(path)
+        if isinstance(unchanged, tuple) and (size, mtime_ns) != tuple(unchanged):
+            raise ImageRefused("changed", "size or time differ from when the folder was listed")
+        if size > MAX_BYTES:
+            raise ImageRefused("too large", f"{size} bytes, at most {MAX_BYTES}")
     except FileNotFoundError as e:
         raise ImageRefused("changed", "deleted since the folder was listed") from e
     except PermissionError as e:
@@ -102,6 +100,20 @@ def read_file(path: Path, unchanged: str | tuple[int, int] | None = None) -> byt
     if not data:
         raise ImageRefused("empty", "0 bytes")
     return data
+
+
+def _bytes_of(path: Path) -> tuple[bytes, int, int]:
+    """(bytes, size, mtime_ns) of a file or of a member of an archive; nothing is read of one that is too large."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+    except NotADirectoryError:
+        return archives.read(path, MAX_BYTES)
+    with open(fd, "rb") as f:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageRefused("special file", "not a regular file")
+        data = f.read(MAX_BYTES + 1) if found.st_size <= MAX_BYTES else b""
+    return data, found.st_size, found.st_mtime_ns
 
 
 def decode(data: bytes) -> tuple[Image.Image, dict]:

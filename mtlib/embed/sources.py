@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mtlib.embed import arrays, vocabulary
-from mtlib.embed.data import LISTED, InputError, check_bad_fraction, complete, find_images, sample
+from mtlib.embed import arrays, engines, features, imports, vocabulary
+from mtlib.embed.data import LISTED, InputError, check_bad_fraction, complete, sample
 from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder
+from mtlib.embed.listing import find_images, root_of
 from mtlib.embed.store import write_manifest
 from mtlib.run.artifacts import write_json
 
@@ -40,16 +42,25 @@ class EmbedConfig:
     max_bad_fraction: float = 0.2
     splits: Sequence[float] = (0.6, 0.2, 0.2)
     workers: int = 2
+    engine: str = "local"
+    templates: Sequence[str] = ()
 
     def __post_init__(self):
         if self.images and self.embeddings:
             raise InputError("images and embeddings are both given; choose one source")
-        if self.vocabulary and not self.embeddings:
+        if self.vocabulary.endswith(".npy") and not self.embeddings:
             raise InputError(
-                "vocabulary = ... goes with embeddings = ...; for images the encoder embeds the phrases itself"
+                "vocabulary = ....npy goes with embeddings = ...; for images the encoder embeds the phrases itself "
+                "(vocabulary = a list of phrases, or wordfreq:20000)"
             )
-        if self.vocabulary_names and not self.vocabulary:
-            raise InputError("vocabulary_names = ... goes with vocabulary = ...")
+        if self.vocabulary and self.embeddings and not self.vocabulary.endswith(".npy"):
+            raise InputError("vocabulary of embeddings = ... must be a .npy of text embeddings in the same space")
+        if self.vocabulary_names and not self.vocabulary.endswith(".npy"):
+            raise InputError("vocabulary_names = ... goes with vocabulary = ....npy")
+        if self.engine not in engines.ENGINES:
+            raise ValueError(f"engine = {self.engine!r} is not one of {', '.join(engines.ENGINES)}")
+        if wrong := [t for t in self.templates if t.count("{}") != 1]:
+            raise ValueError(f"templates: {wrong[0]!r} must hold {{}} once, for the phrase")
         for name, low in (
             ("n_scenes", 36),
             ("n_per_generator", 0),
@@ -86,20 +97,21 @@ def render_scenes(config: EmbedConfig, out: Path) -> pd.DataFrame:
 
 
 def from_images(
-    config: EmbedConfig, encoder: Encoder, root: Path, out: Path, truth: pd.DataFrame | None = None
+    config: EmbedConfig, encoder: Encoder, images: Path, out: Path, truth: pd.DataFrame | None = None
 ) -> tuple[pd.DataFrame, dict]:
-    """Embed a folder of images and the phrases that may name them.
+    """Embed images and the phrases that may name them.
 
     Args:
         config:  see EmbedConfig.
         encoder: the towers.
-        root:    folder of images.
+        images:  folder of images, table or archive, as `find_images` takes it.
         out:     the stage's folder; gets embeddings/.
         truth:   of rendered scenes: images of one scene share their group.
     Returns: (manifest, facts).
     Raises: InputError when the folder or too many of its files cannot be used.
     """
-    listing, labels = find_images(root)
+    listing, labels = find_images(images)
+    root, tokens = root_of(images), encoder.layer.n_tokens if encoder.layer else 1
     listing = sample(listing, config.max_images, config.seed)
     if truth is not None:
         scene = truth.set_index("path")["scene"]
@@ -107,23 +119,34 @@ def from_images(
     folder = out / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=int((listing["status"] == LISTED).sum()), unit="images", file=sys.stdout, mininterval=5.0)
+    options = {"batch_size": config.batch_size, "workers": config.workers, "engine": config.engine}
     with bar:
-        outcomes = embed_images(
-            encoder, root, listing, folder, out / "shards" / "x", config.batch_size, config.workers, progress=bar.update
-        )
+        outcomes = embed_images(encoder, root, listing, folder, out / "shards" / "x", progress=bar.update, **options)
     manifest = complete(listing, outcomes, config.splits, config.seed)
     n_bad = check_bad_fraction(manifest, config.max_bad_fraction, f"images = {config.images or 'scenes'}")
-    write_manifest(folder, manifest)
-    table, templates = vocabulary.phrases(config.source)
-    vocabulary.write_vocabulary(folder, vocabulary.embed_phrases(encoder, table, templates), table)
+    write_manifest(folder, manifest, tokens)
+    if encoder.tokenizer is None:
+        vocabulary.write_vocabulary(folder, np.zeros((0, encoder.d_out), np.float32), vocabulary.NONE)
+    else:
+        table, templates = vocabulary.phrases(config.source, config.vocabulary, Path(__file__).resolve().parents[2])
+        v = vocabulary.embed_phrases(encoder, table, tuple(config.templates) or templates)
+        vocabulary.write_vocabulary(folder, v, table)
     ok = manifest[manifest["status"] == "ok"]
     names = sorted(set(ok["class_name"]) - {""}) if labels == "classes" else []
     facts = {
         "labels": labels,
         "class_names": names,
-        "image_root": "images" if truth is not None else str(root.resolve()),
+        "image_root": "images" if root.is_relative_to(out) else str(root.resolve()),
     }
-    return manifest, facts | _facts(config, manifest, encoder.d_out, encoder.record, n_bad)
+    facts |= encoder.layer.facts if encoder.layer else {}
+    return manifest, facts | _facts(config, manifest, encoder.d_in, encoder.record, n_bad, tokens)
+
+
+def import_images(config: EmbedConfig, images: Path, out: Path) -> Path:
+    """What `from_images` is to read: the path given, or the table of a data set that is copied into out/images first."""
+    if not config.images.startswith(imports.SCHEMES):
+        return images
+    return imports.import_images(config.images, out / "images")
 
 
 def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFrame, dict]:
@@ -133,10 +156,11 @@ def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFram
     Returns: (manifest, facts).
     Raises: InputError, ArtifactError naming the file that cannot be used.
     """
-    folder, path = out / "embeddings", root / config.embeddings
+    folder = out / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
+    path = features.as_npy(root / config.embeddings, out / "shards")
     d_in = arrays.checked(path, "embeddings").shape[1]
-    v, table, used = None, pd.DataFrame(columns=list(vocabulary.COLUMNS)), ()
+    v, table, used = None, vocabulary.NONE, ()
     if config.vocabulary:
         names = str(root / config.vocabulary_names) if config.vocabulary_names else ""
         v, table, file = arrays.read_vocabulary(root / config.vocabulary, names, d_in)
@@ -149,8 +173,8 @@ def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFram
     return manifest, facts | _facts(config, manifest, d_in, {"name": "", "pretrained": "", "fingerprint": ""}, 0)
 
 
-def _facts(config: EmbedConfig, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad: int) -> dict:
-    n_rows = int((manifest["status"] == "ok").sum())
+def _facts(config: EmbedConfig, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad: int, tokens: int = 1) -> dict:
+    n_rows = int((manifest["status"] == "ok").sum()) * tokens
     return {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": config.source, "encoder": encoder} | {
         "has_truth": config.source == "scenes"
     }

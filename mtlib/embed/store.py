@@ -1,6 +1,8 @@
 """Embeddings on disk: memory-mapped .npy with a manifest, checked when they are read.
 
-embeddings/x.npy             (N, D) float32, row i belongs to the file whose manifest line has row i
+embeddings/x.npy             (N, D) float32, row i belongs to the file whose manifest line has row i; with T tokens of a layer
+                             (N * T, D): rows i * T .. i * T + T - 1 belong to it
+embeddings/embedding.npy     only with a layer: (N, d_out) float32, the final embedding, in the space of the vocabulary
 embeddings/manifest.parquet  one line per file found; `row` is null unless the file is ok, non-null rows are 0 .. N-1
 embeddings/vocabulary.npy    (V, D) float32 text embeddings; vocabulary.csv: phrase, kind, family, cause
 truth.parquet                only for rendered scenes: what is really wrong in each image
@@ -61,23 +63,24 @@ def save_array(path: Path, value: np.ndarray) -> None:
         np.save(f, np.ascontiguousarray(value), allow_pickle=False)
 
 
-def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
-    """Write folder/manifest.parquet after checking it against folder/x.npy.
+def write_manifest(folder: Path, manifest: pd.DataFrame, tokens: int = 1) -> None:
+    """Write folder/manifest.parquet after checking it against folder/x.npy, which has `tokens` rows per image.
 
     Raises: ArtifactError when rows and files do not match one to one.
     """
-    _check_rows(manifest, len(open_array(folder / "x.npy", 2)), folder)
+    _check_rows(manifest, len(open_array(folder / "x.npy", 2)), folder, tokens)
     with atomic(folder / "manifest.parquet") as tmp:
         manifest.to_parquet(tmp, index=False)
 
 
-def _check_rows(manifest: pd.DataFrame, n_rows: int, folder: Path) -> None:
+def _check_rows(manifest: pd.DataFrame, n_rows: int, folder: Path, tokens: int = 1) -> None:
     ok = manifest["status"] == "ok"
     if not (ok == manifest["row"].notna()).all():
         raise ArtifactError(f"{folder}/manifest.parquet: a row without status ok, or an ok file without a row")
     rows = manifest.loc[ok, "row"].to_numpy(dtype=np.int64)
-    if len(rows) != n_rows or not np.array_equal(rows, np.arange(n_rows)):
-        raise ArtifactError(f"{folder}: manifest has {len(rows)} rows, x.npy has {n_rows}; they must be 0 .. N-1")
+    if len(rows) * tokens != n_rows or not np.array_equal(rows, np.arange(len(rows))):
+        each = f", {tokens} for each image" if tokens > 1 else ""
+        raise ArtifactError(f"{folder}: manifest has {len(rows)} rows, x.npy has {n_rows}{each}; they must be 0 .. N-1")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class Data:
     """What stages 02 to 07 read: embeddings and everything known about each row, aligned.
 
     x (N, D) float32 memmap; manifest: frame of the ok files, index = row; y (N, O), logits (N,) or (N, C) or None when
-    02 has not run or was skipped; truth: frame aligned to the rows, or None; vocabulary (V, D) and phrases (V lines).
+    02 has not run or was skipped; truth: frame aligned to the rows, or None; vocabulary (V, d_out) and phrases (V lines).
+    With T tokens per image every line of manifest and truth is repeated T times, so that it still stands at its row of x.
+    embedding (N, d_out): of each row's image in the space of the vocabulary; x itself unless x is a layer's.
     """
 
     x: np.ndarray
@@ -98,6 +103,33 @@ class Data:
     truth: pd.DataFrame | None = None
     image_root: Path | None = None
     files: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    final: np.ndarray | None = None
+
+    @property
+    def tokens(self) -> int:
+        """T, the rows of x that each image has: image i has rows i * T .. i * T + T - 1."""
+        return int(self.facts.get("tokens_per_image", 1))
+
+    @property
+    def embedding(self) -> np.ndarray:
+        """(N, d_out) final embedding of each row's image, in the space of the vocabulary."""
+        if self.final is None:
+            return self.x
+        return self.final if self.tokens == 1 else np.repeat(self.final, self.tokens, axis=0)
+
+    def per_image(self) -> Data:
+        """The same with one row per image: the mean over its tokens, (N / T, D) in memory; itself when T = 1."""
+        if self.tokens == 1:
+            return self
+        t, first = self.tokens, np.arange(0, len(self.x), self.tokens)
+        mean = np.empty((len(first), self.x.shape[1]), np.float32)
+        for start in range(0, len(first), 1024):
+            part = np.asarray(self.x[start * t : (start + 1024) * t], np.float32)
+            mean[start : start + 1024] = part.reshape(-1, t, part.shape[1]).mean(axis=1)
+        frames = (None if f is None else f.iloc[first].reset_index(drop=True) for f in (self.manifest, self.truth))
+        manifest, truth = frames
+        facts = self.facts | {"tokens_per_image": 1, "n_rows": len(first)}
+        return replace(self, x=mean, manifest=manifest, truth=truth, facts=facts, y=None, logits=None)
 
     def rows(self, split: str | tuple[str, ...], unique: bool = True) -> np.ndarray:
         """Row numbers of a split, ascending; without repeated files when `unique`. "all" means every row."""
@@ -177,23 +209,34 @@ def load_parts(embed: Path, facts: dict) -> Data:
     """01's part of the view from its folder, also before the stage is finished."""
     folder = embed / "embeddings"
     x, files = open_array(folder / "x.npy", 2), pd.read_parquet(folder / "manifest.parquet")
-    _check_rows(files, len(x), folder)
-    manifest = files[files["status"] == "ok"].reset_index(drop=True)
+    tokens = int(facts.get("tokens_per_image", 1))
+    _check_rows(files, len(x), folder, tokens)
+    images = files[files["status"] == "ok"].reset_index(drop=True)
+    truth = _read_truth(embed / "truth.parquet", images) if facts.get("has_truth") else None
+    final = open_array(folder / "embedding.npy", 2) if (folder / "embedding.npy").is_file() else None
+    if final is not None and len(final) != len(images):
+        raise ArtifactError(f"{folder}/embedding.npy: {len(final)} rows for {len(images)} images")
     phrases = pd.read_csv(folder / "vocabulary.csv", keep_default_na=False, dtype=str)
-    vocabulary = open_array(folder / "vocabulary.npy", 2) if len(phrases) else np.zeros((0, x.shape[1]), np.float32)
-    if vocabulary.shape != (len(phrases), x.shape[1]):
-        raise ArtifactError(f"{folder}: vocabulary {vocabulary.shape}, expected {(len(phrases), x.shape[1])}")
+    d_out = (x if final is None else final).shape[1]
+    vocabulary = open_array(folder / "vocabulary.npy", 2) if len(phrases) else np.zeros((0, d_out), np.float32)
+    if vocabulary.shape != (len(phrases), d_out):
+        raise ArtifactError(f"{folder}: vocabulary {vocabulary.shape}, expected {(len(phrases), d_out)}")
     root = facts.get("image_root", "")
     return Data(
         x=x,
-        manifest=manifest,
+        manifest=_each_token(images, tokens),
         vocabulary=vocabulary,
         phrases=phrases,
         facts=facts,
-        truth=_read_truth(embed / "truth.parquet", manifest) if facts.get("has_truth") else None,
+        truth=None if truth is None else _each_token(truth, tokens),
+        final=final,
         image_root=(embed / root) if root else None,  # an absolute root replaces the artifact's folder
         files=files,
     )
+
+
+def _each_token(frame: pd.DataFrame, tokens: int) -> pd.DataFrame:
+    return frame if tokens == 1 else frame.loc[frame.index.repeat(tokens)].reset_index(drop=True)
 
 
 def _read_truth(path: Path, manifest: pd.DataFrame) -> pd.DataFrame:

@@ -7,25 +7,73 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mtlib.embed.data import InputError
 from mtlib.embed.encoders import TEMPLATES, Encoder
+from mtlib.embed.imports import extra
 from mtlib.embed.store import save_array
 from mtlib.run.artifacts import atomic
 
 COLUMNS = ("phrase", "kind", "family", "cause")
+NONE = pd.DataFrame(columns=list(COLUMNS))
 KINDS = ("error", "normal", "object", "nuisance", "word")
 
 
-def phrases(source: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Phrases for rendered scenes ("scenes") or photographs (anything else), with the templates to embed them in.
+WORDS = "wordfreq"  # of the extra `data`: lists come with the package
 
-    Returns: (frame with COLUMNS, for photographs also category: the published kind of error; templates).
+
+def phrases(source: str, vocabulary: str = "", root: Path = Path()) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The phrases that may name a feature, with the templates to embed them in.
+
+    Args:
+        source:     "scenes" for rendered scenes, "images" for photographs; each has phrases of its own.
+        vocabulary: other phrases: "wordfreq[:<count>]", the most frequent English words (20,000); a text file with a phrase
+            per line; or a .csv with a column phrase, and kind, family, cause where they are known.
+        root:       folder that relative paths start from.
+    Returns: (frame with COLUMNS, for the packaged photographs also category: the published kind of error; templates).
+    Raises: InputError when the vocabulary cannot be read, is empty or repeats a phrase.
     """
+    if vocabulary:
+        return _given(vocabulary, root), TEMPLATES
     if source == "scenes":
-        from mtlib.scenes.captions import vocabulary
+        from mtlib.scenes.captions import vocabulary as of_scenes
 
-        return vocabulary(), ("{}",)  # its encoder was trained on exactly these phrases
+        return of_scenes(), ("{}",)  # its encoder was trained on exactly these phrases
     table = pd.read_csv(Path(__file__).with_name("phrases.csv"), keep_default_na=False, dtype=str)
     return table, TEMPLATES
+
+
+def _given(vocabulary: str, root: Path) -> pd.DataFrame:
+    name, _, count = vocabulary.partition(":")
+    if name == WORDS:
+        if count and not count.isdigit():
+            raise InputError(f"vocabulary = {vocabulary}: {count!r} is no number of words, e.g. wordfreq:20000")
+        table = pd.DataFrame({"phrase": words(int(count or 20_000))})
+    else:
+        path = root / vocabulary
+        if not path.is_file():
+            raise InputError(f"vocabulary = {vocabulary}: no such file (a list of phrases, or wordfreq:<count>)")
+        if path.suffix.lower() == ".csv":
+            table = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig")
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+            table = pd.DataFrame({"phrase": [line.strip() for line in text.splitlines() if line.strip()]}, dtype=str)
+    if "phrase" not in table or not len(table):
+        raise InputError(f"vocabulary = {vocabulary}: no phrases in it")
+    if (again := table["phrase"].duplicated()).any():
+        raise InputError(f"vocabulary = {vocabulary}: {table['phrase'][again].iloc[0]!r} stands there twice")
+    for column in COLUMNS[1:]:
+        if column not in table:
+            table[column] = "word" if column == "kind" else ""
+    return table
+
+
+def words(count: int) -> list[str]:
+    """The `count` most frequent English words of at least three letters and without digits, most frequent first."""
+    frequent = extra("wordfreq", "data").top_n_list("en", 4 * count + 1000)
+    found = [word for word in frequent if len(word) > 2 and word.isalpha()][:count]
+    if len(found) < count:
+        raise InputError(f"vocabulary = {WORDS}:{count}: its list holds {len(found)} words")
+    return found
 
 
 def embed_phrases(encoder: Encoder, table: pd.DataFrame, templates: tuple[str, ...]) -> np.ndarray:

@@ -214,7 +214,7 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tu
     Raises: FileNotFoundError when the folder does not exist.
     """
     if folder:
-        from mtlib.embed.data import find_images
+        from mtlib.embed.listing import find_images
         from mtlib.embed.names import unescape
 
         base = root / folder

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mtlib.run import artifacts
 
+NAMED = ("hf:", "torchvision:", "wordfreq")  # values that name something else than a path
 INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_images")  # must exist when given
 DOTTED = re.compile(r"^\w+(\.\w+)+$")
 
@@ -137,7 +138,7 @@ def check_inputs(params: dict, root: Path) -> None:
     """
     for key in INPUT_KEYS:
         value = params.get(key)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or value.startswith(NAMED):
             continue
         path = root / Path(value).expanduser()
         if not path.exists():

@@ -17,10 +17,10 @@ from mtlib.embed.data import (
     assign_splits,
     check_bad_fraction,
     complete,
-    find_images,
     merge_groups,
     sample,
 )
+from mtlib.embed.listing import find_images
 from mtlib.embed.names import escape, unescape
 
 SHARES = (0.6, 0.2, 0.2)

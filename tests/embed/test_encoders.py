@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mtlib.embed.data import complete, find_images
+from mtlib.embed.data import complete
 from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder, EncoderError
 from mtlib.embed.images import load_image
+from mtlib.embed.listing import find_images
 from mtlib.embed.store import open_array
 from mtlib.run.artifacts import ArtifactError
 from tests.embed.conftest import write_tiny_clip

@@ -1,0 +1,141 @@
+"""Data sets that other libraries hold: copied once into .tar shards of the artifact, with a table of what is known.
+
+    hf:<folder or name>[:<split>]     a Hugging Face data set (extra `data`), from a local folder or, by name, the hub
+    torchvision:<class>               e.g. torchvision:CIFAR10, Food101, Imagenette; downloaded where there is a network
+
+Encoded images keep their bytes; decoded ones are stored as PNG. From then on they are read like any other shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from mtlib.embed.data import InputError
+from mtlib.run.artifacts import atomic, write_json
+
+SCHEMES = ("hf:", "torchvision:")
+SHARD_BYTES = 256 * 2**20
+Sample = tuple[str, bytes, str]  # split, encoded image, class name
+
+
+def import_images(source: str, folder: Path, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Copy a data set into folder/<split>-00000.tar ... and folder/images.parquet, unless that is done already.
+
+    Args:
+        source: see the module.
+        folder: receives shards and table; equal sources give equal bytes.
+    Returns: path of the table, for `find_images`.
+    Raises: InputError when the data set cannot be had or holds no image.
+    """
+    table, done = folder / "images.parquet", folder / "source.json"
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == {"source": source} and table.is_file():
+        return table
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    scheme, _, name = source.partition(":")
+    samples = _hugging_face(name) if scheme == "hf" else _torchvision(name)
+    lines: list[dict] = []
+    try:
+        _write(samples, folder, shard_bytes, lines)
+    except (OSError, RuntimeError, ValueError, ConnectionError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"images = {source}: cannot be read ({type(e).__name__}: {str(e)[:300]})") from e
+    if not lines:
+        raise InputError(f"images = {source}: no image in it")
+    with atomic(table) as tmp:
+        pd.DataFrame(lines).to_parquet(tmp, index=False)
+    write_json(done, {"source": source})
+    return table
+
+
+def _write(samples: Iterator[Sample], folder: Path, shard_bytes: int, lines: list[dict]) -> None:
+    split, shard, written, tar = None, 0, 0, None
+    with contextlib.ExitStack() as still_open:
+        for i, (of, data, class_name) in enumerate(samples):
+            if tar is None or of != split or written >= shard_bytes:
+                still_open.close()
+                shard, split, written = shard + 1 if of == split else 0, of, 0
+                path = folder / f"{split or 'images'}-{shard:05d}.tar"
+                tar = still_open.enter_context(tarfile.open(path, "w", format=tarfile.USTAR_FORMAT))
+            member = tarfile.TarInfo(f"{i:08d}.{_suffix(data)}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+            written += len(data)
+            lines.append({"path": f"{path.name}/{member.name}", "class_name": class_name, "split": of})
+
+
+def _suffix(data: bytes) -> str:
+    return "png" if data.startswith(b"\x89PNG") else "jpg" if data.startswith(b"\xff\xd8") else "img"
+
+
+def extra(module: str, name: str):
+    """An optional library. Raises: InputError naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise InputError(
+            f"{module} is not installed; it comes with the extra `{name}`: pip install -e '.[{name}]'"
+        ) from e
+
+
+def _hugging_face(name: str) -> Iterator[Sample]:
+    datasets = extra("datasets", "data")
+    where, _, split = name.partition(":")
+    if Path(where).is_dir() and any((Path(where) / f).is_file() for f in ("state.json", "dataset_dict.json")):
+        found = datasets.load_from_disk(where)
+    else:
+        found = datasets.load_dataset(where)
+    parts = dict(found) if isinstance(found, dict) else {"": found}
+    if split and split not in parts:
+        raise InputError(f"images = hf:{name}: no split {split}; there are {', '.join(parts) or 'none'}")
+    for key in [split] if split else list(parts):
+        data = parts[key]
+        image = next((c for c, f in data.features.items() if isinstance(f, datasets.Image)), None)
+        if image is None:
+            raise InputError(f"images = hf:{name}: no column of images among {', '.join(data.features)}")
+        label = next((c for c, f in data.features.items() if isinstance(f, datasets.ClassLabel)), None)
+        names = data.features[label].names if label else []
+        data = data.cast_column(image, datasets.Image(decode=False))
+        for row in data:
+            stored = row[image] or {}
+            encoded = stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b"")
+            known = label is not None and row[label] is not None and row[label] >= 0
+            of = {"validation": "val"}.get(key, key if key in ("train", "val", "test") else "")
+            yield of, encoded, names[row[label]] if known else ""
+
+
+def _torchvision(name: str) -> Iterator[Sample]:
+    import torch
+    import torchvision
+
+    kind = getattr(torchvision.datasets, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, torchvision.datasets.VisionDataset)):
+        raise InputError(f"images = torchvision:{name}: torchvision has no such data set of images")
+    known = inspect.signature(kind).parameters
+    options = {"root": str(Path(torch.hub.get_dir()) / "datasets")} | (
+        {"download": True} if "download" in known else {}
+    )
+    if "train" in known:
+        parts = [("train", {"train": True}), ("test", {"train": False})]
+    else:
+        held = "val" if name in ("Imagenette", "ImageNet") else "test"
+        parts = [("train", {"split": "train"}), ("test", {"split": held})] if "split" in known else [("", {})]
+    for of, chosen in parts:
+        data = kind(**options, **chosen)
+        classes = getattr(data, "classes", [])
+        for image, label in (data[i] for i in range(len(data))):
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            found = classes[label] if label < len(classes) else str(label)
+            yield of, buffer.getvalue(), found if isinstance(found, str) else found[0]
