@@ -2,6 +2,7 @@
 
 A transcoder's output is the hidden layer, so the change is exact: -z_j (W_dec_j . w_logit). An autoencoder's output is
 the embedding: x - z_j W_dec_j goes through the classifier, and the rest of x, its error included, stays as it is.
+Up to its ReLU the classifier is linear, so x and W_dec_j are sent through its first layer once each, not once per pair.
 Controls put another direction of the same norm in place of W_dec_j: other latents' decoder rows, and random directions.
 """
 
@@ -80,13 +81,23 @@ class CausalRelevance:
         """(S,) sum over rows of the change of the followed logit when z_j * directions[j] is taken out of x."""
         total = torch.zeros(z.shape[1]).double()
         row, latent = (z > 0).nonzero(as_tuple=True)
+        (at, along), read = self._first_layer(x, directions)
         for start in range(0, len(row), PAIRS):
             i, j = row[start : start + PAIRS], latent[start : start + PAIRS]
-            after = self.classifier(x[i] - z[i, j, None] * directions[j])
+            after = read(at[i] - z[i, j, None] * along[j])
             after = after if after.ndim == 1 else after.gather(1, followed[i, None])[:, 0]
             change = after - logits[i, followed[i]]
             total.index_add_(0, j, change.double())
         return total
+
+    def _first_layer(self, x: Tensor, directions: Tensor):
+        """((x, directions) as the classifier's ReLU meets them, the rest of the classifier); unchanged for others."""
+        layer = getattr(self.classifier, "hidden_layer", None)
+        if layer is None:
+            return (x, directions), self.classifier
+        scale = self.classifier.x_scale
+        h = layer((x - self.classifier.x_mean) / scale)  # (B, H)
+        return (h, (directions / scale) @ layer.weight.T), lambda h: self.classifier.output(h.relu())
 
     def result(self) -> pd.DataFrame:
         """Columns causal_relevance (mean change of the logit, signed), causal_control_latents, causal_control_random.

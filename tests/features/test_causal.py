@@ -7,6 +7,7 @@ from torch import nn
 
 from mtlib.features.causal import CausalRelevance, chosen
 from mtlib.features.top_images import scan
+from mtlib.learn.classifier import Classifier
 from tests.features.standins import LinearCoder
 
 
@@ -64,6 +65,25 @@ def test_autoencoder_change_is_a_forward_pass():
         on = z[:, j] > 0
         change = (head(t - z[:, j, None] * coder.W_dec[j]) - head(t))[on].mean()
         assert found["causal_relevance"][j] == pytest.approx(float(change), rel=1e-4)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_the_real_classifier_is_removed_from_as_in_a_forward_pass(n_outputs):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(60, 6)).astype(np.float32)
+    coder = LinearCoder(rng.normal(size=(6, 4)), rng.normal(size=(4, 6)))
+    head = Classifier(6, 5, n_outputs).eval()
+    head.x_mean.normal_(), head.x_scale.uniform_(0.5, 2)
+    found = run(coder, head, "x", x, share=1.0)
+    z, t = coder.encode(torch.from_numpy(x)), torch.from_numpy(x)
+    before = head(t).reshape(60, -1)
+    followed = before.argmax(1, keepdim=True)
+    for j in range(4):
+        on = z[:, j] > 0
+        after = head(t - z[:, j, None] * coder.W_dec[j]).reshape(60, -1)
+        change = (after - before).gather(1, followed)[on].mean()
+        assert found["causal_relevance"][j] == pytest.approx(float(change), rel=1e-3, abs=1e-6)
 
 
 def test_several_logits_follow_the_predicted_class():
