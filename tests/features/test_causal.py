@@ -83,7 +83,7 @@ def test_the_real_classifier_is_removed_from_as_in_a_forward_pass(n_outputs):
         on = z[:, j] > 0
         after = head(t - z[:, j, None] * coder.W_dec[j]).reshape(60, -1)
         change = (after - before).gather(1, followed)[on].mean()
-        assert found["causal_relevance"][j] == pytest.approx(float(change), rel=1e-3, abs=1e-6)
+        assert found["causal_relevance"][j] == pytest.approx(change.item(), rel=1e-3, abs=1e-6)
 
 
 def test_several_logits_follow_the_predicted_class():
