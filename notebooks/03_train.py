@@ -22,7 +22,7 @@
 # *Takes* about 90 seconds on two cores for the demo. A method that needs `y` where there is none becomes a row with the
 # reason.
 
-# %% tags=["parameters"]
+# %% tags=["parameters"] check="mtlib.learn.plan:check_parameters"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 methods = [  # preset: a published method or ours; any setting of it may follow; l0: features per image to aim at
@@ -42,6 +42,9 @@ scale = "rms"  # scale x to mean square 1, for every method; "": as published
 target_centre = "mean"  # the same for y
 target_scale = "rms"
 val_every = 50  # steps between validations; the best weights are kept
+precision = "float32"  # of the products: float32 | tf32 (on a GPU) | bf16
+workers = 1  # coders trained at a time, each in its own process; the results are the same
+processes = 1  # processes that train one coder together, each with a share of every batch: cores, or GPUs
 
 # %%
 from IPython.display import display
@@ -54,9 +57,10 @@ from mtlib.report import plots
 from mtlib.run.artifacts import Stage, atomic
 
 plots.use_style()
-train = dict(steps=steps, batch=batch, lr=lr, val_every=val_every)
+train = dict(steps=steps, batch=batch, lr=lr, val_every=val_every, precision=precision)
 common = dict(n_latents=n_latents, centre=centre, scale=scale, target_centre=target_centre, target_scale=target_scale)
-stage = Stage("03_train", run_dir, stage_dir, params=dict(methods=methods, seeds=seeds, **train, **common))
+how = dict(workers=workers, processes=processes)
+stage = Stage("03_train", run_dir, stage_dir, params=dict(methods=methods, seeds=seeds, **train, **common, **how))
 
 # %% [markdown]
 # ## The data
@@ -78,7 +82,7 @@ print(f"{n_train} train and {n_val} validation images; x has {data.x.shape[1]} u
 # %%
 head = Classifier.load(stage.input("02_classify") / "classifier") if data.y is not None else None
 w_logit = head.w_logit.detach().numpy() if head else None
-coders, history = train_methods(data, methods, seeds, stage.out / "coders", train, common, w_logit)
+coders, history = train_methods(data, methods, seeds, stage.out / "coders", train, common, w_logit, **how)
 with atomic(stage.out / "coders.csv") as tmp:
     coders.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
 

@@ -138,15 +138,17 @@ class SparseCoderConfig:
     def with_l0(self, l0: int) -> SparseCoderConfig:
         """The same coder with its k set so that l0 latents per row are selected, shared out over blocks in proportion.
 
+        A block gives no more than it has; the others make up for it. An l0 over n_latents selects them all.
+
         Without a selection (`none`) nothing changes here: training steers the penalty and calibrates a threshold.
         """
-        from mtlib.learn.presets import scale_ks
+        from mtlib.learn.presets import scale_ks, within
 
         if not self.ks:
             return self
         ks = scale_ks(self.ks, 1.0, l0, self.selection == "nested_topk", self.n_latents)
         if self.selection != "nested_topk":
-            return replace(self, ks=ks)
+            return replace(self, ks=within(ks, self.k_widths))
         weights = self.level_weights[-len(ks) :]
         weights = tuple(w / sum(weights) for w in weights)
         return replace(self, ks=ks, levels=(self.n_latents,) * len(ks), level_weights=weights)

@@ -19,7 +19,7 @@ _TRAIN_NAMES = ("lr", "steps", "batch", "weight_decay", "schedule", "warmup")
 _TRAIN = {f.name: f.type for f in fields(TrainConfig) if f.name in _TRAIN_NAMES} | {"l0": "int"}
 _KINDS = {"int": (int, "a whole number"), "float": ((int, float), "a number"), "str": (str, "text")}
 _KINDS |= {"bool": (bool, "true or false")}
-TRAIN_KEYS = ("steps", "batch", "lr", "val_every", "precision", "compile")  # parameters for every method, of training
+TRAIN_KEYS = ("steps", "batch", "lr", "val_every", "precision")  # parameters for every method, of training
 COMMON_KEYS = ("n_latents", "centre", "scale", "target_centre", "target_scale")  # and of the coder
 
 
@@ -86,7 +86,7 @@ def check_parameters(values: dict) -> None:
     Raises: ValueError in the words of a params file: `methods[2].k = 5000 is larger than n_latents = 2048`.
     """
     check_methods(values["methods"], values["seeds"])
-    for name in ("workers", "processes"):
+    for name in ("val_every", "workers", "processes"):
         if values.get(name, 1) < 1:
             raise ValueError(f"{name} = {values[name]}: must be >= 1")
     train = {k: values[k] for k in TRAIN_KEYS if k in values}

@@ -6,6 +6,7 @@ Sizes are the published ones. Asked for another number of latents, levels and k 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 _MT_LEVELS = (128, 256, 512, 1024, 2048)
 _MT_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3)
@@ -138,6 +139,14 @@ def shared_out(total: int, shares: Sequence[float]) -> tuple[int, ...]:
     return tuple(out)
 
 
+def within(ks: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
+    """Numbers that stay within `widths`; what is over goes to the last ones that have room (as far as there is any)."""
+    out = [min(k, width) for k, width in zip(ks, widths, strict=True)]
+    for i in reversed(range(len(out))):
+        out[i] += min(sum(ks) - sum(out), widths[i] - out[i])
+    return tuple(out)
+
+
 def _nested_ks(ks: Sequence[int], ratio: float, largest: int) -> tuple[int, ...]:
     """Nested k scaled by `ratio`, ending in `largest`; those that fall together become one."""
     return tuple(sorted({k for k in scaled(ks, ratio)[:-1] if k < largest} | {largest}))
@@ -167,6 +176,8 @@ def coder_settings(name: str, **overrides) -> dict:
         settings["levels"] = scaled(base["levels"], ratio)[:-1] + (settings["n_latents"],)
     if "ks" in base and "ks" not in given:
         settings["ks"] = scale_ks(base["ks"], ratio, l0, nested, settings["n_latents"])
+        if l0 and settings.get("selection") == "block_topk":
+            settings["ks"] = within(settings["ks"], [b - a for a, b in pairwise((0, *settings["levels"]))])
     if settings.get("level_weights") == "reversed":
         n = len(settings["ks"])
         settings["level_weights"] = tuple(2 * (n - i) / (n * (n + 1)) for i in range(n))

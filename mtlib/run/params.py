@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import keyword
 import math
 import re
@@ -20,6 +21,7 @@ MAX_BYTES = 1_000_000
 SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
 TAGGED = re.compile(r"""\btags\s*=\s*\[[^\]]*["']parameters["']""")
+CHECKED = re.compile(r"""\bcheck\s*=\s*["']([\w.]+):(\w+)["']""")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
@@ -165,6 +167,26 @@ def notebook_parameters(path: Path) -> dict:
     if missing:
         raise ParamsError(f"{path.name}: its parameters cell has no {missing[0]}; add `{missing[0]} = ...`")
     return values
+
+
+def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
+    """Call the check that a notebook names at its parameters cell: `# %% tags=["parameters"] check="module:function"`.
+
+    So values are refused before anything runs by the module that knows their ranges; it should import in no time.
+
+    Args:
+        path:   the notebook. values: its parameters.
+        origin: parameter -> where its value came from; others are the notebook's own.
+    Raises: ParamsError with the check's ValueError, which starts with the parameter's name.
+    """
+    heads = re.findall(r"^# %%(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = [found.groups() for head in heads if TAGGED.search(head) and (found := CHECKED.search(head))]
+    for module, function in named:
+        try:
+            getattr(importlib.import_module(module), function)(values)
+        except ValueError as e:
+            name = re.match(r"\w*", str(e))[0]
+            raise ParamsError(f"{origin.get(name, f'notebooks/{path.name}')}: {e}") from e
 
 
 def check(values: dict, notebooks: dict[str, dict], where: str) -> dict[str, dict]:

@@ -70,18 +70,21 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
     if profile not in known:
         raise params.ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
     notebooks = {s: params.notebook_parameters(places.notebooks / f"{s}.py") for s in places.stages}
-    given = {}
+    given, origin = {}, {}
     for name in [profile, "smoke"] if smoke else [profile]:
         values = params.load_profile(places.profiles / f"{name}.yaml", f"params/{name}.yaml")
         params.check(values, notebooks, f"params/{name}.yaml")
         given |= values
+        origin |= dict.fromkeys(values, f"params/{name}.yaml")
     plain = {k: v for k, v in overrides.items() if k != "run"}
     if missing := [] if smoke else [key for key in asked_for(profile, places) if not plain.get(key)]:
         raise params.ParamsError(f"params/{profile}.yaml: {missing[0]} is yours to give, -p {missing[0]}=...")
     params.check(plain, notebooks, "-p")
     checked = params.check(given | plain, notebooks, f"params/{profile}.yaml")
-    for values in checked.values():
+    origin |= dict.fromkeys(plain, "-p")
+    for stage, values in checked.items():
         sources.check_inputs(values, places.root)
+        params.check_values(places.notebooks / f"{stage}.py", values, origin)
     return checked
 
 

@@ -1,6 +1,7 @@
 """Lists of methods from parameters, and the notebooks' defaults."""
 
-import ast
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 
 from mtlib.learn.methods import check_methods, settings, train_methods
+from mtlib.learn.plan import check_parameters
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.run.params import ParamsError, notebook_parameters
+from mtlib.run.profiles import Places, load_params
 
-GOOD = {"name": "mine", "preset": "sae"}
+GOOD, OTHER = {"name": "mine", "preset": "sae"}, {"name": "other", "preset": "sae"}
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
@@ -56,19 +60,65 @@ def test_methods_that_need_y_become_reasoned_rows(tmp_path):
     assert folder.name == "mine-s4" and SparseCoder.from_pretrained(folder).n_latents == 16
 
 
+def _parameters() -> dict:
+    return notebook_parameters(NOTEBOOKS / "03_train.py")
+
+
 def test_notebook_default_methods_are_valid_at_the_demo_size():
-    source = (NOTEBOOKS / "03_train.py").read_text()
-    cell = source.split('tags=["parameters"]')[1].split("# %%")[0]
-    values = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in ast.parse(cell).body
-        if isinstance(node, ast.Assign)
-    }
-    check_methods(values["methods"], values["seeds"])
+    values = _parameters()
+    check_parameters(values)
     common = {k: values[k] for k in ("n_latents", "centre", "scale", "target_centre", "target_scale")}
     for method in values["methods"]:
         config, _ = settings(method, 512, 256, {k: values[k] for k in ("steps", "lr", "batch")}, common)
         assert config.n_latents == values["n_latents"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(methods=[GOOD, OTHER | {"k": 5000}]), r"^methods\[1\].k = 5000 is larger than n_latents = 512$"),
+        (dict(methods=[GOOD | {"l0": 600}]), r"^methods\[0\].l0 = 600 is larger than n_latents = 512$"),
+        (dict(methods=[GOOD | {"bandwidth": 0.0}]), r"^methods\[0\].bandwidth = 0.0: must be finite and > 0$"),
+        (dict(methods=[GOOD | {"penalty_weight": float("nan")}]), r"^methods\[0\].penalty_weight = nan"),
+        (dict(methods=[GOOD | {"lr": "fast"}]), r"^methods\[0\].lr = 'fast': must be a number$"),
+        (dict(methods=[GOOD | {"lr": -0.1}]), r"^methods\[0\].lr = -0.1: must be finite and > 0$"),
+        (dict(methods=[GOOD | {"k": True}]), r"^methods\[0\].k = True: must be a whole number$"),
+        (dict(lr=-1.0), "^lr = -1.0: must be > 0"),
+        (dict(precision="fp8"), r"^precision = 'fp8' \(methods\[0\]\): must be one of float32, tf32, bf16$"),
+        (dict(workers=0), "^workers = 0"),
+        (dict(val_every=0), "^val_every = 0"),
+        (dict(seeds=[-1]), r"^seeds = \[-1\]"),
+    ],
+)
+def test_parameters_are_refused_before_a_run_in_its_words(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_parameters(_parameters() | change)
+
+
+def test_checking_parameters_imports_no_torch():
+    code = "import sys, mtlib.learn.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_profile_is_valid_also_with_smoke(repo):
+    names = [p.stem for p in (repo / "params").glob("*.yaml") if p.stem != "smoke"]
+    assert "demo" in names
+    for name in names:
+        load_params(name, True, {}, Places(root=repo))
+    for name in ("demo", "study"):  # others may ask for a folder
+        load_params(name, False, {}, Places(root=repo))
+
+
+def test_the_command_line_is_named_where_its_value_is_wrong(repo):
+    with pytest.raises(ParamsError, match=r"^-p: methods\[0\].k = 999 is larger than n_latents = 512$"):
+        load_params("demo", False, {"methods": [GOOD | {"k": 999}]}, Places(root=repo))
+    with pytest.raises(ParamsError, match=r"^notebooks/03_train.py: methods\[0\].l0 = 32 is larger"):
+        load_params("demo", False, {"n_latents": 8}, Places(root=repo))
+
+
+def test_l0_beyond_a_block_is_made_up_for_by_the_others():
+    assert SparseCoderConfig.preset("matryoshka_sae", 8, 8, n_latents=128, l0=128).ks == (8, 8, 16, 32, 64)
+    assert sum(SparseCoderConfig.preset("matryoshka_sae", 8, 8, n_latents=128).with_l0(120).ks) == 120
 
 
 @pytest.mark.parametrize(("n_latents", "l0"), [(64, 8), (64, 5), (512, 32), (512, 8), (2048, 496)])
