@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mtlib.report import browse, results
+from mtlib.report import browse, model_judge, results
 from mtlib.report.reader import Reader
 from mtlib.report.sections import causes_by_method, figures, picture, table
 from mtlib.report.text import escape_markdown as md
@@ -28,7 +28,7 @@ def glance(reader: Reader) -> str:
     out["reached"] = [f"{int(r)} of {int(n)}" if pd.notna(n) else "" for r, n in pairs]
     judged = judge_scores(reader)
     if len(judged):
-        own = judged[~judged["judge"].isin(NOT_JUDGES)].drop_duplicates("method")
+        own = judged[judged["judge"] == reader.facts("06_interpret").get("judge", "keyless")]
         out = out.merge(own[["method", "f1"]].rename(columns={"f1": "judge_f1"}), on="method", how="left")
     names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "reason": "not run, or not judged, because"}  # fmt: skip
     kept = {c: n for c, n in names.items() if c in out and not (out[c].isna() | (out[c].astype(str) == "")).all()}
@@ -109,17 +109,19 @@ def judges(reader: Reader) -> str:
     """Judges against the truth, captioned and uncaptioned causes apart."""
     why = results.nothing_to_judge(reader)
     if why:
-        return f"Skipped: {md(why)}."
+        return "\n\n".join([f"Skipped: {md(why)}.", *model_judge.sections(reader)])
     frame = judge_scores(reader)
     if frame.empty:
-        return "Verdicts exist, but there is no truth to check them against: nobody knows what each feature really is. Take them as suggestions."
+        text = "Verdicts exist, but there is no truth to check them against: nobody knows what each feature really is. Take them as suggestions."
+        return "\n\n".join([text, *model_judge.sections(reader)])
     names = {"method": "method", "judge": "judge", "n_assessed": "features", "n_error": "called errors", "n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa", "f1_captioned": "F1, captioned causes", "n_truth_uncaptioned": "true errors, uncaptioned causes", "recall_uncaptioned": "recall, uncaptioned causes"}  # fmt: skip
     text = (
         "A feature is truly an error feature when at least 80% of its top images share one cause and the cause is enriched on test. "
         "Causes that the encoder's captions never named stand apart: a judge that reads names with the same encoder has not been told them."
     )
     link = "[Whole table](tables/06_judges.csv)"
-    return "\n\n".join([text, markdown_table(frame, names), link, *figures(reader, "06", ("06_judge_scores",))])
+    parts = [text, markdown_table(frame, names), link, *figures(reader, "06", ("06_judge_scores",))]
+    return "\n\n".join([*parts, *model_judge.sections(reader)])
 
 
 def relevance(reader: Reader) -> str:

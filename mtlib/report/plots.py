@@ -20,6 +20,7 @@ LARGE = 100_000  # bytes
 
 def use_style() -> None:
     """Set the repo's figure style (called once at the top of each notebook)."""
+    pd.set_option("display.html.use_mathjax", False)  # a dollar sign in a name is a dollar sign
     sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE)
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 130, "figure.constrained_layout.use": True})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mtlib"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.report import findings, measures, results, sections
+from mtlib.report import findings, measures, model_judge, results, sections
 from mtlib.report.reader import STAGES, Reader
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, number
@@ -75,7 +75,8 @@ def answer(reader: Reader) -> str:
     said = [
         s for s in (_classifier(reader), _causes(reader), _relevance(reader), _judges(reader), _generators(reader)) if s
     ]
-    return "**Answer.** " + " ".join(said)
+    null = "This is a null run: the labels were permuted before anything was trained, so whatever is found is chance. "
+    return "**Answer.** " + null * bool(reader.facts("02_classify").get("permuted")) + " ".join(said)
 
 
 def _classifier(reader: Reader) -> str:
@@ -193,6 +194,7 @@ def limits(reader: Reader) -> list[str]:
         out.append("One seed per method: differences between methods may be differences between seeds.")
     else:
         out.append("Features are interpreted for the first seed only; tables of 04 show all seeds.")
+    out += model_judge.limits(reader)
     out.append("A name says what the strongest images share. It need not hold for weaker activations, and a feature can split one error by colour or background.")  # fmt: skip
     return out
 
