@@ -26,6 +26,8 @@ KINDS = {
     "batch": dict(selection="batch_topk", ks=(4,)),
     "batch_prefix": dict(selection="batch_topk", ks=(4,), levels=LEVELS, decoder="shared"),
     "batch_blocks_own": dict(selection="batch_topk", ks=(1, 2, 3), levels=LEVELS, decoder="own"),
+    "nested": dict(selection="nested_topk", ks=(2, 5, 9), decoder="shared"),
+    "nested_wide": dict(selection="nested_topk", ks=(2, 24, 96), decoder="shared", level_weights=(0.5, 0.3, 0.2)),
     "relu": dict(selection="none", penalty="l1_sum"),
     "jump_rectangle": dict(
         selection="none", activation="jumprelu", penalty="l0_rectangle", bandwidth=0.3, theta_init=2.5
@@ -102,7 +104,7 @@ def test_fast_equals_plain_in_every_part_gradient_and_buffer(kind, sparse_only):
     _assert_same(_run(nothing_dead, "off"), sparse_only(nothing_dead))
 
 
-@pytest.mark.parametrize("kind", ["topk", "batch", "relu"])
+@pytest.mark.parametrize("kind", ["topk", "batch", "nested", "relu"])
 @pytest.mark.parametrize(
     "changes", [dict(tied=True), dict(decoder_bias=False), dict(pre_bias="own"), dict(pre_bias="decoder")]
 )
@@ -207,7 +209,7 @@ def test_dense_settings_are_left_to_the_plain_path():
 
 
 def test_values_that_are_not_finite_reach_the_loss():
-    for kind in ("topk", "batch", "relu"):
+    for kind in ("topk", "batch", "nested", "relu"):
         coder = _coder(kind)
         x, y = _batch(coder)
         x[3] = torch.inf

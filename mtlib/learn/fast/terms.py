@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtlib.learn import losses, sparsity
 from mtlib.learn.fast import select
+from mtlib.learn.fast.nested import level_sums, ranked_pairs
 from mtlib.learn.fast.pairs import EncodeDense, EncodePairs, Pairs, SquaredNorms, SumBags, weight_sums
 
 DENSE = 0.2  # share of active latents above which dense products are quicker on a CPU (measured: between 0.2 and 0.3)
@@ -40,10 +41,14 @@ def fast_terms(coder, x: Tensor, y: Tensor, penalty_scale: Tensor | float) -> Te
     weights = (coder.enc, coder.enc_bias, coder._input_bias())
     if found is None:
         return None
-    if isinstance(found, Tensor):
-        return coder._plain_terms(x, y, penalty_scale, EncodeDense.apply(*weights, found, shifted))
     pairs, values = found
-    pre = EncodePairs.apply(*weights, values, shifted, pairs)
+    if pairs is None:  # too many are active
+        return coder._plain_terms(x, y, penalty_scale, EncodeDense.apply(*weights, values, shifted))
+    if values.ndim == 2:  # many are active, but sorted by rank
+        values = EncodeDense.apply(*weights, values, shifted)
+        pre = values.gather(1, pairs.item.view(len(x), -1)).flatten()
+    else:
+        pre = EncodePairs.apply(*weights, values, shifted, pairs)
     theta = coder.theta.index_select(0, pairs.item) if coder.theta is not None else None
     z = coder._activate(pre, theta)
     if coder.config.selection == "batch_topk":
@@ -61,7 +66,7 @@ def applies(coder, x: Tensor) -> bool:
         return False
     if c.selection in ("topk", "block_topk", "batch_topk"):
         return c.activation != "jumprelu" and c.l0 <= DENSE * c.n_latents
-    return c.selection == "none"
+    return c.selection == "none" or (c.selection == "nested_topk" and c.activation != "jumprelu")
 
 
 # ---- which pairs ---------------------------------------------------------------------------------------------------
@@ -78,10 +83,23 @@ def _pairs(places: Tensor, B: int, S: int) -> Pairs:
     return Pairs(row, places - row * S, B, S)
 
 
-def _find(coder, inputs: Tensor):
-    """(pairs, their pre-activations (n,)); or a dense z_pre (B, S), too many being active; or None, too few being known."""
-    find = {"none": _above, "batch_topk": _top_of_batch}.get(coder.config.selection, _top_of_rows)
+def _find(coder, inputs: Tensor) -> tuple[Pairs | None, Tensor] | None:
+    """The active pairs, or None when there are too many; with their pre-activations (n,), or all of them (B, S).
+
+    None when the selection could not be made: too few candidates were kept, or a number is not finite.
+    """
+    find = {"none": _above, "batch_topk": _top_of_batch, "nested_topk": _ranks}.get(
+        coder.config.selection, _top_of_rows
+    )
     return find(coder, inputs)
+
+
+def _ranks(coder, inputs: Tensor):
+    z_pre = torch.addmm(coder._encoder_bias(), inputs, coder.enc)
+    pairs = ranked_pairs(z_pre, coder.config.ks[-1])
+    if pairs is None or len(pairs.item) > DENSE * z_pre.numel():
+        return pairs and (pairs, z_pre)
+    return pairs, z_pre.gather(1, pairs.item.view(len(inputs), -1)).flatten()
 
 
 def _top_of_rows(coder, inputs: Tensor):
@@ -126,7 +144,7 @@ def _above(coder, inputs: Tensor):
     bound = coder.theta - margin if c.activation == "jumprelu" else 0.0
     places = select.true_places((z_pre <= bound).logical_not_())
     if len(places) > DENSE * z_pre.numel():
-        return z_pre
+        return None, z_pre
     return _pairs(places, len(inputs), S), z_pre.flatten().index_select(0, places)
 
 
@@ -162,6 +180,8 @@ def _terms(coder, x, inputs, y, penalty_scale, pairs: Pairs, pre: Tensor, theta:
 def _reconstructions(coder, pairs: Pairs, z: Tensor) -> list[Tensor]:
     """All levels (B, O) in the coder's units."""
     c, B = coder.config, pairs.n_bags
+    if c.selection == "nested_topk":
+        return [_with_bias(coder, 0, y) for y in level_sums(pairs, z, coder._decoder(0), c.ks)]
     if c.decoder == "own":
         levels = range(len(c.levels))
         return [_with_bias(coder, level, _prefix(coder._decoder(level), pairs, z)) for level in levels]
