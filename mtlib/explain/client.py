@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -20,6 +21,13 @@ from mtlib.explain.replies import Reply, Trouble
 CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come back in the next question
 MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 SCHEMA_WORDS = re.compile(r"response_format|json_schema|structured output", re.IGNORECASE)
+LOGGERS = (
+    "openai",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+)  # their debug logs hold headers, which may echo the key
 SHORTEST_KEY = 8  # characters; shorter ones are placeholders of local servers
 
 
@@ -68,6 +76,8 @@ class Client:
             if self._openai is None:
                 from openai import AsyncOpenAI
 
+                for name in LOGGERS:
+                    logging.getLogger(name).setLevel(logging.WARNING)
                 e, key = self.endpoint, self.endpoint.key()
                 self._key = key if len(key) >= SHORTEST_KEY else ""
                 if key or e.host in LOOPBACK:

@@ -103,6 +103,17 @@ def test_no_key_for_a_distant_server_stops_before_any_request(tmp_path, monkeypa
     assert answer.status == "failed" and asker.stopped == "key: none found: set OPENROUTER_API_KEY or OPENAI_API_KEY"
 
 
+def test_key_echoed_in_headers_reaches_no_log(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+
+    def answer(ask):
+        return status(500, x_request_id=ask.key, retry_after=ask.key)
+
+    with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+        (answer,) = asker.ask([question()])
+    assert server.n_asks == 3 and "HTTP 500" in answer.reason and KEY not in caplog.text
+
+
 def test_redirect_to_another_host_carries_no_key(tmp_path):
     with LmmServer(lambda ask: GOOD) as other:
         away = status(307, location=other.base_url.replace("127.0.0.1", "localhost") + "/chat/completions")

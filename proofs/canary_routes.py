@@ -1,0 +1,102 @@
+"""Routes of the canary proof that need no notebook (`./run_all.sh prove canary` runs them), and its servers' answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from mtlib.explain.answers import Asker, Endpoint, Question
+from tests.explain.asked import endpoint, parse, question
+from tests.explain.hostile import CASES, serve, status
+from tests.explain.lmm_server import MODEL, Ask, LmmServer, completion
+from tests.explain.looking_server import KINDS
+
+ANSWERS = {
+    "error": {"has_error": False, "category": "none", "phrase": "", "description": "", "confidence": 0.5},
+    "detection": {"matches": [1]},
+    "intruder": {"intruder": 1},
+    "commonality": {"phrase": "coloured shapes", "description": "", "confidence": 0.5},
+}
+
+
+def plain(ask: Ask) -> str:
+    """A valid answer to any question of notebook 06, always the same."""
+    kind = next((k for k, mark in KINDS.items() if mark in ask.text), "commonality")
+    return json.dumps(ANSWERS[kind] | {"images_seen": len(ask.images)})
+
+
+def refusing(ask: Ask):
+    """A server that refuses the key and says which."""
+    return status(401, f"Incorrect API key provided: {ask.key}. You sent: Bearer {ask.key}")
+
+
+def echoing(ask: Ask):
+    """The key in every place of a reply that a client may keep, in turn."""
+    echo, number = ask.key, ask.number % 5
+    if number == 0:
+        return json.dumps(ANSWERS["commonality"] | {"phrase": f"the key {echo}"})
+    if number == 1:
+        return completion(plain(ask), model=echo)
+    if number == 2:
+        return completion(plain(ask), id=f"id-{echo}")
+    if number == 3:
+        return completion(plain(ask), finish_reason=echo)
+    return status(500, f"Bearer {echo}", x_request_id=echo, retry_after=echo)
+
+
+def hostile() -> None:
+    """Every hostile case, with all logs on."""
+    logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+    for case in CASES:
+        folder = Path(tempfile.mkdtemp())
+        with serve(case) as server, Asker(endpoint(server), folder / "answers.jsonl", parse) as asker:
+            for answer in asker.ask([question()]):
+                print("route:", case.name, answer, asker.stopped, asker.usage)
+    with LmmServer(echoing) as server:
+        e = endpoint(server, give_up_after=0)
+        with Asker(e, Path(tempfile.mkdtemp()) / "answers.jsonl", parse) as asker:
+            for answer in asker.ask(question(n) for n in range(10)):
+                print("route: echo", answer)
+
+
+def slow(base_url: str) -> None:
+    """Many questions; it is killed in the middle."""
+    e = Endpoint(base_url=base_url, model=MODEL)
+    with Asker(e, Path(tempfile.mkdtemp()) / "answers.jsonl", parse) as asker:
+        for answer in asker.ask(question(n) for n in range(2000)):
+            print(answer, flush=True)
+
+
+def traceback() -> None:
+    """Exceptions with the values of all variables, as IPython shows them: in the parser, a source, the ledger, a setting."""
+    from IPython.core.ultratb import VerboseTB
+
+    def broken_source():
+        yield question(0)
+        raise RuntimeError("the source of questions broke")
+
+    def settings():
+        return Endpoint(base_url=base_url, model=MODEL, concurrency=0)
+
+    with LmmServer(plain) as server:
+        base_url, folder = server.base_url, Path(tempfile.mkdtemp())
+        (folder / "file").write_text("")
+        asker = Asker(endpoint(server), folder / "answers.jsonl", parse)
+        without_a_ledger = Asker(endpoint(server), folder / "file" / "answers.jsonl", parse)
+        tries = [lambda: list(asker.ask(broken_source())), lambda: list(without_a_ledger.ask([question(1)]))]
+        tries += [settings, lambda: asker.ledger.add({}), lambda: list(asker.ask([Question]))]
+        for attempt in tries:
+            try:
+                attempt()
+                raise AssertionError("this must fail")
+            except (RuntimeError, OSError, ValueError, AttributeError):
+                print(VerboseTB(theme_name="nocolor", include_vars=True).text(*sys.exc_info()))
+        asker.close()
+        without_a_ledger.close()
+
+
+if __name__ == "__main__":
+    {"hostile": hostile, "slow": slow, "traceback": traceback}[sys.argv[1]](*sys.argv[2:])
