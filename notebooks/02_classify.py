@@ -67,7 +67,7 @@ if permute_labels:
 kind = data.facts["labels"]
 labels, names = targets(data.manifest, kind)
 train, val, test = (rows[labels[rows] >= 0] for rows in map(data.rows, ("train", "val", "test")))
-reason = why_not(labels, train, val)
+reason = why_not(labels, train, val, data.tokens)
 ready = not reason
 print(
     f"labels: {kind}; {len(train)} train, {len(val)} val, {len(test)} test images; {reason or 'classes: ' + ', '.join(names)}"

@@ -143,6 +143,12 @@ class Encoder:
         found = [self.encode_tensors(torch.stack([self.preprocess(image) for image in part])) for part in parts]
         return np.concatenate(found) if found else np.zeros((0, self.d_out), np.float32)
 
+    def encode_layer(self, images: list[Image.Image], batch_size: int = 256) -> np.ndarray:
+        """Tokens of the layer for RGB images as `load_image` gives them: (B, T, D) float32."""
+        parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+        pixels = (torch.stack([self.preprocess(image) for image in part]) for part in parts)
+        return np.concatenate([self.encode_arrays(batch)["x"] for batch in pixels])
+
     def encode_texts(self, texts: list[str], templates: tuple[str, ...] = ("{}",), batch_size: int = 256) -> np.ndarray:
         """Text embeddings, (B, D) float32: the mean over the templates of unit vectors, of norm 1 again.
 

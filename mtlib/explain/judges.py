@@ -60,7 +60,7 @@ def text_sight(data, config: KeylessConfig | None = None) -> pd.DataFrame:
     val, config = data.rows("val"), config or KeylessConfig()
     if len(data.phrases) == 0:
         return pd.DataFrame(columns=["family", "n_images", "spread", "blind"])
-    zero_shot = ZeroShot(TextSpace(data.x, val, data.vocabulary, data.phrases), val, config.blind)
+    zero_shot = ZeroShot(TextSpace(data.embedding, val, data.vocabulary, data.phrases), val, config.blind)
     names = [family for family, *_ in zero_shot.families]
     n = np.bincount(zero_shot.read(val)[0], minlength=len(names)) if names and len(val) else np.zeros(len(names), int)
     return pd.DataFrame({"family": names, "n_images": n, "spread": zero_shot.spread, "blind": zero_shot.blind})
@@ -80,7 +80,7 @@ def keyless(features: pd.DataFrame, top: pd.DataFrame, data, config: KeylessConf
     val = data.rows("val")
     if len(data.phrases) == 0:
         return _skipped(features, "keyless", "no vocabulary: nothing to name features with")
-    space = TextSpace(data.x, val, data.vocabulary, data.phrases)
+    space = TextSpace(data.embedding, val, data.vocabulary, data.phrases)
     zero_shot = ZeroShot(space, val, config.blind)
     reason = "" if data.facts["labels"] == "plausibility" else NOTHING
     reason = reason or ("" if zero_shot.possible else NO_TEXT)

@@ -59,17 +59,24 @@ class Labeler:
         return self._encoder
 
     def embed(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-        """(D,) embedding of an image: a path, a PIL image, or an embedding that is already there.
+        """x of an image, (D,), or (T, D) when the run has T tokens per image: of a path, a PIL image, or x itself.
 
         Raises: ImageRefused for a bad file; ValueError for an array of another width or with NaN.
         """
         if isinstance(image, np.ndarray):
-            width = self.facts["d_in"]
-            if image.shape != (width,) or not np.isfinite(image).all():
-                raise ValueError(f"an embedding must be {width} finite numbers, got shape {image.shape}")
+            if image.shape != self._shape or not np.isfinite(image).all():
+                shape = " x ".join(map(str, self._shape))
+                raise ValueError(f"an embedding must be {shape} finite numbers, got shape {image.shape}")
             return image.astype(np.float32)
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))[0]
-        return self.encoder.encode_images([picture])[0].astype(np.float32)
+        if "layer" not in self.facts:
+            return self.encoder.encode_images([picture])[0].astype(np.float32)
+        return self.encoder.encode_layer([picture]).reshape(self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        tokens, width = self.facts.get("tokens_per_image", 1), self.facts["d_in"]
+        return (width,) if tokens == 1 else (tokens, width)
 
     def get_explanations(self, image: str | Path | Image.Image | np.ndarray) -> list[dict]:
         """The features present in an image, strongest first, in the published format.
@@ -84,8 +91,8 @@ class Labeler:
 
     @torch.no_grad()
     def explain(self, x: np.ndarray) -> list[dict]:
-        """Like `get_explanations`, for an embedding (D,)."""
-        z = self.coder.encode(torch.from_numpy(x)[None])[0].numpy()
+        """Like `get_explanations`, for x of one image, (D,) or (T, D): a feature is as active as on its strongest token."""
+        z = self.coder.encode(torch.from_numpy(np.atleast_2d(x))).amax(dim=0).numpy()
         present = np.flatnonzero(z > self.threshold)
         order = present[np.lexsort((present, -z[present]))]
         pushes = self._pushes(z, order)

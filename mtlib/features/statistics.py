@@ -101,8 +101,9 @@ def measure(coder, data, classifier=None, target: str = "x", top_n: int = 20, se
         classes=labels if (labels >= 0).any() else None,
         both_active=n_latents <= BOTH_ACTIVE_MAX,
         observers=watching,
+        tokens=data.tokens,
     )
-    counted = labels[test]
+    counted = labels[test[:: data.tokens]]
     return Measured(
         scans=scans,
         mono=pd.DataFrame({"mono_score": mono.scores() if mono.n else np.full(n_latents, np.nan)}),

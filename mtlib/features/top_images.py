@@ -1,6 +1,7 @@
 """One pass over the data for all latents at once: top images, counts, sums and histograms of the activations.
 
-Nothing of size N x S is kept. A running top list per feature is merged with each batch's, so memory is
+With T tokens per image a feature's activation on an image is its largest over the tokens, and everything is counted by
+image. Nothing of size N x S is kept. A running top list per feature is merged with each batch's, so memory is
 O(S * top_n) beside one batch of codes, and the result does not depend on the batch size.
 """
 
@@ -131,6 +132,7 @@ def scan(
     batch: int = 1024,
     both_active: bool = False,
     observers: Sequence[Observer] = (),
+    tokens: int = 1,
 ) -> dict[str, FeatureScan]:
     """Everything 05 needs about every feature, in one pass over the rows of every split.
 
@@ -142,7 +144,8 @@ def scan(
         classes:     (N,) integers 0 .. C-1, or -1 for unknown (counted in no class); None for no classes.
         bins:        bins of the histograms.
         both_active: also count the pairs of features that fire together, (S, S).
-        observers:   called with each batch (split, rows, x, z), for measures that want the same pass.
+        observers:   called with each batch (split, rows, x, z) of rows, for measures that want the same pass.
+        tokens:      T rows of x per image; the rows of a split hold whole images. The first row stands for the image.
     Returns: split name -> FeatureScan.
     Raises: ValueError when codes are not finite or shapes do not fit.
     """
@@ -151,24 +154,31 @@ def scan(
         raise ValueError(f"classes has {len(classes)} entries for {len(x)} rows of x")
     return {
         split: _scan_split(
-            coder, x, np.asarray(r), split, top_n, classes, n_classes, bins, batch, both_active, observers
+            coder, x, np.asarray(r), split, top_n, classes, n_classes, bins, batch, both_active, observers, tokens
         )
         for split, r in rows.items()
     }
 
 
-def _scan_split(coder, x, rows, split, top_n, classes, n_classes, bins, batch, both_active, observers) -> FeatureScan:
+def _scan_split(
+    coder, x, rows, split, top_n, classes, n_classes, bins, batch, both_active, observers, tokens
+) -> FeatureScan:
     n_latents = coder.encode(torch.zeros(1, x.shape[1])).shape[1]
     top, histogram = TopK(n_latents, top_n), Histogram(n_latents, bins)
     n_active, by_class = torch.zeros(n_latents, dtype=torch.int64), torch.zeros(n_latents, n_classes, dtype=torch.int64)
     total, total_class = torch.zeros(n_latents).double(), torch.zeros(n_latents, n_classes).double()
     together = torch.zeros(n_latents, n_latents, dtype=torch.int64) if both_active else None
+    batch = max(1, batch // tokens) * tokens
     for start in range(0, len(rows), batch):
         r = rows[start : start + batch]
         x_batch = torch.from_numpy(np.asarray(x[r], dtype=np.float32))  # (B, D)
         z = coder.encode(x_batch).detach().float().cpu()  # (B, S)
         if not torch.isfinite(z).all():
             raise ValueError(f"codes of {split} rows {r[0]}..{r[-1]} hold NaN or infinite values")
+        for observe in observers:
+            observe(split, r, x_batch, z)
+        if tokens > 1:
+            r, z = r[::tokens], z.view(-1, tokens, n_latents).amax(dim=1)
         active = z > 0
         top.update(z, r)
         histogram.update(z)
@@ -180,11 +190,9 @@ def _scan_split(coder, x, rows, split, top_n, classes, n_classes, bins, batch, b
             total_class += z.clamp_min(0).double().T @ one_hot.double()
         if together is not None:
             together += (active.float().T @ active.float()).round().long()
-        for observe in observers:
-            observe(split, r, x_batch, z)
     best_rows, best = top.result()
     return FeatureScan(
-        n_rows=len(rows),
+        n_rows=len(rows) // tokens,
         n_active=n_active.numpy(),
         n_active_class=by_class.numpy(),
         sum_activation=total.numpy(),

@@ -27,8 +27,10 @@ def targets(manifest: pd.DataFrame, kind: str) -> tuple[np.ndarray, list[str]]:
     return np.full(len(manifest), -1, dtype=np.int64), []
 
 
-def why_not(labels: np.ndarray, rows_train: np.ndarray, rows_val: np.ndarray) -> str:
-    """Why no classifier can be trained on these rows; "" when one can."""
+def why_not(labels: np.ndarray, rows_train: np.ndarray, rows_val: np.ndarray, tokens: int = 1) -> str:
+    """Why no classifier can be trained on these rows, of which each image has `tokens`; "" when one can."""
+    if tokens > 1:
+        return f"each image has {tokens} rows, and a label belongs to a whole image (use tokens = cls or mean)"
     if not (labels >= 0).any():
         return "the images carry no labels, so there is nothing to classify"
     if len(np.unique(labels[rows_train])) < 2:

@@ -1,0 +1,189 @@
+"""AlexNet-Transformer: a vision model that is trained from scratch, and the residual stream of one of its blocks.
+
+    pixels -> AlexNet features (96, 256, 384, 384, 256 channels, grouped, BatchNorm) -> a 6 x 6 grid: 36 tokens of 256
+           -> 16 transformer blocks of 16 heads, dropout 0.5 -> flatten -> classes
+
+The training loop is learn/train_vision.py; here are the model, the pixels that it is given and the tokens that it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from mtlib.embed.images import ImageRefused, load_image
+from mtlib.embed.store import Data, open_array
+from mtlib.embed.tokens import Layer
+from mtlib.run.artifacts import ArtifactError, atomic
+
+CHANNELS = (96, 256, 384, 384, 256)  # AlexNet's
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as usual
+MODELS = ("alexnet",)  # names of vision models that notebook 02 can train
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the model; the defaults are the published ones. Raises ValueError naming the field, its value and its range."""
+
+    n_classes: int
+    blocks: int = 16
+    heads: int = 16
+    dropout: float = 0.5  # on attention weights, on what each block adds to the stream, and inside its two layers
+    layer: int = 6  # the block after which the residual stream is read; 0 is the first
+    side: int = 224  # pixels; 224 gives the 6 x 6 grid
+
+    def __post_init__(self):
+        wide = CHANNELS[-1] % max(self.heads, 1) == 0
+        for name, good, allowed in (
+            ("n_classes", self.n_classes >= 2, ">= 2"),
+            ("blocks", self.blocks >= 1, ">= 1"),
+            ("heads", self.heads >= 1 and wide, f"a divisor of {CHANNELS[-1]}"),
+            ("dropout", 0 <= self.dropout < 1, "between 0 and 1 (not 1)"),
+            ("layer", 0 <= self.layer < self.blocks, f"between 0 and {self.blocks - 1}, since there are {self.blocks} blocks"),
+            ("side", self.side >= 63, ">= 63"),
+        ):
+            if not good:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be {allowed}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along each side of the image."""
+        side = (self.side + 4 - 11) // 4 + 1
+        for _ in range(3):  # the three poolings
+            side = (side - 3) // 2 + 1
+        return side
+
+    @property
+    def n_tokens(self) -> int:
+        return self.grid**2
+
+
+def _convolution(n_in: int, n_out: int, size: int, groups: int = 1, **shape) -> list[nn.Module]:
+    # BatchNorm takes the mean away, so a bias would do nothing
+    return [nn.Conv2d(n_in, n_out, size, groups=groups, bias=False, **shape), nn.BatchNorm2d(n_out), nn.ReLU()]
+
+
+class AlexNetTransformer(nn.Module):
+    """The published vision model. What its description leaves open is chosen here: learned positions, LayerNorm before
+    attention and before the two layers (width 4 x 256, GELU), no causal mask, since an image has no order."""
+
+    def __init__(self, config: VisionConfig, seed: int = 0):
+        super().__init__()
+        self.config, (a, b, c, d, e) = config, CHANNELS
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.features = nn.Sequential(
+                *_convolution(3, a, 11, stride=4, padding=2),
+                nn.MaxPool2d(3, 2),
+                *_convolution(a, b, 5, groups=2, padding=2),
+                nn.MaxPool2d(3, 2),
+                *_convolution(b, c, 3, padding=1),
+                *_convolution(c, d, 3, groups=2, padding=1),
+                *_convolution(d, e, 3, groups=2, padding=1),
+                nn.MaxPool2d(3, 2),
+            )
+            self.positions = nn.Parameter(0.02 * torch.randn(config.n_tokens, e))
+            options = dict(dim_feedforward=4 * e, dropout=config.dropout, activation="gelu")
+            options |= dict(batch_first=True, norm_first=True)
+            self.blocks = nn.Sequential(
+                *(nn.TransformerEncoderLayer(e, config.heads, **options) for _ in range(config.blocks))
+            )
+            self.norm = nn.LayerNorm(e)
+            self.head = nn.Linear(config.n_tokens * e, config.n_classes)
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """What enters the first block. Args: pixels (B, 3, side, side) uint8. Returns: (B, T, 256).
+
+        Raises: ValueError giving both shapes.
+        """
+        expected = (3, self.config.side, self.config.side)
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != expected:
+            raise ValueError(f"vision: pixels {tuple(pixels.shape)} {pixels.dtype}, expected (B, {expected}) uint8")
+        grid = self.features((pixels.float() / 255 - self.mean) / self.std)  # (B, 256, 6, 6)
+        return grid.flatten(2).transpose(1, 2) + self.positions
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits. Args: pixels (B, 3, side, side) uint8. Returns: (B, n_classes)."""
+        return self.head(self.norm(self.blocks(self.tokens(pixels))).flatten(1))
+
+    def layer(self) -> Layer:
+        """The residual stream after block `config.layer`: a hook that reads it, (B, T, 256), or replaces it."""
+        device, side, training = self.positions.device, self.config.side, self.training
+        blank = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device)
+        with torch.no_grad():
+            found = Layer.find(self.eval(), lambda n: self(blank.expand(n, -1, -1, -1)), str(self.config.layer), "patches")
+        self.train(training)
+        return found
+
+
+def read_pixels(data: Data, path: Path, side: int, workers: int = 2, progress: Callable[[int], object] = lambda n: None):
+    """Every image scaled and cropped to a square, into one memory-mapped file, by the loader that all stages share.
+
+    Args:
+        data:     one row per image, with files.
+        path:     the .npy file to write; one of the right shape that is already there is kept.
+        side:     pixels.
+        workers:  decoding threads.
+        progress: called with the number of images of each finished batch.
+    Returns: (N, 3, side, side) uint8, read-only.
+    Raises: ArtifactError when there are no files, or one is not the one that was embedded.
+    """
+    if data.image_root is None or data.tokens > 1:
+        raise ArtifactError("a vision model needs images with one row each; give images, without a layer")
+    hashes, shape = data.manifest["sha256"].to_numpy(str), (len(data.manifest), 3, side, side)
+    if not path.is_file() or open_array(path).shape != shape:
+        with atomic(path) as tmp, ThreadPoolExecutor(workers) as pool:
+            out = np.lib.format.open_memmap(tmp, "w+", np.uint8, shape)
+            for start in range(0, shape[0], 256):
+                rows = range(start, min(start + 256, shape[0]))
+                for row, image in zip(rows, pool.map(lambda r: _square(data.images(r), hashes[r], side), rows), strict=True):
+                    out[row] = image
+                progress(len(rows))
+            out.flush()
+            del out
+    return open_array(path, 4)
+
+
+def _square(path: Path, sha256: str, side: int) -> np.ndarray:
+    try:
+        image, _ = load_image(path, sha256)
+    except ImageRefused as e:
+        raise ArtifactError(f"{path.name}: {e}; run 01_embed again") from e
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+@torch.inference_mode()
+def write_tokens(
+    model: AlexNetTransformer,
+    pixels: np.ndarray,
+    path: Path,
+    batch: int = 64,
+    progress: Callable[[int], object] = lambda n: None,
+) -> tuple[np.ndarray, dict]:
+    """The residual stream of every image, row by row into a .npy file: image i has rows i * T .. i * T + T - 1.
+
+    Args: model in eval mode; pixels (N, 3, side, side) uint8; path of x.npy, (N * T, 256) float32; batch: images at a
+        time; progress: called with the images done.
+    Returns: logits (N, n_classes) float32; the facts of these rows: d_in, n_rows, layer, tokens, tokens_per_image,
+        token_grid, first_patch.
+    """
+    layer, device = model.eval().layer(), model.positions.device
+    shape = (len(pixels) * layer.n_tokens, layer.width)
+    logits = []
+    with atomic(path) as tmp, open(tmp, "wb") as f:
+        np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for start in range(0, len(pixels), batch):
+            with layer.recorded() as seen:
+                logits.append(model(torch.from_numpy(np.array(pixels[start : start + batch])).to(device)).cpu())
+            f.write(seen[0].flatten(0, 1).float().cpu().contiguous().numpy().data)
+            progress(len(logits[-1]))
+    return torch.cat(logits).numpy(), {"d_in": shape[1], "n_rows": shape[0]} | layer.facts
