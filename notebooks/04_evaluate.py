@@ -316,7 +316,9 @@ if checked:
     shown = found.splitting.groupby("method", sort=False)[columns].mean()
     display(shown.round(2))
     print(f"Most split: {shown.n_features.idxmax()}, {shown.n_features.max():.1f} error features per cause;")
-    print(f"  most absorbed: {shown.absorption.idxmax()}, silent on {shown.absorption.max():.0%} of them.")
+    absorbed = shown.absorption.dropna()
+    most = f"{absorbed.idxmax()}, silent on {absorbed.max():.0%} of them" if len(absorbed) else "none"
+    print(f"  most absorbed: {most}.")
 
 # %% [markdown]
 # ## Answer
