@@ -58,5 +58,5 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
     table = {"convention": [line[0] for line in lines], "quantity": [line[1] for line in lines]}
     for name, make in candidates.items():
         candidate = make()
-        table[name] = [formula(y, candidate) for _, _, formula in lines]
+        table[name] = [round(formula(y, candidate), 12) + 0.0 for _, _, formula in lines]  # no -1e-16 for 0
     return pd.DataFrame(table)

@@ -136,7 +136,6 @@ def relevance(reader: Reader) -> str:
     text = "Share of *all* latents that count as error features, with 95% intervals; features with fewer than 10 activating test images are not assessed and count as no."
     parts = [text, markdown_table(_relevance_shown(reader), names), "[Whole table](tables/07_relevance.csv)"]
     parts += [picture(n) for n in ("07_relevance_scores",) if n in reader.figures("07")]
-    parts += [picture(n) for n in ("05_causal", "04_steering") if n in reader.figures(n[:2])]
     null = reader.table("07_null")
     if not null.empty:
         names = {"method": "method", "observed": "enriched features", "runs_with_discovery": "shuffled runs with any", "low": "low", "high": "high", "n_permutations": "runs"}  # fmt: skip
@@ -144,6 +143,12 @@ def relevance(reader: Reader) -> str:
             f"Null of *enriched*: the test labels shuffled within family. {null_reading(null)}",
             markdown_table(null, names),
         ]
+    causal = reader.table("05_features")
+    if "beyond_control" in causal and causal["beyond_control"].notna().any():
+        names = {"method": "method", "median_causal": "median change of the logit", "median_causal_control": "other latents' directions", "beyond_control": "features beyond their control"}  # fmt: skip
+        text = "**Do features move the decision?** What removing an assessed feature does to the classifier's logit, in size; the control takes out another latent's direction of the same norm."
+        parts += [text, markdown_table(causal[causal["beyond_control"].notna()], names)]
+    parts += [picture(n) for n in ("05_causal", "04_steering") if n in reader.figures(n[:2])]
     return "\n\n".join(parts)
 
 

@@ -123,10 +123,11 @@ def zero_shot(reader: Reader) -> str:
     mean = metrics.groupby("method")[["zero_shot_top1", "zero_shot_drop"]].mean().dropna()
     least, most = mean["zero_shot_drop"].idxmin(), mean["zero_shot_drop"].idxmax()
     before = 100 * float(mean["zero_shot_top1"].mean())
+    low, high = f"{mean.zero_shot_drop[least]:.1f}", f"{mean.zero_shot_drop[most]:.1f}"
+    lost = f"{low} percentage points ({md(least)}) to {high} ({md(most)})" if low != high else f"{low} percentage points with every method"  # fmt: skip
     return (
         f"**Spliced into the encoder.** The text tower names {before:.1f}% of the test images rightly from their embeddings. "
-        f"From the reconstructions it loses {mean.zero_shot_drop[least]:.1f} percentage points ({md(least)}) to "
-        f"{mean.zero_shot_drop[most]:.1f} ({md(most)})."
+        f"From the reconstructions it loses {lost}."
     )
 
 

@@ -167,7 +167,8 @@ def _split(reader: Reader) -> list[str]:
     if split.empty or kinds.empty:
         return []
     rows = split.groupby("method", sort=False)[["n_features", "recall_parent", "recall_any", "absorption"]].mean()
-    rows = rows.join(kinds.set_index("method")[["cause", "family", "nuisance"]])
+    shares = kinds.set_index("method")[["cause", "family", "nuisance"]]
+    rows = rows.join(shares.apply(pd.to_numeric))  # elsewhere "cause" and "family" are names, and are read as text
     names = {"method": "method", "n_features": "error features per cause", "recall_parent": "best one fires", "recall_any": "any fires", "absorption": "absorption", "cause": "latents of a cause", "family": "of a family", "nuisance": "of a nuisance"}  # fmt: skip
     text = (
         "**Splitting and absorption.** How many features share a cause; on what share of its images the best one fires, and "
