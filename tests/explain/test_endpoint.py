@@ -1,12 +1,9 @@
-"""Settings of an endpoint, names of models, Retry-After, and the plan before spending."""
+"""Settings of an endpoint, its key, and the plan before spending."""
 
 from __future__ import annotations
 
-from email.utils import formatdate
-
 import pytest
 
-from mtlib.explain import replies
 from mtlib.explain.answers import Asker, Endpoint, Picture
 from tests.explain.asked import KEY, endpoint, key, parse, question  # noqa: F401 (key is a fixture)
 from tests.explain.hostile import GOOD
@@ -41,34 +38,6 @@ def test_key_of_the_vendor_comes_first(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
     assert Endpoint(base_url="https://api.openai.com/v1").key() == "sk-openai"
     assert Endpoint().key() == KEY and KEY not in repr(Endpoint())
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [("7", 7.0), ("0.25", 0.25), ("nan", None), ("inf", None), ("-3", None), ("0", None), ("", None), (None, None)]
-    + [("soon", None), (formatdate(1060, usegmt=True), 60.0), (formatdate(900, usegmt=True), None), ("9" * 400, None)],
-)
-def test_retry_after_reads_seconds_and_dates(value, seconds):
-    assert replies.retry_after(value, now=1000.0) == seconds
-
-
-@pytest.mark.parametrize(
-    ("asked", "got", "same"),
-    [
-        ("anthropic/claude-3-haiku", "claude-3-haiku-20240307", True),
-        ("anthropic/claude-3-haiku", "anthropic/claude-3-haiku", True),
-        ("gpt-4o", "gpt-4o-2024-08-06", True),
-        ("gpt-4o", "gpt-4o-mini", False),
-        ("gpt-4o-mini", "gpt-4o", False),
-        ("gpt-4", "gpt-4-32k", False),
-        ("gpt-4", "gpt-4.1", False),
-        ("llava", "llava:latest", True),
-        ("llava:7b", "llava:13b", False),
-        ("qwen2.5vl:7b", "qwen2.5vl:7b", True),
-    ],
-)
-def test_model_names_match_up_to_vendor_and_date(asked, got, same):
-    assert replies.same_model(got, Endpoint(model=asked)) is same
 
 
 def test_also_named_accepts_a_file_name(tmp_path):
