@@ -27,7 +27,9 @@ def _named(frame: pd.DataFrame) -> pd.DataFrame:
     sweep = pd.DataFrame({"base": base, "method": frame["method"]}).groupby("base")["method"].nunique().gt(1).any()
     if not sweep:
         return frame.assign(base=frame["method"], row="")
-    return frame.assign(base=base, row=[f"L0 {t:.0f}" if t == t else "as published" for t in l0.astype(float)])
+    named = base != frame["method"].to_numpy()  # its name ends in its L0
+    rows = [f"L0 {t:.0f}" if n else "other L0" for t, n in zip(l0, named, strict=True)]
+    return frame.assign(base=base, row=rows)
 
 
 def _styles(names: pd.Series) -> dict[str, dict]:
