@@ -62,7 +62,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     model.load_state_dict(saved)
 
 
-def local_folder(folder_or_repo: str | Path, revision: str | None = None) -> Path:
+def local_folder(folder_or_repo: str | Path, revision: str | None = None, **hub) -> Path:
     """The folder itself, or a download of the two files of a Hugging Face hub repository "owner/name".
 
     Raises: FileNotFoundError when it is neither.
@@ -74,4 +74,4 @@ def local_folder(folder_or_repo: str | Path, revision: str | None = None) -> Pat
         raise FileNotFoundError(f"{folder}: no such folder, and not a hub repository owner/name")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
+    return Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=[WEIGHTS, CONFIG], **hub))

@@ -15,15 +15,15 @@ gradient; as log(theta) it would move by a share of itself and take 69,000 steps
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtlib.learn import files, losses, sparsity
+from mtlib.learn import losses, sparsity
 from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.fast.terms import Terms, fast_terms
+from mtlib.learn.hub import HubModel
 
 __all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
 
@@ -39,13 +39,15 @@ def _unit_rows(w: Tensor) -> Tensor:
     return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-class SparseCoder(nn.Module):
+class SparseCoder(nn.Module, HubModel):
     """A sparse coder with the settings of `config`; weights drawn from `seed`.
 
     Inference (`encode`, `forward`) uses frozen thresholds only; the batch-wise selection is inside `loss`.
     """
 
     fast = "auto"  # "auto": the loss from the active latents alone where that pays (learn/fast); "off": always plain
+
+    config_class = SparseCoderConfig
 
     def __init__(self, config: SparseCoderConfig, seed: int = 0):
         super().__init__()
@@ -306,20 +308,3 @@ class SparseCoder(nn.Module):
                 self.enc.copy_(_unit_rows(self.enc.T).T)
         if self.theta is not None:
             self.theta.clamp_(min=0)
-
-    # ---- files -----------------------------------------------------------------------------------------------------
-
-    def save_pretrained(self, folder: str | Path, **extra) -> None:
-        """Write weights.safetensors and config.json (settings, with `extra` JSON values beside them) into `folder`."""
-        files.save_model(Path(folder), self, self.config, **extra)
-
-    @classmethod
-    def from_pretrained(cls, folder_or_repo: str | Path, revision: str | None = None) -> SparseCoder:
-        """A coder from a folder, or from a Hugging Face hub repository "owner/name" with the same two files.
-
-        Raises: FileNotFoundError, or ValueError when the weights do not fit the settings or are not finite.
-        """
-        folder = files.local_folder(folder_or_repo, revision)
-        coder = cls(files.read_config(folder, SparseCoderConfig))
-        files.load_weights(folder, coder)
-        return coder.eval()
