@@ -7,6 +7,7 @@ since it carries the request with its headers. It is loaded with the first quest
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import re
@@ -20,7 +21,8 @@ from mtlib.explain.replies import Reply, Trouble
 
 CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come back in the next question
 MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
-SCHEMA_WORDS = re.compile(r"response_format|json_schema|structured output", re.IGNORECASE)
+NO_SCHEMA = re.compile(r"^HTTP (400|422): .*(response_format|json_schema|structured output)", re.IGNORECASE | re.DOTALL)
+MAX_WORDS = 2000  # bytes of an error that are read
 LOGGERS = (
     "openai",
     "httpx",
@@ -41,7 +43,7 @@ class Client:
         self.endpoint = endpoint
         self.schema = bool(endpoint.json_schema)
         self._key = ""
-        self._openai = None
+        self._openai = self._create = None
         self._cache: OrderedDict[str, str] = OrderedDict()
         self._cached, self._lock = 0, threading.Lock()
 
@@ -74,24 +76,22 @@ class Client:
         """Load the `openai` library and make the client, before any deadline runs; without a key `send` will say so."""
         with self._lock:
             if self._openai is None:
-                from openai import AsyncOpenAI
+                import openai
 
                 for name in LOGGERS:
                     logging.getLogger(name).setLevel(logging.WARNING)
                 e, key = self.endpoint, self.endpoint.key()
                 self._key = key if len(key) >= SHORTEST_KEY else ""
                 if key or e.host in LOOPBACK:
-                    self._openai = AsyncOpenAI(
-                        api_key=key or "none", base_url=e.base_url, timeout=e.timeout_s, max_retries=0
-                    )
-                    _ = self._openai.chat.completions
+                    http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [refuse]}, follow_redirects=False)
+                    settings = {"base_url": e.base_url, "timeout": e.timeout_s, "max_retries": 0, "http_client": http}
+                    self._openai = openai.AsyncOpenAI(api_key=key or "none", **settings)
+                    self._create = self._openai.chat.completions.with_streaming_response.create
 
     async def send(self, question: Question, messages: list[dict]) -> Reply:
         """One request and its reply; `load` comes first. Raises: Trouble, and nothing else."""
         if self._openai is None:
             raise Trouble("key", f"none found: set {' or '.join(self.endpoint.key_env)}", charged=False)
-        import openai
-
         e = self.endpoint
         body = {"messages": messages, "max_tokens": e.max_tokens, "temperature": e.temperature}
         with_schema = self.schema and question.schema is not None
@@ -101,33 +101,29 @@ class Client:
         try:
             return replies.read(await self._post(body), e)
         except Trouble as trouble:
-            raise trouble from None
-        except openai.APIStatusError as error:
-            words = error.response.text[:2000]
-            if (
-                with_schema
-                and e.json_schema == "auto"
-                and error.status_code in (400, 422)
-                and SCHEMA_WORDS.search(words)
-            ):
+            if with_schema and e.json_schema == "auto" and NO_SCHEMA.search(trouble.reason):
                 self.schema = False
                 raise Trouble("plain", "the server takes no schema; asked again without", charged=False) from None
-            raise replies.of_status(error.status_code, words, error.response.headers) from None
-        except openai.APIConnectionError as error:
-            cause = type(error.__cause__).__name__ if error.__cause__ else type(error).__name__
-            raise Trouble("again", f"no connection ({cause})", charged=cause != "ConnectError") from None
-        except Exception as error:  # while the body was read: httpx has many names for a broken one
-            raise Trouble("again", f"the reply broke off ({type(error).__name__})") from None
+            raise trouble from None
 
     async def _post(self, body: dict) -> bytes:
-        """The bytes of the reply. The body goes as `extra_body`, since the client walks through all else piece by piece."""
-        reply, create = bytearray(), self._openai.chat.completions.with_streaming_response.create
-        async with create(model=self.endpoint.model, messages=[], extra_body=body) as response:
-            async for piece in response.iter_bytes():
-                reply += piece
-                if len(reply) > replies.MAX_BODY:
-                    raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
-        return bytes(reply)
+        """The bytes of the reply. The body goes as `extra_body`, since the client walks through all else piece by piece.
+
+        Raises: Trouble, whatever the client raised.
+        """
+        reply = bytearray()
+        try:
+            async with self._create(model=self.endpoint.model, messages=[], extra_body=body) as response:
+                async for piece in response.iter_bytes():
+                    reply += piece
+                    if len(reply) > replies.MAX_BODY:
+                        raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
+            return bytes(reply)
+        except Exception as error:  # the client and the libraries below it have many names for a broken connection
+            if isinstance(error, Trouble) or isinstance(error.__cause__, Trouble):
+                raise (error if isinstance(error, Trouble) else error.__cause__) from None
+            cause = type(error.__cause__ or error).__name__
+            raise Trouble("again", f"no reply ({cause})", charged=cause != "ConnectError") from None
 
     def clean(self, text: str) -> str:
         """The text without the key, in any of its usual spellings."""
@@ -145,3 +141,15 @@ class Client:
         """Close the connections."""
         if self._openai is not None:
             await self._openai.close()
+
+
+async def refuse(response) -> None:
+    """Called by the HTTP client with every response: of all but successes only the start is read. Raises: Trouble."""
+    if not response.is_success:
+        words = bytearray()
+        with contextlib.suppress(Exception):  # an error whose text cannot be read is still that error
+            async for piece in response.aiter_bytes():
+                words += piece
+                if len(words) > MAX_WORDS:
+                    break
+        raise replies.of_status(response.status_code, words[:MAX_WORDS].decode("utf-8", "replace"), response.headers)

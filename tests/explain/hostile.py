@@ -98,13 +98,17 @@ def no_http(handler) -> None:
     handler.wfile.write(b"200 everything is fine\r\n\r\n" + GOOD.encode())
 
 
-def endless(handler) -> None:
-    handler.send_response(200)
+def endless(handler, code: int = 200) -> None:
+    handler.send_response(code)
     handler.send_header("content-type", "application/json")
     handler.end_headers()
     with contextlib.suppress(OSError):
         for _ in range(400):
             handler.wfile.write(b'{"a": "' + b"x" * 2**16)
+
+
+def endless_error(handler) -> None:
+    endless(handler, 500)
 
 
 @of_ask
@@ -170,7 +174,7 @@ CASES = [
     Case("deep json", (text(DEEP),), "failed", EVERY, "no JSON"),
     Case("not utf-8", (text(b"\xff\xfe" + GOOD.encode()),), "failed", EVERY, "no JSON"),
     Case("a stream", (text(STREAM, "text/event-stream"),), "failed", EVERY, "no JSON"),
-    Case("false gzip", (text(b"abc", content_encoding="gzip"),), "failed", EVERY, "broke off"),
+    Case("false gzip", (text(b"abc", content_encoding="gzip"),), "failed", EVERY, "no reply"),
     Case("no choices", (completion(GOOD, choices=[]),), "failed", EVERY, "0 choices"),
     Case("choices null", (completion(GOOD, choices=None),), "failed", EVERY, "choices is null"),
     Case("two choices", (completion(GOOD, choices=completion(GOOD)["choices"] * 2),), "failed", EVERY, "2 choices"),
@@ -188,11 +192,13 @@ CASES = [
     Case("finish tool_calls", (completion(GOOD, finish_reason="tool_calls"),), "failed", EVERY, "finish_reason"),
     Case("300 kB of text", (completion('{"phrase": "' + "very " * 60_000 + 'long"}'),), "failed", 1, "characters"),
     Case("endless body", (endless,), "failed", 1, "more than"),
+    Case("endless error", (endless_error,), "failed", EVERY, "HTTP 500"),
+    Case("redirect", (Raw(302, b"", {"location": "/v1/elsewhere"}),), "failed", 1, "HTTP 302"),
     Case("another model", (completion(GOOD, model=f"{MODEL}-mini"),), "failed", 1, "another model"),
     Case("prose", ("There is a cat in some of them.",), "failed", EVERY, "malformed"),
-    Case("dropped for ever", (hang_up,), "failed", EVERY, "no connection"),
-    Case("broken off for ever", (break_off,), "failed", EVERY, "broke off"),
-    Case("no http", (no_http,), "failed", EVERY, "no connection"),
+    Case("dropped for ever", (hang_up,), "failed", EVERY, "no reply"),
+    Case("broken off for ever", (break_off,), "failed", EVERY, "no reply"),
+    Case("no http", (no_http,), "failed", EVERY, "no reply"),
     Case("dripping", (drip,), "failed", 1, "no answer within"),
     Case("silent", (silent,), "failed", 1, "no answer within"),
     Case("key in the answer", (echo_key,), "failed", 1, "repeats the key"),

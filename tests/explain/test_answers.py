@@ -92,7 +92,7 @@ def test_unreachable_server_stops_after_failures_in_a_row(tmp_path):
         answers = list(asker.ask(question(n) for n in range(40)))
     assert asker.stopped.startswith("failures: 5 questions in a row")
     assert asker.usage.failed <= 5 + e.concurrency and asker.usage.unasked == 40 - asker.usage.failed
-    assert asker.usage.usd == 0 and "no connection" in answers[0].reason
+    assert asker.usage.usd == 0 and "no reply (ConnectError)" in answers[0].reason
 
 
 def test_no_key_for_a_distant_server_stops_before_any_request(tmp_path, monkeypatch):
@@ -114,13 +114,13 @@ def test_key_echoed_in_headers_reaches_no_log(tmp_path, caplog):
     assert server.n_asks == 3 and "HTTP 500" in answer.reason and KEY not in caplog.text
 
 
-def test_redirect_to_another_host_carries_no_key(tmp_path):
+def test_redirect_to_another_host_is_not_followed(tmp_path):
     with LmmServer(lambda ask: GOOD) as other:
         away = status(307, location=other.base_url.replace("127.0.0.1", "localhost") + "/chat/completions")
         with LmmServer(lambda ask: away) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
             list(asker.ask([question()]))
             assert [a.key for a in server.asks] == [KEY]
-        assert all(KEY not in json.dumps(a.headers) for a in other.asks)
+        assert other.n_asks == 0
 
 
 def test_retry_after_holds_back_everyone(tmp_path):
