@@ -93,7 +93,8 @@ class Asking:
                 note(reason)
                 if kind in ("key", "credit"):
                     self.stop(f"{kind}: {reason}")
-                if kind == "plain":  # not the question's fault: sent again at once, and only once
+                if kind == "plain":  # not the question's fault: sent again in its turn, and only once
+                    await self.turn(question)
                     continue
                 wait = self._wait(trouble, tries)
             if kind != "again" or tries == e.max_retries or self.stopped:
@@ -131,10 +132,8 @@ class Asking:
         finally:
             self.budget.settle(reserved, question.tokens, usd)
             self.pace.correct(sum(estimate), sum(spent))
-            self.usage.tokens_in, self.usage.tokens_out = (
-                self.usage.tokens_in + spent[0],
-                self.usage.tokens_out + spent[1],
-            )
+            self.usage.tokens_in += spent[0]
+            self.usage.tokens_out += spent[1]
             self.usage.usd += usd
         status, value, reason = judge(self.parse, question, reply.text)
         if self.client.leaks(reply.text, value):
