@@ -169,3 +169,5 @@ def test_a_sweep_over_l0_gets_a_row_of_panels_per_l0():
     assert len(pareto.axes) == 2
     assert [len(line.get_xdata()) for line in pareto.axes[0].lines] == [3, 12]  # one line through the three L0
     assert len(figures.curves(frame[frame["l0_target"] == 8], "kept", "kept").axes) == 2
+    other = pd.concat([frame, frame.assign(method="a_published", target="x", l0_target=124)])
+    assert len(figures.curves(other, "kept", "kept").axes) == 8  # those without an L0 in their name share a row
