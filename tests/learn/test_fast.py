@@ -12,6 +12,7 @@ from mtlib.learn import losses
 from mtlib.learn.adamw import AdamW
 from mtlib.learn.fast import pairs as P
 from mtlib.learn.fast import select, terms
+from mtlib.learn.fast.dense import DecodePrefixes, EncodeDense, top_codes
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 
 SHAPES = dict(d_in=6, d_out=5, n_latents=96)
@@ -35,11 +36,23 @@ KINDS = {
     "jump_sigmoid": dict(selection="none", activation="jumprelu", penalty="l0_sigmoid", bandwidth=0.01, theta_init=2.5),
     "jump_l1": dict(selection="none", activation="jumprelu", penalty="l1_mean", theta_init=2.5),
 }
+DENSE_KIND = {
+    "block_dense": dict(
+        selection="block_topk",
+        levels=LEVELS,
+        ks=(4, 8, 20),
+        decoder="own",
+        activation="jumprelu_fixed",
+        penalty="l1_mean",
+    ),
+}
 
 
 def _coder(kind: str, seed: int = 0, **changes) -> SparseCoder:
     target = dict(target="y") if changes.pop("transcode", True) else dict(target="x", d_out=SHAPES["d_in"])
-    coder = SparseCoder(SparseCoderConfig(**(SHAPES | target | KINDS[kind] | {"penalty_weight": 0.1} | changes)), seed)
+    coder = SparseCoder(
+        SparseCoderConfig(**(SHAPES | target | (KINDS | DENSE_KIND)[kind] | {"penalty_weight": 0.1} | changes)), seed
+    )
     torch.manual_seed(seed)
     with torch.no_grad():
         for p in coder.parameters():
@@ -115,7 +128,7 @@ def test_fast_equals_plain_for_autoencoders(kind, changes, sparse_only):
 
 @settings(max_examples=40)
 @given(
-    kind=st.sampled_from(sorted(KINDS)),
+    kind=st.sampled_from(sorted(KINDS | DENSE_KIND)),
     n=st.integers(1, 70),
     seed=st.integers(0, 10_000),
     mono=st.booleans(),
@@ -166,7 +179,7 @@ def test_gradients_of_the_sums_by_finite_differences():
 
     def encode_dense(enc, bias, pre):
         shifted = (x - pre).detach()
-        return P.EncodeDense.apply(enc, bias, pre, (shifted @ enc + bias).detach(), shifted)
+        return EncodeDense.apply(enc, bias, pre, (shifted @ enc + bias).detach(), shifted)
 
     assert gradcheck(encode, (enc, bias, pre)) and gradcheck(encode_dense, (enc, bias, pre))
 
@@ -202,7 +215,7 @@ def test_dense_activations_take_the_dense_products(kind, monkeypatch):
 
 def test_dense_settings_are_left_to_the_plain_path():
     dense = _coder("topk")
-    dense.config = replace(dense.config, ks=(40,))
+    dense.config = replace(dense.config, ks=(40,), aux_weight=0.1)
     x, _ = _batch(dense)
     assert terms.applies(_coder("topk"), x) and not terms.applies(dense, x)
     assert not terms.applies(_coder("topk"), x.float())  # mixed types
@@ -257,3 +270,29 @@ def test_cuda_and_cpu_agree(kind):
     expected, _ = coder.loss(x, y)
     found, _ = _coder(kind, mono_weight=0.2, aux_weight=0.1).cuda().loss(x.cuda(), y.cuda())
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_dense_codes_and_prefix_decoders():
+    z = torch.tensor([[3.0, 1, 2, 0, 5, 4], [0, 0, 1, 7, 0, 0]])
+    slope = top_codes(z, ((0, 3), (3, 6)), (2, 1))
+    assert z.tolist() == [[3, 0, 2, 0, 5, 0], [0, 0, 1, 7, 0, 0]] and torch.equal(slope, (z > 0).float())
+    assert top_codes(torch.ones(1, 4), ((0, 4),), (2,)) is None  # equal values
+    g = torch.Generator().manual_seed(0)
+    decoders = [torch.randn(m, 3, generator=g, dtype=torch.float64, requires_grad=True) for m in (2, 4, 5)]
+    codes = torch.randn(4, 5, generator=g, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(DecodePrefixes.apply, (codes, *decoders))
+
+
+def test_equal_values_take_the_plain_path():
+    coder = _coder("block_dense")
+    with torch.no_grad():
+        coder.enc.zero_()
+        coder.enc_bias.fill_(1)
+    _assert_same({"loss": _run(coder, "off")["loss"]}, {"loss": _run(coder, "auto")["loss"]})
+
+
+def test_dense_blocks_equal_plain_and_compute_no_code_twice(monkeypatch):
+    coder = _coder("block_dense", mono_weight=0.2)
+    expected = _run(coder, "off")
+    monkeypatch.setattr(SparseCoder, "_select", None)  # the plain selection would fail
+    _assert_same(expected, _run(coder, "auto"))

@@ -135,19 +135,3 @@ class EncodePairs(torch.autograd.Function):
         d_bias = weight_sums(ctx.pairs.item, g, enc.shape[1])
         d_pre = -(enc @ d_bias) if ctx.needs_input_grad[2] else None
         return d_enc, d_bias, d_pre, None, None, None
-
-
-class EncodeDense(torch.autograd.Function):
-    """The same for a whole (B, S) product that turned out dense: EncodeDense.apply(enc, enc_bias, pre_bias, z_pre, x)."""
-
-    @staticmethod
-    def forward(ctx, enc, enc_bias, pre_bias, z_pre: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(enc, x)
-        return z_pre.view_as(z_pre)
-
-    @staticmethod
-    def backward(ctx, g: Tensor):
-        enc, x = ctx.saved_tensors
-        d_bias = g.sum(0)
-        d_pre = -(enc @ d_bias) if ctx.needs_input_grad[2] else None
-        return (g.T @ x).T, d_bias, d_pre, None, None

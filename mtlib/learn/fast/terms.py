@@ -9,8 +9,9 @@ from torch import Tensor
 
 from mtlib.learn import losses, sparsity
 from mtlib.learn.fast import select
+from mtlib.learn.fast.dense import DecodePrefixes, EncodeDense, top_codes
 from mtlib.learn.fast.nested import level_sums, ranked_pairs
-from mtlib.learn.fast.pairs import EncodeDense, EncodePairs, Pairs, SquaredNorms, SumBags, weight_sums
+from mtlib.learn.fast.pairs import EncodePairs, Pairs, SquaredNorms, SumBags, weight_sums
 
 DENSE = 0.2  # share of active latents above which dense products are quicker on a CPU (measured: between 0.2 and 0.3)
 CHUNK = 1 << 22  # values of z_pre held at once: 16 MB; malloc maps larger buffers afresh at every step
@@ -38,10 +39,15 @@ def fast_terms(coder, x: Tensor, y: Tensor, penalty_scale: Tensor | float) -> Te
         bias = coder._input_bias()
         found = _find(coder, inputs)
         shifted = inputs if bias is None else inputs - bias
-    weights = (coder.enc, coder.enc_bias, coder._input_bias())
     if found is None:
         return None
+    weights = (coder.enc, coder.enc_bias, coder._input_bias())
     pairs, values = found
+    if isinstance(pairs, Tensor):  # dense codes
+        z = EncodeDense.apply(*weights, values, shifted, pairs)
+        y_hats = DecodePrefixes.apply(z, *(coder._decoder(level) for level in range(len(coder.config.levels))))
+        y_hats = [_with_bias(coder, level, y_hat) for level, y_hat in enumerate(y_hats)]
+        return coder._plain_terms(x, y, penalty_scale, z=z, y_hats=y_hats)
     if pairs is None:  # too many are active
         return coder._plain_terms(x, y, penalty_scale, EncodeDense.apply(*weights, values, shifted))
     if values.ndim == 2:  # many are active, but sorted by rank
@@ -65,8 +71,13 @@ def applies(coder, x: Tensor) -> bool:
     if coder.compute_dtype is not None or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     if c.selection in ("topk", "block_topk", "batch_topk"):
-        return c.activation != "jumprelu" and c.l0 <= DENSE * c.n_latents
+        return c.activation != "jumprelu" and (c.l0 <= DENSE * c.n_latents or _dense_codes_do(c))
     return c.selection == "none" or (c.selection == "nested_topk" and c.activation != "jumprelu")
+
+
+def _dense_codes_do(c) -> bool:
+    """Whether the codes alone, dense, are enough for the loss, with a decoder of its own for every level."""
+    return c.selection != "batch_topk" and c.decoder == "own" and not c.tied and not c.aux_weight
 
 
 # ---- which pairs ---------------------------------------------------------------------------------------------------
@@ -83,9 +94,10 @@ def _pairs(places: Tensor, B: int, S: int) -> Pairs:
     return Pairs(row, places - row * S, B, S)
 
 
-def _find(coder, inputs: Tensor) -> tuple[Pairs | None, Tensor] | None:
-    """The active pairs, or None when there are too many; with their pre-activations (n,), or all of them (B, S).
+def _find(coder, inputs: Tensor) -> tuple[Pairs | Tensor | None, Tensor] | None:
+    """The active pairs with their pre-activations (n,).
 
+    When many are active: the pairs by rank, or nothing, with all pre-activations (B, S); or the slope and codes (B, S).
     None when the selection could not be made: too few candidates were kept, or a number is not finite.
     """
     find = {"none": _above, "batch_topk": _top_of_batch, "nested_topk": _ranks}.get(
@@ -104,6 +116,12 @@ def _ranks(coder, inputs: Tensor):
 
 def _top_of_rows(coder, inputs: Tensor):
     c, S = coder.config, coder.n_latents
+    if c.l0 > DENSE * S:
+        z = torch.addmm(coder._encoder_bias(), inputs, coder.enc).relu_()
+        slope = top_codes(z, c.blocks, c.ks)
+        if slope is not None and c.activation == "jumprelu_fixed":
+            z.add_(torch.gt(z, c.gamma, out=torch.empty_like(z)), alpha=c.beta)
+        return slope if slope is None else (slope, z)
     latents, values = [], []
     for z in _pre_chunks(coder, inputs):
         blocks = zip(c.blocks, c.ks, strict=True)
