@@ -286,7 +286,7 @@ class SparseCoder(nn.Module, HubModel):
             parts["mono"] = c.mono_weight * losses.mono_loss(x, z)
         if c.aux_weight:
             parts["aux"] = c.aux_weight * self._aux(z_pre, error)
-        count = torch.ne(z.detach(), 0, out=torch.empty_like(z)).sum(0)  # numbers add up several times as fast as bools
+        count = (z.detach() != 0).to(z.dtype).sum(0)  # numbers add up several times as fast as bools
         return Terms(parts, error, count > 0, count.long().sum())
 
     def _penalty(self, z_pre: Tensor, z: Tensor) -> Tensor:
