@@ -4,6 +4,7 @@ embeddings/x.npy             (N, D) float32, row i belongs to the file whose man
                              (N * T, D): rows i * T .. i * T + T - 1 belong to it
 embeddings/embedding.npy     only with a layer: (N, d_out) float32, the final embedding, in the space of the vocabulary
 embeddings/manifest.parquet  one line per file found; `row` is null unless the file is ok, non-null rows are 0 .. N-1
+02_classify's x.npy          only with a vision model trained there: its tokens, (N * T, D), which then are x
 embeddings/vocabulary.npy    (V, D) float32 text embeddings; vocabulary.csv: phrase, kind, family, cause
 truth.parquet                only for rendered scenes: what is really wrong in each image
 """
@@ -185,6 +186,8 @@ def load_data(embed: Path, classify: Path | None = None) -> Data:
     meta = read_meta(classify)
     if meta["inputs"].get("01_embed") not in (None, digest(embed)):
         raise ArtifactError(f"{classify}: made from other embeddings than {embed}; run 02_classify again")
+    if meta["facts"].get("vision"):
+        return with_tokens(data, open_array(classify / "x.npy", 2), meta["facts"]["x"])
     if meta["facts"].get("status") != "ok":
         return data
     y, logits = open_array(classify / "y.npy", 2), open_array(classify / "logits.npy")
@@ -203,6 +206,20 @@ def with_labels(data: Data, labels: np.ndarray) -> Data:
     label = pd.array(np.asarray(labels, np.int64), dtype="Int64")
     label[np.asarray(labels) < 0] = pd.NA
     return replace(data, manifest=data.manifest.assign(label=label))
+
+
+def with_tokens(data: Data, x: np.ndarray, facts: dict) -> Data:
+    """The same images with the tokens of a vision model as x; `embedding` stays what it was, the space of the vocabulary.
+
+    Args: data with one row per image; x (N * T, D); facts of these rows: tokens_per_image, d_in, n_rows, layer ...
+    Raises: ArtifactError when rows and images do not match.
+    """
+    tokens = int(facts["tokens_per_image"])
+    if data.tokens > 1 or len(x) != len(data.manifest) * tokens:
+        raise ArtifactError(f"x has {len(x)} rows for {len(data.manifest)} images with {tokens} tokens each")
+    truth = None if data.truth is None else _each_token(data.truth, tokens)
+    manifest, facts = _each_token(data.manifest, tokens), data.facts | facts
+    return replace(data, x=x, manifest=manifest, truth=truth, final=data.embedding, facts=facts)
 
 
 def load_parts(embed: Path, facts: dict) -> Data:

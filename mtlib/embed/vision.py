@@ -25,7 +25,7 @@ from mtlib.run.artifacts import ArtifactError, atomic
 
 CHANNELS = (96, 256, 384, 384, 256)  # AlexNet's
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as usual
-MODELS = ("alexnet",)  # names of vision models that notebook 02 can train
+MODELS = ("alexnet",)  # vision models that notebook 02 can train
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class VisionConfig:
     """Sizes of the model; the defaults are the published ones. Raises ValueError naming the field, its value and its range."""
 
     n_classes: int
+    name: str = "alexnet"
     blocks: int = 16
     heads: int = 16
     dropout: float = 0.5  # on attention weights, on what each block adds to the stream, and inside its two layers
@@ -42,15 +43,20 @@ class VisionConfig:
     def __post_init__(self):
         wide = CHANNELS[-1] % max(self.heads, 1) == 0
         for name, good, allowed in (
+            ("name", self.name in MODELS, f"one of {', '.join(MODELS)}"),
             ("n_classes", self.n_classes >= 2, ">= 2"),
             ("blocks", self.blocks >= 1, ">= 1"),
             ("heads", self.heads >= 1 and wide, f"a divisor of {CHANNELS[-1]}"),
             ("dropout", 0 <= self.dropout < 1, "between 0 and 1 (not 1)"),
-            ("layer", 0 <= self.layer < self.blocks, f"between 0 and {self.blocks - 1}, since there are {self.blocks} blocks"),
+            (
+                "layer",
+                0 <= self.layer < self.blocks,
+                f"between 0 and {self.blocks - 1}, since there are {self.blocks} blocks",
+            ),
             ("side", self.side >= 63, ">= 63"),
         ):
             if not good:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be {allowed}")
+                raise ValueError(f"vision: {name} = {getattr(self, name)!r} must be {allowed}")
 
     @property
     def grid(self) -> int:
@@ -120,12 +126,16 @@ class AlexNetTransformer(nn.Module):
         device, side, training = self.positions.device, self.config.side, self.training
         blank = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device)
         with torch.no_grad():
-            found = Layer.find(self.eval(), lambda n: self(blank.expand(n, -1, -1, -1)), str(self.config.layer), "patches")
+            found = Layer.find(
+                self.eval(), lambda n: self(blank.expand(n, -1, -1, -1)), str(self.config.layer), "patches"
+            )
         self.train(training)
         return found
 
 
-def read_pixels(data: Data, path: Path, side: int, workers: int = 2, progress: Callable[[int], object] = lambda n: None):
+def read_pixels(
+    data: Data, path: Path, side: int, workers: int = 2, progress: Callable[[int], object] = lambda n: None
+):
     """Every image scaled and cropped to a square, into one memory-mapped file, by the loader that all stages share.
 
     Args:
@@ -145,7 +155,9 @@ def read_pixels(data: Data, path: Path, side: int, workers: int = 2, progress: C
             out = np.lib.format.open_memmap(tmp, "w+", np.uint8, shape)
             for start in range(0, shape[0], 256):
                 rows = range(start, min(start + 256, shape[0]))
-                for row, image in zip(rows, pool.map(lambda r: _square(data.images(r), hashes[r], side), rows), strict=True):
+                for row, image in zip(
+                    rows, pool.map(lambda r: _square(data.images(r), hashes[r], side), rows), strict=True
+                ):
                     out[row] = image
                 progress(len(rows))
             out.flush()
