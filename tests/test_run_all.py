@@ -162,3 +162,38 @@ def test_failing_stage_exits_non_zero_and_is_named(smoke):
     assert done.returncode == 1
     assert re.search(r"error: 07_results failed in cell \d+ .*: RuntimeError: made to fail", done.stderr)
     assert "07_results.log" in done.stderr
+
+
+@pytest.mark.slow
+def test_multimodal_judge_over_http_from_question_to_report(smoke):
+    """06 and 07 with judge = lmm against a server that looks at the pictures; the stages before them stand."""
+    from mtlib.embed.store import open_run
+    from mtlib.explain.relevance import wilson
+    from tests.explain.lmm_server import MODEL, LmmServer
+    from tests.explain.looking_server import Looker
+
+    run = smoke / "runs" / "looked"
+    shutil.copytree(smoke / "runs" / "demo-smoke", run)
+    looker = Looker(open_run(run), right=0.85)
+    given = ["run=looked", "judge=lmm", f"model={MODEL}", "max_features=25", "score_features=2", "flip_check=1"]
+    with LmmServer(looker, keep=False) as server:
+        command = [x for p in [*given, f"base_url={server.base_url}"] for x in ("-p", p)]
+        done = run_all(smoke, "demo", "--smoke", *command)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "(2 stages run, 5 unchanged" in done.stdout
+    tables = smoke / "reports" / "looked" / "tables"
+    pairs = pd.read_csv(tables / "06_agreement.csv").query("method == 'all'").set_index(["judge", "reference"])
+    line = pairs.loc[("lmm", "truth")]
+    low, high = wilson(round(line["n"] * line["agreement"]), line["n"])
+    assert line["n"] >= 100 and low <= 0.85 <= high
+    answers = pd.read_csv(tables / "06_answers.csv")
+    parts = answers[["answered", "refused", "failed", "unasked", "not_asked"]].sum(axis=1)
+    assert (parts == answers["assessed"]).all() and answers["answered"].max() == 25
+    relevance = pd.read_csv(tables / "07_relevance.csv")
+    assert {"judge_lmm", "judge_keyless", "feature_accuracy", "feature_accuracy_shuffled"} <= set(relevance)
+    text = (smoke / "reports" / "looked" / "README.md").read_text(encoding="utf-8")
+    assert "The model's answers" in text and "Flip rate" in text and "| lmm " in text
+    for method in answers["method"]:
+        folder = run / artifacts.current(run)["06_interpret"] / "explanations" / method
+        for name in ("answers.jsonl", "feature_analysis.jsonl", "error_analysis.jsonl", "verdicts.parquet"):
+            assert (folder / name).stat().st_size > 0

@@ -134,6 +134,8 @@ def relevance(reader: Reader) -> str:
     names |= {s: _score_name(s) for s in scores}
     names |= {"reason": "reason"} if (frame["reason"] != "").any() else {}
     text = "Share of *all* latents that count as error features, with 95% intervals; features with fewer than 10 activating test images are not assessed and count as no."
+    if "feature_accuracy" in frame:
+        text += " Feature accuracy is no share: it is how well a model tells held-out images on which a feature fires from others by the explanation alone (chance 50%; the shuffled explanations are its control)."
     parts = [text, markdown_table(_relevance_shown(reader), names), "[Whole table](tables/07_relevance.csv)"]
     parts += [picture(n) for n in ("07_relevance_scores",) if n in reader.figures("07")]
     null = reader.table("07_null")
@@ -165,7 +167,7 @@ def null_reading(null: pd.DataFrame) -> str:
 
 
 def _score_name(score: str) -> str:
-    named = {"enriched_by": "enriched (BY)", "judge_truth": "truth"}
+    named = {"enriched_by": "enriched (BY)", "judge_truth": "truth", "feature_accuracy": "feature accuracy", "feature_accuracy_shuffled": "feature accuracy, shuffled", "intruder_accuracy": "intruders found"}  # fmt: skip
     return named.get(score) or score.replace("judge_", "judge: ")
 
 
