@@ -1,0 +1,253 @@
+"""The AlexNet-Transformer: published shapes, the stream after a block by hook, learning, resuming, rows and places."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from mtlib.embed import store, vision
+from mtlib.embed.vision import AlexNetTransformer, VisionConfig
+from mtlib.learn import checkpoint, train_vision
+from mtlib.learn.train_vision import VisionTraining, fit_vision, load_vision
+from mtlib.run.artifacts import ArtifactError, sha256
+
+SMALL = VisionConfig(2, blocks=2, heads=4, dropout=0.1, layer=1, side=96)  # 2 x 2 tokens
+PUBLISHED = [  # what each convolution and pooling gives for 224 x 224 pixels
+    *((96, 55), (96, 27), (256, 27), (256, 13)),
+    *((384, 13), (384, 13), (256, 13), (256, 6)),
+]
+
+
+def pictures(n: int = 8, side: int = 96, seed: int = 0):
+    """Noise, brighter for class 1. Returns: pixels (n, 3, side, side) uint8; labels (n,)."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    noise = rng.integers(0, 120, (n, 3, side, side))
+    return (noise + 120 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def fitted(folder, training, n: int = 8, **more):
+    pixels, labels = pictures(n)
+    return fit_vision(SMALL, pixels, labels, np.arange(n - 2), np.arange(n - 2, n), training, folder, **more)
+
+
+@pytest.fixture(scope="module")
+def published():
+    return AlexNetTransformer(VisionConfig(10)).eval()
+
+
+def test_every_stage_has_its_published_shape(published):
+    shapes, x = [], torch.zeros(1, 3, 224, 224)
+    for module in published.features:
+        x = module(x)
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.MaxPool2d)):
+            shapes.append((x.shape[1], x.shape[2]))
+    assert shapes == PUBLISHED
+    convolutions = [m for m in published.features if isinstance(m, torch.nn.Conv2d)]
+    assert [m.groups for m in convolutions] == [1, 2, 1, 2, 2]
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in published.features) == 5
+    assert len(published.blocks) == 16
+    assert {(b.self_attn.num_heads, b.dropout.p) for b in published.blocks} == {(16, 0.5)}
+    assert published.head.in_features == 36 * 256
+    assert published.head.out_features == 10
+
+
+def test_hook_gives_36_tokens_of_256_after_block_6(published):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 224, 224), dtype=np.uint8))
+    layer = published.layer()
+    with torch.inference_mode(), layer.recorded() as seen:
+        published(pixels)
+    with torch.no_grad():
+        stream = published.blocks[:7](published.tokens(pixels))  # blocks 0 to 6
+    assert layer.name == "blocks.6"
+    assert seen[0].shape == (3, 36, 256)
+    assert torch.allclose(seen[0], stream, atol=1e-5)
+    assert layer.facts["token_grid"] == [6, 6]
+
+
+def test_replacing_the_stream_by_itself_changes_nothing_and_by_zeros_everything(published):
+    pixels = torch.full((2, 3, 224, 224), 77, dtype=torch.uint8)
+    with torch.inference_mode():
+        plain = published(pixels)
+        with published.layer().replaced(lambda x: x):
+            same = published(pixels)
+        with published.layer().replaced(torch.zeros_like):
+            other = published(pixels)
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other, atol=1e-3)
+
+
+def test_token_number_is_its_place_row_by_row():
+    """A patch painted at one place of the grid changes the token of that place most."""
+    model = AlexNetTransformer(VisionConfig(2, blocks=1, layer=0, side=224)).eval()
+    for row, column in ((0, 0), (1, 4), (5, 2)):
+        pixels = torch.full((2, 3, 224, 224), 120, dtype=torch.uint8)
+        y, x = 32 * row + 16, 32 * column + 16  # the middle of place (row, column)
+        pixels[1, :, y - 12 : y + 12, x - 12 : x + 12] = 255
+        with torch.inference_mode():
+            one, two = model.tokens(pixels)
+        assert int((one - two).norm(dim=1).argmax()) == 6 * row + column
+
+
+def test_overfits_one_batch(tmp_path):
+    training = VisionTraining(epochs=15, batch=6, lr=1e-3)
+    model, history = fitted(tmp_path, training)
+    assert history["train_loss"].iloc[-1] < 0.05
+    assert history["train_accuracy"].iloc[-1] == 1
+    assert history["val_loss"].min() == pytest.approx(
+        train_vision.files.json.loads((tmp_path / "config.json").read_text())["best"]["loss"]
+    )
+    pixels, labels = pictures()
+    with torch.inference_mode():
+        assert (model(torch.from_numpy(pixels)).argmax(1).numpy() == labels).all()
+    again = load_vision(tmp_path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_same_seed_same_bytes_and_another_seed_others(tmp_path):
+    training = VisionTraining(epochs=2, batch=3)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fitted(tmp_path / name, replace(training, seed=seed))
+    a, b, c = (sha256(tmp_path / name / "weights.safetensors") for name in "abc")
+    assert a == b != c
+
+
+def test_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    training = VisionTraining(epochs=3, batch=3, checkpoint_steps=1)
+    fitted(tmp_path / "whole", training)
+    saves, save = [], checkpoint.save
+
+    def save_and_stop(*args):
+        save(*args)
+        saves.append(args)
+        if len(saves) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_vision.checkpoint, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "stopped", training)
+    assert not (tmp_path / "stopped" / "weights.safetensors").exists()
+    fitted(tmp_path / "stopped", training)
+    assert len(saves) == 6, "it went on from step 4 of 6"
+    for name in ("weights.safetensors", "config.json", "history.parquet"):
+        assert sha256(tmp_path / "stopped" / name) == sha256(tmp_path / "whole" / name), name
+    assert not (tmp_path / "stopped" / "checkpoint").exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.embed.test_vision import fitted
+from mtlib.learn.train_vision import VisionTraining
+fitted(Path(sys.argv[1]), VisionTraining(epochs=3, batch=3, checkpoint_steps=1))
+"""
+
+
+def test_killed_training_goes_on_to_the_same_bytes(tmp_path, repo):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
+    environment = os.environ | {"PYTHONPATH": str(repo)}
+    process = subprocess.Popen(command, cwd=repo, env=environment, stdout=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "checkpoint" / checkpoint.NAME
+    while not state.exists() and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    training = VisionTraining(epochs=3, batch=3, checkpoint_steps=1)
+    fitted(tmp_path / "killed", training)
+    fitted(tmp_path / "whole", training)
+    assert sha256(tmp_path / "killed" / "weights.safetensors") == sha256(tmp_path / "whole" / "weights.safetensors")
+
+
+def test_finished_training_is_loaded_and_other_settings_train_anew(tmp_path, monkeypatch):
+    training = VisionTraining(epochs=1, batch=3)
+    fitted(tmp_path, training)
+    before = sha256(tmp_path / "weights.safetensors")
+    monkeypatch.setattr(train_vision._Loop, "run", lambda self: pytest.fail("trained again"))
+    fitted(tmp_path, training)
+    monkeypatch.undo()
+    fitted(tmp_path, replace(training, seed=3))
+    assert sha256(tmp_path / "weights.safetensors") != before
+
+
+def write_images(folder: Path, n: int = 5) -> store.Data:
+    """n images of one colour each, as one would find them, and their Data with one row per image."""
+    folder.mkdir()
+    for i in range(n):
+        Image.new("RGB", (40 + i, 60), (40 * i, 10, 200)).save(folder / f"{i}.png")
+    names = [f"{i}.png" for i in range(n)]
+    manifest = pd.DataFrame({"path": names, "sha256": [sha256(folder / name) for name in names], "class_name": "a"})
+    x = np.arange(n * 3, dtype=np.float32).reshape(n, 3)
+    return store.Data(x, manifest, x[:0], pd.DataFrame(), {"labels": "classes"}, image_root=folder)
+
+
+def test_rows_of_x_belong_to_image_and_place(tmp_path):
+    data = write_images(tmp_path / "images")
+    model = AlexNetTransformer(SMALL).eval()
+    pixels = vision.read_pixels(data, tmp_path / "pixels.npy", SMALL.side)
+    assert pixels.shape == (5, 3, 96, 96)
+    assert [tuple(p) for p in pixels[:, :, 48, 48]] == [(40 * i, 10, 200) for i in range(5)]
+    logits, facts = vision.write_tokens(model, pixels, tmp_path / "x.npy", batch=2)
+    x = store.open_array(tmp_path / "x.npy", 2)
+    joined = store.with_tokens(data, x, facts)
+    assert x.shape == (facts["n_rows"], facts["d_in"]) == (5 * 4, 256)
+    assert joined.tokens == SMALL.n_tokens == 4
+    with torch.inference_mode():
+        stream = model.blocks[:2](model.tokens(torch.from_numpy(np.array(pixels))))
+        assert np.allclose(logits, model(torch.from_numpy(np.array(pixels))), atol=1e-5)
+    for image, place in ((0, 0), (3, 2), (4, 3)):
+        row = image * 4 + place
+        assert np.allclose(x[row], stream[image, place], atol=1e-5)
+        assert joined.images(row).name == f"{image}.png"
+        assert np.array_equal(joined.embedding[row], data.x[image])
+
+
+def test_an_image_that_changed_since_it_was_embedded_is_refused(tmp_path):
+    data = write_images(tmp_path / "images")
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "2.png")
+    with pytest.raises(ArtifactError, match=r"2.png: changed.*run 01_embed again"):
+        vision.read_pixels(data, tmp_path / "pixels.npy", 96)
+    assert not (tmp_path / "pixels.npy").exists()
+
+
+def test_rows_that_do_not_fit_the_images_are_refused(tmp_path):
+    data = write_images(tmp_path / "images")
+    with pytest.raises(ArtifactError, match="x has 19 rows for 5 images with 4 tokens each"):
+        store.with_tokens(data, np.zeros((19, 8), np.float32), {"tokens_per_image": 4})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": 16}, "layer = 16 must be between 0 and 15"),
+        ({"heads": 7}, "heads = 7 must be a divisor of 256"),
+        ({"dropout": 1.0}, "dropout = 1.0 must be between 0 and 1"),
+        ({"name": "alexnte"}, "name = 'alexnte' must be one of alexnet"),
+        ({"n_classes": 1}, "n_classes = 1 must be >= 2"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VisionConfig(**{"n_classes": 10} | settings)
+
+
+def test_training_settings_and_labels_out_of_range_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"batch = 1: must be >= 2"):
+        VisionTraining(batch=1)
+    with pytest.raises(ValueError, match=r"lr = nan"):
+        VisionTraining(lr=float("nan"))
+    pixels, labels = pictures()
+    with pytest.raises(ValueError, match=r"labels 0 .. 2, expected 0 .. 1"):
+        fit_vision(SMALL, pixels, labels * 2, np.arange(6), np.arange(6, 8), VisionTraining(), tmp_path)
+
+
+def test_pixels_of_another_shape_are_refused(published):
+    with pytest.raises(ValueError, match=r"pixels \(1, 3, 64, 64\).*expected"):
+        published(torch.zeros((1, 3, 64, 64), dtype=torch.uint8))
