@@ -87,6 +87,8 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
     Args:
         encoder: () -> Encoder, called for class folders only.
     """
+    if "layer" in data.facts:
+        return None, "x holds a layer's activations, which texts cannot be compared with"
     if data.truth is not None:
         return _families(data)
     if data.facts["labels"] == "classes":
