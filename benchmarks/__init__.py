@@ -1,0 +1,1 @@
+"""Speed side by side with other libraries, in one process: `./run_all.sh bench speed`."""

@@ -1,0 +1,67 @@
+"""Interleaved CPU-time measurements and the rows of results.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from mtlib.learn.adamw import AdamW
+
+Step = Callable[[], None]
+
+
+def training_step(loss: Callable[[], torch.Tensor], named_parameters, lr: float = 1e-4) -> Step:
+    """Loss, gradients and the fused AdamW that every method gets; no clipping and no normalisation for anyone."""
+    optimiser = AdamW([(n, p) for n, p in named_parameters if p.requires_grad])
+
+    def step() -> None:
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step(lr)
+
+    return step
+
+
+def own_step(loss: Callable[[], torch.Tensor], parameters) -> Step:
+    """The same with torch's default Adam, which the peers' own training loops use."""
+    optimiser = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=1e-4)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+
+    return step
+
+
+def interleaved(steps: dict[str, Step], rounds: int, warm: int = 2) -> dict[str, np.ndarray]:
+    """CPU seconds of every method in every round, each round running all of them in turn. Returns: name -> (rounds,)."""
+    for _ in range(warm):
+        for step in steps.values():
+            step()
+    seconds = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def rows(what: str, shape: str, samples: int, seconds: dict[str, np.ndarray], ours: str = "ours") -> list[dict]:
+    """One row per method: median samples per CPU second with quartiles, and the ratio ours / theirs."""
+    median = {name: float(np.median(s)) for name, s in seconds.items()}
+    return [
+        {
+            "what": what,
+            "shape": shape,
+            "method": name,
+            "samples_per_second": round(samples / median[name], 1),
+            "quartiles": [round(samples / float(np.quantile(s, q)), 1) for q in (0.75, 0.25)],
+            "ratio_of_ours": round(median[name] / median[ours], 3),
+        }
+        for name, s in seconds.items()
+    ]

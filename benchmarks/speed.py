@@ -1,0 +1,240 @@
+"""Our training steps and measures against other libraries, published steps, a dense reference and the floor.
+
+    ./run_all.sh bench speed [--only WORD] [--rounds 15] [--quick]
+
+One process, one thread, all methods in turn in every round, medians of process CPU time. Every method gets the same
+fused AdamW; "own optimiser" rows are the peers' own steps. Writes benchmarks/results.json and benchmarks/README.md.
+--only runs some of it, and keeps the other rows. --quick: small shapes, our own part only, nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import numpy as np  # noqa: E402 - threads are set first
+import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from benchmarks import published  # noqa: E402
+from benchmarks._report import write_report  # noqa: E402
+from benchmarks._timing import Step, interleaved, rows, training_step  # noqa: E402
+from mtlib.features.top_images import TopK  # noqa: E402
+from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig  # noqa: E402
+from mtlib.measure.monosemanticity import mono_score  # noqa: E402
+from mtlib.run.artifacts import write_json  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+AGREEMENT = 1e-6
+ORDER = ("TopK step", "BatchTopK step", "prefix Matryoshka step", "MSAE nested step", "Matryoshka Transcoder step")
+DENSITY = 0.03  # of the JumpReLU codes
+
+
+def unit_rows(n: int, D: int, seed: int = 0) -> torch.Tensor:
+    """(n, D) float32 rows of norm 1, like CLIP embeddings, around a few hundred centres."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(256, D, generator=g)[torch.randint(256, (n,), generator=g)]
+    return F.normalize(centres + torch.randn(n, D, generator=g), dim=-1)
+
+
+def ours(x: torch.Tensor, y: torch.Tensor | None = None, fast: str = "auto", **settings) -> Step:
+    """A step of our coder with these settings."""
+    y = x if y is None else y
+    coder = SparseCoder(SparseCoderConfig(d_in=x.shape[1], d_out=y.shape[1], **settings)).train()
+    coder.fast = fast
+    if coder.theta is not None:
+        with torch.no_grad():
+            z_pre = coder._pre(x)
+            coder.theta.fill_(float(np.quantile(z_pre.numpy(), 1 - DENSITY)))
+    return training_step(lambda: coder.loss(x, y)[0], coder.named_parameters())
+
+
+def _pair(x, y=None, **settings) -> dict[str, Step]:
+    return {"ours": ours(x, y, **settings), "dense reference": ours(x, y, "off", **settings)}
+
+
+def _floor(x: torch.Tensor, S: int) -> dict[str, Step]:
+    enc = torch.randn(x.shape[1], S)
+    return {"floor: x @ W_enc": lambda: x @ enc}
+
+
+def topk(quick: bool) -> Iterator[tuple]:
+    """TopK, k = 32."""
+    shapes = (
+        [(64, 512, 128)] if quick else [(512, 4096, 1024), (512, 4096, 4096), (768, 6144, 1024), (768, 12288, 1024)]
+    )
+    for D, S, B in shapes:
+        x, k = unit_rows(B, D), 32 if not quick else 4
+        steps = _pair(x, n_latents=S, ks=(k,)) | _floor(x, S)
+        if B > 1024:  # the floor is what is asked of a large batch
+            yield "TopK step", f"D {D}, S {S}, B {B}, k {k}", B, steps
+            continue
+        steps["MSAE TopK (published)"] = training_step(*published.msae(x, S, (k,)))
+        steps["MonoLoss TopK (published)"] = training_step(*published.monoloss(x, S, k))
+        if not quick:
+            from benchmarks import _peers as peers
+
+            for peer in (peers.sparsify_topk, peers.overcomplete_topk, peers.sae_lens_topk, peers.dictionary_topk):
+                steps |= peer(x, S, k)
+        yield "TopK step", f"D {D}, S {S}, B {B}, k {k}", B, steps
+
+
+def batch_topk(quick: bool) -> Iterator[tuple]:
+    """BatchTopK and prefix Matryoshka, k = 32 per row."""
+    D, S, B, k = (64, 512, 128, 4) if quick else (512, 4096, 1024, 32)
+    x, levels = unit_rows(B, D), tuple(S // 2**i for i in (4, 3, 2, 1, 0))
+    flat = _pair(x, n_latents=S, selection="batch_topk", ks=(k,)) | _floor(x, S)
+    nested = _pair(x, n_latents=S, selection="batch_topk", ks=(k,), levels=levels, decoder="shared") | _floor(x, S)
+    if not quick:
+        from benchmarks import _peers as peers
+
+        for peer in (peers.overcomplete_batch_topk, peers.sae_lens_batch_topk, peers.dictionary_batch_topk):
+            flat |= peer(x, S, k)
+        for peer in (peers.sae_lens_matryoshka, peers.dictionary_matryoshka):
+            nested |= peer(x, levels, k)
+    yield "BatchTopK step", f"D {D}, S {S}, B {B}, k {k}", B, flat
+    yield "prefix Matryoshka step", f"D {D}, S {S}, B {B}, k {k}, 5 levels", B, nested
+
+
+def msae(quick: bool) -> Iterator[tuple]:
+    """MSAE's nested k, doubling up to all latents."""
+    D, S, B, first = (64, 512, 64, 8) if quick else (512, 4096, 1024, 64)
+    ks = tuple(k for k in (first * 2**i for i in range(20)) if k <= S)
+    x = unit_rows(B, D)
+    settings = dict(n_latents=S, selection="nested_topk", ks=ks, decoder="shared", pre_bias="decoder")
+    steps = _pair(x, **settings) | {"MSAE (published)": training_step(*published.msae(x, S, ks))}
+    yield "MSAE nested step", f"D {D}, S {S}, B {B}, k {ks[0]}..{ks[-1]}", B, steps
+
+
+def transcoder(quick: bool) -> Iterator[tuple]:
+    """The published Matryoshka Transcoder: 768 -> 256, 2048 latents, up to 496 active."""
+    for B in (32,) if quick else (32, 256):
+        config = SparseCoderConfig.preset("matryoshka_transcoder", 64 if quick else 768, 32 if quick else 256)
+        x, y = torch.randn(B, config.d_in), torch.randn(B, config.d_out).relu()
+        names = ("n_latents", "activation", "penalty", "penalty_weight", "selection", "levels", "ks", "level_weights")
+        steps = _pair(x, y, target="y", decoder="own", **{n: getattr(config, n) for n in names})
+        other = published.matryoshka_transcoder(x, y, config.levels, config.ks, config.level_weights)
+        steps["Matryoshka Transcoder (published)"] = training_step(*other)
+        yield "Matryoshka Transcoder step", f"D {config.d_in}, O {config.d_out}, S 2048, B {B}", B, steps
+
+
+def jumprelu(quick: bool) -> Iterator[tuple]:
+    """JumpReLU with learned thresholds, 3% of the latents active."""
+    D, S, B = (64, 512, 128) if quick else (512, 4096, 1024)
+    x = unit_rows(B, D)
+    steps = _pair(
+        x, n_latents=S, selection="none", activation="jumprelu", penalty="l0_rectangle", penalty_weight=1e-3
+    ) | _floor(x, S)
+    if not quick:
+        from benchmarks import _peers as peers
+
+        for peer in (peers.sae_lens_jumprelu, peers.dictionary_jumprelu):
+            steps |= peer(x, S, DENSITY)
+    yield "JumpReLU step", f"D {D}, S {S}, B {B}, density {DENSITY}", B, steps
+
+
+def monoloss(quick: bool) -> Iterator[tuple]:
+    """MonoLoss as a term of a TopK step; "ours" has the term."""
+    D, S, B, k = (64, 512, 128, 4) if quick else (512, 4096, 1024, 32)
+    x = unit_rows(B, D)
+    steps = {"ours": ours(x, n_latents=S, ks=(k,), mono_weight=0.1), "without the term": ours(x, n_latents=S, ks=(k,))}
+    yield "MonoLoss as a term", f"D {D}, S {S}, B {B}, k {k}", B, steps
+
+
+def monoscore(quick: bool) -> Iterator[tuple]:
+    """MonoScore of all latents over a split; the pairwise score of some latents, its time scaled to all."""
+    N, D, S, some = (200, 32, 256, 16) if quick else (4000, 512, 4096, 32)
+    x = unit_rows(N, D)
+    coder = SparseCoder(SparseCoderConfig(d_in=D, d_out=D, n_latents=S, ks=(8 if quick else 32,))).eval()
+    with torch.no_grad():
+        z = coder.encode(x)
+    pairwise = published.mono_score_pairwise(x.double(), z[:, :some].double()).numpy()
+    found = mono_score(x.numpy(), z.numpy())[:some]
+    known = np.isfinite(found)
+    error = float(np.abs(found - pairwise)[known].max())
+    if error > AGREEMENT or not known.any():
+        raise AssertionError(f"MonoScore differs from the pairwise score by {error}")
+    print(f"MonoScore agrees with the pairwise score to {error:.1e}")
+    steps = {
+        "ours": lambda: mono_score(x.numpy(), z.numpy()),
+        "linear (published)": lambda: published.mono_score(x, z),
+        f"pairwise, {some} of {S} latents": lambda: published.mono_score_pairwise(x, z[:, :some]),
+    }
+    yield "MonoScore over a split", f"N {N}, D {D}, S {S}", N, steps
+
+
+def top_images(quick: bool) -> Iterator[tuple]:
+    """The 20 top images of every latent: one pass with O(S * top) memory, against all codes kept."""
+    N, D, S, B = (512, 32, 256, 128) if quick else (16384, 512, 4096, 1024)
+    x = unit_rows(N, D)
+    coder = SparseCoder(SparseCoderConfig(d_in=D, d_out=D, n_latents=S, ks=(4 if quick else 32,))).eval()
+
+    @torch.no_grad()
+    def one_pass() -> None:
+        top = TopK(S, 20)
+        for start in range(0, N, B):
+            top.update(coder.encode(x[start : start + B]), np.arange(start, start + B))
+
+    @torch.no_grad()
+    def keep_all() -> None:
+        torch.cat([coder.encode(part) for part in x.split(B)]).topk(20, dim=0)
+
+    kept = f"all codes kept ({N * S * 4 / 2**20:.0f} MiB; ours {S * 20 * 8 / 2**20:.1f} MiB)"
+    yield "top images of every latent", f"N {N}, D {D}, S {S}, top 20", N, {"ours": one_pass, kept: keep_all}
+
+
+GROUPS = (topk, batch_topk, msae, transcoder, jumprelu, monoloss, monoscore, top_images)
+
+
+def measure(only: str, rounds: int, quick: bool) -> list[dict]:
+    """All rows of results.json. The pairwise score's time is scaled from some latents to all."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found = []
+    for group in GROUPS:
+        if only not in group.__name__:
+            continue
+        for what, shape, samples, steps in group(quick):
+            seconds = interleaved(steps, rounds)
+            for name in [n for n in seconds if n.startswith("pairwise, ")]:
+                some, S = (int(word) for word in name.split() if word.isdigit())
+                seconds["pairwise"] = seconds.pop(name) * (S / some)
+            found += rows(what, shape, samples, seconds)
+            for row in found[-len(seconds) :]:
+                values = f"{row['samples_per_second']:>11.0f}/s  ours / theirs {row['ratio_of_ours']:.2f}"
+                print(f"{what:<28} {shape:<38} {row['method']:<38} {values}", flush=True)
+    return found
+
+
+def merged(path: Path, found: list[dict]) -> list[dict]:
+    """What was measured now, in the place of what an earlier run wrote about the same steps."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    now = {(r["what"], r["shape"]) for r in found}
+    rows = [r for r in earlier if (r["what"], r["shape"]) not in now] + found
+    order = {w: i for i, w in enumerate(ORDER)}
+    return sorted(rows, key=lambda r: order.get(r["what"], len(order)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help=f"one of {', '.join(g.__name__ for g in GROUPS)}")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    found = measure(args.only, 2 if args.quick else args.rounds, args.quick)
+    if not args.quick and found:
+        found = merged(HERE / "results.json", found)
+        write_json(HERE / "results.json", found)
+        write_report(HERE / "README.md", found, args.rounds)
+    return 0 if found else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
