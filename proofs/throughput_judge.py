@@ -10,6 +10,7 @@ proofs/results/throughput_judge.md.
 from __future__ import annotations
 
 import argparse
+import http.client
 import io
 import json
 import os
@@ -17,18 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from mtlib.embed.images import load_image
 from mtlib.explain.answers import Answer, Asker, Endpoint, Malformed, Picture, Question
+from mtlib.explain.client import Client
 from mtlib.run.artifacts import sha256, write_text
 from tests.explain.lmm_server import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 N_FILES, N_IMAGES, SIDE, CONCURRENCY = 4000, 20, 64, 4
+BARE_SECONDS = 8
 SCHEMA = {"type": "object", "properties": {"digest": {"type": "string"}, "n": {"type": "integer"}}}
 GOAL = 0.9
 
@@ -83,6 +88,26 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def bare(base_url: str, pictures: list[Picture], seconds: float) -> float:
+    """Requests per second of 4 threads that send one ready-made body over and over: what this machine allows now."""
+    url = urlsplit(base_url)
+    message = Client(Endpoint(base_url=base_url, model=MODEL)).messages(
+        Question("bare", "1", "Are you there?", tuple(pictures[:N_IMAGES]))
+    )
+    body, end = json.dumps({"model": MODEL, "messages": message}).encode(), time.perf_counter() + seconds
+
+    def post(_) -> int:
+        connection, n = http.client.HTTPConnection(url.hostname, url.port), 0
+        while time.perf_counter() < end:
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            assert connection.getresponse().read()
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        return sum(pool.map(post, range(CONCURRENCY))) / seconds
+
+
 def run(folder: Path, n: int, delay: float) -> dict:
     """Ask everything once. Returns the figures."""
     pictures = draw(folder)
@@ -94,6 +119,7 @@ def run(folder: Path, n: int, delay: float) -> dict:
         with Asker(endpoint, folder / "answers.jsonl", check) as asker:
             first = Question("first", "1", "Are you there?", (pictures[0],) * N_IMAGES)
             assert [a.status for a in asker.ask([first])] == ["answered"]  # the client loads its parts with it
+            alone = [bare(base_url, pictures, BARE_SECONDS)]
             memory, marks = [], {2 * n * k // 10 for k in range(1, 11)}
             start, cpu, done = time.perf_counter(), time.process_time(), 0
             for answer in asker.ask(questions(pictures, n), then):
@@ -102,6 +128,7 @@ def run(folder: Path, n: int, delay: float) -> dict:
                 if done in marks:
                     memory.append(resident_mb())
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            alone.append(bare(base_url, pictures, BARE_SECONDS))
         kept = (folder / "answers.jsonl").read_bytes()
         assert done == 2 * n == asker.usage.calls - 1 == kept.count(b"\n") - 1
     finally:
@@ -109,6 +136,7 @@ def run(folder: Path, n: int, delay: float) -> dict:
         server.wait()
     rate, limit = done / seconds, CONCURRENCY / delay
     figures = {"requests": done, "seconds": seconds, "rate": rate, "limit": limit, "share": rate / limit, "cpu": cpu}
+    figures |= {"bare": sum(alone) / 2 / limit}
     return figures | {"memory": memory, "ledger_mb": len(kept) / 2**20, "load": os.getloadavg()[0]}
 
 
@@ -126,6 +154,7 @@ concurrency {CONCURRENCY}. Client and server share {os.cpu_count()} cores with o
 | requests per second | {f["rate"]:.1f} |
 | limit (concurrency / delay) | {f["limit"]:.1f} |
 | share of the limit (goal {GOAL:.0%}) | {f["share"]:.1%} |
+| the same of a bare client: 4 threads, one ready-made body, just before and after | {f["bare"]:.1%} |
 | client's processor time per request | {1000 * f["cpu"] / f["requests"]:.1f} ms |
 | memory of the client at each tenth of the way, MB | {memory} |
 | growth from the second tenth to the end, MB | {grown:.1f} |
