@@ -75,7 +75,9 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     given = out["split"].where(ok & (out["split"] != ""))
     out["split"] = np.where(ok, "unlabelled", "")
     if given.notna().any():
-        first = given.map({name: i for i, name in enumerate(GIVEN)}).groupby(out["group"].where(ok)).transform("min")  # of the whole group
+        first = (
+            given.map({name: i for i, name in enumerate(GIVEN)}).groupby(out["group"].where(ok)).transform("min")
+        )  # of the whole group
         out["split"] = np.where(ok & first.notna(), [GIVEN[int(i)] if i == i else "" for i in first], out["split"])
         moved = given.notna() & (given != out["split"])
         out.loc[moved, "detail"] = "given to " + given[moved] + ", moved to the split of its group"

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing.connection import wait
 
 import torch
 
 from mtlib.embed.data import InputError
 from mtlib.embed.embedding import Job, embed_shards
 from mtlib.embed.encoders import Encoder
+from mtlib.embed.orphans import end_with_parent
 
 ENGINES = ("local", "processes", "ray")
 
@@ -70,15 +68,10 @@ def _processes(record: dict, device: str, job: Job, todo: list[int], workers: in
 
 
 def _start(*arguments) -> None:
-    """Make this process's worker; end the process when its parent is gone, also when that was killed."""
+    """Make this process's worker."""
     global _worker
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process().sentinel,), daemon=True).start()
+    end_with_parent()
     _worker = Worker(*arguments)
-
-
-def _end_with(sentinel) -> None:
-    wait([sentinel])
-    os._exit(1)
 
 
 def _embed(shard: int) -> int:

@@ -55,13 +55,12 @@ def test_unknown_engine_and_absent_ray_are_clear_errors(tiny, folder, tmp_path, 
 
 
 PARENT = """
-import sys, time
-from multiprocessing import get_context, parent_process
-from mtlib.embed import engines
-import threading, multiprocessing, os
+import os, time
+from multiprocessing import get_context
+from mtlib.embed.orphans import end_with_parent
 
 def child():
-    threading.Thread(target=engines._end_with, args=(parent_process().sentinel,), daemon=True).start()
+    end_with_parent()
     print(os.getpid(), flush=True)
     time.sleep(60)
 
