@@ -30,21 +30,28 @@ def sparsify_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
     return _both("eai-sparsify", lambda: coder(x).fvu, coder)
 
 
+def _overcomplete_sae():
+    """overcomplete.sae; its figures want a function that matplotlib 3.9 removed, so it is given back first."""
+    import matplotlib
+
+    if not hasattr(matplotlib.cm, "get_cmap"):
+        matplotlib.cm.get_cmap = matplotlib.colormaps.get_cmap
+    import overcomplete.sae
+
+    return overcomplete.sae
+
+
 def _overcomplete(model: torch.nn.Module, x: Tensor) -> dict[str, Step]:
     model.train()
     return _both("overcomplete", lambda: (model(x)[2] - x).square().mean(), model)
 
 
 def overcomplete_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
-    from overcomplete.sae import TopKSAE
-
-    return _overcomplete(TopKSAE(x.shape[1], S, top_k=k), x)
+    return _overcomplete(_overcomplete_sae().TopKSAE(x.shape[1], S, top_k=k), x)
 
 
 def overcomplete_batch_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
-    from overcomplete.sae import BatchTopKSAE
-
-    return _overcomplete(BatchTopKSAE(x.shape[1], S, top_k=k * len(x)), x)
+    return _overcomplete(_overcomplete_sae().BatchTopKSAE(x.shape[1], S, top_k=k * len(x)), x)
 
 
 def _sae_lens(kind: str, x: Tensor, density: float = 0.0, **settings) -> dict[str, Step]:

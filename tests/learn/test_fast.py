@@ -13,6 +13,7 @@ from mtlib.learn.adamw import AdamW
 from mtlib.learn.fast import pairs as P
 from mtlib.learn.fast import select, terms
 from mtlib.learn.fast.dense import DecodePrefixes, EncodeDense, top_codes
+from mtlib.learn.fast.nested import rank_dots
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 
 SHAPES = dict(d_in=6, d_out=5, n_latents=96)
@@ -296,3 +297,15 @@ def test_dense_blocks_equal_plain_and_compute_no_code_twice(monkeypatch):
     expected = _run(coder, "off")
     monkeypatch.setattr(SparseCoder, "_select", None)  # the plain selection would fail
     _assert_same(expected, _run(coder, "auto"))
+
+
+def test_dots_of_narrow_and_wide_segments_of_ranks():
+    g = torch.Generator().manual_seed(0)
+    table, left = torch.randn(40, 3, generator=g), torch.randn(2 * 5, 3, generator=g)
+    item = torch.stack([torch.randperm(40, generator=g) for _ in range(2)])[:, :22]
+    bounds = (0, 1, 12, 13, 21, 22)  # two wide segments among single ranks
+    segment = torch.searchsorted(torch.tensor(bounds[1:]), torch.arange(22), right=True)
+    bag = torch.arange(2)[:, None] * 5 + segment
+    expected = (left[bag] * table[item]).sum(-1).flatten()
+    found = rank_dots(P.Pairs(bag.flatten(), item.flatten(), 10, 40), left, table, bounds)
+    torch.testing.assert_close(found, expected)

@@ -25,6 +25,9 @@ class Pairs:
     n_bags: int
     n_items: int
 
+    def __post_init__(self):
+        self.bag, self.item = self.bag.contiguous(), self.item.contiguous()  # the kernels read them without strides
+
     @cached_property
     def start(self) -> Tensor:
         """(n_bags,): place of the first pair of every bag."""
