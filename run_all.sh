@@ -96,7 +96,7 @@ main() {
       set_up
       "$PY" -m uv --version >/dev/null 2>&1 || "$PY" -m pip install --quiet "uv==$UV"
       exec "$PY" -m uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --quiet --upgrade \
-        --extra viewer --extra test --extra browser --output-file requirements.lock --custom-compile-command "./run_all.sh lock"
+        --extra viewer --extra test --extra browser --extra data --output-file requirements.lock --custom-compile-command "./run_all.sh lock"
       ;;
     *)
       for word in "$@"; do case "$word" in -h | --help) usage; exit 0 ;; esac; done

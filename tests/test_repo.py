@@ -136,7 +136,9 @@ def test_lock_has_every_requirement_hashed_and_no_host():
     blocks = re.split(r"\n(?=[a-z0-9])", text)
     assert [b.splitlines()[0] for b in blocks if "==" in b.splitlines()[0] and "--hash=sha256:" not in b] == []
     locked, numbers = lock_entries(), environment._numbers
-    for requirement in [r for group in environment.requirements().values() for r in group]:
+    groups = environment.requirements()
+    groups.pop("ray")  # not locked: a cluster's own version decides
+    for requirement in [r for group in groups.values() for r in group]:
         name, _, minimum = requirement.partition(">=")
         found = locked.get(name.lower().replace("_", "-"), [])
         assert found, f"{requirement} is not in requirements.lock; run ./run_all.sh lock"
