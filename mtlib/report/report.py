@@ -162,6 +162,8 @@ def _generators(reader: Reader) -> str:
     frame = reader.table("07_generators")
     if frame.empty or "corrected_rate" not in frame or frame["corrected_rate"].isna().all():
         return ""
+    if (frame["high"] - frame["low"] >= 1).all():
+        return "The classifier hardly tells failures from successes, so the generators cannot be ranked."
     ordered = frame.sort_values("rank")
     best, worst = ordered.iloc[0], ordered.iloc[-1]
     text = (
