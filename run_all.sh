@@ -68,6 +68,20 @@ set_up() { # set_up [extra ...]: sets PY to a Python that has the packages
   cp requirements.lock "$VENV/installed.lock"
 }
 
+set_up_bench() { # the libraries that benchmarks compare with, in an environment of their own that sees the usual one
+  local env=.venv-bench base
+  base=$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  if ! cmp -s benchmarks/requirements.lock "$env/installed.lock" || ! "$env/bin/python" -c 'import torch' 2>/dev/null; then
+    echo "Setting up $env (once): the libraries that the benchmarks compare with ..."
+    env -u PYTHONPATH "$PY" -m venv --clear "$env" || fail "$PY cannot make a virtual environment"
+    echo "$base" >"$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+    "$env/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock ||
+      fail "the packages of benchmarks/requirements.lock could not be installed; the messages above say which"
+    cp benchmarks/requirements.lock "$env/installed.lock"
+  fi
+  PY=$PWD/$env/bin/python
+}
+
 main() {
   local status=0
   export JUPYTER_PREFER_ENV_PATH=1 # the environment's own kernel
@@ -80,9 +94,14 @@ main() {
       "$PY" -m pytest "${@:2}" || status=1
       exit $status
       ;;
-    prove | bench)
+    prove)
       set_up test
-      exec "$PY" -m mtlib.run.named "$([ "$1" = prove ] && echo proofs || echo benchmarks)" "${@:2}"
+      exec "$PY" -m mtlib.run.named proofs "${@:2}"
+      ;;
+    bench)
+      set_up test
+      case " ${*:2} " in "  " | *" --quick "* | *" --help "*) ;; *) set_up_bench ;; esac # our own part needs no others
+      exec "$PY" -m mtlib.run.named benchmarks "${@:2}"
       ;;
     viewer)
       set_up viewer
@@ -95,8 +114,10 @@ main() {
     lock)
       set_up
       "$PY" -m uv --version >/dev/null 2>&1 || "$PY" -m pip install --quiet "uv==$UV"
-      exec "$PY" -m uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --quiet --upgrade \
-        --extra viewer --extra test --extra browser --extra data --output-file requirements.lock --custom-compile-command "./run_all.sh lock"
+      local compile=(-m uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --quiet --upgrade
+        --custom-compile-command "./run_all.sh lock")
+      "$PY" "${compile[@]}" --extra viewer --extra test --extra browser --extra data --output-file requirements.lock
+      exec "$PY" "${compile[@]}" --extra bench --constraint requirements.lock --output-file benchmarks/requirements.lock
       ;;
     *)
       for word in "$@"; do case "$word" in -h | --help) usage; exit 0 ;; esac; done

@@ -138,6 +138,9 @@ def test_lock_has_every_requirement_hashed_and_no_host():
     locked, numbers = lock_entries(), environment._numbers
     groups = environment.requirements()
     groups.pop("ray")  # not locked: a cluster's own version decides
+    compared = (ROOT / "benchmarks" / "requirements.lock").read_text(encoding="utf-8")  # a lock of their own
+    assert all(f"\n{r.partition('>=')[0]}==" in compared for r in groups.pop("bench"))
+    assert "--hash=sha256:" in compared and not re.search(r"://|--index|--find-links|^-e ", compared, re.MULTILINE)
     for requirement in [r for group in groups.values() for r in group]:
         name, _, minimum = requirement.partition(">=")
         found = locked.get(name.lower().replace("_", "-"), [])
