@@ -67,6 +67,11 @@ class VisionConfig:
         return side
 
     @property
+    def centres(self) -> list[int]:
+        """Pixel that each token along a side looks at: 31, 63, 95 ...; strides and paddings put them 32 apart."""
+        return [31 + 32 * i for i in range(self.grid)]
+
+    @property
     def n_tokens(self) -> int:
         return self.grid**2
 
@@ -156,7 +161,7 @@ def read_pixels(
             for start in range(0, shape[0], 256):
                 rows = range(start, min(start + 256, shape[0]))
                 for row, image in zip(
-                    rows, pool.map(lambda r: _square(data.images(r), hashes[r], side), rows), strict=True
+                    rows, pool.map(lambda r: _load(data.images(r), hashes[r], side), rows), strict=True
                 ):
                     out[row] = image
                 progress(len(rows))
@@ -165,12 +170,25 @@ def read_pixels(
     return open_array(path, 4)
 
 
-def _square(path: Path, sha256: str, side: int) -> np.ndarray:
+def _load(path: Path, sha256: str, side: int) -> np.ndarray:
     try:
-        image, _ = load_image(path, sha256)
+        return square(load_image(path, sha256)[0], side)
     except ImageRefused as e:
         raise ArtifactError(f"{path.name}: {e}; run 01_embed again") from e
+
+
+def square(image: Image.Image, side: int) -> np.ndarray:
+    """(3, side, side) uint8: an RGB image, its longer side cropped about the middle."""
     return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+@torch.inference_mode()
+def vision_tokens(model: AlexNetTransformer, images: list[Image.Image]) -> np.ndarray:
+    """The residual stream of RGB images as `load_image` gives them: (B, T, 256) float32. Model in eval mode."""
+    pixels = np.stack([square(image, model.config.side) for image in images])
+    with model.layer().recorded() as seen:
+        model(torch.from_numpy(pixels).to(model.positions.device))
+    return seen[0].float().cpu().numpy()
 
 
 @torch.inference_mode()

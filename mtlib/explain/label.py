@@ -11,9 +11,11 @@ from PIL import Image
 
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import load_image, to_rgb
+from mtlib.embed.vision import AlexNetTransformer, vision_tokens
 from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.learn.train_vision import load_vision
 from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
 
 STAGES = ("01_embed", "03_train", "05_features", "06_interpret")
@@ -40,6 +42,8 @@ class Labeler:
         folders = _stages(Path(run_dir))
         self.run_dir, self.threshold = Path(run_dir), threshold
         self.facts = read_meta(folders["01_embed"])["facts"]
+        self.eyes = _eyes(folders.get("02_classify"))
+        self.facts |= read_meta(folders["02_classify"])["facts"]["x"] if self.eyes else {}
         self.method, self.coder = _coder(folders["03_train"], method)
         self.classifier, self.classes = _classifier(folders.get("02_classify"))
         self.features = pd.read_parquet(folders["05_features"] / "features" / self.method / "features.parquet")
@@ -69,6 +73,8 @@ class Labeler:
                 raise ValueError(f"an embedding must be {shape} finite numbers, got shape {image.shape}")
             return image.astype(np.float32)
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))[0]
+        if self.eyes is not None:
+            return vision_tokens(self.eyes, [picture])[0]
         if "layer" not in self.facts:
             return self.encoder.encode_images([picture])[0].astype(np.float32)
         return self.encoder.encode_layer([picture]).reshape(self._shape)
@@ -171,6 +177,12 @@ def _coder(train: Path, method: str) -> tuple[str, SparseCoder]:
         why = coders.loc[coders["method"] == method, "reason"].iloc[0] if method else "no method was trained"
         raise ValueError(f"method = {method!r} has no coder: {why}")
     return str(line.iloc[0]["method"]), SparseCoder.from_pretrained(train / line.iloc[0]["folder"])
+
+
+def _eyes(classify: Path | None) -> AlexNetTransformer | None:
+    """The vision model that 02 trained, whose tokens are x."""
+    trained = classify is not None and read_meta(classify)["facts"].get("vision")
+    return load_vision(classify / "vision") if trained else None
 
 
 def _classifier(classify: Path | None) -> tuple[Classifier | None, list[str]]:

@@ -1,9 +1,6 @@
 """The AlexNet-Transformer: published shapes, the stream after a block by hook, learning, resuming, rows and places."""
 
-import os
-import signal
-import subprocess
-import sys
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +16,15 @@ from mtlib.learn import checkpoint, train_vision
 from mtlib.learn.train_vision import VisionTraining, fit_vision, load_vision
 from mtlib.run.artifacts import ArtifactError, sha256
 
-SMALL = VisionConfig(2, blocks=2, heads=4, dropout=0.1, layer=1, side=96)  # 2 x 2 tokens
+SMALL = VisionConfig(2, blocks=2, heads=4, dropout=0.1, layer=1, side=95)  # 2 x 2 tokens
+TRAINING = VisionTraining(epochs=2, batch=3)  # 4 steps
 PUBLISHED = [  # what each convolution and pooling gives for 224 x 224 pixels
     *((96, 55), (96, 27), (256, 27), (256, 13)),
     *((384, 13), (384, 13), (256, 13), (256, 6)),
 ]
 
 
-def pictures(n: int = 8, side: int = 96, seed: int = 0):
+def pictures(n: int = 8, side: int = 95, seed: int = 0):
     """Noise, brighter for class 1. Returns: pixels (n, 3, side, side) uint8; labels (n,)."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2
@@ -34,9 +32,17 @@ def pictures(n: int = 8, side: int = 96, seed: int = 0):
     return (noise + 120 * labels[:, None, None, None]).astype(np.uint8), labels
 
 
-def fitted(folder, training, n: int = 8, **more):
-    pixels, labels = pictures(n)
-    return fit_vision(SMALL, pixels, labels, np.arange(n - 2), np.arange(n - 2, n), training, folder, **more)
+def fit(folder, training):
+    pixels, labels = pictures()
+    return fit_vision(SMALL, pixels, labels, np.arange(6), np.arange(6, 8), training, folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of a training that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(folder, TRAINING)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +67,26 @@ def test_every_stage_has_its_published_shape(published):
 
 
 def test_hook_gives_36_tokens_of_256_after_block_6(published):
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 224, 224), dtype=np.uint8))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 224, 224), dtype=np.uint8))
     layer = published.layer()
     with torch.inference_mode(), layer.recorded() as seen:
         published(pixels)
     with torch.no_grad():
         stream = published.blocks[:7](published.tokens(pixels))  # blocks 0 to 6
     assert layer.name == "blocks.6"
-    assert seen[0].shape == (3, 36, 256)
+    assert seen[0].shape == (2, 36, 256)
     assert torch.allclose(seen[0], stream, atol=1e-5)
     assert layer.facts["token_grid"] == [6, 6]
 
 
 def test_replacing_the_stream_by_itself_changes_nothing_and_by_zeros_everything(published):
-    pixels = torch.full((2, 3, 224, 224), 77, dtype=torch.uint8)
+    pixels = torch.full((1, 3, 224, 224), 77, dtype=torch.uint8)
+    layer = published.layer()
     with torch.inference_mode():
         plain = published(pixels)
-        with published.layer().replaced(lambda x: x):
+        with layer.replaced(lambda x: x):
             same = published(pixels)
-        with published.layer().replaced(torch.zeros_like):
+        with layer.replaced(torch.zeros_like):
             other = published(pixels)
     assert torch.equal(plain, same)
     assert not torch.allclose(plain, other, atol=1e-3)
@@ -90,7 +97,7 @@ def test_token_number_is_its_place_row_by_row():
     model = AlexNetTransformer(VisionConfig(2, blocks=1, layer=0, side=224)).eval()
     for row, column in ((0, 0), (1, 4), (5, 2)):
         pixels = torch.full((2, 3, 224, 224), 120, dtype=torch.uint8)
-        y, x = 32 * row + 16, 32 * column + 16  # the middle of place (row, column)
+        y, x = model.config.centres[row], model.config.centres[column]
         pixels[1, :, y - 12 : y + 12, x - 12 : x + 12] = 255
         with torch.inference_mode():
             one, two = model.tokens(pixels)
@@ -98,83 +105,47 @@ def test_token_number_is_its_place_row_by_row():
 
 
 def test_overfits_one_batch(tmp_path):
-    training = VisionTraining(epochs=15, batch=6, lr=1e-3)
-    model, history = fitted(tmp_path, training)
-    assert history["train_loss"].iloc[-1] < 0.05
-    assert history["train_accuracy"].iloc[-1] == 1
-    assert history["val_loss"].min() == pytest.approx(
-        train_vision.files.json.loads((tmp_path / "config.json").read_text())["best"]["loss"]
-    )
     pixels, labels = pictures()
+    model, history = fit(tmp_path, VisionTraining(epochs=8, batch=6, lr=1e-3))
+    assert history["train_loss"].iloc[-1] < 0.1 < history["train_loss"].iloc[0]
     with torch.inference_mode():
         assert (model(torch.from_numpy(pixels)).argmax(1).numpy() == labels).all()
-    again = load_vision(tmp_path)
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    best = json.loads((tmp_path / "config.json").read_text())["best"]
+    assert best["loss"] == history["val_loss"].min()
+    again = load_vision(tmp_path).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
-def test_same_seed_same_bytes_and_another_seed_others(tmp_path):
-    training = VisionTraining(epochs=2, batch=3)
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        fitted(tmp_path / name, replace(training, seed=seed))
-    a, b, c = (sha256(tmp_path / name / "weights.safetensors") for name in "abc")
-    assert a == b != c
-
-
-def test_stopped_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
-    training = VisionTraining(epochs=3, batch=3, checkpoint_steps=1)
-    fitted(tmp_path / "whole", training)
-    saves, save = [], checkpoint.save
+def test_stopped_training_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch):
+    steps, save = [], checkpoint.save
 
     def save_and_stop(*args):
         save(*args)
-        saves.append(args)
-        if len(saves) == 4:
+        steps.append(args[-1]["step"])
+        if len(steps) == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train_vision.checkpoint, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        fitted(tmp_path / "stopped", training)
-    assert not (tmp_path / "stopped" / "weights.safetensors").exists()
-    fitted(tmp_path / "stopped", training)
-    assert len(saves) == 6, "it went on from step 4 of 6"
-    for name in ("weights.safetensors", "config.json", "history.parquet"):
-        assert sha256(tmp_path / "stopped" / name) == sha256(tmp_path / "whole" / name), name
-    assert not (tmp_path / "stopped" / "checkpoint").exists()
+        fit(tmp_path, replace(TRAINING, checkpoint_steps=3))
+    assert not (tmp_path / "weights.safetensors").exists()
+    fit(tmp_path, replace(TRAINING, checkpoint_steps=3))
+    assert steps == [3], "it went on from step 3 of 4"
+    for name in ("weights.safetensors", "history.parquet"):
+        assert sha256(tmp_path / name) == sha256(whole / name), name
+    assert not (tmp_path / "checkpoint").exists()
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from tests.embed.test_vision import fitted
-from mtlib.learn.train_vision import VisionTraining
-fitted(Path(sys.argv[1]), VisionTraining(epochs=3, batch=3, checkpoint_steps=1))
-"""
+def test_another_seed_gives_other_weights(tmp_path, whole):
+    fit(tmp_path, replace(TRAINING, seed=1))
+    assert sha256(tmp_path / "weights.safetensors") != sha256(whole / "weights.safetensors")
 
 
-def test_killed_training_goes_on_to_the_same_bytes(tmp_path, repo):
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": str(repo)}
-    process = subprocess.Popen(command, cwd=repo, env=environment, stdout=subprocess.DEVNULL)
-    state = tmp_path / "killed" / "checkpoint" / checkpoint.NAME
-    while not state.exists() and process.poll() is None:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    training = VisionTraining(epochs=3, batch=3, checkpoint_steps=1)
-    fitted(tmp_path / "killed", training)
-    fitted(tmp_path / "whole", training)
-    assert sha256(tmp_path / "killed" / "weights.safetensors") == sha256(tmp_path / "whole" / "weights.safetensors")
-
-
-def test_finished_training_is_loaded_and_other_settings_train_anew(tmp_path, monkeypatch):
-    training = VisionTraining(epochs=1, batch=3)
-    fitted(tmp_path, training)
-    before = sha256(tmp_path / "weights.safetensors")
+def test_finished_training_is_loaded_not_repeated(whole, monkeypatch):
     monkeypatch.setattr(train_vision._Loop, "run", lambda self: pytest.fail("trained again"))
-    fitted(tmp_path, training)
-    monkeypatch.undo()
-    fitted(tmp_path, replace(training, seed=3))
-    assert sha256(tmp_path / "weights.safetensors") != before
+    model, history = fit(whole, TRAINING)
+    assert len(history) == TRAINING.epochs
+    assert not model.training
 
 
 def write_images(folder: Path, n: int = 5) -> store.Data:
@@ -192,7 +163,7 @@ def test_rows_of_x_belong_to_image_and_place(tmp_path):
     data = write_images(tmp_path / "images")
     model = AlexNetTransformer(SMALL).eval()
     pixels = vision.read_pixels(data, tmp_path / "pixels.npy", SMALL.side)
-    assert pixels.shape == (5, 3, 96, 96)
+    assert pixels.shape == (5, 3, 95, 95)
     assert [tuple(p) for p in pixels[:, :, 48, 48]] == [(40 * i, 10, 200) for i in range(5)]
     logits, facts = vision.write_tokens(model, pixels, tmp_path / "x.npy", batch=2)
     x = store.open_array(tmp_path / "x.npy", 2)
@@ -213,7 +184,7 @@ def test_an_image_that_changed_since_it_was_embedded_is_refused(tmp_path):
     data = write_images(tmp_path / "images")
     Image.new("RGB", (9, 9)).save(tmp_path / "images" / "2.png")
     with pytest.raises(ArtifactError, match=r"2.png: changed.*run 01_embed again"):
-        vision.read_pixels(data, tmp_path / "pixels.npy", 96)
+        vision.read_pixels(data, tmp_path / "pixels.npy", 95)
     assert not (tmp_path / "pixels.npy").exists()
 
 

@@ -1,0 +1,93 @@
+"""A finished run whose x are tokens, as the notebook `tokens` reads it: data, one coder, curves, the vision model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mtlib.embed.images import load_image
+from mtlib.embed.store import Data, load_data
+from mtlib.embed.vision import AlexNetTransformer, square
+from mtlib.features.methods import interpreted
+from mtlib.learn.classifier_scores import targets
+from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.learn.train import read_history
+from mtlib.learn.train_vision import load_vision
+from mtlib.measure.vision import accuracy_spliced
+from mtlib.report.reader import Reader
+from mtlib.run.artifacts import ArtifactError
+
+SIDE = 224  # pixels of a picture where no vision model says otherwise
+
+
+@dataclass(frozen=True)
+class TokenRun:
+    """What `open` found. method: of the coder; histories: method -> history of its first seed; eyes: the vision model that
+    02 trained, or None when x are tokens of a layer of the encoder."""
+
+    data: Data
+    method: str
+    coder: SparseCoder
+    histories: dict[str, pd.DataFrame]
+    eyes: AlexNetTransformer | None
+
+    @staticmethod
+    def open(run_dir: str | Path, method: str = "") -> TokenRun:
+        """Read a run that is finished up to 03, every artifact verified.
+
+        Args: run_dir: relative paths are taken from the repository root. method: "" for the first that was trained.
+        Raises: ArtifactError when 03 is missing or x are no tokens; ValueError for an unknown method.
+        """
+        folders = Reader.of_run(run_dir).folders
+        if "03_train" not in folders:
+            raise ArtifactError(f"{run_dir}: no coders yet; run the notebooks up to 03_train first")
+        data = load_data(folders["01_embed"], folders.get("02_classify"))
+        if data.tokens == 1:
+            raise ArtifactError(f"{run_dir}: x has one row per image; run the profile alexnet, or a layer's patches")
+        coders = interpreted(folders["03_train"])
+        done = coders[coders["status"] == "ok"].set_index("method")["folder"]
+        if not len(done) or (method and method not in done):
+            raise ValueError(f"method = {method!r}: this run has {list(done.index)}")
+        method = method or str(done.index[0])
+        histories = {name: read_history(folders["03_train"] / folder) for name, folder in done.items()}
+        eyes = load_vision(folders["02_classify"] / "vision") if _trained(folders) else None
+        return TokenRun(data, method, SparseCoder.from_pretrained(folders["03_train"] / done[method]), histories, eyes)
+
+    def images(self, split: str) -> np.ndarray:
+        """Numbers of the images of a split, each file once."""
+        return np.unique(self.data.rows(split) // self.data.tokens)
+
+    def picture(self, image: int) -> Image.Image:
+        """An image as the vision model sees it: square."""
+        path = self.data.images(image * self.data.tokens)
+        if path is None:
+            raise ArtifactError("the embeddings came as arrays, so there are no images to show")
+        side = self.eyes.config.side if self.eyes else SIDE
+        return Image.fromarray(square(load_image(path)[0], side).transpose(1, 2, 0))
+
+    @property
+    def corners(self) -> tuple[float, float] | None:
+        """(left edge of the first place of the grid, width of a place) in pixels; None: the grid fills the picture."""
+        if self.eyes is None:
+            return None
+        first, second = self.eyes.config.centres[:2]
+        return first - (second - first) / 2, second - first
+
+    def spliced(self, n: int) -> dict:
+        """`accuracy_spliced` of the coder on (at most) n labelled test images, evenly taken; {} without a vision model."""
+        labels, _ = targets(self.data.manifest.iloc[:: self.data.tokens], self.data.facts["labels"])
+        test = self.images("test")
+        test = test[labels[test] >= 0]
+        test = test[np.linspace(0, len(test) - 1, min(n, len(test))).round().astype(int)] if len(test) else test
+        if self.eyes is None or not len(test):
+            return {}
+        pixels = np.stack([np.asarray(self.picture(i)).transpose(2, 0, 1) for i in test])
+        return accuracy_spliced(self.eyes, self.coder, pixels, labels[test])
+
+
+def _trained(folders: dict[str, Path]) -> bool:
+    return "02_classify" in folders and (folders["02_classify"] / "vision").is_dir()

@@ -1,0 +1,108 @@
+"""The AlexNet-Transformer at its published size: accuracy, its sparse autoencoder, and what a token holds.
+
+    ./run_all.sh prove alexnet --images FOLDER [-p key=value ...]      a folder per class; about an hour on two cores for 4,000
+    ./run_all.sh prove alexnet --smoke                                 small, on the demo's scenes; nothing is kept
+
+Runs the profile alexnet on the images (the same command resumes, and finished stages are not run again), tries the vision
+model with each coder inside, and writes proofs/results/alexnet.md with the curves and the map of one token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from mtlib.features.token_map import curves, token_figure, token_map
+from mtlib.report import plots
+from mtlib.report.reader import Reader
+from mtlib.report.text import markdown_table
+from mtlib.report.tokens import TokenRun
+from mtlib.run.artifacts import atomic, versions, write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "proofs" / "results"
+
+
+def vision_rows(reader: Reader) -> list[str]:
+    """What the vision model learned, as lines of Markdown."""
+    metrics, loss = reader.table("02_metrics"), reader.table("02_loss")
+    whole, best = metrics.iloc[0], loss.loc[loss["val_loss"].idxmin()]
+    used = reader.params("02_classify")
+    sizes = f"{used['vision_blocks']} blocks, {used['vision_epochs']} epochs, batches of {used['vision_batch']}"
+    chance = 1 / max(len(metrics) - 1, 2)
+    return [
+        f"**Vision model** ({sizes}, trained from random weights): test accuracy {whole['accuracy']:.1%} "
+        f"[{whole['accuracy_low']:.1%}, {whole['accuracy_high']:.1%}] of {whole['n']:.0f} images (about {chance:.0%} by chance); "
+        f"best epoch {best['epoch']:.0f}, validation loss {best['val_loss']:.3f} nats."
+    ]
+
+
+def coder_rows(run_dir: str, methods: list[str], n: int) -> pd.DataFrame:
+    """A line per coder: what 04 measured on test tokens, and the vision model's accuracy with the coder inside."""
+    metrics = Reader.of_run(run_dir).table("04_metrics").drop_duplicates("method").set_index("method")
+    columns = [c for c in ("l0_target", "l0", "mse", "fvu", "dead_fraction") if c in metrics]
+    lines = []
+    for method in methods:
+        run = TokenRun.open(run_dir, method)
+        spliced = run.spliced(n)
+        kept = ("accuracy", "accuracy_spliced", "accuracy_constant", "agreement")
+        lines.append({"method": method} | metrics.loc[method, columns].to_dict() | {k: spliced[k] for k in kept})
+    return pd.DataFrame(lines)
+
+
+def picture(fig, name: str) -> str:
+    """Save a figure in the results and return its Markdown."""
+    with atomic(RESULTS / name) as tmp:
+        fig.savefig(tmp, format="png", metadata={"Software": None}, dpi=80)
+    return f"![{name.removesuffix('.png')}]({name})"
+
+
+def main() -> int:
+    """Returns the pipeline's exit code when it fails, else 0."""
+    parser = argparse.ArgumentParser(prog="prove alexnet", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", default="")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    if bool(args.images) == args.smoke:
+        parser.error("give --images FOLDER, or --smoke")
+    name = "alexnet-smoke" if args.smoke else "alexnet"
+    options = ["--smoke"] if args.smoke else ["-p", f"images={args.images}"]
+    name = f"{name}-own" if args.pairs else name
+    pairs = [f"run={name}", *args.pairs] if args.images or args.pairs else []  # a smoke run is named by itself
+    options += [word for pair in pairs for word in ("-p", pair)]
+    done = subprocess.run([sys.executable, "-m", "mtlib.run.pipeline", "alexnet", *options], cwd=ROOT, check=False)
+    if done.returncode:
+        return done.returncode
+    run_dir, reader = f"runs/{name}", Reader.of_run(f"runs/{name}")
+    plots.use_style()
+    run = TokenRun.open(run_dir)
+    frame = coder_rows(run_dir, list(run.histories), 64 if args.smoke else 400)
+    names = dict(zip(frame, ("coder", *(c.replace("_", " ") for c in frame.columns[1:])), strict=True))
+    seconds = pd.read_csv(ROOT / run_dir / "timings.csv").set_index("stage")["seconds"]
+    text = ["# AlexNet-Transformer", "", *vision_rows(reader), ""]
+    text += [f"**Its tokens**: {len(run.data.x)} of {run.data.facts['d_in']}, after {run.data.facts['layer']}.", ""]
+    text += [markdown_table(frame, names), ""]
+    text += [
+        "Accuracies: of the same test images as it is, with the coder's reconstruction in place of every token, and with"
+    ]
+    text += ["one constant token; agreement: the same decision with the coder as without.", ""]
+    text += [", ".join(f"{stage} {s:.0f} s" for stage, s in seconds.items()) + "."]
+    text += [", ".join(f"{k} {v}" for k, v in versions().items()) + "."]
+    print("\n".join(text))
+    if not args.smoke:
+        found = token_map(run.coder, run.data, int(run.images("test")[0]))
+        shown = [picture(curves(run.histories)[0], "alexnet_curves.png")]
+        shown += [
+            picture(token_figure(found, run.picture(found.row // run.data.tokens), run.corners), "alexnet_token.png")
+        ]
+        write_text(RESULTS / "alexnet.md", "\n\n".join(["\n".join(text), *shown]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
