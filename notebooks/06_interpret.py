@@ -134,7 +134,9 @@ if judge == "lmm":
     print(f"{model} at {endpoint.host}: {total.calls} calls to make, {total.replayed} answers are there already;")
     print(f"about {total.tokens_in:,} tokens in and at most {total.tokens_out:,} out; {total.usd:.2f} USD at most.")
     print(
-        "Dry run: nothing is asked." if dry_run else f"Stops at max_calls = {max_calls}, max_usd = {max_usd} (0: none)."
+        "Dry run: nothing is asked."
+        if dry_run
+        else f"Stops at {endpoint.max_calls} calls or {endpoint.max_usd:g} USD (0: no limit)."
     )
 else:
     print('Not asked: judge = "keyless". Set judge = "lmm", and a key in the environment, to ask a model.')

@@ -1,6 +1,6 @@
 """A model that looks at the pictures, and is right 85% of the time, judges the whole demo over HTTP; 06 must find that out.
 
-    ./run_all.sh prove looking_judge [--run demo] [--right 0.85] [--obeys 0.3]
+    ./run_all.sh prove looking_judge [--run demo] [--features 80] [--right 0.85] [--obeys 0.3]
 
 Needs a finished run of the demo. Starts a local server that decodes the pictures it is sent and answers from the truth of the
 scenes (tests/explain/looking_server.py), runs notebook 06 against it twice in fresh kernels, and checks: the accuracy of
@@ -111,13 +111,18 @@ def main() -> int:
     parser.add_argument("--run", default="demo")
     parser.add_argument("--right", type=float, default=0.85)
     parser.add_argument("--obeys", type=float, default=0.3)
+    parser.add_argument("--features", type=int, default=80, help="features per method; 0: all")
     parser.add_argument("--quick", action="store_true", help="a few features only; writes no result")
     args = parser.parse_args()
     if not current(ROOT / "runs" / args.run):
         print(f"runs/{args.run}: not there; run ./run_all.sh {args.run} first", file=sys.stderr)
         return 2
     execute.set_kernel_env(ROOT)
-    size = {"max_features": 8, "score_features": 4, "flip_check": 4} if args.quick else {"flip_check": 40}
+    size = (
+        {"max_features": 8, "score_features": 4, "flip_check": 4}
+        if args.quick
+        else {"max_features": args.features, "flip_check": 20}
+    )
     with tempfile.TemporaryDirectory(prefix="looking-") as tmp:
         run = linked_run(ROOT / "runs" / args.run, Path(tmp))
         looker = Looker(open_run(run), args.right, args.obeys)

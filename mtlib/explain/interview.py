@@ -6,6 +6,7 @@ asked about the features that matter in every method.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from mtlib.explain.album import Album, sample_rows
 from mtlib.explain.answers import Answer, Asker
@@ -109,10 +111,15 @@ class Interview:
         self,
         questions: Iterable[FeatureQuestion],
         then: Callable[[FeatureQuestion, Answer], FeatureQuestion | None] | None = None,
+        total: int = 0,
     ) -> dict[str, Answer]:
-        """Ask them, and what `then` makes of their answers. Returns: question id -> Answer."""
+        """Ask them, and what `then` makes of their answers; with a `total`, progress is shown.
+
+        Returns: question id -> Answer.
+        """
         out = {}
-        for answer in self.asker.ask(questions, then):
+        shown = {"total": total, "unit": "answers", "file": sys.stdout, "mininterval": 5, "disable": not total}
+        for answer in tqdm(self.asker.ask(questions, then), **shown):
             method, feature, question = answer.question_id.rsplit("/", 2)
             self.answers.append((method, int(feature), question, answer))
             out[answer.question_id] = answer

@@ -86,7 +86,8 @@ def judge(
             return None
         return error_question(by_name[asked.id.rsplit("/", 1)[0]], album, answer.value["phrase"], show_error_ratio)
 
-    said = interview.ask((questions.commonality(j.name, album, j.rows) for j in jobs), then)
+    total = len(jobs) * (1 if nothing else 2)
+    said = interview.ask((questions.commonality(j.name, album, j.rows) for j in jobs), then, total)
     lines, explanations = {m: [] for m in features}, {}
     for job in jobs:
         name, rule = said[f"{job.name}/commonality"], said.get(f"{job.name}/error")

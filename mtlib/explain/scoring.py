@@ -145,7 +145,7 @@ def score(trials: list[Trial], explanations: dict[str, str], interview: Intervie
     by_name = {t.job.name: t for t in trials}
     asked = (q for t in trials for q in trial_questions(t, explanations[t.job.name], interview.album))
     lines = []
-    for name, answer in interview.ask(asked).items():
+    for name, answer in interview.ask(asked, total=len(KINDS) * len(trials)).items():
         job, _, kind = name.rpartition("/")
         t = by_name[job]
         head = {"method": t.job.method, "feature": t.job.feature, "kind": kind, "status": answer.status}

@@ -21,7 +21,7 @@ from mtlib.embed.images import load_image
 from mtlib.explain.album import GAP, ORDER_STRIP, SHEET_COLUMNS, places
 from tests.explain.lmm_server import Ask
 
-SIDE = 24  # px of the thumbnails that pictures are told apart by
+SIDE = 16  # px of the thumbnails that pictures are told apart by
 COLUMNS = ("cause", "family", "background", "palette", "style")
 KINDS = {"error": '"has_error"', "detection": '"matches"', "intruder": '"intruder"', "commonality": '"phrase"'}
 SHARED = 0.6  # share of the images that must have something in common to be named
@@ -60,18 +60,17 @@ class Looker:
         tiles = cut(pictures[0], n) if "on one sheet" in ask.text else pictures
         assert len(tiles) == n, f"{len(tiles)} pictures, the question says {n}"
         ordered = all(t.height == t.width + ORDER_STRIP for t in tiles)
-        seen = [self.find(t.crop((0, 0, t.width, t.width)) if ordered else t) for t in tiles]
+        seen = self.find([t.crop((0, 0, t.width, t.width)) if ordered else t for t in tiles])
         seed = hashlib.sha256(ask.text.encode() + b"".join(ask.images)).digest()
         rng = np.random.default_rng(list(seed))
         return json.dumps(getattr(self, kind)(self.truth.iloc[seen], ask.text, rng, ordered) | {"images_seen": n})
 
-    def find(self, picture: Image.Image) -> int:
-        """The place of a picture in the table, by its nearest thumbnail."""
-        own = thumbnail(picture)
-        distance = self.squares - 2 * (self.known @ own) + own @ own
-        best = int(distance.argmin())
-        self.farthest = max(self.farthest, float(np.sqrt(max(distance[best], 0) / len(own))))
-        return best
+    def find(self, pictures: list[Image.Image]) -> np.ndarray:
+        """The places of pictures in the table, each by its nearest thumbnail."""
+        own = np.stack([thumbnail(p) for p in pictures])  # (k, SIDE * SIDE * 3)
+        distance = self.squares - 2 * (own @ self.known.T) + (own**2).sum(1, keepdims=True)  # (k, n)
+        self.farthest = max(self.farthest, float(np.sqrt(max(distance.min(1).max(), 0) / own.shape[1])))
+        return distance.argmin(1)
 
     def decide(self, kind: str, truth: bool, rng) -> bool:
         """The truth, or its opposite once in a while."""
