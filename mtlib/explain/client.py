@@ -22,7 +22,7 @@ from mtlib.explain.replies import Reply, Trouble
 CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come back in the next question
 MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 NO_SCHEMA = re.compile(r"^HTTP (400|422): .*(response_format|json_schema|structured output)", re.IGNORECASE | re.DOTALL)
-MAX_WORDS = 2000  # bytes of an error that are read
+MAX_WORDS = 20_000  # bytes of an error that are read
 LOGGERS = (
     "openai",
     "httpx",
@@ -83,7 +83,9 @@ class Client:
                 e, key = self.endpoint, self.endpoint.key()
                 self._key = key if len(key) >= SHORTEST_KEY else ""
                 if key or e.host in LOOPBACK:
-                    http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [refuse]}, follow_redirects=False)
+                    http = openai.DefaultAsyncHttpxClient(
+                        event_hooks={"response": [self._refuse]}, follow_redirects=False
+                    )
                     settings = {"base_url": e.base_url, "timeout": e.timeout_s, "max_retries": 0, "http_client": http}
                     self._openai = openai.AsyncOpenAI(api_key=key or "none", **settings)
                     self._create = self._openai.chat.completions.with_streaming_response.create
@@ -99,7 +101,10 @@ class Client:
             form = {"name": "answer", "strict": True, "schema": question.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         try:
-            return replies.read(await self._post(body), e)
+            reply = await self._post(body)
+            if self._repeated(reply.decode("utf-8", "replace")):
+                raise Trouble("fail", "the reply repeats the key")
+            return replies.read(reply, e)
         except Trouble as trouble:
             if with_schema and e.json_schema == "auto" and NO_SCHEMA.search(trouble.reason):
                 self.schema = False
@@ -125,6 +130,25 @@ class Client:
             cause = type(error.__cause__ or error).__name__
             raise Trouble("again", f"no reply ({cause})", charged=cause != "ConnectError") from None
 
+    async def _refuse(self, response) -> None:
+        """Called by the HTTP client with every response: of all but successes only the start is read. Raises: Trouble."""
+        if not response.is_success:
+            words = bytearray()
+            with contextlib.suppress(Exception):  # an error whose text cannot be read is still that error
+                async for piece in response.aiter_bytes():
+                    words += piece
+                    if len(words) > MAX_WORDS:
+                        break
+            text = words[:MAX_WORDS].decode("utf-8", "replace")
+            text = "(its text repeats the key)" if self._repeated(text) else text
+            raise replies.of_status(response.status_code, text, response.headers)
+
+    def _repeated(self, text: str) -> bool:
+        """Whether a body holds the key, also when it is spelled with JSON's escapes."""
+        with contextlib.suppress(ValueError, RecursionError):
+            text += json.dumps(json.loads(text), ensure_ascii=False)
+        return self.clean(text) != text
+
     def clean(self, text: str) -> str:
         """The text without the key, in any of its usual spellings."""
         if self._key:
@@ -141,15 +165,3 @@ class Client:
         """Close the connections."""
         if self._openai is not None:
             await self._openai.close()
-
-
-async def refuse(response) -> None:
-    """Called by the HTTP client with every response: of all but successes only the start is read. Raises: Trouble."""
-    if not response.is_success:
-        words = bytearray()
-        with contextlib.suppress(Exception):  # an error whose text cannot be read is still that error
-            async for piece in response.aiter_bytes():
-                words += piece
-                if len(words) > MAX_WORDS:
-                    break
-        raise replies.of_status(response.status_code, words[:MAX_WORDS].decode("utf-8", "replace"), response.headers)

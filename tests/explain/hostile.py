@@ -117,8 +117,24 @@ def echo_key(ask: Ask) -> str:
 
 
 @of_ask
+def echo_key_escaped(ask: Ask) -> Raw:
+    body = json.dumps(completion(GOOD) | {"id": ask.key})
+    return Raw(200, body.replace(ask.key, f"\\u{ord(ask.key[0]):04x}{ask.key[1:]}").encode())
+
+
+@of_ask
+def echo_key_as_finish(ask: Ask) -> dict:
+    return completion(GOOD, finish_reason=f"because of {ask.key}")
+
+
+@of_ask
 def echo_key_in_error(ask: Ask) -> Raw:
     return status(400, f"Authorization: Bearer {ask.key} is not welcome")
+
+
+@of_ask
+def echo_key_where_errors_are_cut(ask: Ask) -> Raw:
+    return status(400, "x" * (265 - len(ask.key) // 2) + ask.key)
 
 
 @of_ask
@@ -202,7 +218,10 @@ CASES = [
     Case("dripping", (drip,), "failed", 1, "no answer within"),
     Case("silent", (silent,), "failed", 1, "no answer within"),
     Case("key in the answer", (echo_key,), "failed", 1, "repeats the key"),
-    Case("key in an error", (echo_key_in_error,), "failed", 1, "[key]"),
+    Case("key in the id, escaped", (echo_key_escaped,), "failed", 1, "repeats the key"),
+    Case("key as finish_reason", (echo_key_as_finish,), "failed", 1, "repeats the key"),
+    Case("key in an error", (echo_key_in_error,), "failed", 1, "repeats the key"),
+    Case("key where errors are cut", (echo_key_where_errors_are_cut,), "failed", 1, "repeats the key"),
     Case("refusal in words", (REFUSAL,), "refused", 1, "sorry"),
     Case("refusal field", (choice(message={"content": None, "refusal": "I will not."}),), "refused", 1, "I will not."),
     Case("content filter", (completion("", finish_reason="content_filter"),), "refused", 1, "content filter"),
