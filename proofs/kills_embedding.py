@@ -123,7 +123,11 @@ def main() -> int:
         f"| different rows | {distinct} |",
         f"| rows of zeros | {zero} |",
     ]
-    lines += [f"| temporary files left beside x.npy | {len(stray)} |", "", "Holds." if ok else "Does not hold."]
+    lines += [
+        f"| temporary files left beside x.npy (removed when the stage finishes) | {len(stray)} |",
+        "",
+        "Holds." if ok else "Does not hold.",
+    ]
     text = "\n".join(lines) + "\n"
     print(text)
     write_text(ROOT / "proofs" / "results" / "kills_embedding.md", text)

@@ -199,6 +199,8 @@ class Stage:
         """Close the stage: hash every file, write meta.json last. Facts must be JSON values without NaN."""
         for name in SCRATCH:
             shutil.rmtree(self.out / name, ignore_errors=True)
+        for left in self.out.rglob(".*.tmp*"):  # of a process that was killed within `atomic`
+            left.unlink()
         usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         meta = {
             "stage": self.name,

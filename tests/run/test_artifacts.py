@@ -84,3 +84,11 @@ def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         artifacts.write_json(tmp_path / "a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_write_left_is_no_part_of_the_artifact(tmp_path):
+    stage = Stage("01_embed", str(tmp_path))
+    (stage.out / "embeddings").mkdir()
+    (stage.out / "embeddings" / ".x.npy.tmp123").write_bytes(b"half")
+    (stage.out / "a.txt").write_text("whole")
+    assert set(artifacts.read_meta(stage.finish())["files"]) == {"a.txt"}
