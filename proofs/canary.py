@@ -3,8 +3,8 @@
     ./run_all.sh prove canary
 
 The key stands in the environment of every process. The routes: each hostile reply of tests/explain/hostile.py with debug
-logs on, a killed asker, verbose tracebacks, and notebook 06 asking a model in a clone of this checkout: a whole run, a dry
-run, a refused key, a server that repeats the key, a failing cell and a kill. Then every file that any of them wrote, and
+logs on, a killed asker, verbose tracebacks, and, in a clone of this checkout, the whole pipeline with a model as the judge,
+then notebook 06 with a dry run, a refused key, a server that repeats the key, a kill and a failing cell. Then every file that any of them wrote, and
 all they printed, is searched for the key, for either half of it, and for its usual encodings; parquet is unpacked first.
 Writes proofs/results/canary.md.
 """
@@ -15,6 +15,7 @@ import argparse
 import base64
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,12 @@ from urllib.parse import quote
 import pandas as pd
 
 from mtlib.run.artifacts import write_text
-from proofs.canary_routes import echoing, plain, refusing
+from proofs.canary_routes import SETTINGS, echoing, plain, refusing
 from tests.explain.lmm_server import LmmServer
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ["demo", "--smoke", "--from", "06", "-p", "run=canary", "-p", "judge=lmm", "-p", "model=test-model"]
-NOTEBOOK += ["-p", "max_features=3", "-p", "score_features=2", "-p", "score_images=4", "-p", "max_usd=0"]
+PIPELINE = ["demo", "--smoke", "--from", "06", "-p", "run=canary"]
+PIPELINE += [part for name, value in SETTINGS.items() for part in ("-p", f"{name}={value}")]
 
 
 def needles(key: str) -> dict[str, bytes]:
@@ -102,10 +103,10 @@ class Routes:
         self.done.append(name)
         print(f"{name}: killed", flush=True)
 
-    def notebook(self, name: str, answer, *more: str, code: int = 0, delay: float = 0.0) -> LmmServer:
-        """Notebook 06 (and what follows) in the pipeline against a server of its own."""
-        with LmmServer(answer, delay) as server:
-            self.run(name, ["-m", "mtlib.run.pipeline", *NOTEBOOK, "-p", f"base_url={server.base_url}", *more], code)
+    def notebook(self, name: str, answer, *more: str, code: int = 0) -> LmmServer:
+        """Notebook 06 against a server of its own, in a kernel of its own."""
+        with LmmServer(answer) as server:
+            self.run(name, ["-m", "proofs.canary_routes", "notebook", server.base_url, *more], code)
         return server
 
 
@@ -116,14 +117,14 @@ def all_routes(routes: Routes) -> int:
     with LmmServer(plain, 0.05) as server:
         routes.killed("killed asker", ["-m", "proofs.canary_routes", "slow", server.base_url], server, 20)
         assert {ask.key for ask in server.asks} == {routes.key}
-    server = routes.notebook("notebook, whole run", plain)
+    with LmmServer(plain) as server:
+        routes.run("the whole pipeline", ["-m", "mtlib.run.pipeline", *PIPELINE, "-p", f"base_url={server.base_url}"])
     assert server.n_asks > 10 and {ask.key for ask in server.asks} == {routes.key}
-    assert routes.notebook("notebook, dry run", plain, "-p", "dry_run=true").n_asks == 0
+    assert routes.notebook("notebook, dry run", plain, "dry_run").n_asks == 0
     assert routes.notebook("notebook, refused key", refusing).n_asks <= 4
     assert routes.notebook("notebook, echoed key", echoing).n_asks > 3
     with LmmServer(plain, 0.2) as server:
-        command = ["-m", "mtlib.run.pipeline", *NOTEBOOK, "-p", f"base_url={server.base_url}"]
-        routes.killed("notebook, killed", command, server, 6)
+        routes.killed("notebook, killed", ["-m", "proofs.canary_routes", "notebook", server.base_url], server, 6)
     answers = routes.folder / "clone" / "runs" / "canary" / "answers"
     answers.rename(answers.with_name("answers-before"))
     answers.write_text("a file where a folder must be")
@@ -134,11 +135,16 @@ def all_routes(routes: Routes) -> int:
 def main() -> int:
     """Returns 0 when the key was found nowhere and the search finds one that is planted."""
     parser = argparse.ArgumentParser(prog="prove canary", description=__doc__.splitlines()[0])
-    parser.parse_args()
+    parser.add_argument(
+        "--clone", type=Path, help="a clone in which runs/canary has its first stages already, to save time"
+    )
+    source = parser.parse_args().clone or ROOT
     key = f"sk-canary-{secrets.token_hex(24)}"
     with tempfile.TemporaryDirectory(prefix="canary-") as tmp:
         folder = Path(tmp)
-        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, folder / "clone"], check=True)
+        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", source, folder / "clone"], check=True)
+        if source != ROOT:
+            shutil.copytree(source / "runs", folder / "clone" / "runs")
         routes = Routes(folder, key)
         hostile = all_routes(routes)
         n, found = search(folder, key)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 from mtlib.explain.answers import Asker, Endpoint, Question
+from mtlib.run import execute
 from tests.explain.asked import endpoint, parse, question
 from tests.explain.hostile import CASES, serve, status
 from tests.explain.lmm_server import MODEL, Ask, LmmServer, completion
 from tests.explain.looking_server import KINDS
 
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"judge": "lmm", "model": MODEL, "max_features": 3, "score_features": 2, "score_images": 4, "max_usd": 0.0}
 ANSWERS = {
     "error": {"has_error": False, "category": "none", "phrase": "", "description": "", "confidence": 0.5},
     "detection": {"matches": [1]},
@@ -98,5 +102,19 @@ def traceback() -> None:
         without_a_ledger.close()
 
 
+def notebook(base_url: str, *switches: str) -> None:
+    """Notebook 06 in a kernel of its own, after the pipeline has run once; exit 1 when it fails."""
+    given = SETTINGS | {"run_dir": "runs/canary", "base_url": base_url} | dict.fromkeys(switches, True)
+    logs = ROOT / "runs" / "canary" / "logs"
+    name = "-".join(["06", *switches, str(os.getpid())])
+    execute.set_kernel_env(ROOT)
+    try:
+        source, executed = ROOT / "notebooks" / "06_interpret.py", logs / f"{name}.ipynb"
+        execute.run_notebook(source, executed, logs / f"{name}.log", given, ROOT, 600)
+    except execute.StageFailed as e:
+        sys.exit(str(e))
+
+
 if __name__ == "__main__":
-    {"hostile": hostile, "slow": slow, "traceback": traceback}[sys.argv[1]](*sys.argv[2:])
+    routes = {"hostile": hostile, "slow": slow, "traceback": traceback, "notebook": notebook}
+    routes[sys.argv[1]](*sys.argv[2:])
