@@ -114,9 +114,11 @@ def external_inputs(params: dict, root: Path) -> dict[str, str]:
     """Fingerprints of the files and folders outside the run that text parameters name, by value."""
     found = {}
     for value in _texts(params):
-        path = root / Path(value.removeprefix("local-dir:")).expanduser()
+        path = root / Path(value.removeprefix("local-dir:").removeprefix("hf:")).expanduser()
         if value and ("/" in value or "." in value or value in _given(params)) and path.exists():
             found[value] = fingerprint(path)
+            if value == params.get("images") and path.is_file():  # a table or an archive: what it lists lies beside it
+                found[value] += fingerprint(path.parent)
     return found
 
 

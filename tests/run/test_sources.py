@@ -94,3 +94,19 @@ def test_check_inputs_names_what_is_missing_or_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match="images = empty: the folder holds no file"):
         sources.check_inputs({"images": "empty"}, tmp_path)
     sources.check_inputs({"images": "", "judge": "nowhere"}, tmp_path)
+
+
+def test_a_table_of_images_stands_for_the_files_beside_it(tree):
+    (tree / "photos").mkdir()
+    (tree / "photos" / "list.csv").write_text("path\na.png\n")
+    (tree / "photos" / "a.png").write_bytes(b"1")
+    before = sources.external_inputs({"images": "photos/list.csv"}, tree)
+    (tree / "photos" / "a.png").write_bytes(b"22")
+    assert sources.external_inputs({"images": "photos/list.csv"}, tree) != before
+    assert set(sources.external_inputs({"images": "hf:photos"}, tree)) == {"hf:photos"}
+
+
+def test_named_data_sets_and_word_lists_are_no_missing_files(tree):
+    sources.check_inputs({"images": "torchvision:CIFAR10", "vocabulary": "wordfreq:20000"}, tree)
+    with pytest.raises(FileNotFoundError, match="images = torchvision/CIFAR10"):
+        sources.check_inputs({"images": "torchvision/CIFAR10"}, tree)
