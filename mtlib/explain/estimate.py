@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -34,9 +36,10 @@ def estimate(
     parts["error"] = plan(error_question(j, album, STAND_IN, show_error_ratio) for j in jobs)
     some, n = first_of_each(jobs, scores.features), scores.images
     if some:
-        for kind, text in (("detection", STAND_IN), ("shuffled", f"{STAND_IN} else")):
-            parts[kind] = plan(questions.detection(j.name, album, np.resize(j.rows, n), text) for j in some)
-        parts["intruder"] = plan(questions.intruder(j.name, album, np.resize(j.rows, scores.intruder)) for j in some)
+        detect = [questions.detection(j.name, album, np.resize(j.rows, n), STAND_IN) for j in some]
+        lineups = [questions.intruder(j.name, album, np.resize(j.rows, scores.intruder)) for j in some]
+        for kind, asked in (("detection", detect), ("shuffled", detect), ("intruder", lineups)):
+            parts[kind] = plan(replace(q, text=f"{q.text} {q.id}") for q in asked)  # no two of them are the same
     if again := first_of_each(jobs, n_flips):
         ways = [error_question(j, album, STAND_IN, not show_error_ratio) for j in again if j.ratio]
         ways += [error_question(j, album, STAND_IN, show_error_ratio, questions.ORDER) for j in again]
