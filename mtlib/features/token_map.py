@@ -55,7 +55,7 @@ def token_map(coder, data: Data, image: int, place: tuple[int, int] | None = Non
     start = image * data.tokens + first
     if not 0 <= start < len(data.x):
         raise ValueError(f"image = {image}: there are {len(data.x) // data.tokens} images")
-    x = np.asarray(data.x[start : start + height * width], np.float32)
+    x = np.array(data.x[start : start + height * width], np.float32)
     z = coder.encode(torch.from_numpy(x)).numpy()  # (H * W, S)
     at = int(z.sum(axis=1).argmax()) if place is None else place[0] * width + place[1]
     if place is not None and not (0 <= place[0] < height and 0 <= place[1] < width):
@@ -111,7 +111,7 @@ def curves(histories: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     ):
         for colour, (method, part) in zip(PALETTE * 3, frame.groupby("method", sort=False), strict=False):
             train, val = part[part["split"] == "train"], part[part["split"] == "val"]
-            ax.plot(train["step"], train[name], color=colour, label=method)
+            ax.plot(train["step"], train[name], "-" if len(train) > 1 else ".", color=colour, label=method)
             if name != "mse":
                 ax.plot(val["step"], val[name], "o", color=colour, markersize=3)
         ax.set(xlabel="step", ylabel=label, yscale="log")

@@ -118,13 +118,14 @@ def classifier(reader: Reader) -> str:
         return f"Skipped: {md(facts.get('reason') or '02_classify has not run')}. There is no hidden layer `y`, so only autoencoders of `x` are trained."
     names = {"group": "images", "n": "n", "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high", "auroc": "AUROC", "auroc_low": "AUROC low", "auroc_high": "AUROC high", "ece": "calibration error"}  # fmt: skip
     parts = [table(reader, "02_metrics", names)]
-    parts += figures(reader, "02", ("02_roc", "02_confusion", "02_calibration"))
+    shown = ("02_roc", "02_confusion", "02_calibration")
+    parts += figures(reader, "02", ("02_loss", *shown) if facts.get("vision") else shown)
     if not reader.table("02_folds").empty:
         parts.insert(1, "Few images, so five folds as well:\n\n" + table(reader, "02_folds"))
     if facts.get("vision"):
         x = facts["x"]
         text = f"A vision model ({md(facts['vision'])}), trained here from random weights on the train images. Of each image, `x` is the residual stream after its {md(x['layer'])}: {x['tokens_per_image']} tokens of {x['d_in']}. There is no hidden layer `y`, so only autoencoders of `x` are trained."
-        parts = [text, *parts, *figures(reader, "02", ("02_loss",))]
+        parts = [text, *parts]
     return "\n\n".join(parts)
 
 
