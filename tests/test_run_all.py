@@ -190,7 +190,7 @@ def test_multimodal_judge_over_http_from_question_to_report(smoke):
     parts = answers[["answered", "refused", "failed", "unasked", "not_asked"]].sum(axis=1)
     assert (parts == answers["assessed"]).all() and answers["answered"].max() == 25
     relevance = pd.read_csv(tables / "07_relevance.csv")
-    assert {"judge_lmm", "judge_keyless", "feature_accuracy", "feature_accuracy_shuffled"} <= set(relevance)
+    assert {"judge_lmm", "judge_keyless", "feature_accuracy", "intruder_accuracy"} <= set(relevance)
     text = (smoke / "reports" / "looked" / "README.md").read_text(encoding="utf-8")
     assert "The model's answers" in text and "Flip rate" in text and "| lmm " in text
     for method in answers["method"]:
