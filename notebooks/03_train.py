@@ -43,7 +43,7 @@ target_centre = "mean"  # the same for y
 target_scale = "rms"
 val_every = 50  # steps between validations; the best weights are kept
 precision = "float32"  # of the products: float32 | tf32 (on a GPU) | bf16
-workers = 1  # coders trained at a time, each in its own process; the results are the same
+fits_at_once = 1  # coders trained at a time, each in its own process; the results are the same
 processes = 1  # processes that train one coder together, each with a share of every batch: cores, or GPUs
 
 # %%
@@ -59,7 +59,7 @@ from mtlib.run.artifacts import Stage, atomic
 plots.use_style()
 train = dict(steps=steps, batch=batch, lr=lr, val_every=val_every, precision=precision)
 common = dict(n_latents=n_latents, centre=centre, scale=scale, target_centre=target_centre, target_scale=target_scale)
-how = dict(workers=workers, processes=processes)
+how = dict(fits_at_once=fits_at_once, processes=processes)
 stage = Stage("03_train", run_dir, stage_dir, params=dict(methods=methods, seeds=seeds, **train, **common, **how))
 
 # %% [markdown]

@@ -80,7 +80,7 @@ def test_no_host_names():
 
 def test_no_swallowed_failures_and_no_pickle():
     assert lines_with(r"\|\| (true|:)(\s|$)", {".sh", ".yml", ".toml", ""}) == []
-    unsafe = lines_with(r"^\s*(import|from) (pickle|joblib|dill)\b", {".py"}, re.MULTILINE)
+    unsafe = lines_with(r"^\s*(import|from) (pickle|joblib|dill)\b(?! import UnpicklingError$)", {".py"}, re.MULTILINE)
     unsafe += lines_with(r"allow_pickle\s*=\s*True|weights_only\s*=\s*False", {".py"})
     assert [line for line in unsafe if not line.startswith("tests/")] == []  # tests make bad files to be refused
 

@@ -55,22 +55,22 @@ class JobFailed(RuntimeError):
     """A fit's process ended with an error; the message holds the end of what it said."""
 
 
-def run_all(fits: Sequence[Fit], workers: int = 1, processes: int = 1) -> None:
+def run_all(fits: Sequence[Fit], fits_at_once: int = 1, processes: int = 1) -> None:
     """Run every fit; its results lie in its folder.
 
     Args:
-        workers:   fits at a time, each in its own process; 1 with processes = 1 runs them here, one after another.
+        fits_at_once: fits at a time, each in its own process; 1 with processes = 1 runs them here, one after another.
         processes: processes that share each fit, by torchrun: gloo on CPUs, nccl on GPUs.
     Raises: ValueError for a count < 1 or a batch smaller than `processes`; JobFailed naming the fit and its log.
     """
-    if workers < 1 or processes < 1:
-        raise ValueError(f"workers = {workers}, processes = {processes}: both must be >= 1")
+    if fits_at_once < 1 or processes < 1:
+        raise ValueError(f"fits_at_once = {fits_at_once}, processes = {processes}: both must be >= 1")
     for job in fits:
         if min(job.train_config.batch, len(job.rows_train)) < processes:
             raise ValueError(
                 f"{job.label}: a batch of {job.train_config.batch} cannot be shared by {processes} processes"
             )
-    if workers == processes == 1:
+    if fits_at_once == processes == 1:
         for job in fits:
             fit(**vars(job))
         return
@@ -82,7 +82,7 @@ def run_all(fits: Sequence[Fit], workers: int = 1, processes: int = 1) -> None:
             folder.mkdir(parents=True)
         paths: dict[int, str] = {}
         written = [_write(job, paths) for job in fits]
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(fits_at_once) as pool:
             try:
                 for label, log in pool.map(lambda folder: _run(folder, processes, running), written):
                     print(f"{label}: trained" + (f" ({log})" if log else ""), flush=True)

@@ -37,7 +37,7 @@ def train_methods(
     train: dict,
     common: dict | None = None,
     w_logit: np.ndarray | None = None,
-    workers: int = 1,
+    fits_at_once: int = 1,
     processes: int = 1,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every method with every seed into folder/<method>-s<seed>; finished ones are loaded, not repeated.
@@ -45,7 +45,7 @@ def train_methods(
     Methods whose target is y become rows with status "skipped" and the reason when there is no y.
 
     Args: data: store.Data. methods, seeds, train, common: as in `check_methods` and `settings`. w_logit: (O,) of the
-        classifier, needed by methods with target_scale "logit". workers, processes: as in `jobs.run_all`.
+        classifier, needed by methods with target_scale "logit". fits_at_once, processes: as in `jobs.run_all`.
     Returns: coders (columns COLUMNS, one row per method and seed); history of all fits with method, seed, target.
     """
     check_methods(methods, seeds)
@@ -62,7 +62,7 @@ def train_methods(
             name, seeded = f"{method['name']}-s{seed}", replace(train_config, seed=seed)
             job = Fit(config, seeded, data.x, target, train_rows, val_rows, folder / name, y_scale, label=name)
             fits[method["name"], seed] = job
-    run_all(list(fits.values()), workers, processes)
+    run_all(list(fits.values()), fits_at_once, processes)
     return _tables(plans, seeds, fits)
 
 

@@ -86,7 +86,7 @@ def check_parameters(values: dict) -> None:
     Raises: ValueError in the words of a params file: `methods[2].k = 5000 is larger than n_latents = 2048`.
     """
     check_methods(values["methods"], values["seeds"])
-    for name in ("val_every", "workers", "processes"):
+    for name in ("val_every", "fits_at_once", "processes"):
         if values.get(name, 1) < 1:
             raise ValueError(f"{name} = {values[name]}: must be >= 1")
     train = {k: values[k] for k in TRAIN_KEYS if k in values}

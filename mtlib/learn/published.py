@@ -13,9 +13,9 @@ plain values only and refuses everything else unexecuted. A coder so read can be
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def load_tensors(path: Path) -> dict:
     """The dict of tensors and plain values in a torch file. Raises: FileNotFoundError, ValueError; runs no code."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
+    except UnpicklingError as e:
         found = re.search(r"GLOBAL ([\w.]+)", str(e)) or re.search(r"Unsupported \w+ ?([\w.]*)", str(e))
         what = f" ({found[1]})" if found and found[1] else ""
         raise ValueError(

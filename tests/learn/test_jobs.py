@@ -46,7 +46,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 def test_workers_write_the_same_bytes_as_one_after_another(tmp_path):
     names = ["matryoshka_transcoder_shared", "sae"]
     run_all(_fits(tmp_path / "serial", names))
-    run_all(_fits(tmp_path / "pool", names), workers=2)
+    run_all(_fits(tmp_path / "pool", names), fits_at_once=2)
     assert _bytes(tmp_path / "pool") == _bytes(tmp_path / "serial")
     assert len(_bytes(tmp_path / "pool")) == 6  # and nothing is left of the jobs
 
@@ -101,12 +101,12 @@ def test_a_failing_fit_is_named_with_what_it_said(tmp_path):
     job = _fits(tmp_path, ["sae"])[0]
     bad = Fit(**(vars(job) | {"x": np.ones((N, D + 1), np.float32), "t": np.ones((N, D + 1), np.float32)}))
     with pytest.raises(JobFailed, match=r"(?s)sae: its process ended with code 1.*\(400, 17\)"):
-        run_all([bad], workers=2)
+        run_all([bad], fits_at_once=2)
     assert not (tmp_path / WORK).exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     with pytest.raises(ValueError, match="sae: a batch of 2 cannot be shared by 3 processes"):
         run_all(_fits(tmp_path, ["sae"], batch=2), processes=3)
-    with pytest.raises(ValueError, match="workers = 0"):
-        run_all(_fits(tmp_path, ["sae"]), workers=0)
+    with pytest.raises(ValueError, match="fits_at_once = 0"):
+        run_all(_fits(tmp_path, ["sae"]), fits_at_once=0)

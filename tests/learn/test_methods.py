@@ -85,7 +85,7 @@ def test_notebook_default_methods_are_valid_at_the_demo_size():
         (dict(methods=[GOOD | {"k": True}]), r"^methods\[0\].k = True: must be a whole number$"),
         (dict(lr=-1.0), "^lr = -1.0: must be > 0"),
         (dict(precision="fp8"), r"^precision = 'fp8' \(methods\[0\]\): must be one of float32, tf32, bf16$"),
-        (dict(workers=0), "^workers = 0"),
+        (dict(fits_at_once=0), "^fits_at_once = 0"),
         (dict(val_every=0), "^val_every = 0"),
         (dict(seeds=[-1]), r"^seeds = \[-1\]"),
     ],
