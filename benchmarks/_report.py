@@ -31,7 +31,7 @@ BOUNDS = """\
 What bounds a step: the floor is the one dense product x @ W_enc. Beside it a TopK step gathers decoder and encoder rows
 four times (decode, the codes' gradient and both weights' gradients), selects, and writes every parameter once in AdamW.
 At 496 of 2048 active latents gathers cost as much as dense products, so the Matryoshka Transcoder's step saves passes
-over the codes only; at B = 32 the optimiser's pass over 2.6 million parameters, the same for everyone, is a third of it.
+over the codes only; at B = 32 the optimiser's pass over 2.6 million parameters, the same for everyone, is about a quarter of it.
 """
 
 

@@ -193,11 +193,10 @@ def top_images(quick: bool) -> Iterator[tuple]:
 GROUPS = (topk, batch_topk, msae, transcoder, jumprelu, monoloss, monoscore, top_images)
 
 
-def measure(only: str, rounds: int, quick: bool) -> list[dict]:
-    """All rows of results.json. The pairwise score's time is scaled from some latents to all."""
+def measure(only: str, rounds: int, quick: bool) -> Iterator[list[dict]]:
+    """The rows of one step after another. The pairwise score's time is scaled from some latents to all."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found = []
     for group in GROUPS:
         if only not in group.__name__:
             continue
@@ -206,11 +205,11 @@ def measure(only: str, rounds: int, quick: bool) -> list[dict]:
             for name in [n for n in seconds if n.startswith("pairwise, ")]:
                 some, S = (int(word) for word in name.split() if word.isdigit())
                 seconds["pairwise"] = seconds.pop(name) * (S / some)
-            found += rows(what, shape, samples, seconds)
-            for row in found[-len(seconds) :]:
+            found = rows(what, shape, samples, seconds)
+            for row in found:
                 values = f"{row['samples_per_second']:>11.0f}/s  ours / theirs {row['ratio_of_ours']:.2f}"
                 print(f"{what:<28} {shape:<38} {row['method']:<38} {values}", flush=True)
-    return found
+            yield found
 
 
 def merged(path: Path, found: list[dict]) -> list[dict]:
@@ -228,12 +227,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    found = measure(args.only, 2 if args.quick else args.rounds, args.quick)
-    if not args.quick and found:
-        found = merged(HERE / "results.json", found)
-        write_json(HERE / "results.json", found)
-        write_report(HERE / "README.md", found, args.rounds)
-    return 0 if found else 2
+    steps = 0
+    for found in measure(args.only, 2 if args.quick else args.rounds, args.quick):
+        steps += 1
+        if not args.quick:
+            found = merged(HERE / "results.json", found)
+            write_json(HERE / "results.json", found)
+            write_report(HERE / "README.md", found, args.rounds)
+    return 0 if steps else 2
 
 
 if __name__ == "__main__":
