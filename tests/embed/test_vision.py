@@ -12,8 +12,11 @@ from PIL import Image
 
 from mtlib.embed import store, vision
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
-from mtlib.learn import checkpoint, train_vision
+from mtlib.learn import checkpoint, plan, train_vision
+from mtlib.learn.config import SparseCoderConfig
+from mtlib.learn.train_config import TrainConfig
 from mtlib.learn.train_vision import VisionTraining, fit_vision, load_vision
+from mtlib.run import profiles
 from mtlib.run.artifacts import ArtifactError, sha256
 
 SMALL = VisionConfig(2, blocks=2, heads=4, dropout=0.1, layer=1, side=95)  # 2 x 2 tokens
@@ -222,3 +225,19 @@ def test_training_settings_and_labels_out_of_range_are_refused(tmp_path):
 def test_pixels_of_another_shape_are_refused(published):
     with pytest.raises(ValueError, match=r"pixels \(1, 3, 64, 64\).*expected"):
         published(torch.zeros((1, 3, 64, 64), dtype=torch.uint8))
+
+
+def test_profile_asks_for_images_only_and_is_the_published_system(repo, tmp_path):
+    write_images(tmp_path / "images")
+    places = profiles.Places(root=repo)
+    assert profiles.asked_for("alexnet", places) == ["images"]
+    values = profiles.load_params("alexnet", False, {"images": str(tmp_path / "images")}, places)
+    eyes, coders = values["02_classify"], values["03_train"]
+    used = VisionConfig(10, eyes["vision"], eyes["vision_blocks"], layer=eyes["vision_layer"])
+    assert used == VisionConfig(10)
+    assert eyes["vision_epochs"] == 10
+    train, common = ({k: coders[k] for k in keys} for keys in (plan.TRAIN_KEYS, plan.COMMON_KEYS))
+    coder, training = plan.settings(coders["methods"][0], 256, 1, train, common)
+    assert coder == SparseCoderConfig.preset("alexnet", 256, 256)
+    published = TrainConfig.preset("alexnet")
+    assert replace(training, val_every=published.val_every) == published
