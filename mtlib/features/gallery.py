@@ -43,7 +43,7 @@ def choose(features: pd.DataFrame, n: int, min_images: int = 4) -> pd.DataFrame:
     for feature in active["feature"]:
         if len(taken) < n:
             taken.setdefault(int(feature), "active")
-    return pd.DataFrame({"feature": list(taken), "reason": list(taken.values())})[:n]
+    return pd.DataFrame({"feature": list(taken), "reason": list(taken.values())})[:n].astype({"feature": int})
 
 
 def subtitle(row, base_rate: float | None = None) -> str:
@@ -95,7 +95,7 @@ def write_collages(
         with atomic(Path(folder) / f"{feature}.jpg") as tmp:
             tmp.write_bytes(data)
         written.append({"feature": feature, "images": len(images), "bytes": len(data)})
-    return pd.DataFrame(written, columns=["feature", "images", "bytes"])
+    return pd.DataFrame(written, columns=["feature", "images", "bytes"]).astype({"feature": int})
 
 
 def loader(data, tile: int = TILE, cache: int = 4096) -> Callable[[int], Image.Image | str]:

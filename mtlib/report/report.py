@@ -15,7 +15,7 @@ from mtlib.run.artifacts import Stage, write_text
 FEW = 2000  # labelled images below which one split says little
 TERMS = {
     "latent, feature": "one unit of a sparse coder; a latent that is being interpreted is called a feature",
-    "`x`, `y`": "the encoder's embedding; the hidden layer of the classifier trained on it",
+    "`x`, `y`": "the encoder's embedding, or the layer that was read; the hidden layer of the classifier trained on it",
     "FVU": "share of the target's variance that the coder does not reconstruct; 0 is perfect, 1 is the mean",
     "L0": "latents that fire per image, measured",
     "MonoScore": "mean cosine of pairs of images, weighted by how strongly both activate a latent; 1 is one thing only",

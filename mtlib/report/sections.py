@@ -68,6 +68,7 @@ def run(reader: Reader) -> str:
         ("run", reader.name),
         ("data", {"scenes": "rendered scenes with known causes", "images": "a folder of images"}.get(facts.get("source"), "an array of embeddings")),
         ("encoder", f"{encoder.get('name', '')} {encoder.get('pretrained', '')}".strip()),
+        ("layer", f"{encoder.get('layer')}, tokens: {encoder.get('tokens')}" if encoder.get("layer") else ""),
         ("embeddings", f"{number(facts.get('n_rows'))} rows of {number(facts.get('d_in'))}"),
         ("labels", {"plausibility": "plausible / implausible", "classes": "classes only"}.get(facts.get("labels"), "none")),
         ("files not used", number(facts.get("n_bad", 0))),
@@ -83,7 +84,8 @@ def run(reader: Reader) -> str:
     lines["n_latents"] = pd.to_numeric(lines.get("n_latents"), errors="coerce").astype("Int64")
     lines["l0_val"] = pd.to_numeric(lines.get("l0_val"), errors="coerce")
     return (
-        f"{out}\n\n{markdown_table(lines, names)}\n\n`x`: the encoder's embedding; `y`: the classifier's hidden layer."
+        f"{out}\n\n{markdown_table(lines, names)}\n\n`x`: the encoder's "
+        f"{'layer' if encoder.get('layer') else 'embedding'}; `y`: the classifier's hidden layer."
     )
 
 

@@ -44,6 +44,13 @@ def test_choice_without_labels_uses_purity_then_activity():
     assert choose(frame.head(0), 4).empty
 
 
+def test_no_collages_join_like_some(tmp_path):
+    chosen = choose(features(), 0)
+    top = pd.DataFrame({"feature": [0], "rank": [0], "row": [0], "activation": [1.0], "label": [1]})
+    written = write_collages(tmp_path, chosen["feature"], top, dict, str, labelled=True)
+    assert chosen.merge(written, on="feature").empty
+
+
 def test_subtitle_tells_ratio_and_interval():
     row = pd.Series({"density": 0.032, "error_ratio": 0.97, "error_low": 0.88, "error_high": 0.994})
     assert subtitle(row, 0.5) == "fires on 3.2% of test images · error ratio 0.97 [0.88, 0.99] (base 0.50)"
