@@ -34,6 +34,7 @@ from IPython.display import display
 
 from mtlib.embed import store
 from mtlib.report import figures, plots, results
+from mtlib.report.gains import gains
 from mtlib.report.reader import Reader
 from mtlib.report.report import write_report
 from mtlib.run.artifacts import Stage
@@ -75,6 +76,20 @@ if len(long):
         )
 else:
     print(f"No relevance: {why or 'no method was interpreted'}.")
+
+# %% [markdown]
+# ## What does our preset gain over the published one?
+#
+# Both at the same measured L0, wherever this run has both: what each level leaves unexplained, dead latents, causes found,
+# relevance.
+
+# %%
+gained = gains(reader)
+if len(gained):
+    plots.table(stage, gained, "gains")
+    display(gained.round(3))
+else:
+    print("This run does not have both methods at one L0.")
 
 # %% [markdown]
 # ## Would shuffled labels have looked as good?

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.report import findings, measures, model_judge, results, sections
+from mtlib.report import findings, gains, measures, model_judge, results, sections
 from mtlib.report.reader import STAGES, Reader
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, number
@@ -48,7 +48,7 @@ def report_markdown(reader: Reader) -> str:
         "## What was run\n\n" + sections.run(reader),
         "## Does the encoder see the errors?\n\n" + sections.encoder(reader),
         "## The classifier\n\n" + sections.classifier(reader),
-        "## The sparse coders\n\n" + measures.coders(reader),
+        "## The sparse coders\n\n" + "\n\n".join(t for t in (measures.coders(reader), gains.section(reader)) if t),
         "## Known causes found\n\n" + sections.causes(reader),
         "## Are the judges right?\n\n" + findings.judges(reader),
         "## How much of each method is about errors?\n\n" + findings.relevance(reader),
