@@ -91,7 +91,8 @@ main() {
       set_up test viewer
       "$PY" -m ruff check . || status=1
       "$PY" -m ruff format --check . || status=1
-      "$PY" -m pytest "${@:2}" || status=1
+      # two processes with a thread each; a file's tests stay together, since they share what it sets up
+      OMP_NUM_THREADS=1 "$PY" -m pytest -n 2 --dist loadfile "${@:2}" || status=1
       exit $status
       ;;
     prove)

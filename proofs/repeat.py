@@ -53,7 +53,13 @@ def summary(verdicts: list[tuple[str, str]], command: str, seconds: list[float])
         f"`{command}`, run twice: {', '.join(f'{s:.0f} s' for s in seconds)}.",
     ]
     made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
-    lines += [f"{platform.machine()}, {made_with}.", "", "| kind | files | identical |", "|---|---:|---:|"]
+    threads = os.environ.get("OMP_NUM_THREADS", "the default number of")
+    lines += [
+        f"{platform.machine()}, {threads} threads, {made_with}.",
+        "",
+        "| kind | files | identical |",
+        "|---|---:|---:|",
+    ]
     for kind in KINDS:
         own = [verdict for name, verdict in verdicts if name.startswith(kind + "/")]
         lines.append(f"| {kind} | {len(own)} | {own.count('identical')} |")

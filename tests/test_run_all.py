@@ -21,7 +21,9 @@ TABLES = ("01_encoder", "04_metrics", "04_causes", "06_judges", "07_relevance", 
 FILE_NAME = re.compile(r"^[\w<>./-]*\w\.(npy|npz|parquet|csv|jsonl|safetensors)$")
 NOT_ARTIFACTS = {"x.npy", "x.png"}
 # Names that code spells out but a run need not hold: the user's own input, or what only an LMM or an interruption makes.
-OPTIONAL = {"phrases.csv", "answers.jsonl", "state.safetensors"}
+OPTIONAL = {"phrases.csv", "answers.jsonl", ".attempts.jsonl", "state.safetensors"}
+OPTIONAL |= {"embedding.npy", "labels.npy"}  # a layer is read; the null of permuted labels
+OPTIONAL |= {"images.parquet", "pixels.npy"}  # scratch, removed when the stage is done
 
 
 def copy_of_repo(target: Path) -> Path:
