@@ -20,6 +20,7 @@ RESERVED = ("run_dir", "stage_dir")  # filled in by the pipeline
 MAX_BYTES = 1_000_000
 SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
+SECRET_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)  # user:password@host
 TAGGED = re.compile(r"""\btags\s*=\s*\[[^\]]*["']parameters["']""")
 CHECKED = re.compile(r"""\bcheck\s*=\s*["']([\w.]+):(\w+)["']""")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
@@ -118,7 +119,7 @@ def _check_plain(key, value, where: str, depth: int = 0) -> None:
     """Names that are names, values that are plain data, no secrets (which would be stored in every copy)."""
     if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
         raise ParamsError(f"{where}: {str(key)[:60]!r} is not a parameter name; use letters, digits and _ only")
-    if SECRET_KEY.search(key) or (isinstance(value, str) and SECRET_VALUE.match(value)):
+    if SECRET_KEY.search(key) or (isinstance(value, str) and (SECRET_VALUE.match(value) or SECRET_IN_URL.match(value))):
         raise ParamsError(
             f"{where}: {key} looks like a secret, and parameters are stored in every run; "
             "remove it here and set it in the environment instead, e.g. export OPENAI_API_KEY=..."

@@ -74,6 +74,7 @@ def test_words_stay_words():
         ("'import': 1", "is not a parameter name"),
         ("1: 1", "is not a parameter name"),
         ("api_key: abc", "api_key looks like a secret"),
+        ("base_url: https://user:abc@host/v1", "base_url looks like a secret"),
         ("methods: [{OPENAI_API_KEY: abc}]", "looks like a secret"),
         ("stage_dir: x", "stage_dir is filled in by run_all.sh"),
         ("a: !!binary aGVsbG8=", "a is a bytes"),
