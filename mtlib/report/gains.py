@@ -17,6 +17,7 @@ SHOWN = {
     "specific_mean": "specific, mean",
     "specific_worst": "specific, worst",
     "error_features": "features of one cause",
+    "per_cause": "error features per cause",
     "enriched": "enriched",
     "judge_keyless": "judged an error",
     "logit_change": "logit change",
@@ -29,7 +30,7 @@ def gains(reader: Reader) -> pd.DataFrame:
     Returns: frame of l0_target, method, n_seeds, l0, fvu_1 .. fvu_L (per level, on test), dead_fraction, logit_change; and
         where there is a truth: causes_found (mean number over seeds), specific_mean and specific_worst (04_causes: the smaller
         of both AUROCs of the best specific feature), error_features (share of latents whose firing a cause explains best,
-        04_kinds); enriched and judge_keyless are shares of all latents of the first seed (07_relevance).
+        04_kinds), per_cause (error features that share a cause, 04_splitting); enriched and judge_keyless are shares of all latents of the first seed (07_relevance).
     """
     compared = reader.table("04_comparison")
     if compared.empty:
@@ -47,6 +48,10 @@ def gains(reader: Reader) -> pd.DataFrame:
     if "cause" in kinds:
         share = pd.to_numeric(kinds.set_index("method")["cause"], errors="coerce").rename("error_features")
         out = out.merge(share.groupby(level=0).mean(), left_on="method", right_index=True, how="left")
+    splitting = reader.table("04_splitting")
+    if "n_features" in splitting:
+        mean = splitting.groupby("method")["n_features"].mean().rename("per_cause")
+        out = out.merge(mean, left_on="method", right_index=True, how="left")
     relevance = reader.table("07_relevance")
     columns = ["method", *[c for c in ("enriched", "judge_keyless") if c in relevance]]
     out = out.merge(relevance[columns], on="method", how="left") if len(columns) > 1 else out
@@ -75,7 +80,8 @@ def section(reader: Reader) -> str:
     intro = (
         f"**Ours against the published method**, at the same L0, means over seeds. `{OURS}` has one nested decoder instead of one "
         "per level, a frozen batch threshold instead of a fixed number per block, AuxK and MonoLoss. *Features of one cause*: "
-        "share of latents whose firing a cause explains best; *specific*: see the causes below."
+        "share of latents whose firing a cause explains best; *error features per cause*: how many say the same, so that a larger share of "
+        "relevant features is no larger number of errors found; *specific*: see the causes below."
     )
     first = {"method": "method"} | levels
     return (
