@@ -27,7 +27,8 @@ SHOWN = {
 def gains(reader: Reader) -> pd.DataFrame:
     """The published method and ours, wherever a run has both at one L0; empty where it has not.
 
-    Returns: frame of l0_target, method, n_seeds, l0, fvu_1 .. fvu_L (per level, on test), dead_fraction, logit_change; and
+    Returns: frame of l0_target, method, n_seeds, l0, fvu_1 .. fvu_L (per level, on test), dead_fraction, logit_change
+        (where there is a classifier); and
         where there is a truth: causes_found (mean number over seeds), specific_mean and specific_worst (04_causes: the smaller
         of both AUROCs of the best specific feature), error_features (share of latents whose firing a cause explains best,
         04_kinds), per_cause (error features that share a cause, 04_splitting); enriched and judge_keyless are shares of all latents of the first seed (07_relevance).
@@ -37,7 +38,8 @@ def gains(reader: Reader) -> pd.DataFrame:
         return pd.DataFrame()
     compared = compared[compared["base"].isin((PUBLISHED, OURS)) & compared["l0_target"].notna()]
     both = compared.groupby("l0_target")["base"].transform("nunique") == 2
-    out = compared.loc[both, ["l0_target", "method", "n_seeds", "l0", "dead_fraction", "logit_change"]]
+    known = ["l0_target", "method", "n_seeds", "l0", "dead_fraction", "logit_change"]
+    out = compared.loc[both, [c for c in known if c in compared]]
     if out.empty:
         return out
     levels = reader.table("04_levels")

@@ -44,6 +44,8 @@ def test_pairs_are_at_one_l0_and_means_are_over_seeds():
 def test_nothing_to_compare_is_an_empty_table_and_no_section():
     given = tables()
     given["t04_comparison"] = given["t04_comparison"].iloc[1:]
+    without_classifier = {"t04_comparison": given["t04_comparison"].drop(columns="logit_change")}
+    assert gains(Tables(**without_classifier)).empty
     assert gains(Tables(**given)).empty and gains(Tables()).empty and section(Tables()) == ""
 
 
