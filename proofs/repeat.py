@@ -23,9 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("tables", "figures", "collages")
 
 
-def clone_and_run(folder: Path, arguments: list[str]) -> float:
-    """Clone the checkout into `folder` and run the profile there. Returns seconds; a failure ends the proof."""
+def clone(folder: Path) -> None:
+    """The committed state of the checkout, in `folder`."""
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder)], check=True)
+
+
+def run(folder: Path, arguments: list[str]) -> float:
+    """Run the profile in a clone. Returns seconds; a failure ends the proof."""
     env = os.environ | {"PYTHONPATH": str(folder)}
     start = time.monotonic()
     subprocess.run([sys.executable, "-m", "mtlib.run.pipeline", *arguments], cwd=folder, env=env, check=True)
@@ -75,11 +79,13 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     arguments = [args.profile] + ["--smoke"] * args.smoke
-    run = args.profile + "-smoke" * args.smoke
+    name = args.profile + "-smoke" * args.smoke
     with tempfile.TemporaryDirectory(prefix="repeat-") as tmp:
         clones = [Path(tmp) / "first", Path(tmp) / "second"]
-        seconds = [clone_and_run(clone, arguments) for clone in clones]
-        verdicts = compare(*(clone / "reports" / run for clone in clones))
+        for folder in clones:  # both before any run: a commit in between is no difference of runs
+            clone(folder)
+        seconds = [run(folder, arguments) for folder in clones]
+        verdicts = compare(*(folder / "reports" / name for folder in clones))
     text = summary(verdicts, f"./run_all.sh {' '.join(arguments)}", seconds)
     print(text)
     if not args.smoke:
