@@ -107,7 +107,6 @@ def notebook(base_url: str, *switches: str) -> None:
     given = SETTINGS | {"run_dir": "runs/canary", "base_url": base_url} | dict.fromkeys(switches, True)
     logs = ROOT / "runs" / "canary" / "logs"
     name = "-".join(["06", *switches, str(os.getpid())])
-    execute.set_kernel_env(ROOT)
     try:
         source, executed = ROOT / "notebooks" / "06_interpret.py", logs / f"{name}.ipynb"
         execute.run_notebook(source, executed, logs / f"{name}.log", given, ROOT, 600)

@@ -117,7 +117,6 @@ def main() -> int:
     if not current(ROOT / "runs" / args.run):
         print(f"runs/{args.run}: not there; run ./run_all.sh {args.run} first", file=sys.stderr)
         return 2
-    execute.set_kernel_env(ROOT)
     size = (
         {"max_features": 8, "score_features": 4, "flip_check": 4}
         if args.quick

@@ -33,12 +33,19 @@ class StageFailed(RuntimeError):
     """A notebook did not end as it should; the message names the stage, the cell and the reason."""
 
 
-def set_kernel_env(root: Path) -> None:
-    """Set what every kernel inherits; the caller's own OMP_NUM_THREADS is kept."""
+@contextlib.contextmanager
+def _kernel_env(root: Path):
+    """What the kernel inherits, for as long as it runs; the caller's own OMP_NUM_THREADS is kept."""
+    kept = dict(os.environ)
     threads = os.environ.get("OMP_NUM_THREADS", DEFAULT_THREADS)
-    os.environ.update(KERNEL_ENV | dict.fromkeys(THREADS, threads))
     rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(root)]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *rest])
+    path = os.pathsep.join([str(root), *rest])
+    os.environ.update(KERNEL_ENV | dict.fromkeys(THREADS, threads) | {"PYTHONPATH": path})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 class Progress(logging.Handler):
@@ -133,7 +140,8 @@ def run_notebook(
     logger.propagate = False
     start = time.monotonic()
     log.unlink(missing_ok=True)
-    with Progress(stage, log, len(notebook.cells) + 1, echo) as progress, _stderr_to(log):
+    shown = Progress(stage, log, len(notebook.cells) + 1, echo)
+    with shown as progress, _stderr_to(log), _kernel_env(root):
         logger.addHandler(progress)
         try:
             papermill.execute_notebook(

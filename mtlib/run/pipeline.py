@@ -84,7 +84,6 @@ def run(
     checked = load_params(profile, smoke, overrides, places)
     name = run_name(profile, smoke, overrides, places)
     again = forced(from_stage, places.stages)
-    execute.set_kernel_env(places.root)
     run_dir, report = places.root / "runs" / name, places.root / "reports" / name
     with locked(run_dir):
         result, folders = Result(name, report), {}

@@ -89,8 +89,25 @@ def page(home: Path, width: int = 1600, height: int = 1400) -> Iterator:
         shown.on("pageerror", lambda e: shown.errors.append(str(e)))
         try:
             yield shown
+        except Exception as error:
+            error.add_note(_seen(shown, home))
+            raise
         finally:
             browser.close()
+
+
+def _seen(shown, home: Path) -> str:
+    """What the page shows and what JupyterLab logged, for the report of a failed test."""
+    try:
+        state = shown.evaluate(
+            "(() => { const w = window.jupyterapp?.shell.currentWidget; return [w?.title.label,"
+            " w?.sessionContext?.kernelDisplayStatus, w?.content?.model?.cells.length, document.body.innerText]; })()"
+        )
+    except Exception as error:
+        state = repr(error)
+    log = home / "jupyterlab.log"
+    logged = log.read_text(errors="replace")[-3000:] if log.exists() else ""
+    return f"page: {state}\nerrors: {shown.errors}\nJupyterLab: {logged}"
 
 
 def run_all(shown, address: str, notebook: str) -> None:

@@ -103,7 +103,9 @@ def test_flipped_bit_is_said_and_made_again(done):
 
 
 def test_from_runs_again_and_clean_removes_old_hashes(done):
+    before = dict(os.environ)
     result, _ = run(done, from_stage="02")
+    assert dict(os.environ) == before, "what the kernel is given stays in its process"
     assert (result.ran, result.skipped) == (["02_use"], ["01_make"])
     with pytest.raises(ParamsError, match="--from 09: no such stage"):
         run(done, from_stage="09")
