@@ -82,6 +82,34 @@ def test_hook_gives_36_tokens_of_256_after_block_6(published):
     assert layer.facts["token_grid"] == [6, 6]
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_passes_gradients_where_it_keeps(p):
+    torch.manual_seed(0)
+    x = torch.ones(301, 997, requires_grad=True)
+    y = vision.dropout(x, p)
+    y.sum().backward()
+    assert abs((y == 0).float().mean() - p) < 0.003, "p to 1 / 256 and five standard errors"
+    assert abs(y.mean() - 1) < 0.005
+    assert torch.equal(x.grad, y)
+    assert not torch.equal(y, vision.dropout(x, p))
+
+
+def test_blocks_without_dropout_are_those_of_torch():
+    """Training goes by our forward, evaluation by PyTorch's: outputs and gradients agree."""
+    torch.manual_seed(0)
+    block, x = vision.Block(32, 4, 0.0), torch.randn(3, 5, 32)
+    ours = block.train()(x)
+    ours.square().sum().backward()
+    grads = [p.grad.clone() for p in block.parameters()]
+    block.zero_grad()
+    theirs = torch.nn.TransformerEncoderLayer.forward(block, x)
+    theirs.square().sum().backward()
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(block.eval()(x), theirs, atol=1e-5)
+    for grad, p in zip(grads, block.parameters(), strict=True):
+        assert torch.allclose(grad, p.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_replacing_the_stream_by_itself_changes_nothing_and_by_zeros_everything(published):
     pixels = torch.full((1, 3, 224, 224), 77, dtype=torch.uint8)
     layer = published.layer()
