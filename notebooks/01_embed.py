@@ -44,6 +44,7 @@ max_images = 0  # use only so many images of a folder, evenly over labels and cl
 max_bad_fraction = 0.2  # stop when a larger share of the files cannot be used
 splits = [0.6, 0.2, 0.2]  # train, val, test
 workers = 2  # threads that decode images; processes that draw scenes, or that embed with another engine
+pictures = True  # false: no figure, collage or notebook of the report shows an image, so that it may be published
 engine = "local"  # "local" (this process), "processes" or "ray"; the rows are the same
 
 # %%
@@ -51,7 +52,8 @@ import pandas as pd
 from IPython.display import display
 from matplotlib import pyplot as plt
 
-from mtlib.embed import card, pictures, sources, store
+from mtlib.embed import card, sources, store
+from mtlib.embed import pictures as sheets
 from mtlib.embed.encoders import Encoder
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage
@@ -64,7 +66,12 @@ params |= dict(max_images=max_images, max_bad_fraction=max_bad_fraction, splits=
 params |= dict(engine=engine, templates=templates)
 config = sources.EmbedConfig(**params)
 model = dict(precision=encoder_precision, layer=layer, tokens=tokens)
-stage = Stage("01_embed", run_dir, stage_dir, params=params | model | dict(encoder=encoder, pretrained=pretrained))
+stage = Stage(
+    "01_embed",
+    run_dir,
+    stage_dir,
+    params=params | model | dict(encoder=encoder, pretrained=pretrained, pictures=pictures),
+)
 print(f"source: {config.source}")
 
 # %% [markdown]
@@ -86,6 +93,7 @@ else:
     manifest, facts = sources.from_images(config, tower, folder, stage.out, truth)
 
 # %%
+facts |= dict(pictures=pictures)
 data = store.load_parts(stage.out, facts)
 made_by = f"encoder {encoder} {pretrained}".strip() if tower is not None else "an encoder that is not known here"
 print(f"{len(data.x)} rows of width {data.x.shape[1]}, made by {made_by}; labels: {facts['labels']}")
@@ -130,12 +138,11 @@ print(f"{len(groups)} groups are split; {int(split_table['duplicates'].sum())} f
 # two are otherwise alike is what makes it hard for an encoder.
 
 # %%
-if config.source == "scenes":
-    fig, shown = pictures.scene_pairs(data, seed=seed)
-elif config.source == "images":
-    fig, shown = pictures.sample_sheet(data, seed=seed)
-else:
-    fig, shown = None, pd.DataFrame()
+fig, shown = None, pd.DataFrame()
+if config.source == "scenes" and pictures:
+    fig, shown = sheets.scene_pairs(data, seed=seed)
+elif config.source == "images" and pictures:
+    fig, shown = sheets.sample_sheet(data, seed=seed)
 if fig is not None:
     plots.save(stage, fig, "images", shown)
     plt.show()
@@ -147,7 +154,7 @@ print(f"{len(shown)} pairs shown" if config.source == "scenes" else f"{len(shown
 # The two directions of largest variance. What the encoder cares about most shows here; a difference of a finger rarely does.
 
 # %%
-fig, points = pictures.map_figure(data, seed=seed)
+fig, points = sheets.map_figure(data, seed=seed)
 plots.save(stage, fig, "map", points)
 plt.show()
 print(f"{len(points)} of {len(data.x)} rows are drawn, in {points['group'].nunique()} groups")

@@ -217,7 +217,8 @@ if classifier is not None and labelled and tables:
 #
 # Half of the pictures go to the features that are most surely tied to errors, a quarter to the most surely plausible ones, a
 # quarter to the most active ones (without labels: the purest, and the most active). Each shows its strongest images of
-# the validation split, strongest first: an orange strip and ✗ mean implausible, blue and ✓ plausible.
+# the validation split, strongest first: an orange strip and ✗ mean implausible, blue and ✓ plausible. With
+# `pictures: false` in 01 none is drawn.
 
 # %%
 load = gallery.loader(data)
@@ -226,7 +227,7 @@ for method, table in tables.items():
     top = pd.read_parquet(stage.out / "features" / method / "top_images.parquet")
     top = top[top["split"] == collage_split]
     n_images = top.groupby("feature").size().reindex(table["feature"], fill_value=0).to_numpy()
-    chosen = gallery.choose(table.assign(n_images=n_images), n_collages)
+    chosen = gallery.choose(table.assign(n_images=n_images), n_collages if data.pictures else 0)
     lines = gallery.describer(table, method)
     written = gallery.write_collages(
         stage.out / "features" / method / "collages", chosen["feature"], top, lines, load, labelled

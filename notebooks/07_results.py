@@ -169,7 +169,9 @@ from mtlib.explain.label import Labeler
 images, what = results.new_images(data, label_images, stage.root, n_label_images, seed)
 if images and method:
     labels, explained = results.label_table(Labeler(stage.run_dir, method), images)
-    plots.save(stage, figures.labelled_images(explained), "labels", labels)
+    plots.table(stage, labels, "labels")
+    if data.pictures:
+        plots.save(stage, figures.labelled_images(explained), "labels", labels)
 else:
     labels = pd.DataFrame([{"image": "", "status": "skipped", "reason": what if method else "no interpreted method"}])
     plots.table(stage, labels, "labels")

@@ -112,6 +112,11 @@ class Data:
         return int(self.facts.get("tokens_per_image", 1))
 
     @property
+    def pictures(self) -> bool:
+        """Whether a report may show the images; False where they are not to be published (`pictures: false` in 01)."""
+        return bool(self.facts.get("pictures", True))
+
+    @property
     def embedding(self) -> np.ndarray:
         """(N, d_out) final embedding of each row's image, in the space of the vocabulary."""
         if self.final is None:
