@@ -181,9 +181,12 @@ class Asker:
                 self.ledger.open()
                 if key in self.ledger.records:  # another process had added it before the lock was ours
                     return self._replay(question, key)
-                await asyncio.to_thread(asking.client.load)
+                if not asking.client.loaded:
+                    await asyncio.to_thread(asking.client.load)
                 try:
-                    messages = await asyncio.to_thread(asking.client.messages, question)
+                    build = asking.client.messages
+                    quick = asking.client.at_hand(question)
+                    messages = build(question) if quick else await asyncio.to_thread(build, question)
                 except Exception as e:  # whatever a picture's callable raises
                     reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
                     self._log(question, key, reason)

@@ -42,7 +42,7 @@ class Client:
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self.schema = bool(endpoint.json_schema)
-        self._key = ""
+        self._key, self._loaded = "", False
         self._openai = self._create = None
         self._cache: OrderedDict[str, str] = OrderedDict()
         self._cached, self._lock = 0, threading.Lock()
@@ -72,10 +72,19 @@ class Client:
                 self._cached -= len(self._cache.popitem(last=False)[1])
         return url
 
+    @property
+    def loaded(self) -> bool:
+        """Whether `load` has been called, or found no key."""
+        return self._loaded
+
+    def at_hand(self, question: Question) -> bool:
+        """Whether `messages` is quick: every picture of the question is in memory."""
+        return all(p.sha256 in self._cache for p in question.pictures)
+
     def load(self) -> None:
         """Load the `openai` library and make the client, before any deadline runs; without a key `send` will say so."""
         with self._lock:
-            if self._openai is None:
+            if not self._loaded:
                 import openai
 
                 for name in LOGGERS:
@@ -89,6 +98,7 @@ class Client:
                     settings = {"base_url": e.base_url, "timeout": e.timeout_s, "max_retries": 0, "http_client": http}
                     self._openai = openai.AsyncOpenAI(api_key=key or "none", **settings)
                     self._create = self._openai.chat.completions.with_streaming_response.create
+                self._loaded = True
 
     async def send(self, question: Question, messages: list[dict]) -> Reply:
         """One request and its reply; `load` comes first. Raises: Trouble, and nothing else."""
@@ -145,6 +155,8 @@ class Client:
 
     def _repeated(self, text: str) -> bool:
         """Whether a body holds the key, also when it is spelled with JSON's escapes."""
+        if not self._key:
+            return False
         with contextlib.suppress(ValueError, RecursionError):
             text += json.dumps(json.loads(text), ensure_ascii=False)
         return self.clean(text) != text
@@ -158,8 +170,7 @@ class Client:
 
     def leaks(self, text: str, value: dict | None) -> bool:
         """Whether an answer repeats the key."""
-        said = text + json.dumps(value, ensure_ascii=False)
-        return self.clean(said) != said
+        return bool(self._key) and self.clean(said := text + json.dumps(value, ensure_ascii=False)) != said
 
     async def close(self) -> None:
         """Close the connections."""
