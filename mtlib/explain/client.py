@@ -22,6 +22,7 @@ from mtlib.explain.replies import Reply, Trouble
 CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come back in the next question
 MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 NO_SCHEMA = re.compile(r"^HTTP (400|422): .*(response_format|json_schema|structured output)", re.IGNORECASE | re.DOTALL)
+NEW_LIMIT = re.compile(r"^HTTP (400|422): .*max_completion_tokens", re.IGNORECASE | re.DOTALL)
 MAX_WORDS = 20_000  # bytes of an error that are read
 LOGGERS = (
     "openai",
@@ -36,12 +37,13 @@ SHORTEST_KEY = 8  # characters; shorter ones are placeholders of local servers
 class Client:
     """Sends questions. The key is read by `load`; `clean` takes it out of any text.
 
-    Attributes: schema (whether schemas are sent; with "auto" it turns False when the server refuses one).
+    Attributes: schema (whether schemas are sent; with "auto" it turns False when the server refuses one);
+        limit (the name under which max_tokens is sent; it turns to the newer one when the server asks for that).
     """
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self.schema = bool(endpoint.json_schema)
+        self.schema, self.limit = bool(endpoint.json_schema), "max_tokens"
         self._key, self._loaded = "", False
         self._openai = self._create = None
         self._cache: OrderedDict[str, str] = OrderedDict()
@@ -104,8 +106,8 @@ class Client:
         """One request and its reply; `load` comes first. Raises: Trouble, and nothing else."""
         if self._openai is None:
             raise Trouble("key", f"none found: set {' or '.join(self.endpoint.key_env)}", charged=False)
-        e = self.endpoint
-        body = {"messages": messages, "max_tokens": e.max_tokens, "temperature": e.temperature}
+        e, limit = self.endpoint, self.limit
+        body = {"messages": messages, limit: e.max_tokens, "temperature": e.temperature}
         with_schema = self.schema and question.schema is not None
         if with_schema:
             form = {"name": "answer", "strict": True, "schema": question.schema}
@@ -119,6 +121,9 @@ class Client:
             if with_schema and e.json_schema == "auto" and NO_SCHEMA.search(trouble.reason):
                 self.schema = False
                 raise Trouble("plain", "the server takes no schema; asked again without", charged=False) from None
+            if limit == "max_tokens" and NEW_LIMIT.search(trouble.reason):
+                self.limit = "max_completion_tokens"
+                raise Trouble("plain", f"the server asks for {self.limit}; asked again so", charged=False) from None
             raise trouble from None
 
     async def _post(self, body: dict) -> bytes:

@@ -142,6 +142,12 @@ def no_schemas(ask: Ask):
     return status(400, "response_format json_schema is not supported") if ask.schema else GOOD
 
 
+@of_ask
+def newer_limit(ask: Ask):
+    words = "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+    return status(400, words) if "max_tokens" in ask.body else GOOD
+
+
 def soon(seconds: float) -> str:
     return email.utils.formatdate(time.time() + seconds, usegmt=True)
 
@@ -162,6 +168,7 @@ CASES = [
     Case("model with a date", (completion(GOOD, model=f"{MODEL}-20240307"),), "answered", 1),
     Case("model with a vendor", (completion(GOOD, model=f"acme/{MODEL}:free"),), "answered", 1),
     Case("no schemas here", (no_schemas,), "answered", 2),
+    Case("max_completion_tokens", (newer_limit,), "answered", 2),
     Case("500 first", (status(500), GOOD), "answered", 2),
     Case("503 and 408 first", (status(503), status(408), GOOD), "answered", 3),
     Case("dropped first", (hang_up, GOOD), "answered", 2),
