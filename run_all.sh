@@ -8,7 +8,7 @@ usage() {
 ./run_all.sh [profile] [--smoke] [--from NN] [-p key=value ...]
     Run the notebooks of a profile (params/<profile>.yaml; default: demo) and write reports/<run>/.
       --smoke          small and quick (params/smoke.yaml laid over the profile); writes reports/<profile>-smoke/
-      --from NN        run stage NN and all later ones again, even if nothing changed
+      --from NN        run stage NN (or a further notebook, by name) and all later ones again, even if nothing changed
       -p key=value     set a parameter; gives a run of its own, reports/<profile>-<hash>/ (-p run=NAME names it)
       --cell-timeout S seconds that one cell may take
       --clean          only remove stage folders under runs/ that no run uses any more

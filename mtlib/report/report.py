@@ -54,6 +54,7 @@ def report_markdown(reader: Reader) -> str:
         "## How much of each method is about errors?\n\n" + findings.relevance(reader),
         "## Which generator fails most?\n\n" + findings.generators(reader),
         "## New images\n\n" + findings.new_images(reader),
+        "<!-- notebooks -->\n<!-- /notebooks -->",
         "## Terms\n\n" + "\n".join(f"- **{name}**: {text}" for name, text in TERMS.items()),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in limits(reader)),
         "## Notebooks and tables\n\n" + links(reader),

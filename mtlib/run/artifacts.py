@@ -1,6 +1,6 @@
 """Artifacts: write-once folders that are complete or absent, and are checked when they are read.
 
-A stage (one numbered notebook) writes into a working folder. `Stage.finish` hashes every file, writes `meta.json`
+A stage (one notebook) writes into a working folder. `Stage.finish` hashes every file, writes `meta.json`
 last, and from then on the folder is an artifact: `verify` recomputes every hash. The pipeline renames the folder to
 its final name; in an interactive session the folder keeps a name of its own, `<stage>-interactive`.
 
@@ -156,6 +156,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
 
 
+def prefix(stage: str) -> str:
+    """What the names of a stage's figures and tables start with: its number, or the whole name where it has none."""
+    return stage.split("_")[0] if stage[:1].isdigit() else stage
+
+
 class Stage:
     """One notebook's place on disk: verified inputs, an output folder, and its record.
 
@@ -168,7 +173,7 @@ class Stage:
 
     def __init__(self, name: str, run_dir: str, stage_dir: str = "", params: dict | None = None):
         self.name = name
-        self.number = name.split("_")[0]
+        self.number = prefix(name)
         self.root = Path(__file__).resolve().parents[2]
         self.run_dir = self.root / run_dir
         self.interactive = not stage_dir

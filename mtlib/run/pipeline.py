@@ -1,7 +1,8 @@
-"""The numbered notebooks in order, each in a fresh kernel, each skipped while nothing that it depends on has changed.
+"""The notebooks of a profile in order, each in a fresh kernel, each skipped while nothing it depends on has changed.
 
     python -m mtlib.run.pipeline demo [--smoke] [--from 05] [-p key=value ...]
 
+Every profile has the numbered ones; those that it lists under `notebooks` follow as further stages.
 A stage runs in `runs/<run>/<stage>-<hash8>.part`, which stays after a failure so that its work resumes, and is renamed
 when it is finished. The report is published once, after the last stage. This module imports no stage.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlib.run import artifacts, execute, params, publish, sources
-from mtlib.run.profiles import Places, forced, load_params, run_name
+from mtlib.run.profiles import Places, forced, load_params, run_name, with_notebooks
 
 CELL_TIMEOUT = 6 * 3600.0
 
@@ -74,7 +75,7 @@ def run(
         profile:      name of a file in params/.
         overrides:    parameters of the command line; `run` names the run.
         smoke:        overlay params/smoke.yaml.
-        from_stage:   "05": this stage and all later ones run again even if nothing changed.
+        from_stage:   "05", or "concepts": this stage and all later ones run again even if nothing changed.
         cell_timeout: seconds that one cell may take.
         places:       the repository (tests give a small one).
         echo:         where lines of progress go.
@@ -83,6 +84,7 @@ def run(
     places, overrides = places or Places(), overrides or {}
     checked = load_params(profile, smoke, overrides, places)
     name = run_name(profile, smoke, overrides, places)
+    places = with_notebooks(profile, overrides, places)
     again = forced(from_stage, places.stages)
     run_dir, report = places.root / "runs" / name, places.root / "reports" / name
     with locked(run_dir):
@@ -102,6 +104,7 @@ def run(
                 timings[stage] = _run_stage(
                     notebook, folder, checked[stage], places.root, cell_timeout, set(read), stage in again, echo
                 )
+                timings = {s: timings[s] for s in places.stages if s in timings}
                 publish.write_timings(run_dir / "timings.csv", timings)
                 echo(f"{stage:<14} done in {timings[stage]['seconds']:.0f} s, {timings[stage]['peak_mb']} MB")
                 result.ran.append(stage)
@@ -184,7 +187,7 @@ def clean(places: Places, echo=print) -> None:
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
         with locked(run_dir):
             keep = set(artifacts.current(run_dir).values())
-            for folder in sorted(run_dir.glob("[0-9][0-9]_*-*")):
+            for folder in sorted(run_dir.glob("*-*")):
                 if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
                     shutil.rmtree(folder)
                     echo(f"removed {_relative(folder, places.root)}")

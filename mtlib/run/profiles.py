@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtlib.run import params, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
+NOTEBOOKS = "notebooks"  # key of a profile: unnumbered notebooks that run as stages after the numbered ones
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
 
 
@@ -62,21 +64,22 @@ def asked_for(profile: str, places: Places) -> list[str]:
 
 
 def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> dict[str, dict]:
-    """Checked parameters of every notebook: its defaults, the profile, the smoke overlay, the command line.
+    """Checked parameters of every notebook of the run: its defaults, the profile, the smoke overlay, the command line.
 
     Raises: ParamsError.
     """
-    known = sorted(p.stem for p in places.profiles.glob("*.yaml") if p.stem != "smoke")
-    if profile not in known:
-        raise params.ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
-    notebooks = {s: params.notebook_parameters(places.notebooks / f"{s}.py") for s in places.stages}
+    listed = _parameters(with_notebooks(profile, {}, places).stages, places)
+    notebooks = _parameters(with_notebooks(profile, overrides, places).stages, places)
+    every = _parameters((*places.stages, *unnumbered(places)), places)
     given, origin = {}, {}
-    for name in [profile, "smoke"] if smoke else [profile]:
-        values = params.load_profile(places.profiles / f"{name}.yaml", f"params/{name}.yaml")
-        params.check(values, notebooks, f"params/{name}.yaml")
+    for name, known in [(profile, listed), ("smoke", every)] if smoke else [(profile, listed)]:
+        values, where = _values(name, places)
+        params.check(values, known, where)
         given |= values
-        origin |= dict.fromkeys(values, f"params/{name}.yaml")
-    plain = {k: v for k, v in overrides.items() if k != "run"}
+        origin |= dict.fromkeys(values, where)
+    ours = set().union(*notebooks.values())  # the overlay, or a list of notebooks cut by -p, may speak of others
+    given = {key: value for key, value in given.items() if key in ours}
+    plain = {k: v for k, v in overrides.items() if k not in ("run", NOTEBOOKS)}
     if missing := [] if smoke else [key for key in asked_for(profile, places) if not plain.get(key)]:
         raise params.ParamsError(f"params/{profile}.yaml: {missing[0]} is yours to give, -p {missing[0]}=...")
     params.check(plain, notebooks, "-p")
@@ -86,6 +89,50 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
         sources.check_inputs(values, places.root)
         params.check_values(places.notebooks / f"{stage}.py", values, origin)
     return checked
+
+
+def _check_profile(profile: str, places: Places) -> None:
+    known = sorted(p.stem for p in places.profiles.glob("*.yaml") if p.stem != "smoke")
+    if profile not in known:
+        raise params.ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
+
+
+def _values(name: str, places: Places) -> tuple[dict, str]:
+    """The parameters of a params file, without the list of further notebooks, and what to call it in messages."""
+    where = f"params/{name}.yaml"
+    values = params.load_profile(places.profiles / f"{name}.yaml", where)
+    return {k: v for k, v in values.items() if k != NOTEBOOKS}, where
+
+
+def _parameters(stages: tuple[str, ...], places: Places) -> dict[str, dict]:
+    return {s: params.notebook_parameters(places.notebooks / f"{s}.py") for s in stages}
+
+
+def unnumbered(places: Places) -> list[str]:
+    """Notebooks that a profile may list: those without a number whose parameters cell has a `stage_dir`."""
+    files = sorted(places.notebooks.glob("[!0-9]*.py"))
+    return [p.stem for p in files if re.search(r"^stage_dir = ", p.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
+def with_notebooks(profile: str, overrides: dict, places: Places) -> Places:
+    """`places` with the notebooks that the profile, or `-p notebooks=[...]`, lists as stages after the numbered ones.
+
+    Raises: ParamsError when the list is none, or names a notebook that is not there or cannot be a stage.
+    """
+    _check_profile(profile, places)
+    where = f"params/{profile}.yaml"
+    names = params.load_profile(places.profiles / f"{profile}.yaml", where).get(NOTEBOOKS, [])
+    if NOTEBOOKS in overrides:
+        names, where = overrides[NOTEBOOKS], "-p"
+    known = unnumbered(places)
+    if not isinstance(names, list) or len(set(map(str, names))) < len(names):
+        raise params.ParamsError(f"{where}: {NOTEBOOKS} = {names!r}: expected a list of different names of {known}")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+            raise params.ParamsError(f"{where}: {NOTEBOOKS}: {name!r} is no notebook that can run as a stage; {hint}")
+    return replace(places, stages=(*places.stages, *names))
 
 
 def forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:

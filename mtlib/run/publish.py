@@ -1,7 +1,8 @@
 """From artifacts to `reports/<run>/`: figures, tables, collages, notebooks, README and times.
 
-Every published file belongs to one stage, told by the number that its name starts with (collages: 05, and 07 under
-collages/07_*). Publishing happens once, after the last stage, so that a report never mixes two runs.
+Every published file belongs to one stage, told by the number, or the unnumbered notebook's name, that its name starts
+with (collages: 05, and others under collages/<prefix>_*). The README.md of 07 is the report's; that of an unnumbered
+notebook is a section of it. Publishing happens once, after the last stage, so that a report never mixes two runs.
 """
 
 from __future__ import annotations
@@ -11,22 +12,20 @@ import filecmp
 import shutil
 from pathlib import Path
 
-from mtlib.run.artifacts import write_text
+from mtlib.run.artifacts import prefix, write_text
 
 TIMING_COLUMNS = ("stage", "seconds", "peak_mb")
-MARKERS = ("<!-- timings -->", "<!-- /timings -->")
 
 
 def check_names(stage: str, folder: Path) -> None:
-    """Refuse a figure or table whose name does not start with its stage's number.
+    """Refuse a figure, table or folder of collages whose name does not start with its stage's number (or name).
 
     Raises: ValueError naming the file and the name expected.
     """
-    number = stage.split("_")[0]
-    for kind in ("figures", "tables"):
+    for kind in ("figures", "tables", "collages"):
         for file in sorted((folder / kind).glob("*")):
-            if not file.name.startswith(f"{number}_"):
-                raise ValueError(f"{stage} wrote {kind}/{file.name}; its name must start with {number}_")
+            if not file.name.startswith(f"{prefix(stage)}_"):
+                raise ValueError(f"{stage} wrote {kind}/{file.name}; its name must start with {prefix(stage)}_")
 
 
 def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]:
@@ -42,8 +41,6 @@ def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]
         copy = rendered / f"{folder.name}{suffix}"
         if copy.is_file():
             files[f"notebooks/{stage}{suffix}"] = copy
-    if (folder / "README.md").is_file():
-        files["README.md"] = folder / "README.md"
     return files
 
 
@@ -59,13 +56,12 @@ def publish(report: Path, folders: dict[str, Path], rendered: Path, timings: dic
     files: dict[str, Path] = {}
     for stage, folder in folders.items():
         files |= published_files(stage, folder, rendered)
-    numbers = tuple(stage.split("_")[0] + "_" for stage in folders)
+    ours = {*folders, *read_timings(report / "timings.csv")}  # also what an earlier run had and this one has not
     for kind in ("figures", "tables", "notebooks", "collages"):
         for old in sorted((report / kind).rglob("*")) if (report / kind).is_dir() else []:
-            ours = kind == "collages" or old.name.startswith(numbers)
-            if old.is_file() and ours and old.relative_to(report).as_posix() not in files:
+            owned = kind == "collages" or old.stem in ours or old.name.startswith(tuple(f"{prefix(s)}_" for s in ours))
+            if old.is_file() and owned and old.relative_to(report).as_posix() not in files:
                 old.unlink()
-    readme = files.pop("README.md", None)
     for name, file in files.items():
         target = report / name
         if not target.is_file() or not filecmp.cmp(file, target, shallow=False):
@@ -74,24 +70,47 @@ def publish(report: Path, folders: dict[str, Path], rendered: Path, timings: dic
     for folder in sorted((p for p in report.rglob("*") if p.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    if readme is not None:
-        write_text(report / "README.md", with_timings(readme.read_text(encoding="utf-8"), timings))
+    if readme := next((f / "README.md" for s, f in folders.items() if _numbered(s) and _has_readme(f)), None):
+        text = between(readme.read_text(encoding="utf-8"), "timings", timings_table(timings))
+        further = [section(s, f, files) for s, f in folders.items() if not _numbered(s)]
+        write_text(report / "README.md", between(text, "notebooks", "\n\n".join(further)))
     write_timings(report / "timings.csv", timings)
 
 
-def with_timings(text: str, timings: dict[str, dict]) -> str:
-    """`text` with a table of the stages' times between the two markers, if it has them."""
-    start, end = text.find(MARKERS[0]), text.find(MARKERS[1])
+def _numbered(stage: str) -> bool:
+    return stage[:1].isdigit()
+
+
+def _has_readme(folder: Path) -> bool:
+    return (folder / "README.md").is_file()
+
+
+def section(stage: str, folder: Path, files: dict[str, Path]) -> str:
+    """An unnumbered notebook's part of the report: its README.md (else its name), and links to what it published."""
+    text = (folder / "README.md").read_text(encoding="utf-8") if _has_readme(folder) else f"## Notebook {stage}"
+    shown = {f"notebooks/{stage}.html": "read", f"notebooks/{stage}.ipynb": "run"}
+    own = (f"tables/{prefix(stage)}_", f"figures/{prefix(stage)}_")
+    shown |= {n: Path(n).name.removeprefix(f"{prefix(stage)}_") for n in files if n.startswith(own)}
+    links = ", ".join(f"[{label}]({name})" for name, label in shown.items() if name in files)
+    return f"{text.strip()}\n\nNotebook `{stage}`: {links}."
+
+
+def between(text: str, name: str, new: str) -> str:
+    """`text` with `new` between its markers `<!-- name -->` and `<!-- /name -->`, if it has them."""
+    start, end = text.find(f"<!-- {name} -->"), text.find(f"<!-- /{name} -->")
     if start < 0 or end < start:
         return text
+    return text[: start + len(f"<!-- {name} -->")] + (f"\n\n{new}\n\n" if new else "\n") + text[end:]
+
+
+def timings_table(timings: dict[str, dict]) -> str:
+    """The stages' times and peaks as Markdown."""
     rows = [(stage, f"{float(t['seconds']):.0f}", f"{float(t['peak_mb']):.0f}") for stage, t in timings.items()]
     rows.append(
         ("all", f"{sum(float(t['seconds']) for t in timings.values()):.0f}", max((r[2] for r in rows), key=int))
     )
-    table = "\n".join(
-        ["| stage | seconds | peak memory, MB |", "|---|---:|---:|", *(f"| {' | '.join(r)} |" for r in rows)]
-    )
-    return text[: start + len(MARKERS[0])] + f"\n\n{table}\n\n" + text[end:]
+    head = ["| stage | seconds | peak memory, MB |", "|---|---:|---:|"]
+    return "\n".join([*head, *(f"| {' | '.join(r)} |" for r in rows)])
 
 
 def read_timings(path: Path) -> dict[str, dict]:
@@ -105,5 +124,5 @@ def read_timings(path: Path) -> dict[str, dict]:
 def write_timings(path: Path, timings: dict[str, dict]) -> None:
     """Write timings.csv (stage, seconds, peak_mb), stages in order."""
     lines = [",".join(TIMING_COLUMNS)]
-    lines += [f"{stage},{float(t['seconds']):.1f},{float(t['peak_mb']):.0f}" for stage, t in sorted(timings.items())]
+    lines += [f"{stage},{float(t['seconds']):.1f},{float(t['peak_mb']):.0f}" for stage, t in timings.items()]
     write_text(path, "\n".join(lines) + "\n")

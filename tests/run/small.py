@@ -51,9 +51,30 @@ n = stage.facts("01_make")["n"]
 # %%
 (stage.out / "tables").mkdir(exist_ok=True)
 (stage.out / "tables" / "02_product.csv").write_text(f"product\\n{{n * factor}}\\n")
-(stage.out / "README.md").write_text("# Report\\n\\n<!-- timings -->\\n<!-- /timings -->\\n")
+marked = ["# Report", *(f"<!-- {{name}} -->\\n<!-- /{{name}} -->" for name in ("notebooks", "timings"))]
+(stage.out / "README.md").write_text("\\n\\n".join(marked))
 stage.finish()
 """
+
+EXTRA = """# %%
+from mtlib.run.artifacts import Stage
+
+stage = Stage("more_words", run_dir, stage_dir, params=dict(word=word))
+text = f"{{word}}: {{stage.facts('01_make')['n']}}"
+
+# %%
+(stage.out / "tables").mkdir(exist_ok=True)
+(stage.out / "tables" / "more_words_said.csv").write_text(f"said\\n{{text}}\\n")
+(stage.out / "README.md").write_text(f"## Words\\n\\n{{text}}\\n")
+stage.finish()
+"""
+
+
+def write_extra(places: Places) -> None:
+    """Add the unnumbered notebook more_words, which can be a stage, and `look`, which cannot."""
+    header = HEADER.format(stage="more_words", parameters='word = "n"')
+    (places.notebooks / "more_words.py").write_text(header + EXTRA.format())
+    (places.notebooks / "look.py").write_text(header.replace('stage_dir = ""\n', ""))
 
 
 def write(

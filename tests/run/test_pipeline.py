@@ -145,6 +145,58 @@ def test_a_profile_that_leaves_its_data_blank_needs_them_and_then_keeps_its_name
         profiles.load_params("own", False, {}, places)
 
 
+def test_notebooks_of_a_profile_run_as_further_stages(done):
+    small.write_extra(done)
+    (done.profiles / "more.yaml").write_text("n: 3\nnotebooks: [more_words]\nword: rows\n")
+    lines = []
+    result = pipeline.run("more", places=done, echo=lines.append)
+    assert result.ran == ["01_make", "02_use", "more_words"]
+    assert (result.report / "tables/more_words_said.csv").read_text() == "said\nrows: 3\n"
+    text = (result.report / "README.md").read_text()
+    assert "## Words\n\nrows: 3\n\nNotebook `more_words`: [read](notebooks/more_words.html), [run](" in text
+    assert "[said.csv](tables/more_words_said.csv)" in text and "| more_words |" in text
+    assert [r["stage"] for r in csv.DictReader((result.report / "timings.csv").open())] == result.ran
+    again = pipeline.run("more", {"run": "mine", "word": "lines"}, places=done, echo=lines.append)
+    assert again.ran == ["01_make", "02_use", "more_words"]
+    again = pipeline.run("more", {"run": "mine", "word": "x"}, from_stage="more_words", places=done, echo=lines.append)
+    assert (again.ran, again.skipped) == (["more_words"], ["01_make", "02_use"])
+    without = pipeline.run("more", {"run": "mine", "notebooks": []}, places=done, echo=lines.append)
+    assert without.ran == []
+    left = {p.name for p in without.report.rglob("*") if p.is_file()}
+    assert not {n for n in left if n.startswith("more_words")}, "nothing is left of a notebook that is no longer run"
+    assert "## Words" not in (without.report / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("notebooks", "message"),
+    [
+        ("[more_wrds]", "more_wrds' is no notebook that can run as a stage; did you mean more_words"),
+        ("[look]", "'look' is no notebook that can run as a stage; there are more_words"),
+        ("[01_make]", "'01_make' is no notebook that can run"),
+        ("more_words", "expected a list of different names"),
+        ("[more_words, more_words]", "expected a list of different names"),
+    ],
+)
+def test_a_list_of_notebooks_that_cannot_run_is_refused(tmp_path, notebooks, message):
+    places = small.write(tmp_path)
+    small.write_extra(places)
+    (places.profiles / "more.yaml").write_text(f"notebooks: {notebooks}\n")
+    with pytest.raises(ParamsError, match=f"params/more.yaml: notebooks.*{message}"):
+        profiles.load_params("more", False, {}, places)
+
+
+def test_parameters_of_an_unnumbered_notebook_belong_to_profiles_that_list_it(tmp_path):
+    places = small.write(tmp_path)
+    small.write_extra(places)
+    (places.profiles / "smoke.yaml").write_text("n: 1\nword: small\n")
+    (places.profiles / "more.yaml").write_text("notebooks: [more_words]\n")
+    assert profiles.load_params("more", True, {}, places)["more_words"] == {"word": "small"}
+    assert "more_words" not in profiles.load_params("demo", True, {}, places)
+    (places.profiles / "demo.yaml").write_text("word: x\n")
+    with pytest.raises(ParamsError, match=r"params/demo\.yaml: word is no parameter of any notebook"):
+        profiles.load_params("demo", False, {}, places)
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [

@@ -38,11 +38,12 @@ def test_publish_replaces_what_a_stage_published_before(tmp_path):
 
 def test_timings_go_between_the_markers_and_replace_older_ones():
     text = "a\n<!-- timings -->old<!-- /timings -->\nb\n"
-    new = publish.with_timings(text, TIMINGS)
+    table = publish.timings_table(TIMINGS)
+    new = publish.between(text, "timings", table)
     assert "old" not in new
     assert "| 05_features | 2 | 200 |\n| all | 3 | 200 |" in new
-    assert publish.with_timings(new, TIMINGS) == new
-    assert publish.with_timings("no markers", TIMINGS) == "no markers"
+    assert publish.between(new, "timings", table) == new
+    assert publish.between("no markers", "timings", table) == "no markers"
 
 
 def test_names_without_the_stages_number_are_refused(tmp_path):
