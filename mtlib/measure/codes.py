@@ -1,6 +1,6 @@
 """Codes of a coder over many rows: in batches, and what can be counted about them in one pass.
 
-A coder is any object with encode(x) -> (B, S), decode(z, level) -> (B, O), W_dec (S, O) and config.levels, config.target.
+A coder is any object with encode(x) -> (B, S), decode(z, level, x) -> (B, O), W_dec (S, O) and config.levels, config.target.
 """
 
 from __future__ import annotations
@@ -56,18 +56,20 @@ def dense(codes: sparse.sparray | np.ndarray, columns=None) -> np.ndarray:
     return codes.toarray() if sparse.issparse(codes) else np.asarray(codes)
 
 
-def matrix(z: Tensor) -> sparse.csr_array | np.ndarray:
-    """z (B, S) as float64 for products: a sparse matrix where that is faster, else the dense array."""
+def matrix(z: Tensor) -> sparse.csc_array | np.ndarray:
+    """z (B, S) as float64 for products: sparse by columns where that is faster, else the dense array."""
     z = z.detach().cpu()
-    where = z.nonzero(as_tuple=True)
-    if len(where[0]) > SPARSE_BELOW * z.numel():
-        return z.double().numpy()
-    values = z[where].double().numpy()
-    pointers = np.concatenate([[0], np.cumsum(np.bincount(where[0].numpy(), minlength=len(z)))])
-    return sparse.csr_array((values, where[1].numpy(), pointers), shape=tuple(z.shape))
+    z = (z.float() if z.dtype.itemsize < 4 else z).numpy()
+    places = np.flatnonzero(z != 0)  # of a bool array: several times faster than of floats
+    if len(places) > SPARSE_BELOW * z.size:
+        return z.astype(np.float64)
+    rows, columns = np.divmod(places, z.shape[1])
+    pointers = np.searchsorted(rows, np.arange(len(z) + 1))
+    by_rows = sparse.csr_array((z.ravel()[places].astype(np.float64), columns, pointers), shape=z.shape)
+    return by_rows.tocsc()
 
 
-def cross(z: sparse.csr_array | np.ndarray, other: np.ndarray) -> np.ndarray:
+def cross(z: sparse.csc_array | np.ndarray, other: np.ndarray) -> np.ndarray:
     """z.T @ other as a dense float64 array (S, C)."""
     return np.asarray(z.T @ other)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from mtlib.measure.codes import cross, matrix
@@ -36,11 +37,10 @@ class MonoScore:
 
     def update(self, x: Tensor, z: Tensor) -> None:
         """Add a batch: x (B, D) embeddings, z (B, S) codes."""
-        x = x.detach().cpu().double()
+        x, z = x.detach().cpu().double(), z.detach().cpu()
         norm = x.norm(dim=1, keepdim=True)
         ok = norm[:, 0] > 0
         self.n_zero_norm += int((~ok).sum())
-        z = z.detach().cpu()
         if not bool(ok.all()):
             x, z, norm = x[ok], z[ok], norm[ok]
         if len(x) == 0:
@@ -48,10 +48,10 @@ class MonoScore:
         e, m = (x / norm).numpy(), matrix(z)
         self.n += len(e)
         self.ze += cross(m, e)
-        self.z += np.asarray(m.sum(0)).ravel()
-        self.zz += np.asarray((m * m).sum(0)).ravel()
-        self.low = np.minimum(self.low, z.amin(0).double().numpy())
-        self.high = np.maximum(self.high, z.amax(0).double().numpy())
+        self.z += _by_column(m, np.add)
+        self.zz += _by_column(m * m, np.add)
+        self.low = np.minimum(self.low, _by_column(m, np.minimum))
+        self.high = np.maximum(self.high, _by_column(m, np.maximum))
         self.e += e.sum(0)
 
     def scores(self) -> np.ndarray:
@@ -61,15 +61,31 @@ class MonoScore:
         span, low = np.where(ok, span, 1.0), np.where(np.isfinite(self.low), self.low, 0.0)
         total = (self.z - self.n * low) / span
         square = (self.zz - 2 * low * self.z + self.n * low**2) / span**2
-        vector = (self.ze - low[:, None] * self.e) / span[:, None]
+        length = np.einsum("sd,sd->s", self.ze, self.ze)  # (S,) ||sum z e||^2, the common case low = 0
+        shifted = np.flatnonzero(low)
+        vector = self.ze[shifted] - low[shifted, None] * self.e
+        length[shifted] = np.einsum("sd,sd->s", vector, vector)
         below = total**2 - square
         ok &= below > TINY
-        above = (vector**2).sum(1) - square
+        above = length / span**2 - square
         return np.where(ok, above / np.where(ok, below, 1.0), np.nan)
 
     def mean_cosine(self) -> float:
         """Mean cosine of all pairs of distinct rows of the split: what a latent that says nothing scores."""
         return float((self.e @ self.e - self.n) / (self.n * (self.n - 1))) if self.n > 1 else float("nan")
+
+
+def _by_column(m: sparse.csc_array | np.ndarray, ufunc: np.ufunc) -> np.ndarray:
+    """(S,) sum, minimum or maximum of each column of (B, S); the zeros that a sparse matrix leaves out count."""
+    if not sparse.issparse(m):
+        return ufunc.reduce(m, axis=0)
+    out, stored = np.zeros(m.shape[1]), np.diff(m.indptr)
+    some = np.flatnonzero(stored)
+    if len(some):
+        out[some] = ufunc.reduceat(m.data, m.indptr[some])
+    gaps = stored < m.shape[0]
+    out[gaps] = ufunc(out[gaps], 0.0)
+    return out
 
 
 def mono_score(x: np.ndarray, z: np.ndarray) -> np.ndarray:

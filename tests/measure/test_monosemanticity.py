@@ -41,6 +41,35 @@ def test_mono_score_equals_pairwise(sparse):
     np.testing.assert_allclose(mono_score(x, z), pairwise(x, z), atol=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    density=st.sampled_from([0.005, 0.02, 0.049, 0.2, 1.0]),
+    spread=st.floats(0, 4),
+    negative=st.booleans(),
+    batch=st.integers(1, 400),
+)
+def test_mono_score_is_within_a_millionth_of_pairwise(seed, density, spread, negative, batch):
+    """Float32 codes, sparse and dense, of every size from one row to the next, some of them negative."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(300, 6)) + rng.normal(size=6)).astype(np.float32)
+    z = np.exp(spread * rng.normal(size=(300, 20))) * (rng.random((300, 20)) < density * rng.random(20))
+    z = (z * np.where(rng.random(z.shape) < 0.3 * negative, -1, 1)).astype(np.float32)
+    sums = MonoScore(20, 6)
+    for start in range(0, 300, batch):
+        sums.update(torch.from_numpy(x[start : start + batch]), torch.from_numpy(z[start : start + batch]))
+    expected = pairwise(x.astype(np.float64), z.astype(np.float64))
+    np.testing.assert_allclose(sums.scores(), expected, atol=1e-6)
+
+
+def test_bf16_codes_score_as_the_float32_of_the_same_values():
+    x, z = data(4)
+    z = torch.from_numpy(z).bfloat16()
+    sums = MonoScore(z.shape[1], x.shape[1])
+    sums.update(torch.from_numpy(x), z)
+    np.testing.assert_array_equal(sums.scores(), mono_score(x, z.float().numpy()))
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 500), batch=st.integers(1, 70), factor=st.floats(0.01, 100))
 def test_mono_score_ignores_batches_order_and_scale(seed, batch, factor):
