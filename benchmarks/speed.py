@@ -150,24 +150,29 @@ def monoloss(quick: bool) -> Iterator[tuple]:
 
 def monoscore(quick: bool) -> Iterator[tuple]:
     """MonoScore of all latents over a split; the pairwise score of some latents, its time scaled to all."""
-    N, D, S, some = (200, 32, 256, 16) if quick else (4000, 512, 4096, 32)
-    x = unit_rows(N, D)
-    coder = SparseCoder(SparseCoderConfig(d_in=D, d_out=D, n_latents=S, ks=(8 if quick else 32,))).eval()
-    with torch.no_grad():
-        z = coder.encode(x)
-    pairwise = published.mono_score_pairwise(x.double(), z[:, :some].double()).numpy()
-    found = mono_score(x.numpy(), z.numpy())[:some]
-    known = np.isfinite(found)
-    error = float(np.abs(found - pairwise)[known].max())
-    if error > AGREEMENT or not known.any():
-        raise AssertionError(f"MonoScore differs from the pairwise score by {error}")
-    print(f"MonoScore agrees with the pairwise score to {error:.1e}")
-    steps = {
-        "ours": lambda: mono_score(x.numpy(), z.numpy()),
-        "linear (published)": lambda: published.mono_score(x, z),
-        f"pairwise, {some} of {S} latents": lambda: published.mono_score_pairwise(x, z[:, :some]),
-    }
-    yield "MonoScore over a split", f"N {N}, D {D}, S {S}", N, steps
+    some, few = 32, 4000  # latents and rows of which the pairwise score is asked
+    shapes = [(200, 32, 256, 8)] if quick else [(4000, 512, 4096, 32), (4000, 512, 8192, 64), (100_000, 512, 1024, 8)]
+    for N, D, S, k in shapes:
+        x = unit_rows(N, D)
+        coder = SparseCoder(SparseCoderConfig(d_in=D, d_out=D, n_latents=S, ks=(k,))).eval()
+        with torch.no_grad():
+            z = torch.cat([coder.encode(part) for part in x.split(4096)])
+        first = x[:few].double(), z[:few, :some].double()
+        pairwise = published.mono_score_pairwise(*first).numpy()
+        found = mono_score(*(a.numpy() for a in first))
+        known = np.isfinite(found)
+        error = float(np.abs(found - pairwise)[known].max())
+        if error > AGREEMENT or not known.any():
+            raise AssertionError(f"MonoScore differs from the pairwise score by {error}")
+        print(f"MonoScore agrees with the pairwise score to {error:.1e}")
+        steps = {
+            "ours": lambda x=x, z=z: mono_score(x.numpy(), z.numpy()),
+            "linear (published)": lambda x=x, z=z: published.mono_score(x, z),
+        }
+        if len(x) <= few:
+            name = f"pairwise, {some} of {S} latents"
+            steps[name] = lambda x=x, z=z: published.mono_score_pairwise(x, z[:, :some])
+        yield "MonoScore over a split", f"N {N}, D {D}, S {S}, k {k}", N, steps
 
 
 def top_images(quick: bool) -> Iterator[tuple]:
