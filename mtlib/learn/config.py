@@ -9,6 +9,7 @@ from mtlib.learn.checked import check
 
 ACTIVATIONS = ("relu", "jumprelu_fixed", "jumprelu")
 SELECTIONS = ("none", "topk", "block_topk", "batch_topk", "nested_topk")
+SCALES = ("none", "rms", "std", "rows")
 PENALTIES = ("none", "l1_mean", "l1_sum", "l0_sigmoid", "l0_rectangle")
 
 
@@ -19,7 +20,8 @@ class SparseCoderConfig:
     z_pre = (x - b_pre) @ W_enc + b_enc;  z = selection(activation(z_pre));  y_l = z[:, :m_l] @ W_dec_l + b_dec_l
     loss  = sum_l w_l * mse(y_l, y) + penalty + mono_weight * (1 - MonoScore) + aux_weight * AuxK
 
-    Errors and penalties are in the coder's own units: input and target after `centre` and `scale`.
+    Errors and penalties are in the coder's own units: input and target after `centre` and `scale`. With scale = rows a
+    row's mean and spread are no part of its code: to rebuild x, `decode` is given x and puts them back.
 
     Raises: ValueError naming the field, its value and its range.
     """
@@ -51,7 +53,9 @@ class SparseCoderConfig:
     aux_k: int = 0  # dead latents that try to explain the error; 0 = half the input width
     dead_after: int = 20_000  # rows without firing after which a latent counts as dead
     centre: str = "none"  # none | mean: subtract the train mean of the input
-    scale: str = "none"  # none | rms: one number, mean square 1 | std: per unit
+    scale: str = (
+        "none"  # none | rms: one number, mean square 1 | std: per unit | rows: each row by its own mean and spread
+    )
     target_centre: str = "none"  # of y; a target x is treated as the input
     target_scale: str = "none"  # none | rms | std | logit: each unit in proportion to its weight in the logit
 
@@ -79,9 +83,9 @@ class SparseCoderConfig:
             "pre_bias": ("none", "own", "decoder"),
             "penalty": PENALTIES,
             "centre": ("none", "mean"),
-            "scale": ("none", "rms", "std"),
+            "scale": SCALES,
             "target_centre": ("none", "mean"),
-            "target_scale": ("none", "rms", "std", "logit"),
+            "target_scale": SCALES if self.target == "x" else ("none", "rms", "std", "logit"),
         }.items():
             check(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         learned = self.activation == "jumprelu"

@@ -114,12 +114,12 @@ def loss(
     z_pre = coder._pre(x)
     z = _select(coder, coder._activate(z_pre), n, group)
     y_hats = coder._decode_levels(z)
-    y = (y - coder.y_mean) / coder.y_scale
+    y = coder._targets(y)
     own = {"reconstruction": share * losses.reconstruction(y, y_hats, c.level_weights)}
     if c.penalty != "none":
         own["penalty"] = share * penalty_scale * c.penalty_weight * coder._penalty(z_pre, z)
     if c.mono_weight:  # every process has the loss of the whole batch and the gradient of its own rows
-        whole = c.mono_weight * losses.mono_loss(group.gather(x, n), group.gather(z, n))
+        whole = c.mono_weight * losses.mono_loss(coder._compared(group.gather(x, n)), group.gather(z, n))
         own["mono"] = whole - whole.detach() * (1 - 1 / group.size)
     if c.aux_weight:
         own["aux"] = c.aux_weight * _aux(coder, z_pre, y - y_hats[-1], n, group)

@@ -86,8 +86,7 @@ PRESETS: dict[str, dict[str, dict]] = {
             penalty="l0_rectangle",
             penalty_weight=1e-3,
             bandwidth=1e-3,
-            scale="std",
-            centre="mean",
+            scale="rows",  # --normalize
             mono_weight=5e-4,
         ),
         "train": _MONO_TRAIN,

@@ -38,7 +38,7 @@ def read_published(path: str | Path, k: int = 0) -> SparseCoder:
     Returns: the coder in eval mode. BatchTopK coders come with threshold 0, as their authors evaluate them; set
         one with validate.calibrate.
     Raises: FileNotFoundError; ValueError when the file needs more than tensors and plain values, is of no layout that
-        is known here, holds NaN or infinite weights, or normalises every row by itself (no setting of SparseCoder).
+        is known here, or holds NaN or infinite weights.
     """
     path = Path(path)
     saved = load_tensors(path)
@@ -107,12 +107,10 @@ def _msae(name: str, saved: dict, state: dict) -> tuple[dict, dict]:
             f"{name}: an MSAE checkpoint says its settings in its name, e.g. 6144_768_TopKReLU_64_RW_False_False_0.0_"
             "<data>.pt; rename it so"
         )
-    if said["normalize"] == "True":
-        raise ValueError(f"{name}: normalises every row by itself; SparseCoder centres and scales by train statistics")
     S, activation, tied = int(said["S"]), said["activation"], said["tied"] == "True"
     encoder, bias, pre_bias = _need(name, state, "encoder", "latent_bias", "pre_bias")
     settings = dict(d_in=encoder.shape[0], d_out=encoder.shape[0], n_latents=S, tied=tied, pre_bias="decoder")
-    settings |= dict(centre="mean", scale="rms", unit_norm_decoder=True)
+    settings |= dict(centre="mean", scale="rows" if said["normalize"] == "True" else "rms", unit_norm_decoder=True)
     if said["nested"]:
         ks = [int(said["k"] or 64)]
         while ks[-1] < S:
@@ -140,11 +138,10 @@ def _monoloss(path: Path, state: dict) -> tuple[dict, dict]:
     """TopKSAE has its own layout; the other three share one, and training_config.json says which of them it is."""
     beside = path.parent / "training_config.json"
     said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    if said.get("normalize"):
-        raise ValueError(f"{path.name}: normalises every row by itself; SparseCoder centres by train statistics only")
     topk = "encoder.weight" in state
     kind = "topk" if topk else "jumprelu" if "jumprelu.log_threshold" in state else said.get("model_type", "")
     settings = dict(pre_bias="none" if kind == "jumprelu" else "decoder", unit_norm_decoder=True)
+    settings |= dict(scale="rows" if said.get("normalize") else "none")
     if topk:
         names = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
         enc, bias, dec, dec_bias = _need(path.name, state, *names)

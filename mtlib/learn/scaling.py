@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mtlib.learn.batches import Rows, moments
+from mtlib.learn.rows import own_moments
 from mtlib.learn.sparse_coder import SparseCoder
 
 
@@ -24,7 +25,10 @@ def set_statistics(coder: SparseCoder, x: Rows, y: Rows, y_scale: np.ndarray | N
         if centre == "none":
             variance, mean = variance + mean**2, np.zeros_like(mean)
         value = np.ones_like(mean)
-        if scale == "rms":
+        if scale == "rows":  # of an average row, for readers of W_enc and for decode without x
+            offset, spread = _average_row(data, mean)
+            mean, value = mean + offset, np.full_like(mean, spread)
+        elif scale == "rms":
             value = np.full_like(mean, math.sqrt(variance.mean()))
         elif scale == "std":
             value = np.sqrt(variance)
@@ -35,6 +39,15 @@ def set_statistics(coder: SparseCoder, x: Rows, y: Rows, y_scale: np.ndarray | N
         value = np.where(value > 1e-8, value, 1.0)  # a constant unit stays as it is
         getattr(coder, f"{kind}_mean").copy_(torch.from_numpy(mean))
         getattr(coder, f"{kind}_scale").copy_(torch.from_numpy(value))
+
+
+def _average_row(data: Rows, centre: np.ndarray, size: int = 8192) -> tuple[float, float]:
+    """Mean over rows of each row's own mean, and root mean square of its own spread, after `centre` (D,) is taken off."""
+    shift, offset, square = torch.from_numpy(centre).to(data.device), 0.0, 0.0
+    for block in data.chunks(size):
+        mean, spread = own_moments(block.double() - shift)
+        offset, square = offset + float(mean.sum()), square + float(spread.square().sum())
+    return offset / len(data), math.sqrt(square / len(data))
 
 
 def logit_scale(y: Rows, w_logit: np.ndarray, floor: float = 0.05) -> np.ndarray:

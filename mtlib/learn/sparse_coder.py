@@ -24,6 +24,7 @@ from mtlib.learn import losses, sparsity
 from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.fast.terms import Terms, fast_terms
 from mtlib.learn.hub import HubModel
+from mtlib.learn.rows import own_moments, standardised
 
 __all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
 
@@ -156,20 +157,22 @@ class SparseCoder(nn.Module, HubModel):
         z_pre = self._pre(x)
         return self._select(self._activate(z_pre), batchwise=False)
 
-    def decode(self, z: Tensor, level: int = -1) -> Tensor:
+    def decode(self, z: Tensor, level: int = -1, x: Tensor | None = None) -> Tensor:
         """Reconstruction of y by one level.
 
-        Args: z (B, S) codes; level: 0 .. L-1, or negative from the end. Returns: (B, O) in units of y.
+        Args: z (B, S) codes; level: 0 .. L-1, or negative from the end; x (B, D): the rows that were coded, whose own mean
+            and spread are put back with scale = rows (without x: those of an average row). Otherwise it changes nothing.
+        Returns: (B, O) in units of y.
         Raises: ValueError naming expected and actual shape; IndexError for a level that does not exist.
         """
         if z.shape[-1] != self.config.n_latents:
             raise ValueError(f"decode: z has shape {tuple(z.shape)}, expected (B, {self.config.n_latents})")
-        return self._to_y(self._decode_level(z, range(len(self.config.levels))[level]))
+        return self._to_y(self._decode_level(z, range(len(self.config.levels))[level]), x)
 
     def forward(self, x: Tensor) -> CoderOutput:
         """Codes and every level's reconstruction. Args: x (B, D). Returns: CoderOutput(z (B, S), L of (B, O))."""
         z = self.encode(x)
-        return CoderOutput(z, [self._to_y(y) for y in self._decode_levels(z)])
+        return CoderOutput(z, [self._to_y(y, x) for y in self._decode_levels(z)])
 
     def _pre(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[-1] != self.config.d_in:
@@ -180,7 +183,18 @@ class SparseCoder(nn.Module, HubModel):
         return self._product(x, self.enc) + self._encoder_bias()
 
     def _inputs(self, x: Tensor) -> Tensor:
-        return (x - self.x_mean) / self.x_scale
+        """x (..., D) in the coder's units."""
+        x = x - self.x_mean
+        return standardised(x) if self.config.scale == "rows" else x / self.x_scale
+
+    def _targets(self, y: Tensor) -> Tensor:
+        """y (B, O) in the coder's units."""
+        y = y - self.y_mean
+        return standardised(y) if self.config.target_scale == "rows" else y / self.y_scale
+
+    def _compared(self, x: Tensor) -> Tensor:
+        """The rows whose cosines MonoLoss compares: x, or what the coder sees of it where it takes rows by themselves."""
+        return self._inputs(x) if self.config.scale == "rows" else x
 
     def _activate(self, z_pre: Tensor, theta: Tensor | None = None) -> Tensor:
         """Activation of z_pre (..., S); or of values (n,) with the theta (n,) of their latents."""
@@ -244,8 +258,11 @@ class SparseCoder(nn.Module, HubModel):
             y_hats.append(y if before is None else y + before)
         return y_hats
 
-    def _to_y(self, y: Tensor) -> Tensor:
-        return y * self.y_scale + self.y_mean
+    def _to_y(self, y: Tensor, x: Tensor | None = None) -> Tensor:
+        if self.config.target_scale != "rows" or x is None:
+            return y * self.y_scale + self.y_mean
+        mean, spread = own_moments(x - self.y_mean)
+        return y * spread + mean + self.y_mean
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -258,7 +275,7 @@ class SparseCoder(nn.Module, HubModel):
         c = self.config
         if y.shape != (len(x), c.d_out):
             raise ValueError(f"loss: target has shape {tuple(y.shape)}, expected ({len(x)}, {c.d_out})")
-        y = (y - self.y_mean) / self.y_scale
+        y = self._targets(y)
         terms = fast_terms(self, x, y, penalty_scale) if self.fast == "auto" else None
         parts, error, fired, n_fired = terms or self._plain_terms(x, y, penalty_scale)
         total = torch.stack(tuple(parts.values())).sum()
@@ -283,7 +300,7 @@ class SparseCoder(nn.Module, HubModel):
         if c.penalty != "none":
             parts["penalty"] = penalty_scale * c.penalty_weight * self._penalty(z_pre, z)
         if c.mono_weight:
-            parts["mono"] = c.mono_weight * losses.mono_loss(x, z)
+            parts["mono"] = c.mono_weight * losses.mono_loss(self._compared(x), z)
         if c.aux_weight:
             parts["aux"] = c.aux_weight * self._aux(z_pre, error)
         count = (z.detach() != 0).to(z.dtype).sum(0)  # numbers add up several times as fast as bools

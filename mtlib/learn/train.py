@@ -145,6 +145,9 @@ class _Loop:
         _, variance = moments(self.y)
         if not variance.any():
             raise ValueError("fit: the target is the same in every train row; there is nothing to learn")
+        if self.coder.config.target_scale == "rows":
+            y = torch.cat([self.coder._targets(block) for block in self.y.chunks(8192, 65536)])
+            return float(y.double().var(dim=0, correction=0).mean())
         return float(np.mean(variance / self.coder.y_scale.double().cpu().numpy() ** 2))
 
     def _optimiser(self) -> AdamW:

@@ -6,6 +6,7 @@ import torch
 
 from mtlib.learn import sparsity
 from mtlib.learn.batches import Rows
+from mtlib.learn.rows import own_moments
 from mtlib.learn.sparse_coder import SparseCoder
 
 MAX_VALUES = 1 << 25  # codes held at once while a threshold is calibrated
@@ -47,11 +48,12 @@ def validate(coder: SparseCoder, x: Rows, y: Rows, size: int = 4096) -> dict[str
     loss, error, total, square, fired = zero, zero, 0.0, zero, zero
     for xb, yb in zip(x.chunks(size), y.chunks(size), strict=True):
         z = coder.encode(xb)
-        target = (yb - coder.y_mean) / coder.y_scale
+        target = coder._targets(yb)
         y_hats = coder._decode_levels(z)
         squared = [(target - y_hat).double().square() for y_hat in y_hats]
         loss = loss + sum(w * s.sum() for w, s in zip(c.level_weights, squared, strict=True))
-        error = error + (squared[-1] * coder.y_scale.double().square()).sum()
+        unit = own_moments(yb - coder.y_mean)[1] if c.target_scale == "rows" else coder.y_scale
+        error = error + (squared[-1] * unit.double().square()).sum()
         shifted = (yb - coder.y_mean).double()
         total = total + shifted.sum(0)
         square = square + shifted.square().sum()

@@ -115,9 +115,9 @@ def evaluate(
     for some, xb, z in iter_codes(coder, x, rows, batch):
         y = torch.from_numpy(np.ascontiguousarray(target[some], dtype=np.float32)).to(z.device)  # (B, O)
         with torch.no_grad():
-            y_hat = coder.decode(z, -1)  # (B, O)
-            _add_levels(levels, coder, z, y, y_hat)
-            _add_kept(kept, coder, z, y, y_hat)
+            y_hat = coder.decode(z, -1, xb)  # (B, O)
+            _add_levels(levels, coder, xb, z, y, y_hat)
+            _add_kept(kept, coder, xb, z, y, y_hat)
         total.update(y, y_hat)
         counts.update(z)
         mono.update(xb, z)
@@ -143,18 +143,18 @@ def evaluate(
     return Evaluation(summary, latents, frame, kept.frame("kept"))
 
 
-def _add_levels(levels: Curve, coder, z: Tensor, y: Tensor, y_hat: Tensor) -> None:
+def _add_levels(levels: Curve, coder, x: Tensor, z: Tensor, y: Tensor, y_hat: Tensor) -> None:
     last = len(levels.keys) - 1
     for i in levels.keys:
-        out = y_hat if i == last else coder.decode(z, i)
+        out = y_hat if i == last else coder.decode(z, i, x)
         levels.update(i, y, out, int((level_codes(coder.config, z, i) != 0).sum()))
 
 
-def _add_kept(kept: Curve, coder, z: Tensor, y: Tensor, y_hat: Tensor) -> None:
+def _add_kept(kept: Curve, coder, x: Tensor, z: Tensor, y: Tensor, y_hat: Tensor) -> None:
     fired = (z != 0).sum(1)  # (B,)
     most = int(fired.max())
     for i, k in enumerate(kept.keys):  # keeping as many as ever fire changes nothing: no second decode
-        out = y_hat if k >= most else coder.decode(keep_largest(z, k), -1)
+        out = y_hat if k >= most else coder.decode(keep_largest(z, k), -1, x)
         kept.update(i, y, out, int(fired.clamp(max=k).sum()))
 
 

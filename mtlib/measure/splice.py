@@ -63,9 +63,10 @@ def replacement(
 
     @torch.no_grad()
     def one(x: Tensor) -> Tensor:  # (n, D)
-        z = coder.encode(x.float())
-        out = coder.decode(z if change is None else change(z))
-        return out + x - coder.decode(z) if keep_error else out
+        x = x.float()
+        z = coder.encode(x)
+        out = coder.decode(z if change is None else change(z), -1, x)
+        return out + x - coder.decode(z, -1, x) if keep_error else out
 
     def replace(activation: Tensor) -> Tensor:
         if activation.ndim == 2:

@@ -179,7 +179,7 @@ def definitions(data: Data, subjects: list[Subject]) -> pd.DataFrame:
             seen.add(s.method)
             with torch.no_grad():
                 y_hat = np.concatenate(
-                    [s.coder.decode(z).cpu().numpy() for _, _, z in iter_codes(s.coder, data.x, rows)]
+                    [s.coder.decode(z, -1, x).cpu().numpy() for _, x, z in iter_codes(s.coder, data.x, rows)]
                 )
             card = definition_card(np.asarray(target_of(data, s)[rows]), y_hat)
             out.append(card.assign(method=s.method, target=s.target))

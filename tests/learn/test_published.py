@@ -97,9 +97,24 @@ def test_monoloss_others(kind, tmp_path):
     (tmp_path / "training_config.json").write_text(json.dumps({"model_type": kind, "topk_k": K, "normalize": False}))
     coder = read_published(tmp_path / "autoencoder_final.pt")
     _same(coder, z, z @ state["W_dec"] + state["b_dec"], tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "jumprelu"])
+def test_monoloss_normalises_every_row_by_itself(kind, tmp_path):
+    state = {"b_dec": _t(D), "b_enc": _t(S, scale=0.1), "W_enc": _t(D, S), "W_dec": _t(S, D)}
+    mean, spread = X.mean(-1, keepdim=True), X.std(-1, keepdim=True)
+    x = (X - mean) / (spread + 1e-5)
+    if kind == "jumprelu":
+        state["jumprelu.log_threshold"] = _t(S, seed=3)
+        z = (x @ state["W_enc"] + state["b_enc"]).relu()
+        z = z * (z > state["jumprelu.log_threshold"].exp())
+    else:
+        z = ((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]).relu()
+    torch.save(state, tmp_path / "autoencoder_final.pt")
     (tmp_path / "training_config.json").write_text(json.dumps({"model_type": kind, "normalize": True}))
-    with pytest.raises(ValueError, match="normalises every row by itself"):
-        read_published(tmp_path / "autoencoder_final.pt")
+    coder = read_published(tmp_path / "autoencoder_final.pt")
+    assert coder.config.scale == "rows"
+    _same(coder, z, (z @ state["W_dec"] + state["b_dec"]) * spread + mean, tmp_path)
 
 
 @pytest.mark.parametrize("d_out", [O, D])

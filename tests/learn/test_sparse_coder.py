@@ -62,12 +62,25 @@ def test_code_never_depends_on_batch_mates(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_public_weights_give_the_published_formula(name):
     coder = _coder(name)
-    z_pre = (_x() - coder.b_pre) @ coder.W_enc + coder.b_enc
-    torch.testing.assert_close(z_pre, coder._pre(_x()), rtol=1e-4, atol=1e-5)
+    if coder.config.scale != "rows":  # which is no linear map of x
+        z_pre = (_x() - coder.b_pre) @ coder.W_enc + coder.b_enc
+        torch.testing.assert_close(z_pre, coder._pre(_x()), rtol=1e-4, atol=1e-5)
     z = coder.encode(_x())
     torch.testing.assert_close(z @ coder.W_dec + coder.b_dec, coder.decode(z), rtol=1e-4, atol=1e-4)
     for level, y_hat in enumerate(coder(_x()).y_hats):
-        torch.testing.assert_close(coder.decode(z, level), y_hat, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(coder.decode(z, level, _x()), y_hat, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_by_themselves_know_neither_scale_nor_offset_and_get_them_back():
+    coder = _coder("monoloss_jumprelu")
+    x, other = _x(), 3 * _x() + 5
+    coder.x_mean.zero_(), coder.y_mean.zero_()
+    torch.testing.assert_close(coder.encode(x), coder.encode(other), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(3 * coder(x).y_hats[0] + 5, coder(other).y_hats[0], rtol=1e-3, atol=1e-3)
+    z = coder.encode(x)
+    torch.testing.assert_close(coder.decode(z), z @ coder.W_dec + coder.b_dec)  # an average row's
+    with pytest.raises(ValueError, match="target_scale"):
+        SparseCoderConfig.preset("transcoder", D, O, target_scale="rows")
 
 
 def test_one_level_equals_the_plain_coder():

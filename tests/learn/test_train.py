@@ -17,6 +17,7 @@ from mtlib.learn.scaling import logit_scale
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.train import fit, read_history, summary
 from mtlib.learn.train_config import TrainConfig, lr_at
+from mtlib.measure.metrics import evaluate
 
 D, O, N = 16, 12, 700  # noqa: E741
 TRAIN, VAL = np.arange(0, 500), np.arange(500, 700)
@@ -156,6 +157,23 @@ def test_statistics_are_of_train_rows_and_travel_with_the_coder(tmp_path):
     np.testing.assert_allclose(coder.x_scale, x[TRAIN].std(0), rtol=1e-4)
     np.testing.assert_allclose(coder.y_scale, np.sqrt(y[TRAIN].var(0).mean()), rtol=1e-4)
     assert torch.equal(SparseCoder.from_pretrained(tmp_path).x_scale, coder.x_scale)
+
+
+def test_rows_scaled_by_themselves_are_measured_in_units_of_x(tmp_path):
+    coder = _fit(tmp_path, _config("monoloss_jumprelu", centre="none", scale="rows", l0=None), steps=200, lr=5e-3)
+    x, _ = _data()
+    mean, spread = x[TRAIN].mean(1), x[TRAIN].std(1, ddof=1)
+    np.testing.assert_allclose(coder.y_mean, np.full(D, mean.mean()), rtol=1e-5)
+    np.testing.assert_allclose(coder.y_scale, np.full(D, np.sqrt(np.mean(spread**2))), rtol=1e-5)
+    with torch.no_grad():
+        z, y_hats = coder(torch.from_numpy(x[VAL]))
+    fvu = np.square(x[VAL] - y_hats[-1].numpy()).sum() / np.square(x[VAL] - x[VAL].mean(0)).sum()
+    assert summary(tmp_path)["fvu"] == pytest.approx(fvu, rel=1e-4) and fvu < 0.5
+    history = read_history(tmp_path).query("split == 'train'")
+    assert history["fvu"].iloc[-1] < 0.5
+    measured = evaluate(coder, x, x, VAL)
+    assert measured.summary["fvu"] == pytest.approx(fvu, rel=1e-5)
+    assert measured.progressive["fvu"].iloc[-1] == pytest.approx(fvu, rel=1e-5)
 
 
 def test_given_target_scale_weights_the_units(tmp_path):

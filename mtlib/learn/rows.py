@@ -1,0 +1,20 @@
+"""Rows standardised each by itself (scale = rows), as MonoLoss's `--normalize` and MSAE's `normalize` do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPS = 1e-5  # added to the spread, as published
+
+
+def own_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread (standard deviation, n - 1) of every row of x (B, D), D > 1. Returns: (B, 1) twice."""
+    spread, mean = torch.std_mean(x, dim=-1, keepdim=True)
+    return mean, spread
+
+
+def standardised(x: Tensor) -> Tensor:
+    """(x - mean) / (spread + 1e-5) of every row of x (B, D)."""
+    mean, spread = own_moments(x)
+    return (x - mean) / (spread + EPS)
