@@ -74,7 +74,7 @@ def main() -> int:
     if bool(args.images) == args.smoke:
         parser.error("give --images FOLDER, or --smoke")
     name = "alexnet-smoke" if args.smoke else "alexnet"
-    options = ["--smoke"] if args.smoke else ["-p", f"images={args.images}", "-p", "pictures=false"]
+    options = ["--smoke"] if args.smoke else ["-p", f"images={args.images}"]
     name = f"{name}-own" if args.pairs else name
     pairs = [f"run={name}", *args.pairs] if args.images or args.pairs else []  # a smoke run is named by itself
     options += [word for pair in pairs for word in ("-p", pair)]
