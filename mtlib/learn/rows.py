@@ -14,7 +14,9 @@ def own_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, spread
 
 
-def standardised(x: Tensor) -> Tensor:
-    """(x - mean) / (spread + 1e-5) of every row of x (B, D)."""
+def scaled(x: Tensor, scale: Tensor, kind: str) -> Tensor:
+    """x (B, D) / scale (D,); with kind "rows" (x - mean) / (spread + 1e-5) of every row by itself."""
+    if kind != "rows":
+        return x / scale
     mean, spread = own_moments(x)
     return (x - mean) / (spread + EPS)

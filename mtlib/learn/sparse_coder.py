@@ -24,7 +24,7 @@ from mtlib.learn import losses, sparsity
 from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.fast.terms import Terms, fast_terms
 from mtlib.learn.hub import HubModel
-from mtlib.learn.rows import own_moments, standardised
+from mtlib.learn.rows import own_moments, scaled
 
 __all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
 
@@ -160,9 +160,8 @@ class SparseCoder(nn.Module, HubModel):
     def decode(self, z: Tensor, level: int = -1, x: Tensor | None = None) -> Tensor:
         """Reconstruction of y by one level.
 
-        Args: z (B, S) codes; level: 0 .. L-1, or negative from the end; x (B, D): the rows that were coded, whose own mean
-            and spread are put back with scale = rows (without x: those of an average row). Otherwise it changes nothing.
-        Returns: (B, O) in units of y.
+        Args: z (B, S) codes; level: 0 .. L-1, or negative from the end; x (B, D): the rows that were coded, needed with
+            scale = rows, to put back each row's mean and spread (without x: an average row's). Returns: (B, O).
         Raises: ValueError naming expected and actual shape; IndexError for a level that does not exist.
         """
         if z.shape[-1] != self.config.n_latents:
@@ -183,17 +182,13 @@ class SparseCoder(nn.Module, HubModel):
         return self._product(x, self.enc) + self._encoder_bias()
 
     def _inputs(self, x: Tensor) -> Tensor:
-        """x (..., D) in the coder's units."""
-        x = x - self.x_mean
-        return standardised(x) if self.config.scale == "rows" else x / self.x_scale
+        return scaled(x - self.x_mean, self.x_scale, self.config.scale)
 
     def _targets(self, y: Tensor) -> Tensor:
-        """y (B, O) in the coder's units."""
-        y = y - self.y_mean
-        return standardised(y) if self.config.target_scale == "rows" else y / self.y_scale
+        return scaled(y - self.y_mean, self.y_scale, self.config.target_scale)
 
     def _compared(self, x: Tensor) -> Tensor:
-        """The rows whose cosines MonoLoss compares: x, or what the coder sees of it where it takes rows by themselves."""
+        """The rows whose cosines MonoLoss compares."""
         return self._inputs(x) if self.config.scale == "rows" else x
 
     def _activate(self, z_pre: Tensor, theta: Tensor | None = None) -> Tensor:
@@ -259,10 +254,9 @@ class SparseCoder(nn.Module, HubModel):
         return y_hats
 
     def _to_y(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        if self.config.target_scale != "rows" or x is None:
-            return y * self.y_scale + self.y_mean
-        mean, spread = own_moments(x - self.y_mean)
-        return y * spread + mean + self.y_mean
+        own = x is not None and self.config.target_scale == "rows"
+        mean, scale = own_moments(x - self.y_mean) if own else (0.0, self.y_scale)
+        return y * scale + mean + self.y_mean
 
     # ---- training --------------------------------------------------------------------------------------------------
 

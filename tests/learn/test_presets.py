@@ -194,7 +194,7 @@ def test_preset_is_its_published_formula(name, fast):
     coder.fast = fast
     given, y = _data(coder.config.d_out)
     x, mean, spread = given, 0.0, 1.0
-    if coder.config.scale == "rows":  # every row by its own mean and standard deviation, which the reconstruction gets back
+    if coder.config.scale == "rows":  # by each row's mean and standard deviation, which the reconstruction gets back
         mean, spread = given.mean(1, keepdims=True), given.std(1, ddof=1, keepdims=True)
         x = (given - mean) / (spread + 1e-5)
     y = x if coder.config.target == "x" else y

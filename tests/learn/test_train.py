@@ -166,7 +166,7 @@ def test_rows_scaled_by_themselves_are_measured_in_units_of_x(tmp_path):
     np.testing.assert_allclose(coder.y_mean, np.full(D, mean.mean()), rtol=1e-5)
     np.testing.assert_allclose(coder.y_scale, np.full(D, np.sqrt(np.mean(spread**2))), rtol=1e-5)
     with torch.no_grad():
-        z, y_hats = coder(torch.from_numpy(x[VAL]))
+        y_hats = coder(torch.from_numpy(x[VAL])).y_hats
     fvu = np.square(x[VAL] - y_hats[-1].numpy()).sum() / np.square(x[VAL] - x[VAL].mean(0)).sum()
     assert summary(tmp_path)["fvu"] == pytest.approx(fvu, rel=1e-4) and fvu < 0.5
     history = read_history(tmp_path).query("split == 'train'")
