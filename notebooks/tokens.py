@@ -18,11 +18,12 @@
 # features. Here: how the coder learned (MSE, FVU and L0, as published), whether the vision model still works when it is given
 # the reconstruction, and the strongest features of one token, with the places where else in the image they fire.
 #
-# *Needs* a run of the profile alexnet up to 03 (the maps also work with any run whose `x` are patches of a `layer`). *Makes*
-# nothing: it only reads. *Takes* about a minute.
+# *Needs* a run of the profile alexnet up to 03, which has this notebook as its last stage (the maps also work with any run
+# whose `x` are patches of a `layer`). *Makes* the tables and figures below. *Takes* about a minute.
 
 # %% tags=["parameters"]
 run_dir = "runs/alexnet"  # folder of the run to look at
+stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 method = ""  # the coder to look at; empty for the first one
 image = -1  # number of an image, of all that were embedded; -1: the first test image
 row = -1  # the token's place on the grid; -1: where most is going on
@@ -32,14 +33,18 @@ n_spliced = 200  # test images on which the vision model is tried with the coder
 
 # %%
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import display
 
 from mtlib.features.token_map import curves, token_figure, token_map
 from mtlib.report import plots
-from mtlib.report.tokens import TokenRun
+from mtlib.report.tokens import TokenRun, section
+from mtlib.run.artifacts import Stage, write_text
 
 plots.use_style()
-run = TokenRun.open(run_dir, method)
+params = dict(method=method, image=image, row=row, column=column, n_features=n_features, n_spliced=n_spliced)
+stage = Stage("tokens", run_dir, stage_dir, params=params)
+run = TokenRun.of_stage(stage, method)
 facts = run.data.facts
 print(
     f"{len(run.data.x)} tokens of {facts['d_in']}, {run.data.tokens} per image, after {facts['layer']}; coder: {run.method}."
@@ -54,6 +59,7 @@ print(
 
 # %%
 fig, frame = curves(run.histories)
+plots.save(stage, fig, "curves", frame)
 plt.show()
 
 # %%
@@ -70,6 +76,7 @@ display(last[["step", "fvu", "l0"]].round(4))
 # %%
 seen = run.spliced(n_spliced)
 if seen:
+    plots.table(stage, pd.DataFrame([{"method": run.method} | seen]), "spliced")
     print(
         f"{seen['n']} test images: accuracy {seen['accuracy']:.1%}; with the coder inside {seen['accuracy_spliced']:.1%}",
         end="",
@@ -92,6 +99,7 @@ display(found.table.round(3))
 
 # %%
 fig = token_figure(found, run.picture(chosen), run.corners)
+plots.save(stage, fig, "features", found.table)
 plt.show()
 
 # %%
@@ -107,3 +115,7 @@ print(f"which fire on {share.min():.0%} to {share.max():.0%} of the image's plac
 # The table says what the token holds in the coder's terms, the maps whether that belongs to its place. Limits: one image is an
 # anecdote (notebook 05 has each feature's strongest images, 06 its name), and a map shows where a feature fires, not what
 # it does: for that the stream must be changed and the decision watched.
+
+# %%
+write_text(stage.out / "README.md", section(run.method, last, seen, found))
+stage.finish(method=run.method, image=chosen, place=list(found.place))

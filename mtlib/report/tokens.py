@@ -13,13 +13,15 @@ from mtlib.embed.images import load_image
 from mtlib.embed.store import Data, load_data
 from mtlib.embed.vision import AlexNetTransformer, square
 from mtlib.features.methods import interpreted
+from mtlib.features.token_map import TokenMap
 from mtlib.learn.classifier_scores import targets
 from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.learn.train import read_history
 from mtlib.learn.train_vision import load_vision
 from mtlib.measure.vision import accuracy_spliced
 from mtlib.report.reader import Reader
-from mtlib.run.artifacts import ArtifactError
+from mtlib.report.text import markdown_table
+from mtlib.run.artifacts import ArtifactError, Stage, current
 
 SIDE = 224  # pixels of a picture where no vision model says otherwise
 
@@ -42,7 +44,18 @@ class TokenRun:
         Args: run_dir: relative paths are taken from the repository root. method: "" for the first that was trained.
         Raises: ArtifactError when 03 is missing or x are no tokens; ValueError for an unknown method.
         """
-        folders = Reader.of_run(run_dir).folders
+        return TokenRun.read(Path(run_dir).name, Reader.of_run(run_dir).folders, method)
+
+    @staticmethod
+    def of_stage(stage: Stage, method: str = "") -> TokenRun:
+        """The same for a notebook that runs as a stage: what it reads is recorded as its inputs."""
+        done = current(stage.run_dir)
+        folders = {name: stage.input(name) for name in ("01_embed", "02_classify", "03_train") if name in done}
+        return TokenRun.read(stage.run_dir.name, folders, method)
+
+    @staticmethod
+    def read(run_dir: str, folders: dict[str, Path], method: str = "") -> TokenRun:
+        """Read the artifacts (stage -> folder, verified) of the run of that name; raises as `open`."""
         if "03_train" not in folders:
             raise ArtifactError(f"{run_dir}: no coders yet; run the notebooks up to 03_train first")
         data = load_data(folders["01_embed"], folders.get("02_classify"))
@@ -87,6 +100,24 @@ class TokenRun:
             return {}
         pixels = np.stack([np.asarray(self.picture(i)).transpose(2, 0, 1) for i in test])
         return accuracy_spliced(self.eyes, self.coder, pixels, labels[test])
+
+
+def section(method: str, last: pd.DataFrame, seen: dict, found: TokenMap) -> str:
+    """The notebook's part of the report, as Markdown.
+
+    Args: last: validation fvu and l0 at the end of training, by method. seen: `TokenRun.spliced`. found: the token shown.
+    """
+    names = {"method": "method", "step": "steps", "fvu": "FVU (val)", "l0": "L0 per token"}
+    parts = ["## What does one token hold?", markdown_table(last.reset_index(), names)]
+    if seen:
+        parts.append(
+            f"With the reconstruction of {method} in place of every token, the vision model's accuracy on {seen['n']} test "
+            f"images goes from {seen['accuracy']:.1%} to {seen['accuracy_spliced']:.1%} ({seen['agreement']:.1%} the same "
+            f"decision); with one constant token it is {seen['accuracy_constant']:.1%}."
+        )
+    shown = f"The strongest features of the token at row {found.place[0]}, column {found.place[1]} of a test image"
+    parts += ["![Curves](figures/tokens_curves.png)", f"{shown}:", "![Features](figures/tokens_features.png)"]
+    return "\n\n".join(parts) + "\n"
 
 
 def _trained(folders: dict[str, Path]) -> bool:

@@ -1,6 +1,7 @@
 """A vision model, its tokens, coders of them, and what the notebook `tokens` reads: one small run from end to end."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from mtlib.features.token_map import token_figure, token_map
 from mtlib.learn.methods import train_methods
 from mtlib.learn.train_vision import VisionTraining, train_and_read
 from mtlib.report.tokens import TokenRun
-from mtlib.run.artifacts import ArtifactError, Stage, atomic, sha256
+from mtlib.run.artifacts import ArtifactError, Stage, atomic, sha256, verify
 from tests.synthetic import write_embed_stage
 
 METHODS = [{"name": "topk", "preset": "topk", "k": 4}, {"name": "transcoder", "preset": "transcoder", "l0": 4}]
 N = 40
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "tokens.py"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,26 @@ def test_run_is_read_whole(run):
     spliced = read.spliced(5)
     assert spliced["n"] == 5
     assert 0 <= spliced["agreement"] <= 1
+
+
+def test_notebook_tokens_runs_as_a_stage(run, tmp_path):
+    """The cells of the notebook, in this process: its artifact is complete and names what it read."""
+    import jupytext
+    import matplotlib
+
+    matplotlib.use("agg")
+    cells = [c for c in jupytext.read(NOTEBOOK).cells if c.cell_type == "code"]
+    values = {"run_dir": str(run), "stage_dir": str(tmp_path / "tokens"), "n_spliced": 4, "n_features": 3}
+    scope: dict = {}
+    for cell in cells:
+        exec(cell.source, scope)
+        if "parameters" in cell.metadata.get("tags", []):
+            scope |= values
+    meta = verify(tmp_path / "tokens")
+    assert set(meta["inputs"]) == {"01_embed", "02_classify", "03_train"}
+    assert {"tables/tokens_curves.csv", "figures/tokens_features.png", "README.md"} <= set(meta["files"])
+    text = (tmp_path / "tokens" / "README.md").read_text()
+    assert "| topk |" in text and "on 4 test images" in text
 
 
 def test_what_cannot_be_read_is_refused(run, tmp_path):
