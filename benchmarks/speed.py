@@ -239,6 +239,8 @@ def main() -> int:
             found = merged(HERE / "results.json", found)
             write_json(HERE / "results.json", found)
             write_report(HERE / "README.md", found, args.rounds)
+    if not steps:
+        print(f"--only {args.only}: none of {', '.join(g.__name__ for g in GROUPS)}", file=sys.stderr)
     return 0 if steps else 2
 
 
