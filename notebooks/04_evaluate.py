@@ -26,20 +26,25 @@
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the samples for CKNNA and of the permutations behind the purity null
+zero_shot_images = []  # other images on which zero-shot is tried with the coders inside: class folders, "torchvision:CIFAR10"
+n_zero_shot = 1000  # at most so many images of each, evenly over the classes
 
 # %%
+from functools import cache
+
 import numpy as np
 from IPython.display import display
 
 from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
 from mtlib.learn.classifier import Classifier
-from mtlib.measure import compare, figures, study, truth_study, zero_shot
+from mtlib.measure import compare, figures, inside, study, truth_study, zero_shot
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
 plots.use_style()
-stage = Stage("04_evaluate", run_dir, stage_dir, params=dict(seed=seed))
+tried = dict(zero_shot_images=zero_shot_images, n_zero_shot=n_zero_shot)
+stage = Stage("04_evaluate", run_dir, stage_dir, params=dict(seed=seed, **tried))
 
 # %% [markdown]
 # ## What there is to measure
@@ -61,11 +66,16 @@ for row in skipped.itertuples():
 # of the target's variance that is left: 0 is perfect, 1 is what the mean would leave. What *can* be compared across
 # targets is how much the classifier's logit changes when the reconstruction takes the target's place. For a coder of
 # `x` there is one more question: spliced into the encoder, so that the text tower meets the reconstruction in place of
-# the embedding, how many percentage points does zero-shot classification lose?
+# the embedding, how many percentage points does zero-shot classification lose? Where `x` are tokens of an inner layer, their
+# reconstructions go into the forward pass and the later layers go on from there: of all tokens that `x` holds, or of the class
+# token only, where there is one.
 
 # %%
-task, no_task = zero_shot.zero_shot_task(data, lambda: Encoder.of(data.facts))
+tower = cache(lambda: Encoder.of(data.facts))
+task, no_task = zero_shot.zero_shot_task(data, tower)
 evaluations = study.evaluate_all(data, subjects, classifier, seed, task)
+further = (zero_shot_images, stage.out / "shards", stage.root, n_zero_shot, seed)
+spliced, left = inside.study_inside(data, subjects, evaluations, task, tower, *further)
 metrics = study.metrics_table(subjects, evaluations, skipped)
 plots.table(stage, metrics, "metrics")
 done = metrics[metrics["status"] == "ok"]
@@ -119,6 +129,15 @@ if task:
         drop, before = part["zero_shot_drop"].mean(), part["zero_shot_top1"].mean()
         print(f"{method}: spliced in, zero-shot loses {drop:.1f} of {100 * before:.1f} points.")
     print("Transcoders do not rebuild x, so there is nothing of theirs to splice in.")
+
+# %%
+if len(spliced):
+    plots.table(stage, spliced, "zero_shot")
+    display(spliced.drop(columns=["seed", "target"]).round(3))
+print(
+    "\n".join(f"Left out: {line}." for line in left)
+    or "Other images tried: " + (", ".join(zero_shot_images) or "none.")
+)
 
 # %% [markdown]
 # ## Levels: does a prefix of the latents suffice?

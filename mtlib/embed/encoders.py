@@ -115,6 +115,11 @@ class Encoder:
         return getattr(self.model, "visual", self.model)
 
     @property
+    def place(self) -> Layer:
+        """Where x is read, and where a coder's reconstruction can be put: the layer, else the tower's own output."""
+        return self.layer or Layer.output(self.tower, self.d_out)
+
+    @property
     def d_in(self) -> int:
         """Width of x: of the layer's activations, else of the embedding."""
         return self.layer.width if self.layer else self.d_out

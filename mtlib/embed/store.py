@@ -123,6 +123,10 @@ class Data:
             return self.x
         return self.final if self.tokens == 1 else np.repeat(self.final, self.tokens, axis=0)
 
+    def embedding_at(self, rows: np.ndarray) -> np.ndarray:
+        """(n, d_out) `embedding` of some rows, without making it whole."""
+        return self.x[rows] if self.final is None else self.final[np.asarray(rows) // self.tokens]
+
     def per_image(self) -> Data:
         """The same with one row per image: the mean over its tokens, (N / T, D) in memory; itself when T = 1."""
         if self.tokens == 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -26,8 +26,9 @@ class Layer:
     """One place in an image tower, and which of its tokens are meant.
 
     name: dotted path in the model; tokens: one of TOKENS; axis: of the images in the raw output; form: "sequence", "map"
-    (channels first), "map_last" or "vector"; prefix: tokens before the patches (class and register tokens); grid: (H, W)
-    of the patches, or (0, 0) when they form none; width: D; n_tokens: T after the choice of tokens.
+    (channels first), "map_last" or "vector"; prefix: tokens before the patches (class and register tokens); has_class:
+    whether the first of them is a class token; grid: (H, W) of the patches, or (0, 0) when they form none; width: D;
+    n_tokens: T after the choice of tokens.
     """
 
     name: str
@@ -39,6 +40,12 @@ class Layer:
     grid: tuple[int, int]
     width: int
     n_tokens: int
+    has_class: bool = False
+
+    @staticmethod
+    def output(tower: nn.Module, width: int) -> Layer:
+        """The tower's own output, the final embedding (B, D), as a layer of one token."""
+        return Layer("", tower, "all", 0, "vector", 0, (0, 0), width, 1)
 
     @staticmethod
     def find(tower: nn.Module, forward: Callable[[int], object], layer: str, tokens: str) -> Layer:
@@ -73,7 +80,19 @@ class Layer:
         if form == "sequence" and side * side == everything.shape[1] - prefix:
             grid = (side, side)
         shape = found.read(one).shape
-        return Layer(name, module, tokens, axes[0], form, prefix, grid, shape[2], shape[1])
+        return Layer(name, module, tokens, axes[0], form, prefix, grid, shape[2], shape[1], has_class)
+
+    @property
+    def replaceable(self) -> list[str]:
+        """What a coder of these tokens can take the place of: the tokens that were read, and the class token alone."""
+        own = [] if self.tokens == "mean" else [self.tokens]
+        return own + ["cls"] * (self.tokens == "all" and self.has_class)
+
+    def class_only(self) -> Layer:
+        """The same place, read and replaced at the class token only. Raises: LayerError when there is none."""
+        if not self.has_class:
+            raise LayerError(f"{self.name!r} has no class token")
+        return replace(self, tokens="cls", n_tokens=1)
 
     @property
     def facts(self) -> dict:

@@ -1,10 +1,8 @@
-"""A coder inside a model's forward pass: put its reconstruction in place of an activation, or scale one of its features.
+"""A coder inside a model's forward pass: its reconstruction in place of an activation, or one of its features scaled.
 
-The same code serves the final embedding and the tokens of an inner layer; what differs is the module that is hooked:
+Where it goes is a `Layer` of mtlib/embed/tokens.py, an inner one or the tower's own output:
 
-    with spliced(encoder.model.visual, replacement(coder)):                   # x itself: the visual tower's output
-        x_hat = encoder.encode_images(images)
-    with spliced(block, replacement(coder, tokens="class")):                  # a transformer block's output (B, T, D)
+    with encoder.place.replaced(replacement(coder)):
         x = encoder.encode_images(images)
 
 A transcoder predicts another layer than the one it reads, so it cannot be spliced; its features are steered in y.
@@ -12,70 +10,35 @@ A transcoder predicts another layer than the one it reads, so it cannot be splic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
-
-TOKENS = ("all", "class")
-
-
-@contextmanager
-def spliced(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While the block lasts, the module's output is `replace(output)`; afterwards it is what it was.
-
-    Raises: TypeError when the output is not one tensor; ValueError when `replace` changes its shape.
-    """
-
-    def hook(_, __, out):
-        if not isinstance(out, Tensor):
-            raise TypeError(f"{type(module).__name__} returns {type(out).__name__}, expected one tensor to replace")
-        new = replace(out)
-        if new.shape != out.shape:
-            raise ValueError(f"the replacement has shape {tuple(new.shape)}, the activation {tuple(out.shape)}")
-        return new.to(out.dtype)
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+from torch import Tensor
 
 
 def replacement(
-    coder, tokens: str = "all", change: Callable[[Tensor], Tensor] | None = None, keep_error: bool = False
+    coder, change: Callable[[Tensor], Tensor] | None = None, keep_error: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """What `spliced` puts in an activation's place: encode -> (change) -> decode.
+    """What goes in an activation's place: encode -> (change) -> decode.
 
     Args:
         coder:      an autoencoder (d_in = d_out) of the activation's width.
-        tokens:     for (B, T, D): "all" tokens, or the "class" token (the first) only. (B, D) has no tokens.
         change:     codes (n, S) -> codes; None leaves them.
         keep_error: add what the coder does not explain, activation - reconstruction, so that only `change` changes it.
-    Returns: activation (B, D) or (B, T, D) -> the same shape.
-    Raises: ValueError when the coder does not rebuild what it reads, or for another `tokens`.
+    Returns: activation (..., D) -> the same shape and type, on its device.
+    Raises: ValueError when the coder does not rebuild what it reads.
     """
     if coder.config.d_in != coder.config.d_out or coder.config.target != "x":
         raise ValueError(f"only an autoencoder can be spliced, this coder maps {coder.config.d_in} to a target y")
-    if tokens not in TOKENS:
-        raise ValueError(f"tokens = {tokens!r} must be one of {TOKENS}")
 
     @torch.no_grad()
-    def one(x: Tensor) -> Tensor:  # (n, D)
-        x = x.float()
+    def replace(activation: Tensor) -> Tensor:
+        x = activation.flatten(0, -2).to(coder.W_dec.device, torch.float32)  # (n, D)
         z = coder.encode(x)
         out = coder.decode(z if change is None else change(z), -1, x)
-        return out + x - coder.decode(z, -1, x) if keep_error else out
-
-    def replace(activation: Tensor) -> Tensor:
-        if activation.ndim == 2:
-            return one(activation).to(activation.dtype)
-        if tokens == "all":
-            return one(activation.flatten(0, -2)).reshape(activation.shape).to(activation.dtype)
-        new = activation.clone()
-        new[:, 0] = one(activation[:, 0]).to(activation.dtype)
-        return new
+        if keep_error:
+            out = out + x - coder.decode(z, -1, x)
+        return out.reshape(activation.shape).to(activation)
 
     return replace
 

@@ -96,7 +96,10 @@ def evaluate_all(
     seed: int = 0,
     zero_shot: ZeroShot | None = None,
 ) -> list[Evaluation]:
-    """`metrics.evaluate` of every subject on the test rows, dead latents counted on train; zero-shot for target x."""
+    """`metrics.evaluate` of every subject on the test rows, dead latents counted on train; zero-shot for target x.
+
+    Where x is a layer's, zero-shot needs the encoder's later layers: see inside.py.
+    """
     rows, train = data.rows("test"), data.rows("train")
     classes, labels = class_index(data, rows)[0], probe_labels(data)
     probes: dict = {}
@@ -115,7 +118,7 @@ def evaluate_all(
                 classes=classes,
                 probe=probes.get(s.target),
                 readout=None if classifier is None else readout(classifier, s.target),
-                zero_shot=zero_shot if s.target == "x" else None,
+                zero_shot=zero_shot if s.target == "x" and "layer" not in data.facts else None,
                 seed=seed,
             )
         )

@@ -86,9 +86,11 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
 
     Args:
         encoder: () -> Encoder, called for class folders only.
+
+    Where x are tokens of an inner layer, the task is that of their images: see inside.py.
     """
-    if "layer" in data.facts:
-        return None, "x holds a layer's activations, which texts cannot be compared with"
+    if why := _not_comparable(data.facts):
+        return None, why
     if data.truth is not None:
         return _families(data)
     if data.facts["labels"] == "classes":
@@ -105,6 +107,17 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
         texts = np.asarray(data.vocabulary, np.float64)
         return _task(*_merged(texts, names), words, "word of the vocabulary"), ""
     return None, "neither families, classes nor words to choose from"
+
+
+def _not_comparable(facts: dict) -> str:
+    """Why no text can be compared with these images, with x or with what the encoder makes of it; "" when one can."""
+    if "layer" not in facts:
+        return ""
+    encoder = facts["encoder"]
+    if not encoder.get("layer"):
+        return "x holds the activations of a vision model that has no text tower"
+    mean = "x holds the mean of a layer's tokens, which cannot be put back"
+    return mean if encoder["tokens"] == "mean" else ""
 
 
 def _families(data: Data) -> tuple[ZeroShot | None, str]:

@@ -126,12 +126,36 @@ def zero_shot(reader: Reader) -> str:
     before = 100 * float(mean["zero_shot_top1"].mean())
     if before < LITTLE:
         return f"**Spliced into the encoder.** The text tower names only {before:.1f}% of the test images rightly from their embeddings, so there is little to lose and nothing to compare."  # fmt: skip
+    inside = reader.table("04_zero_shot")
+    table = "\n\n" + _inside(inside) if len(inside) else ""
     low, high = f"{mean.zero_shot_drop[least]:.1f}", f"{mean.zero_shot_drop[most]:.1f}"
     lost = f"{low} percentage points ({md(least)}) to {high} ({md(most)})" if low != high else f"{low} percentage points with every method"  # fmt: skip
     return (
         f"**Spliced into the encoder.** The text tower names {before:.1f}% of the test images rightly from their embeddings. "
-        f"From the reconstructions it loses {lost}."
+        f"From the reconstructions it loses {lost}.{table}"
     )
+
+
+def _inside(frame: pd.DataFrame) -> str:
+    """Zero-shot with coders inside the forward pass, as Markdown; means over the seeds."""
+    by = ["images", "method", "tokens"]
+    shares = [c for c in frame if c.startswith("zero_shot") and "drop" not in c]
+    mean = (
+        frame.assign(**(frame[shares] * 100))
+        .groupby(by, sort=False)[["n", *shares, *(c for c in frame if "drop" in c)]]
+        .mean()
+    )
+    names = {
+        "images": "images",
+        "n": "number",
+        "method": "method",
+        "tokens": "tokens replaced",
+        "zero_shot_top1": "top-1, %",
+    }
+    names |= {"zero_shot_top1_spliced": "with the coder", "zero_shot_drop": "points lost", "zero_shot_top5": "top-5, %"}
+    names |= {"zero_shot_top5_spliced": "with the coder ", "zero_shot_drop_top5": "points lost "}
+    whole = mean.reset_index().assign(n=mean["n"].to_numpy().astype(int)).dropna(axis=1, how="all").round(2)
+    return markdown_table(whole, names) + "\n\n[Every seed](tables/04_zero_shot.csv)"
 
 
 def _definitions(reader: Reader) -> list[str]:

@@ -8,9 +8,9 @@ import torch
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
 from mtlib.measure.vision import accuracy_spliced
 
-CONFIG = SimpleNamespace(d_in=256, d_out=256, target="x")
-IDENTITY = SimpleNamespace(config=CONFIG, encode=lambda x: x, decode=lambda z: z)
-NOTHING = SimpleNamespace(config=CONFIG, encode=torch.zeros_like, decode=lambda z: z)
+SHAPE = dict(config=SimpleNamespace(d_in=256, d_out=256, target="x"), W_dec=torch.eye(256))
+IDENTITY = SimpleNamespace(**SHAPE, encode=lambda x: x, decode=lambda z, *_: z)
+NOTHING = SimpleNamespace(**SHAPE, encode=torch.zeros_like, decode=lambda z, *_: z)
 
 
 def test_identity_loses_nothing_and_a_blind_coder_decides_alike_for_all():
