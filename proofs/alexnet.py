@@ -75,7 +75,8 @@ def main() -> int:
         parser.error("give --images FOLDER, or --smoke")
     name = "alexnet-smoke" if args.smoke else "alexnet"
     options = ["--smoke"] if args.smoke else ["-p", f"images={args.images}"]
-    name = f"{name}-own" if args.pairs else name
+    given = [pair.removeprefix("run=") for pair in args.pairs if pair.startswith("run=")]
+    name = given[-1] if given else f"{name}-own" if args.pairs else name
     pairs = [f"run={name}", *args.pairs] if args.images or args.pairs else []  # a smoke run is named by itself
     options += [word for pair in pairs for word in ("-p", pair)]
     done = subprocess.run([sys.executable, "-m", "mtlib.run.pipeline", "alexnet", *options], cwd=ROOT, check=False)

@@ -2,8 +2,8 @@
 
     local      this process; `workers` threads decode
     processes  `workers` processes of this machine, each with the encoder and a share of the threads
-    ray        `workers` Ray actors (extra `ray`), here or on machines that see the same folders; the cluster is the one that
-               RAY_ADDRESS names, else one is started here
+    ray        `workers` Ray actors (extra `ray`), or as many as there is room for, here or on machines that see the same
+               folders; the cluster is the one that RAY_ADDRESS names, else one is started here
 
 Each worker writes whole shards, so no array travels between processes and a kill loses at most the shards in work.
 """
@@ -89,7 +89,10 @@ def _ray(record: dict, device: str, job: Job, todo: list[int], workers: int, thr
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        actor = ray.remote(num_cpus=threads, num_gpus=int(device == "cuda"))(Worker)
+        needs = {"CPU": threads} | ({"GPU": 1} if device == "cuda" else {})
+        there = ray.cluster_resources()  # an actor for which there is no room would be waited for without end
+        workers = max(1, min(workers, *(int(there.get(name, 0) // n) for name, n in needs.items())))
+        actor = ray.remote(num_cpus=threads, num_gpus=needs.get("GPU", 0))(Worker)
         shared = ray.put(job)
         pool = ActorPool([actor.remote(record, device, shared, threads) for _ in range(workers)])
         yield from pool.map_unordered(lambda worker, shard: worker.embed.remote(shard), todo)
