@@ -56,7 +56,7 @@ def main() -> int:
     table = pd.DataFrame(lines)
     same = table["hash"].nunique() == 1
     text = "# Every engine gives the same bytes\n\n"
-    text += f"{lines[0]["files"]} files, one of them unreadable, on {os.cpu_count()} cores with {torch.get_num_threads()} threads in this process; "
+    text += f"{lines[0]['files']} files, one of them unreadable, on {os.cpu_count()} cores with {torch.get_num_threads()} threads in this process; "
     text += f"Ray {ray.__version__}, {', '.join(f'{k} {v}' for k, v in versions().items())}. "
     text += f"{'All hashes are equal' if same else '**The hashes differ**'}. Starting workers is most of the time of so few images.\n\n"
     names = {
