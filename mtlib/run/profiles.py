@@ -63,6 +63,13 @@ def asked_for(profile: str, places: Places) -> list[str]:
     return [key for key, value in values.items() if value == ""]
 
 
+def not_given(asked: list[str], plain: dict) -> list[str]:
+    """What was asked for and not given; of images and embeddings, where a profile leaves both blank, one is enough."""
+    either = ("images", "embeddings")
+    enough = set(either) <= set(asked) and any(plain.get(key) for key in either)
+    return [key for key in asked if not plain.get(key) and not (enough and key in either)]
+
+
 def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> dict[str, dict]:
     """Checked parameters of every notebook of the run: its defaults, the profile, the smoke overlay, the command line.
 
@@ -80,7 +87,7 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
     ours = set().union(*notebooks.values())  # the overlay, or a list of notebooks cut by -p, may speak of others
     given = {key: value for key, value in given.items() if key in ours}
     plain = {k: v for k, v in overrides.items() if k not in ("run", NOTEBOOKS)}
-    if missing := [] if smoke else [key for key in asked_for(profile, places) if not plain.get(key)]:
+    if missing := [] if smoke else not_given(asked_for(profile, places), plain):
         raise params.ParamsError(f"params/{profile}.yaml: {missing[0]} is yours to give, -p {missing[0]}=...")
     params.check(plain, notebooks, "-p")
     checked = params.check(given | plain, notebooks, f"params/{profile}.yaml")

@@ -20,6 +20,7 @@ from mtlib.run import artifacts
 
 NAMED = ("hf:", "torchvision:", "wordfreq")  # values that name something else than a path
 INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_images")  # must exist when given
+INPUT_KEYS += ("second_data", "second_text")
 DOTTED = re.compile(r"^\w+(\.\w+)+$")
 
 

@@ -1,0 +1,126 @@
+"""The same coders on data that they were not trained on: a second image set, and text in the same space.
+
+Nothing is fitted again and no statistics are taken anew: centring, scaling and thresholds are those of the coder's train
+images. What a shift of the mean alone costs is measured apart ("text, centred").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mtlib.embed import arrays, sources
+from mtlib.embed.data import InputError
+from mtlib.embed.encoders import Encoder
+from mtlib.embed.store import Data, load_parts
+from mtlib.measure.metrics import Evaluation, evaluate
+from mtlib.measure.probes import fit_probe
+from mtlib.measure.reconstruction import target_mean
+from mtlib.measure.study import Subject, class_index, probe_labels
+
+MIN_ROWS = 20  # below which nothing is measured
+SHOWN = ["explained_variance", "fvu", "nmae", "cosine", "l0", "silent_fraction", "cknna", "cknna_rows", "mono_score"]
+SHOWN += ["mono_score_median", "mono_score_p90", "mean_cosine", "purity", "purity_null", "probe_kl", "probe_agreement"]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A data set in the space of x: x (N, D), the rows to measure, and integer classes (N,), -1 unknown, or None."""
+
+    name: str
+    what: str
+    x: np.ndarray
+    rows: np.ndarray
+    classes: np.ndarray | None = None
+
+
+def second_images(
+    data: Data, given: str, root: Path, out: Path, batch_size: int = 256, workers: int = 2
+) -> Elsewhere | None:
+    """The second image set: what was given, else the run's images of generators, which no stage has learned from.
+
+    Args:
+        given:     .npy (N, D) of embeddings in the space of x, or a folder of images for the run's encoder; "" for neither.
+        root, out: where relative paths start; a scratch folder for the rows of a folder of images.
+    Returns: None when there is neither.
+    Raises: InputError when the file has another width, or the run has no encoder for a folder of images.
+    """
+    if not given:
+        rows = data.rows("unlabelled")
+        classes, _ = class_index(data, rows) if len(rows) else (None, "")
+        what = f"{len(rows)} images of the generators, which no stage has learned from"
+        return Elsewhere("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
+    path = root / given
+    if path.suffix == ".npy":
+        return Elsewhere("second", f"{path.name}", *_array(path, data, "second_data"))
+    if not (data.facts.get("encoder") or {}).get("name"):
+        raise InputError(f"second_data = {given}: this run has embeddings only; give a .npy in the same space")
+    config = sources.EmbedConfig(images=given, batch_size=batch_size, workers=workers, splits=(0.0, 0.0, 1.0))
+    _, facts = sources.from_images(config, Encoder.of(data.facts), path, out)
+    other = load_parts(out, facts)
+    rows = other.rows("all")
+    return Elsewhere(
+        "second", f"{len(rows)} images of {path.name}", np.asarray(other.x), rows, class_index(other, rows)[0]
+    )
+
+
+def texts(data: Data, given: str, root: Path) -> Elsewhere | None:
+    """The second modality: text embeddings that were given (.npy), else those of the run's vocabulary; None without."""
+    if given:
+        return Elsewhere("text", Path(given).name, *_array(root / given, data, "second_text"))
+    if len(data.vocabulary) < MIN_ROWS:
+        return None
+    v = np.asarray(data.vocabulary, np.float32)
+    return Elsewhere("text", f"the {len(v)} phrases of the vocabulary", v, np.arange(len(v)))
+
+
+def _array(path: Path, data: Data, parameter: str) -> tuple[np.ndarray, np.ndarray]:
+    x = arrays.checked(path, parameter)
+    if x.shape[1] != data.x.shape[1]:
+        raise InputError(f"{parameter} = {path.name}: shape {x.shape}, the run's embeddings are {data.x.shape[1]} wide")
+    return np.asarray(x, np.float32), np.arange(len(x))
+
+
+def centred(data: Data, text: Elsewhere) -> Elsewhere:
+    """The texts moved by one vector, so that their mean is that of the train images: the gap between the two is gone."""
+    shift = target_mean(data.x, data.rows("train")) - target_mean(text.x, text.rows)
+    return Elsewhere(f"{text.name}, centred", f"{text.what}, moved onto the mean of the train images",
+                     (text.x + shift).astype(np.float32), text.rows)  # fmt: skip
+
+
+def evaluate_there(
+    data: Data, subjects: list[Subject], sets: list[Elsewhere], seed: int = 0
+) -> list[tuple[str, Subject, Evaluation]]:
+    """`metrics.evaluate` of every subject (target x) on every set; the linear probe is fitted on the run's train rows."""
+    labels = probe_labels(data)
+    probe = fit_probe(data.x, data.rows("train"), labels) if labels is not None else None
+    return [
+        (there.name, s, evaluate(s.coder, there.x, there.x, there.rows, classes=there.classes, probe=probe, seed=seed))
+        for there in sets
+        for s in subjects
+    ]
+
+
+def summary(found: list[tuple[str, Subject, Evaluation]], test: pd.DataFrame) -> pd.DataFrame:
+    """One line per data set and method: the run's own test images first.
+
+    Args: found: of `evaluate_there`; test: 04_metrics of the same coders.
+    Returns: frame of data, method, seed and those of SHOWN that were measured.
+    """
+    lines = [{"data": name, **s.key, **e.summary} for name, s, e in found]
+    own = {(s.method, s.seed) for _, s, _ in found}
+    keep = [(m, s) in own for m, s in zip(test["method"], test["seed"], strict=True)]
+    frame = pd.concat([test[keep].assign(data="test"), pd.DataFrame(lines)], ignore_index=True)
+    return frame[["data", "method", "seed", *(c for c in SHOWN if c in frame)]]
+
+
+def progressive(found: list[tuple[str, Subject, Evaluation]], test: pd.DataFrame) -> pd.DataFrame:
+    """Progressive recovery on every set under each other: data, method, seed, kept, fvu, l0; `test` is 04_progressive."""
+    frames = [e.progressive.assign(data=name, **s.key) for name, s, e in found]
+    own = {(s.method, s.seed) for _, s, _ in found}
+    keep = [(m, s) in own for m, s in zip(test["method"], test["seed"], strict=True)]
+    frame = pd.concat([test[keep].assign(data="test"), *frames], ignore_index=True)
+    return frame[["data", "method", "seed", "target", "l0_target", "kept", "fvu", "l0"]]
