@@ -75,9 +75,10 @@ def main() -> int:
         parser.error("give --images FOLDER, or --smoke")
     name = "alexnet-smoke" if args.smoke else "alexnet"
     options = ["--smoke"] if args.smoke else ["-p", f"images={args.images}"]
-    given = [pair.removeprefix("run=") for pair in args.pairs if pair.startswith("run=")]
-    name = given[-1] if given else f"{name}-own" if args.pairs else name
-    pairs = [f"run={name}", *args.pairs] if args.images or args.pairs else []  # a smoke run is named by itself
+    named = [pair.removeprefix("run=") for pair in args.pairs if pair.startswith("run=")]
+    name = named[0] if named else f"{name}-own" if args.pairs else name
+    pairs = args.pairs if named else [f"run={name}", *args.pairs]
+    pairs = pairs if args.images or args.pairs else []  # a smoke run is named by itself
     options += [word for pair in pairs for word in ("-p", pair)]
     done = subprocess.run([sys.executable, "-m", "mtlib.run.pipeline", "alexnet", *options], cwd=ROOT, check=False)
     if done.returncode:
