@@ -41,7 +41,7 @@ centre = "mean"  # subtract the train mean of x, for every method; "": as publis
 scale = "rms"  # scale x to mean square 1, for every method; "": as published
 target_centre = "mean"  # the same for y
 target_scale = "rms"
-val_every = 50  # steps between validations; the best weights are kept
+val_every = 50  # steps between validations, whose best weights are kept; 0: as published, else every 50
 precision = "float32"  # of the products: float32 | tf32 (on a GPU) | bf16
 fits_at_once = 1  # coders trained at a time, each in its own process; the results are the same
 processes = 1  # processes that train one coder together, each with a share of every batch: cores, or GPUs
@@ -52,7 +52,7 @@ from IPython.display import display
 from mtlib.embed import store
 from mtlib.learn import figures
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.methods import train_methods
+from mtlib.learn.methods import epochs, train_methods
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage, atomic
 
@@ -90,6 +90,12 @@ with atomic(stage.out / "coders.csv") as tmp:
 if len(history):
     fig, frame = figures.training_curves(history)
     plots.save(stage, fig, "curves", frame)
+
+# %%
+if len(history):
+    by_epoch = epochs(history)
+    plots.table(stage, by_epoch, "epochs")
+    display(by_epoch.groupby(["method", "seed"], sort=False).tail(1).drop(columns="target").round(4))
 
 # %%
 done = coders[coders["status"] == "ok"]

@@ -28,6 +28,11 @@ stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the control directions and of the permuted classes
 top_n = 20  # strongest images kept of each feature, per split
 n_collages = 30  # pictures drawn per method
+collages_of = (
+    "surest"  # of which features: "surest" (of errors, of their absence, some active ones) or the most "active"
+)
+collage_images = 20  # images on a picture, at most top_n
+collage_columns = 5  # of them side by side
 collage_split = "val"  # whose images the pictures show: "val", or "test" for a held-out look
 
 # %%
@@ -45,11 +50,11 @@ from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
 plots.use_style()
-if collage_split not in ("val", "test") or top_n < 1 or n_collages < 0:
-    raise ValueError(
-        f"collage_split = {collage_split!r} (val or test), top_n = {top_n} (>= 1), n_collages = {n_collages} (>= 0)"
-    )
-params = dict(seed=seed, top_n=top_n, n_collages=n_collages, collage_split=collage_split)
+gallery.check_settings(collages_of, collage_images, collage_columns, n_collages, collage_split)
+if top_n < 1:
+    raise ValueError(f"top_n = {top_n} must be at least 1")
+params = dict(seed=seed, top_n=top_n, n_collages=n_collages, collage_split=collage_split, collages_of=collages_of)
+params |= dict(collage_images=collage_images, collage_columns=collage_columns)
 stage = Stage("05_features", run_dir, stage_dir, params=params)
 
 # %%
@@ -216,7 +221,8 @@ if classifier is not None and labelled and tables:
 # ## Pictures
 #
 # Half of the pictures go to the features that are most surely tied to errors, a quarter to the most surely plausible ones, a
-# quarter to the most active ones (without labels: the purest, and the most active). Each shows its strongest images of
+# quarter to the most active ones (without labels: the purest, and the most active), or all to the most active
+# (`collages_of`). Each shows its strongest images of
 # the validation split, strongest first: an orange strip and ✗ mean implausible, blue and ✓ plausible. With
 # `pictures: false` in 01 none is drawn.
 
@@ -227,11 +233,11 @@ for method, table in tables.items():
     top = pd.read_parquet(stage.out / "features" / method / "top_images.parquet")
     top = top[top["split"] == collage_split]
     n_images = top.groupby("feature").size().reindex(table["feature"], fill_value=0).to_numpy()
-    chosen = gallery.choose(table.assign(n_images=n_images), n_collages if data.pictures else 0)
-    lines = gallery.describer(table, method)
-    written = gallery.write_collages(
-        stage.out / "features" / method / "collages", chosen["feature"], top, lines, load, labelled
-    )
+    n_drawn = n_collages if data.pictures else 0
+    chosen = gallery.choose(table.assign(n_images=n_images), n_drawn, what=collages_of)
+    folder, lines = stage.out / "features" / method / "collages", gallery.describer(table, method)
+    grid = dict(n_images=collage_images, columns=collage_columns)
+    written = gallery.write_collages(folder, chosen["feature"], top, lines, load, labelled, **grid)
     drawn[method] = chosen.merge(written, on="feature").assign(method=method)
 
 # %%

@@ -358,6 +358,15 @@ for method in verdicts:
     print(f"{method}: {len(analysed.records)} names, {len(ruled.records)} verdicts, {n_error} of them errors.")
 
 # %% [markdown]
+# Beside them the table of interpretations as published for features of CLIP's layers: what has a picture, the most active first.
+
+# %%
+pictured = {m: {int(p.stem) for p in (source / m / "collages").glob("*.jpg")} for m in features}
+tabled = judges.interpretations(features, verdicts, tops, main, pictured)
+plots.table(stage, tabled, "interpretations")
+display(tabled.head(8).round(3))
+
+# %% [markdown]
 # ## Answer
 #
 # Every feature that fires on enough images has a name and, where there is something to judge, a verdict; on the demo the

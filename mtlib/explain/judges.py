@@ -17,9 +17,13 @@ import pandas as pd
 
 from mtlib.explain import records
 from mtlib.explain.text_space import TextSpace, ZeroShot
+from mtlib.features.gallery import by_activity
 
 VERDICTS = ("error", "no_error", "refused", "failed", "skipped", "unasked")
 COLUMNS = ["feature", "judge", "phrase", "verdict", "category", "confidence", "detail"]
+WITHOUT_PICTURES = 100
+INTERPRETATIONS = ["feature_rank", "feature_id", "collage_path", "activation_mean", "activation_max", "num_images"]
+INTERPRETATIONS += ["interpretation", "method"]
 NOTHING = "nothing to judge: the images have no plausibility labels"
 NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and for their absence"
 
@@ -216,3 +220,36 @@ def beside(features: pd.DataFrame, verdicts: pd.DataFrame, judge: str) -> pd.Dat
     words = own[["feature", "phrase", "verdict", "confidence", "detail"]]
     joined = in_order(features)[columns].merge(words, on="feature")
     return joined[["feature", "phrase", "verdict", "confidence", "detail", *columns[1:]]]
+
+
+def interpretations(
+    features: dict[str, pd.DataFrame],
+    verdicts: dict[str, pd.DataFrame],
+    tops: dict[str, pd.DataFrame],
+    judge: str,
+    pictured: dict[str, set[int]],
+) -> pd.DataFrame:
+    """The published table of interpretations: the features that have a collage (of a run without any: the hundred most active).
+
+    Args: method -> features.parquet, verdicts, top_images.parquet, features with a collage. judge: whose names.
+    Returns: frame of feature_rank (1 the most active, by mean activation x density), feature_id, collage_path (in the
+        report; "" where none was drawn), activation_mean, activation_max (over the test rows on which it fires), num_images
+        (top val images that were looked at), interpretation, method.
+    """
+    frames = []
+    for method, table in features.items():
+        ranked = by_activity(table)
+        ranked = ranked.assign(feature_rank=range(1, len(ranked) + 1))
+        drawn = pictured.get(method, set())
+        shown = ranked[ranked["feature"].isin(drawn)] if drawn else ranked[ranked["density"] > 0].head(WITHOUT_PICTURES)
+        own = verdicts[method].query("judge == @judge").set_index("feature")["phrase"]
+        n = tops[method].query("split == 'val'").groupby("feature").size()
+        path = [f"collages/{method}/{f}.jpg" if f in drawn else "" for f in shown["feature"]]
+        frame = pd.DataFrame(
+            {"feature_rank": shown["feature_rank"], "feature_id": shown["feature"], "collage_path": path}
+        )
+        frame["activation_mean"], frame["activation_max"] = shown["mean_activation"], shown["max_activation"]
+        frame["num_images"] = n.reindex(shown["feature"], fill_value=0).to_numpy()
+        frame["interpretation"] = own.reindex(shown["feature"]).fillna("").to_numpy()
+        frames.append(frame.assign(method=method))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=INTERPRETATIONS)

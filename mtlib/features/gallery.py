@@ -14,9 +14,32 @@ from mtlib.embed.images import ImageRefused, load_image
 from mtlib.features.collages import MAX_BYTES, TILE, collage, jpeg
 from mtlib.run.artifacts import atomic
 
+CHOICES = ("surest", "active")  # see `choose`
 
-def choose(features: pd.DataFrame, n: int, min_images: int = 4) -> pd.DataFrame:
+
+def check_settings(collages_of: str, collage_images: int, collage_columns: int, n_collages: int, split: str) -> None:
+    """Refuse what cannot be drawn. Raises: ValueError naming the parameter, its value and its range."""
+    for name, value, allowed in (("collages_of", collages_of, CHOICES), ("collage_split", split, ("val", "test"))):
+        if value not in allowed:
+            raise ValueError(f"{name} = {value!r} is not one of {', '.join(allowed)}")
+    for name, value, low in (
+        ("collage_images", collage_images, 1),
+        ("collage_columns", collage_columns, 1),
+        ("n_collages", n_collages, 0),
+    ):
+        if value < low:
+            raise ValueError(f"{name} = {value} must be at least {low}")
+
+
+def by_activity(features: pd.DataFrame) -> pd.DataFrame:
+    """Features, the most active first: mean activation x density, ties to the smaller number."""
+    return features.assign(_=-(features["mean_activation"] * features["density"])).sort_values(["_", "feature"])
+
+
+def choose(features: pd.DataFrame, n: int, min_images: int = 4, what: str = "surest") -> pd.DataFrame:
     """Which features get a collage, and why, in the order in which a reader should see them.
+
+    what = "active": the most active ones (see `by_activity`). what = "surest":
 
     With error ratios: half of the places go to the features most enriched for errors (highest lower bound of the error
     ratio), a quarter to the most clearly plausible ones (lowest upper bound), a quarter to the most active (mean
@@ -28,8 +51,8 @@ def choose(features: pd.DataFrame, n: int, min_images: int = 4) -> pd.DataFrame:
     Returns: frame with feature and reason ("errors" | "plausible" | "pure" | "active"), at most n rows.
     """
     usable = features[features["n_images"] >= min_images]
-    active = usable.assign(_=-(usable["mean_activation"] * usable["density"])).sort_values(["_", "feature"])
-    assessed = usable[usable["assessed"]]
+    active = by_activity(usable)
+    assessed = usable[usable["assessed"]] if what == "surest" else usable.head(0)
     orders: list[tuple[str, float, pd.DataFrame]] = []
     if len(assessed) and assessed["error_low"].notna().any():
         orders.append(("errors", 0.5, assessed.sort_values(["error_low", "feature"], ascending=[False, True])))
@@ -74,6 +97,8 @@ def write_collages(
     load: Callable[[int], Image.Image | str],
     labelled: bool,
     max_bytes: int = MAX_BYTES,
+    n_images: int = 20,
+    columns: int = 5,
 ) -> pd.DataFrame:
     """Write folder/<feature>.jpg for each chosen feature.
 
@@ -83,15 +108,18 @@ def write_collages(
         describe: feature -> dict(title, lines, phrase) for `collage`.
         load:     row -> PIL image, or a string for a word card.
         labelled: whether to show labels.
+        n_images, columns: at most so many images of each feature, so many side by side.
     Returns: frame with feature, images, bytes.
     """
     lists = {f: g.sort_values("rank") for f, g in top[top["feature"].isin(list(chosen))].groupby("feature")}
     written = []
     for feature in chosen:
-        shown = lists[feature]
+        shown = lists[feature].head(n_images)
         labels = shown["label"].tolist() if labelled else None
         images = [load(int(row)) for row in shown["row"]]
-        data = jpeg(collage(images, shown["activation"].tolist(), labels, **describe(feature)), max_bytes)
+        data = jpeg(
+            collage(images, shown["activation"].tolist(), labels, columns=columns, **describe(feature)), max_bytes
+        )
         with atomic(Path(folder) / f"{feature}.jpg") as tmp:
             tmp.write_bytes(data)
         written.append({"feature": feature, "images": len(images), "bytes": len(data)})

@@ -83,9 +83,27 @@ def _tables(plans, seeds: Sequence[int], fits: dict[tuple[str, int], Fit]) -> tu
             row |= {"l0_val": done["l0"], "fvu_val": done["fvu"], "dead": done["dead"], "best_step": done["step"]}
             rows.append(row)
             history = read_history(job.folder)
-            histories.append(history.assign(method=method["name"], seed=seed, target=config.target))
+            passes = history["step"] * train_config.batch / len(job.rows_train)
+            histories.append(history.assign(method=method["name"], seed=seed, target=config.target, epoch=passes))
     history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame()
     coders = pd.DataFrame(rows).reindex(columns=COLUMNS)
     for column in ("l0_target", "best_step"):
         coders[column] = coders[column].astype(np.float64).astype("Int64")
     return coders, history
+
+
+def epochs(history: pd.DataFrame) -> pd.DataFrame:
+    """A line per epoch and fit: the training loss over it, and what the last validation within it measured.
+
+    Args: history: of `train_methods`; epoch: passes over the train rows so far.
+    Returns: frame of method, seed, target, epoch (1 the first), step, loss (mean over the epoch's steps), reconstruction
+        (the loss's first term, likewise), fvu, evr (explained variance, 1 - fvu), l0, dead (share) on validation rows.
+        Epochs in which nothing was validated are left out.
+    """
+    by = ["method", "seed", "target", "epoch"]
+    frame = history.assign(epoch=np.ceil(history["epoch"] - 1e-9).astype(int))
+    train = frame[frame["split"] == "train"].groupby(by, sort=False)[["loss", "reconstruction"]].mean()
+    val = frame[frame["split"] == "val"].groupby(by, sort=False)[["step", "fvu", "l0", "dead"]].last()
+    table = val.join(train).reset_index()
+    table.insert(table.columns.get_loc("fvu") + 1, "evr", 1 - table["fvu"])
+    return table[[*by, "step", "loss", "reconstruction", "fvu", "evr", "l0", "dead"]]

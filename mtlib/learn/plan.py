@@ -86,12 +86,12 @@ def check_parameters(values: dict) -> None:
     Raises: ValueError in the words of a params file: `methods[2].k = 5000 is larger than n_latents = 2048`.
     """
     check_methods(values["methods"], values["seeds"])
-    for name in ("val_every", "fits_at_once", "processes"):
+    for name in ("fits_at_once", "processes"):
         if values.get(name, 1) < 1:
             raise ValueError(f"{name} = {values[name]}: must be >= 1")
     train = {k: values[k] for k in TRAIN_KEYS if k in values}
     common = {k: values[k] for k in COMMON_KEYS if k in values}
-    for key in ("steps", "batch", "n_latents", "lr"):
+    for key in ("steps", "batch", "n_latents", "lr", "val_every"):
         if values.get(key, 0) < 0:
             raise ValueError(f"{key} = {values[key]}: must be > 0, or 0 for the published value")
     for i, method in enumerate(values["methods"]):

@@ -94,7 +94,7 @@ PRESETS: dict[str, dict[str, dict]] = {
     # SAE for CLIP layers: residual stream of ViT-B-32, width 768, expansion 64
     "sae_for_clip": {
         "coder": dict(n_latents=49152, ks=(500,), unit_norm_decoder=True, decoder_bias=False),
-        "train": dict(lr=2e-4, batch=64, epochs=15),
+        "train": dict(lr=2e-4, batch=64, epochs=15, val_every=0),
     },
     # AlexNet-Transformer: residual stream after block 6
     "alexnet": {

@@ -184,12 +184,13 @@ class _Loop:
             disable=not self.first,
         )
         saved = self.logged = time.monotonic()
+        val_every = c.val_every or self.sampler.per_epoch
         while self.step < self.steps:
             self._train_step()
             self.step += 1
             if self.step % c.log_every == 0 or self.step == self.steps:
                 bar.set_postfix(self._log(), refresh=False)
-            if self.step % c.val_every == 0 or self.step == self.steps:
+            if self.step % val_every == 0 or self.step == self.steps:
                 self._validate()
             bar.update()
             due = c.checkpoint_steps and self.step % c.checkpoint_steps == 0

@@ -29,7 +29,7 @@ class TrainConfig:
     theta_lr: float = 10.0  # learning rate of JumpReLU thresholds, as a multiple of lr
     l0_target: int = 0  # latents per row; 0 = as the coder's settings say
     seed: int = 0
-    val_every: int = 50  # steps between validations
+    val_every: int = 50  # steps between validations; 0 = once an epoch
     log_every: int = 25
     checkpoint_steps: int = 0  # steps between checkpoints; 0 = by time only
     checkpoint_seconds: float = 60.0
@@ -44,9 +44,9 @@ class TrainConfig:
             "precision": ("float32", "tf32", "bf16"),
         }.items():
             check(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
-        for name in ("steps", "l0_target", "checkpoint_steps", "seed"):
+        for name in ("steps", "l0_target", "checkpoint_steps", "seed", "val_every"):
             check(self, name, getattr(self, name) >= 0, ">= 0")
-        for name in ("epochs", "batch", "val_every", "log_every"):
+        for name in ("epochs", "batch", "log_every"):
             check(self, name, getattr(self, name) >= 1, ">= 1")
         for name in ("lr", "eps", "theta_lr", "checkpoint_seconds"):
             check(self, name, 0 < getattr(self, name) < math.inf, "finite and > 0")

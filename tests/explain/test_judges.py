@@ -237,3 +237,18 @@ def test_figures_show_what_their_tables_say():
     counts = judge_figures.verdict_counts(said)
     assert (counts.drop(columns=["method", "judge", "n_latents"]).sum(axis=1) == 4).all()
     fig.clear()
+
+
+def test_interpretations_are_the_published_table():
+    table = {"feature": [0, 1, 2], "mean_activation": [1.0, 3.0, 2.0], "max_activation": [2.0, 5.0, 9.0]}
+    features = {"topk": pd.DataFrame(table | {"density": [0.5, 0.25, 0.0]})}
+    said = {"feature": [0, 1, 2] * 2, "judge": ["keyless"] * 3 + ["lmm"] * 3, "phrase": list("abc") + ["x", "y", ""]}
+    tops = {"topk": pd.DataFrame({"feature": [0, 0, 1, 1], "split": ["val", "val", "val", "test"]})}
+    given = (features, {"topk": pd.DataFrame(said)}, tops, "lmm")
+    drawn = judges.interpretations(*given, {"topk": {0}})
+    assert list(drawn) == judges.INTERPRETATIONS
+    assert drawn.iloc[0].tolist() == [2, 0, "collages/topk/0.jpg", 1.0, 2.0, 2, "x", "topk"]
+    bare = judges.interpretations(*given, {"topk": set()})
+    assert bare["feature_id"].tolist() == [1, 0], "those that fire, the most active first"
+    assert bare["collage_path"].tolist() == ["", ""]
+    assert judges.interpretations({}, {}, {}, "lmm", {}).empty

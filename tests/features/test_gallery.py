@@ -2,10 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from mtlib.embed.store import load_data
-from mtlib.features.gallery import choose, loader, subtitle, write_collages
+from mtlib.features.gallery import check_settings, choose, loader, subtitle, write_collages
 from tests.synthetic import write_embed_stage
 
 
@@ -42,6 +43,23 @@ def test_choice_without_labels_uses_purity_then_activity():
     assert choose(frame, 4)["reason"].tolist() == ["active"] * 4
     assert len(choose(frame, 100)) == 10  # features with fewer than 4 images have no collage
     assert choose(frame.head(0), 4).empty
+
+
+def test_choice_of_the_most_active_ones():
+    assert choose(features(), 3, what="active")["feature"].tolist() == [9, 8, 7]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("surely", 20, 5, 30, "val"), "collages_of = 'surely' is not one of surest, active"),
+        (("active", 20, 0, 30, "val"), "collage_columns = 0 must be at least 1"),
+        (("active", 20, 5, 30, "train"), "collage_split = 'train' is not one of val, test"),
+    ],
+)
+def test_settings_that_cannot_be_drawn_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        check_settings(*values)
 
 
 def test_no_collages_join_like_some(tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from mtlib.learn.methods import check_methods, settings, train_methods
+from mtlib.learn.methods import check_methods, epochs, settings, train_methods
 from mtlib.learn.plan import check_parameters
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.run.params import ParamsError, notebook_parameters
@@ -86,7 +87,7 @@ def test_notebook_default_methods_are_valid_at_the_demo_size():
         (dict(lr=-1.0), "^lr = -1.0: must be > 0"),
         (dict(precision="fp8"), r"^precision = 'fp8' \(methods\[0\]\): must be one of float32, tf32, bf16$"),
         (dict(fits_at_once=0), "^fits_at_once = 0"),
-        (dict(val_every=0), "^val_every = 0"),
+        (dict(val_every=-1), "^val_every = -1"),
         (dict(seeds=[-1]), r"^seeds = \[-1\]"),
     ],
 )
@@ -125,3 +126,13 @@ def test_l0_beyond_a_block_is_made_up_for_by_the_others():
 def test_l0_is_shared_out_over_blocks_without_losing_any(n_latents, l0):
     config = SparseCoderConfig.preset("matryoshka_transcoder", 16, 16, n_latents=n_latents, l0=l0)
     assert sum(config.ks) == l0 and min(config.ks) >= 1
+
+
+def test_a_line_per_epoch_with_the_last_validation_in_it():
+    rows = [("train", 2, 0.5, 4.0, None), ("train", 4, 1.0, 2.0, None), ("val", 4, 1.0, None, 0.3)]
+    rows += [("val", 5, 1.25, None, 0.25), ("train", 8, 2.0, 1.0, None), ("val", 8, 2.0, None, 0.2)]
+    history = pd.DataFrame(rows, columns=["split", "step", "epoch", "loss", "fvu"])
+    history = history.assign(method="a", seed=0, target="x", reconstruction=history["loss"], l0=5.0, dead=0.0)
+    table = epochs(history)
+    assert table[["epoch", "step", "loss", "fvu"]].to_numpy().tolist() == [[1, 4, 3.0, 0.3], [2, 8, 1.0, 0.2]]
+    assert table["evr"].tolist() == pytest.approx([0.7, 0.8])

@@ -245,3 +245,12 @@ def test_loss_that_is_not_finite_stops_with_the_step(tmp_path):
     x[3] = np.inf
     with pytest.raises(ValueError, match=r"lower lr|finite"):
         fit(_config(centre="none", scale="none"), x, y, TRAIN, VAL, TrainConfig(steps=40, log_every=5), tmp_path)
+
+
+def test_zero_steps_between_validations_is_once_an_epoch(tmp_path):
+    x, y = _data()
+    settings = TrainConfig(steps=0, epochs=3, batch=100, val_every=0, log_every=5)
+    fit(SparseCoderConfig(**_config()), x, y, TRAIN, VAL, settings, tmp_path)
+    history = read_history(tmp_path)
+    per_epoch = len(TRAIN) // 100
+    assert history.loc[history["split"] == "val", "step"].tolist() == [per_epoch, 2 * per_epoch, 3 * per_epoch]
