@@ -34,7 +34,11 @@ class TextSpace:
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) contrasted unit embeddings of rows."""
-        return unit(unit(self.x[rows]) - self.image_mean)
+        return self.contrasted(self.x[rows])
+
+    def contrasted(self, x: np.ndarray) -> np.ndarray:
+        """(n, D) the same of any embeddings (n, D)."""
+        return unit(unit(x) - self.image_mean)
 
     def similarity(self, rows: np.ndarray) -> np.ndarray:
         """(n, V) cosine of each image with each phrase."""
@@ -78,7 +82,11 @@ class ZeroShot:
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) family of each image, and (n,) its margin in that family."""
-        similarity = self.space.similarity(rows)
+        return self.read_embeddings(self.space.x[rows])
+
+    def read_embeddings(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of any embeddings (n, D)."""
+        similarity = self.space.contrasted(x) @ self.space.text.T
         near = [similarity[:, every].mean(axis=1) for *_, every in self.families]
         margins = [similarity[:, e].mean(axis=1) - similarity[:, n].mean(axis=1) for _, e, n, _ in self.families]
         home = np.stack(near, axis=1).argmax(axis=1)

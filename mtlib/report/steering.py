@@ -1,0 +1,178 @@
+"""What the notebook `steering` opens, which features it steers, its figures, and its section of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mtlib.embed import store
+from mtlib.embed.encoders import Encoder
+from mtlib.explain.steering import Steering, text_verdict
+from mtlib.features.gallery import by_activity
+from mtlib.features.methods import interpreted
+from mtlib.learn.classifier import Classifier
+from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.measure.zero_shot import zero_shot_task
+from mtlib.report.plots import PALETTE
+from mtlib.report.reader import Reader
+from mtlib.report.text import markdown_table
+from mtlib.run.artifacts import Stage
+
+READINGS = {
+    "probability": "probability of its class",
+    "implausible": "probability of implausible (classifier)",
+    "error_by_text": "called an error by the text tower",
+    "neighbours_kept": "nearest images that stay",
+}
+
+
+@dataclass(frozen=True)
+class SteeringRun:
+    """A finished run and one autoencoder of it. features: features.parquet with the column `phrase`; tops: top_images."""
+
+    steering: Steering
+    method: str
+    features: pd.DataFrame
+    tops: pd.DataFrame
+    causes: pd.DataFrame
+
+    @staticmethod
+    def open(stage: Stage, method: str = "") -> SteeringRun | str:
+        """Read the run of a stage up to 06, or say why nothing of it can be steered.
+
+        Args: method: an autoencoder; "" for the first.
+        Raises: ValueError when there is no such autoencoder.
+        """
+        reader, data = Reader.of_stage(stage), store.open_data(stage)
+        coders = interpreted(stage.input("03_train"))
+        usable = coders[(coders["status"] == "ok") & (coders["target"] == "x")].set_index("method")["folder"]
+        if method and method not in usable:
+            raise ValueError(f"method = {method!r} is no autoencoder of this run; there are {list(usable.index)}")
+        if not len(usable):
+            return "transcoders predict another layer than they read, and no autoencoder was trained"
+        known = bool(data.facts["encoder"]["name"])
+        encoder = Encoder.of(data.facts) if known else None
+        task, why = zero_shot_task(data, lambda: encoder)
+        if task is None:
+            return why
+        method = method or str(usable.index[0])
+        coder = SparseCoder.from_pretrained(stage.input("03_train") / usable[method])
+        head = None
+        if data.y is not None and data.facts["labels"] == "plausibility":
+            head = Classifier.load(stage.input("02_classify") / "classifier")
+        steering = Steering(data, encoder, coder, task, head, text_verdict(data))
+        words = reader.verdicts(method).drop_duplicates("feature", keep="first").set_index("feature")["phrase"]
+        features = reader.features(method)
+        features["phrase"] = words.reindex(features["feature"]).fillna("").to_numpy()
+        causes = reader.table("04_causes")
+        causes = causes[causes["method"] == method] if "specific_feature" in causes else pd.DataFrame()
+        return SteeringRun(steering, method, features, reader.top_images(method), causes)
+
+    def choose(self, wanted: list[int], named: str, n: int) -> pd.DataFrame:
+        """Which features are steered: those asked for, those whose name holds a text, or the strongest ones.
+
+        The strongest are, where the truth is known, those that stand for a cause (its specific feature of 04), and else the
+        most active ones. Only features that fire on test images are kept.
+        Returns: frame of feature, why, phrase, density.
+        Raises: ValueError for a feature that the coder does not have.
+        """
+        if unknown := sorted(set(wanted) - set(self.features["feature"])):
+            raise ValueError(f"features: {unknown[0]} is no latent of {self.method} (0 .. {len(self.features) - 1})")
+        if wanted:
+            why = dict.fromkeys(wanted, "asked for")
+        elif named:
+            has = self.features["phrase"].str.contains(named, case=False, regex=False)
+            why = dict.fromkeys(by_activity(self.features[has])["feature"].head(n), f"its name holds {named!r}")
+        elif len(self.causes):
+            best = self.causes.dropna(subset=["specific_feature"]).drop_duplicates("cause")
+            best = best.sort_values("specific_auroc", ascending=False).drop_duplicates("specific_feature").head(n)
+            why = {int(r.specific_feature): f"cause {r.cause}" for r in best.itertuples()}
+        else:
+            why = dict.fromkeys(by_activity(self.features)["feature"].head(n), "most active")
+        chosen = self.features.set_index("feature").loc[list(why), ["phrase", "density"]].reset_index()
+        chosen.insert(1, "why", list(why.values()))
+        return chosen[chosen["density"] > 0].reset_index(drop=True)
+
+    def images(self, feature: int, n: int) -> np.ndarray:
+        """(<= n,) first rows of the test images on which a feature fires most."""
+        own = self.tops[(self.tops["feature"] == feature) & (self.tops["split"] == "test")]
+        return own.sort_values("rank")["row"].to_numpy()[:n]
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Latents that fire on test images."""
+        return self.features.loc[self.features["density"] > 0, "feature"].to_numpy()
+
+
+def steering_figure(table: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
+    """A row per reading, a panel per feature: the reading against the factor, the control dashed."""
+    shown = [c for c in READINGS if table[c].notna().any()]
+    features = chosen["feature"].tolist()
+    size = (1.2 + 1.9 * len(features), 0.6 + 1.9 * len(shown))
+    fig, axes = plt.subplots(len(shown), len(features), figsize=size, squeeze=False, sharex=True, sharey="row")
+    for row, column in zip(axes, shown, strict=True):
+        for ax, line in zip(row, chosen.itertuples(), strict=True):
+            for direction, style in (("feature", "-o"), ("control", "--")):
+                part = table[(table["feature"] == line.feature) & (table["direction"] == direction)]
+                colour = PALETTE[0] if direction == "feature" else "0.5"
+                ax.plot(part["factor"], part[column], style, color=colour, markersize=3, label=direction)
+            ax.set(ylim=(-0.03, 1.03))
+        row[0].set_ylabel(READINGS[column].replace(" (", "\n("), fontsize=8)
+    for ax, line in zip(axes[0], chosen.itertuples(), strict=True):
+        ax.set_title(f"{line.feature}\n{line.why.removeprefix('cause ')[:22]}", fontsize=8)
+    axes[0][0].legend(fontsize=7, frameon=False)
+    fig.supxlabel("factor on the feature (1: as it is)", fontsize=9)
+    return fig
+
+
+def neighbours_figure(run: SteeringRun, feature: int, row: int, factors: list[float], k: int = 5) -> Figure:
+    """An image, and its nearest images with the feature at each factor: a line per factor."""
+    from mtlib.features.gallery import loader
+
+    load, images = loader(run.steering.data), np.array([row])
+    found = run.steering.embeddings(images, feature, factors)
+    fig, axes = plt.subplots(len(factors), k + 1, figsize=(1.3 * (k + 1), 1.45 * len(factors)), squeeze=False)
+    for line, factor, e in zip(axes, factors, found, strict=True):
+        for ax, at in zip(line, [row, *run.steering.neighbours(e, images, k)[0]], strict=True):
+            picture = load(int(at))
+            ax.imshow(picture if isinstance(picture, Image.Image) else Image.new("RGB", (8, 8), "white"))
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+        line[0].set_ylabel(f"factor {factor:g}", fontsize=8)
+    axes[0][0].set_title("image", fontsize=8)
+    axes[0][1].set_title("nearest", fontsize=8)
+    return fig
+
+
+def ends(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """A line per feature: every reading with it removed (0), as it is (1), and with a control removed (0)."""
+    lines = []
+    for line in chosen.itertuples():
+        own = table[table["feature"] == line.feature].set_index(["direction", "factor"])
+        head = {"feature": line.feature, "why": line.why, "phrase": line.phrase, "n": int(own["n"].iloc[0])}
+        for column in [c for c in (*READINGS, "class_kept", "neighbours_implausible") if own[c].notna().any()]:
+            values = {"as it is": ("feature", 1.0), "removed": ("feature", 0.0), "control": ("control", 0.0)}
+            head |= {f"{column}, {name}": own.loc[at, column] for name, at in values.items()}
+        lines.append(head)
+    return pd.DataFrame(lines)
+
+
+def section(run: SteeringRun, table: pd.DataFrame, chosen: pd.DataFrame, reading: str) -> str:
+    """The notebook's part of the report, as Markdown."""
+    found = ends(table, chosen)
+    names = {"feature": "feature", "why": "why", "phrase": "name", "n": "images"}
+    words = {"probability": "its class", "implausible": "implausible", "error_by_text": "error by text"}
+    names |= {f"{c}, {w}": f"{words[c]}, {w}" for c in words for w in ("as it is", "removed", "control")}
+    intro = (
+        f"Features of {run.method} are turned down and up on the test images on which they fire most; all else of the image "
+        "stays. *Removed*: the feature's factor is 0; *control*: other latents' directions, pushed as far. *Its class*: mean "
+        "zero-shot probability of the class that the image had; *implausible*: by the classifier; *error by text*: share that "
+        "the text tower calls an error."
+    )
+    parts = ["## What does a feature do to the verdict?", intro, markdown_table(found, names), reading]
+    return "\n\n".join([*parts, "![Steering](figures/steering_factors.png)"]) + "\n"
