@@ -11,6 +11,7 @@ from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, markdown_table, number, percent, shorten
 
 NULL_GOAL = 0.08  # share of shuffled runs that may find any enriched feature
+CODES = ("l0", "logit_change", "fvu", "dead_fraction", "mono_score", "purity", "zero_shot_drop")  # of 04_metrics
 NOT_JUDGES = ("truth", "threshold")  # scores that read the answer or the labels, not second opinions
 
 
@@ -19,10 +20,12 @@ def glance(reader: Reader) -> str:
     if reader.table("07_relevance").empty:
         return "*No table 07_relevance.*"
     out = _relevance_shown(reader)
-    metrics = reader.table("04_metrics")
+    metrics, why = reader.table("04_metrics"), results.nothing_to_judge(reader)
     if "l0" in metrics:
-        first = metrics.drop_duplicates("method")
-        out = out.merge(first[["method", *[c for c in ("l0", "logit_change") if c in first]]], on="method", how="left")
+        shown = CODES if why else CODES[:2]
+        first = metrics if why else metrics.drop_duplicates("method")  # features are judged for the first seed
+        first = first.groupby("method", sort=False)[[c for c in shown if c in first]].mean().reset_index()
+        out = out.merge(first, on="method", how="left")
     out = out.merge(causes_by_method(reader), on="method", how="left")
     pairs = zip(out["reached"], out["causes"], strict=True)
     out["reached"] = [f"{int(r)} of {int(n)}" if pd.notna(n) else "" for r, n in pairs]
@@ -30,9 +33,13 @@ def glance(reader: Reader) -> str:
     if len(judged):
         own = judged[judged["judge"] == reader.facts("06_interpret").get("judge", "keyless")]
         out = out.merge(own[["method", "f1"]].rename(columns={"f1": "judge_f1"}), on="method", how="left")
-    names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "reason": "not run, or not judged, because"}  # fmt: skip
+    names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "fvu": "FVU", "dead_fraction": "dead", "mono_score": "MonoScore", "purity": "purity", "zero_shot_drop": "zero-shot drop, points", "reason": "not run, or not judged, because"}  # fmt: skip
+    if why:
+        out["reason"] = out["reason"].where(out["reason"] != why, "")
     kept = {c: n for c, n in names.items() if c in out and not (out[c].isna() | (out[c].astype(str) == "")).all()}
     text = markdown_table(out, kept)
+    if why:
+        text += f"\n\nMeans over seeds. Nothing is judged: {md(why)}."
     if "logit_change" in kept:
         text += "\n\nLogit change: how far the reconstruction moves the classifier's logit; the only measure of reconstruction that compares coders of `x` with coders of `y`."
     if "l0" in out and out["l0"].max() > 1.1 * out["l0"].min():
