@@ -106,9 +106,10 @@ plots.save(stage, report.progressive(recovery), "progressive", recovery)
 # ## Names
 #
 # A latent's name is the phrase nearest to its decoder row (or encoder column): the way of *Discover-then-Name*, which MSAE follows.
-# Some phrase is always nearest, and what cosine is high depends on the CLIP; so a name counts only from the cosine that one in
-# a hundred random directions with the embeddings' own spread exceeds. Whether names *fit* is then tried on test images: those on
-# which a latent is strongest should lie nearer to its name (rank above 0.5) than to another latent's.
+# Latents are directions about a mean, so the texts are taken about theirs: what all texts share would name everything. Some phrase
+# is always nearest, and what cosine is high depends on the CLIP; so a name counts only from the cosine that one in a hundred
+# random directions exceeds. Whether names *fit* is then tried on test images: those on which a latent is strongest should lie
+# nearer to its name (rank above 0.5) than to another latent's.
 
 # %%
 named = {}
@@ -123,9 +124,10 @@ display(naming.round(3))
 
 # %%
 if named:
-    latents = pd.concat([n.table.assign(method=m, by=by) for (m, by), n in named.items()], ignore_index=True)
-    plots.save(stage, report.names(named), "naming", latents)
+    cosines = concepts.cosine_quantiles(named)
+    plots.save(stage, report.names(cosines), "naming", cosines)
     own = named[chosen.method, "decoder"]
+    plots.table(stage, own.valid, "latents")
     print(f"{chosen.method}: {len(own.valid)} of {len(own.table)} latents named from cosine {own.threshold:.2f}:")
     display(own.valid.head(12).round(3))
 

@@ -1,8 +1,9 @@
 """Names of latents by their own directions, and what naming is good for: search by concepts.
 
 A latent is named after the phrase whose text embedding its decoder row (or encoder column) points to, as in
-Discover-then-Name (arXiv 2407.14499), which MSAE follows; no image is looked at. Some phrase is always nearest, so a
-name counts only from a cosine that random directions of the embeddings' own spread hardly reach.
+Discover-then-Name (arXiv 2407.14499), which MSAE follows; no image is looked at. Latents are directions about a mean, so
+texts are taken about theirs. Some phrase is always nearest: a name counts only from a cosine that random directions hardly
+reach, and whether it fits is tried on the latent's images.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ def directions(coder, by: str) -> np.ndarray:
     return w.detach().cpu().double().numpy()
 
 
-def chance_cosine(data: Data, texts: np.ndarray, n: int = 1000, quantile: float = 0.99, seed: int = 0) -> float:
-    """The cosine to the nearest text that only 1 in 100 random directions with the covariance of the train rows exceeds."""
-    rows = data.rows("train")
-    rows = np.sort(np.random.default_rng([seed, 1]).permutation(rows)[:5000])
-    x = np.asarray(data.x[rows], np.float64)
-    x = x - x.mean(0)
-    random = np.random.default_rng(seed).normal(size=(n, len(x))) @ x
+def centred_texts(data: Data) -> np.ndarray:
+    """(V, D) unit text embeddings less their mean, at unit length: what all texts share names nothing."""
+    texts = unit_rows(np.asarray(data.vocabulary, np.float64))
+    return unit_rows(texts - texts.mean(0))
+
+
+def chance_cosine(texts: np.ndarray, n: int = 2000, quantile: float = 0.99, seed: int = 0) -> float:
+    """The cosine to the nearest of texts (V, D), unit rows, that only 1 in 100 random directions exceeds."""
+    random = np.random.default_rng(seed).normal(size=(n, texts.shape[1]))
     return float(np.quantile((unit_rows(random) @ texts.T).max(1), quantile))
 
 
@@ -64,8 +67,8 @@ def name_latents(coder, data: Data, by: str = "decoder", threshold: float = 0.0,
         of another latent).
     Source: arXiv 2407.14499, section 3.2.
     """
-    texts = unit_rows(np.asarray(data.vocabulary, np.float64))
-    threshold = threshold or chance_cosine(data, texts, seed=seed)
+    texts = centred_texts(data)
+    threshold = threshold or chance_cosine(texts, seed=seed)
     cosine = unit_rows(directions(coder, by)) @ texts.T  # (S, V)
     order = np.argsort(-cosine, axis=1, kind="stable")[:, :2]
     best, second = np.take_along_axis(cosine, order, 1).T
@@ -83,7 +86,7 @@ def _tried(coder, data: Data, texts: np.ndarray, name: np.ndarray, seed: int) ->
     """n_images, nearer, nearer_other of every latent; see `name_latents`."""
     rows = data.rows("test")
     codes = sparse_codes(coder, data.x, rows).tocsc()
-    near = unit_rows(np.asarray(data.x[rows], np.float64)) @ texts.T  # (n, V)
+    near = unit_rows(np.asarray(data.x[rows], np.float64) - target_mean(data.x, data.rows("train"))) @ texts.T  # (n, V)
     rank = near.argsort(0).argsort(0) / max(len(rows) - 1, 1)
     other = np.random.default_rng(seed).permutation(name)
     out = {k: np.full(len(name), np.nan) for k in ("nearer", "nearer_other")}
@@ -108,6 +111,17 @@ def naming_summary(named: dict[tuple[str, str], Named]) -> pd.DataFrame:
         }
         lines.append(line | {c: own[c].mean() for c in ("nearer", "nearer_other")})
     return pd.DataFrame(lines)
+
+
+def cosine_quantiles(named: dict[tuple[str, str], Named], steps: int = 100) -> pd.DataFrame:
+    """Distribution of the latents' cosines to their nearest phrase: method, by, threshold, quantile (0 .. 1), cosine."""
+    levels = np.linspace(0, 1, steps + 1)
+    frames = [
+        pd.DataFrame({"method": m, "by": by, "threshold": found.threshold, "quantile": levels})
+        .assign(cosine=found.table["cosine"].quantile(levels).to_numpy())
+        for (m, by), found in named.items()
+    ]  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
 
 
 # ---- search --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from mtlib.embed.pictures import thumbnail
 from mtlib.embed.store import Data
-from mtlib.features.concepts import Named
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import markdown_table, number
 
@@ -38,16 +37,15 @@ def progressive(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def names(named: dict[tuple[str, str], Named]) -> Figure:
+def names(frame: pd.DataFrame) -> Figure:
     """Cosine of every latent to its nearest phrase, share of latents below each value; dashed: what counts as a name."""
-    kinds = list(dict.fromkeys(by for _, by in named))
-    methods = list(dict.fromkeys(m for m, _ in named))
+    kinds, methods = (list(dict.fromkeys(frame[c])) for c in ("by", "method"))
     fig, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds) + 2, 3.4), sharey=True, squeeze=False)
     for ax, by in zip(axes[0], kinds, strict=True):
         for i, method in enumerate(methods):
-            cosine = np.sort(named[method, by].table["cosine"])
-            ax.plot(cosine, np.linspace(0, 1, len(cosine)), label=method, color=f"C{i % 10}")
-            ax.axvline(named[method, by].threshold, color="0.4", ls="--", lw=1)
+            own = frame[(frame["method"] == method) & (frame["by"] == by)]
+            ax.plot(own["cosine"], own["quantile"], label=method, color=f"C{i % 10}")
+            ax.axvline(own["threshold"].iloc[0], color="0.4", ls="--", lw=1)
         ax.set(title=f"named by the {by}", xlabel="cosine to the nearest phrase")
     axes[0, 0].set_ylabel("share of latents")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
@@ -158,7 +156,7 @@ def section(what: dict[str, str], metrics, naming, aligned, found, biased: pd.Da
     parts = [
         "## Concepts: the coders elsewhere, their names, and what names are good for",
         _part("On other data", f"Nothing is fitted again. {sets}. {why.get('second', '')}".strip(), metrics, HEADS, "progressive"),
-        _part("Names", why.get("naming") or "The nearest phrase to each latent's own direction; no image is looked at. It counts from the cosine that 1 in 100 random directions exceeds. The last columns: the mean rank (0.5 is chance) of a latent's strongest test images by nearness to its name, and to another latent's.", naming, NAMES, "naming"),
+        _part("Names", why.get("naming") or "The nearest phrase to each latent's own direction, texts taken about their mean; no image is looked at. It counts from the cosine that 1 in 100 random directions exceeds. The last columns: the mean rank (0.5 is chance) of a latent's strongest test images by nearness to its name, and to another latent's.", naming, NAMES, "naming"),
         _part("Two seeds", why.get("alignment") or "Latents of two seeds matched one to one (Hungarian): mean cosine by what they write and read; the share of latents with cosine of at least 0.7 and the same partner in both.", aligned, ALIGNED, "alignment"),
         _part("Search by concepts", "Neighbours of every test image by codes, beside those by embeddings.", found, FOUND),
         _part("Bias", why.get("bias") or _said(biased), pd.DataFrame(), {}),
