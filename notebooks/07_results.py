@@ -27,6 +27,7 @@ stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of permutations, bootstraps and the choice of new images
 label_images = ""  # folder of new images to label; empty: some of the generators' images, or held-out ones
 n_label_images = 24  # at most so many
+remark = ""  # what the data are, and how the settings differ from the published ones: stands at the top of the report
 
 # %%
 import pandas as pd
@@ -40,7 +41,7 @@ from mtlib.report.report import write_report
 from mtlib.run.artifacts import Stage
 
 plots.use_style()
-params = dict(seed=seed, label_images=label_images, n_label_images=n_label_images)
+params = dict(seed=seed, label_images=label_images, n_label_images=n_label_images, remark=remark)
 stage = Stage("07_results", run_dir, stage_dir, params=params)
 data = store.open_data(stage)
 reader = Reader.of_stage(stage)

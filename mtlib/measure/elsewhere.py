@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mtlib.embed import arrays, sources
+from mtlib.embed import arrays
 from mtlib.embed.data import InputError
-from mtlib.embed.encoders import Encoder
 from mtlib.embed.store import Data, load_parts
 from mtlib.measure.metrics import Evaluation, evaluate
 from mtlib.measure.probes import fit_probe
@@ -58,6 +57,9 @@ def second_images(
         return Elsewhere("second", f"{path.name}", *_array(path, data, "second_data"))
     if not (data.facts.get("encoder") or {}).get("name"):
         raise InputError(f"second_data = {given}: this run has embeddings only; give a .npy in the same space")
+    from mtlib.embed import sources  # both take seconds to import, and only a folder of images needs them
+    from mtlib.embed.encoders import Encoder
+
     config = sources.EmbedConfig(images=given, batch_size=batch_size, workers=workers, splits=(0.0, 0.0, 1.0))
     _, facts = sources.from_images(config, Encoder.of(data.facts), path, out)
     other = load_parts(out, facts)

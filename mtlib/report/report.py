@@ -34,14 +34,15 @@ TERMS = {
 def write_report(stage: Stage) -> Path:
     """Write README.md of the report into the folder of 07_results, from what it and the stages before it wrote."""
     path = stage.out / "README.md"
-    write_text(path, report_markdown(Reader.of_stage(stage)))
+    write_text(path, report_markdown(Reader.of_stage(stage), stage.params.get("remark", "")))
     return path
 
 
-def report_markdown(reader: Reader) -> str:
-    """The whole report as Markdown, with links relative to reports/<run>/."""
+def report_markdown(reader: Reader, remark: str = "") -> str:
+    """The whole report as Markdown, with links relative to reports/<run>/; `remark` is the user's own word on the run."""
     parts = [
         f"# What does this image model get physically wrong? Run `{md(reader.name)}`",
+        *([f"*{md(remark)}*"] if remark else []),
         answer(reader),
         "## What the features show\n\n" + findings.features(reader),
         "## The methods at a glance\n\n" + findings.glance(reader),

@@ -183,3 +183,9 @@ def test_coders_are_ranked_within_one_target_and_l0_and_unmatched_ones_are_not(t
 def test_answer_without_labels_says_what_was_found(tmp_path):
     text = measures.answer(fair_run(tmp_path / "fair"))
     assert "Of x at L0 8, topk_8 leaves least" in text and "MonoLoss raises the MonoScore of 1 of 1 methods" in text
+
+
+def test_the_users_remark_stands_first_and_is_only_text(finished):
+    lines = report_markdown(finished, "50 photographs <b>of ours</b>, S = 8 x the width").splitlines()
+    assert lines[2].startswith("*50 photographs") and "<b>" not in lines[2]
+    assert report_markdown(finished).splitlines()[2].startswith("**Answer.**")
