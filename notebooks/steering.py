@@ -29,9 +29,9 @@ method = ""  # the coder to look at; empty for the first one
 features = []  # numbers of the features to steer; empty: see named
 named = ""  # steer features whose name holds this text; empty: those of the causes where they are known, else the most active
 n_features = 10  # strongest features shown
-factors = [0.0, 0.5, 1.0, 2.0, 4.0]  # on a feature's activation: 0 removes it, 1 leaves it
+factors = [-4.0, -1.0, 0.0, 1.0, 4.0]  # on a feature's activation: 0 removes it, 1 leaves it, below 0 turns it round
 n_images = 20  # test images per feature, those on which it fires most (at most the top_n of 05)
-n_controls = 4  # other latents whose directions are pushed as far, as the control
+n_controls = 3  # draws of other latents that are put in their place, as the control
 seed = 0  # of the choice of controls
 
 # %%
@@ -39,7 +39,7 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 
 from mtlib.report import plots
-from mtlib.report.steering import SteeringRun, ends, neighbours_figure, section, steering_figure
+from mtlib.report.steering import SteeringRun, ends, neighbours_figure, section, steering_figure, summary
 from mtlib.run.artifacts import Stage, write_text
 
 plots.use_style()
@@ -64,13 +64,14 @@ if not reason:
 # %% [markdown]
 # ## Turned down, turned up
 #
-# Each line is a mean over the same images. Dashed: other latents' directions, pushed as far. If the line of a feature leaves the
-# dashed one, it is this feature that the model listens to, and not merely a push of that size.
+# Each line is a mean over the same images. Grey: other latents in its place, pushed as far. Where the line of a feature leaves
+# the grey one, it is this feature that the model listens to, and not merely a push of that size. A cause may be shared out over
+# several features; where the truth is known, all that stand for it are scaled together, too (*group*).
 
 # %%
 if not reason:
     images = {int(f): run.images(f, n_images) for f in chosen["feature"]}
-    table = run.steering.table(images, run.alive, factors, n_controls, seed)
+    table = run.steering.table(images, run.alive, factors, n_controls, seed, run.groups)
     plots.save(stage, steering_figure(table, chosen), "factors", table)
     plt.show()
 
@@ -78,25 +79,19 @@ if not reason:
 if not reason:
     found = ends(table, chosen)
     plots.table(stage, found, "ends")
-    display(found.round(3))
+    display(summary(found).round(3))
 
 # %%
-lines = []
-if not reason:
-    kept = found["class_kept, removed"].mean(), found["class_kept, control"].mean()
-    lines = [
-        f"With the feature removed {kept[0]:.0%} of the images keep their zero-shot class; with a control {kept[1]:.0%}."
-    ]
-    for column, what in (
-        ("implausible", "the probability of implausible"),
-        ("error_by_text", "the share called an error by text"),
-    ):
-        if f"{column}, removed" in found:
-            means = [found[f"{column}, {name}"].mean() for name in ("as it is", "removed", "control")]
-            lines.append(
-                f"On average {what} is {means[0]:.2f} as it is, {means[1]:.2f} with the feature removed, {means[2]:.2f} with a control."
-            )
-    print("\n".join(lines))
+for row in found.itertuples() if not reason else ():
+    if row.direction in ("feature", "group"):
+        also = f"; logit {row.logit_1:.1f} to {row.logit_0:.1f} and {row.logit_low:.1f}" if "logit_1" in found else ""
+        text = (
+            f"; called an error by text {row.error_by_text_1:.0%} to {row.error_by_text_low:.0%}"
+            if "margin_1" in found
+            else ""
+        )
+        kept = f"class kept {row.class_kept_0:.0%} at 0, {row.class_kept_low:.0%} at {min(factors):g}"
+        print(f"{row.feature} ({row.why}), {row.direction}: {kept}{also}{text}.")
 
 # %% [markdown]
 # ## Nearest images
@@ -105,7 +100,7 @@ if not reason:
 
 # %%
 if not reason and run.steering.data.pictures and run.steering.data.image_root is not None:
-    turned = found.set_index("feature")["neighbours_kept, removed"]
+    turned = found[found["direction"] == "feature"].set_index("feature")["neighbours_kept_0"]
     shown = int(turned.idxmin())
     fig = neighbours_figure(run, shown, int(images[shown][0]), factors)
     plots.save(stage, fig, "nearest", table[table["feature"] == shown])
@@ -121,5 +116,5 @@ if not reason and run.steering.data.pictures and run.steering.data.image_root is
 
 # %%
 text = f"## What does a feature do to the verdict?\n\nNothing was steered: {reason}.\n"
-write_text(stage.out / "README.md", text if reason else section(run, table, chosen, " ".join(lines)))
+write_text(stage.out / "README.md", text if reason else section(run, table, chosen))
 stage.finish(method="" if reason else run.method, reason=reason)

@@ -1,10 +1,10 @@
-"""Steering: one feature of an image's activation turned down or up, all else kept, and what the model then says.
+"""Steering: features of an image's activation turned down or up, all else kept, and what the model then says.
 
-    h' = h + (factor - 1) * step,   step = decode(z + z_j e_j) - decode(z)      # what feature j adds to the activation h
+    h' = h + (factor - 1) * step,   step = sum_j decode(z + z_j e_j) - decode(z)      # what the features j add to h
 
-The coder's error stays in h, so a factor of 1 changes nothing and 0 removes the feature. h is an inner layer's tokens, and
-the encoder's later layers go on from h'; or the final embedding itself. The control replaces the direction of `step`, row by
-row, by that of another latent, at the same length: what a push of that size does wherever it points.
+The coder's error stays in h, so a factor of 1 changes nothing, 0 removes the features, and below 0 they are turned round. h
+is an inner layer's tokens, and the encoder's later layers go on from h'; or the final embedding itself. The control puts as
+many other latents in their place and gives the step its length, row by row: what a push of that size does elsewhere.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from mtlib.explain.text_space import TextSpace, ZeroShot, unit
 from mtlib.measure.zero_shot import ZeroShot as Task
 
 LOGIT_SCALE = 100.0  # of CLIP as published, where the encoder is not there to say its own
-COLUMNS = ["feature", "direction", "factor", "n", "probability", "class_kept", "implausible", "error_by_text"]
-COLUMNS += ["neighbours_kept", "neighbours_implausible"]
+READ = ["n", "probability", "class_kept", "logit", "implausible", "margin", "error_by_text", "neighbours_kept"]
+COLUMNS = ["feature", "direction", "factor", *READ, "neighbours_implausible"]
 
 
 @torch.no_grad()
-def step_of(coder, x: Tensor, feature: int, direction: int | None = None) -> Tensor:
-    """What a feature adds to the reconstruction, (n, D), for activations x (n, D); 0 where it does not fire.
+def step_of(coder, x: Tensor, features: Sequence[int], others: Sequence[int] = ()) -> Tensor:
+    """What features add to the reconstruction, (n, D), for activations x (n, D); 0 where none of them fires.
 
-    Args: direction: another latent, in whose direction a step of the same length is made instead.
+    Args: others: as many other latents, in whose directions a step of the same length is made instead.
     """
     z = coder.encode(x)
     whole = coder.decode(z, -1, x)
 
-    def added(latent: int) -> Tensor:
+    def added(latents: Sequence[int]) -> Tensor:
         more = z.clone()
-        more[:, latent] += z[:, feature]
+        for latent, feature in zip(latents, features, strict=True):
+            more[:, latent] += z[:, feature]
         return coder.decode(more, -1, x) - whole
 
-    own = added(feature)
-    if direction is None:
+    own = added(features)
+    if not len(others):
         return own
-    other = added(direction)
+    other = added(others)
     return other * (own.norm(dim=1) / other.norm(dim=1).clamp_min(1e-12))[:, None]
 
 
@@ -70,21 +71,21 @@ class Steering:
         """Whether h is an inner layer's, so that every change needs a forward pass."""
         return "layer" in self.data.facts
 
-    def embeddings(self, images: np.ndarray, feature: int, factors: Sequence[float], direction: int | None = None):
-        """(len(factors), n, d_out) final embeddings of images (their first rows) with a feature scaled."""
+    def embeddings(
+        self, images: np.ndarray, features: Sequence[int], factors: Sequence[float], others: Sequence[int] = ()
+    ) -> np.ndarray:
+        """(len(factors), n, d_out) final embeddings of images (their first rows) with features scaled; see `step_of`."""
         if not self.inner:
             x = torch.from_numpy(np.asarray(self.data.x[images], np.float32))
-            step = step_of(self.coder, x, feature, direction)
+            step = step_of(self.coder, x, features, others)
             return np.stack([(x + (factor - 1) * step).numpy() for factor in factors])
         pixels = torch.stack([self.encoder.preprocess(load_image(self.data.images(row))[0]) for row in images])
-        return np.stack([self._forward(pixels, feature, factor, direction) for factor in factors])
+        return np.stack([self._forward(pixels, features, factor, others) for factor in factors])
 
-    def _forward(
-        self, pixels: Tensor, feature: int, factor: float, direction: int | None, batch: int = 64
-    ) -> np.ndarray:
+    def _forward(self, pixels: Tensor, features, factor: float, others, batch: int = 64) -> np.ndarray:
         def change(h: Tensor) -> Tensor:  # (B, T, D)
             x = h.flatten(0, -2).to(self.coder.W_dec.device, torch.float32)
-            return (x + (factor - 1) * step_of(self.coder, x, feature, direction)).reshape(h.shape).to(h)
+            return (x + (factor - 1) * step_of(self.coder, x, features, others)).reshape(h.shape).to(h)
 
         with self.encoder.place.replaced(change):
             return np.concatenate([self.encoder.encode_tensors(part) for part in pixels.split(batch)])
@@ -111,29 +112,40 @@ class Steering:
         return rows, unit(self.data.embedding_at(rows)), self.data.manifest["group"].to_numpy(str)[rows]
 
     def read(self, images: np.ndarray, before: np.ndarray, after: np.ndarray, k: int = 10) -> dict:
-        """What changes between the embeddings `before` and `after` (n, d_out) of images; shares and means, 0 to 1.
+        """What changes between the embeddings `before` and `after` (n, d_out) of images: means over the images.
 
-        probability: of the class that an image had before; class_kept: it is still the likeliest; implausible: probability by
-        the classifier; error_by_text: share whose text verdict is an error; neighbours_kept: share of the k nearest images
-        that stay; neighbours_implausible: share of them that are labelled so. NaN where the run has no such thing.
+        probability: of the class that an image had before; class_kept: share in which it is still the likeliest; logit: the
+        classifier's, of implausible; implausible: share with a logit above 0; margin: of the text tower's verdict (cosine to
+        the family's error phrases - to its normal ones); error_by_text: share with a margin above 0; neighbours_kept: share
+        of the k nearest images that stay; neighbours_implausible: share labelled so. NaN where a run has no such thing.
         """
         p, own = self.probabilities(after), self.probabilities(before).argmax(axis=1)
         near, were = self.neighbours(after, images, k), self.neighbours(before, images, k)
-        labels = self.data.labels()[near]
-        kept = [len(set(a) & set(b)) / k for a, b in zip(near, were, strict=True)]
-        logit = None if self.classifier is None else self.classifier(torch.from_numpy(after.astype(np.float32)))
-        nan = float("nan")
-        return {
-            "n": len(images),
-            "probability": float(p[np.arange(len(p)), own].mean()),
-            "class_kept": float((p.argmax(axis=1) == own).mean()),
-            "implausible": nan if logit is None else float(logit.sigmoid().mean()),
-            "error_by_text": nan
-            if self.verdict is None
-            else float((self.verdict.read_embeddings(after)[1] > 0).mean()),
-            "neighbours_kept": float(np.mean(kept)),
-            "neighbours_implausible": float((labels == 1).mean()) if (labels >= 0).all() else nan,
+        labels, nan = self.data.labels()[near], np.array([np.nan])
+        logit = nan if self.classifier is None else self._logits(after)
+        margin = nan if self.verdict is None else self.verdict.read_embeddings(after)[1]
+        shares = {
+            "logit": logit,
+            "implausible": share_above(logit),
+            "margin": margin,
+            "error_by_text": share_above(margin),
         }
+        return (
+            {
+                "n": len(images),
+                "probability": p[np.arange(len(p)), own].mean(),
+                "class_kept": (p.argmax(1) == own).mean(),
+            }
+            | {name: float(np.mean(values)) for name, values in shares.items()}
+            | {
+                "neighbours_kept": float(np.mean([len(set(a) & set(b)) / k for a, b in zip(near, were, strict=True)])),
+                "neighbours_implausible": float((labels == 1).mean()) if (labels >= 0).all() else float("nan"),
+            }
+        )
+
+    @torch.no_grad()
+    def _logits(self, e: np.ndarray) -> np.ndarray:
+        return self.classifier(torch.from_numpy(e.astype(np.float32))).numpy()
 
     def table(
         self,
@@ -142,25 +154,44 @@ class Steering:
         factors: Sequence[float],
         n_controls: int = 4,
         seed: int = 0,
+        groups: dict[int, list[int]] | None = None,
     ) -> pd.DataFrame:
-        """Every feature at every factor, and other latents' directions of the same length.
+        """Features at every factor, alone and with their group, and as many other latents in their place.
 
         Args:
-            images:     feature -> first rows of the images on which it fires most.
-            alive:      latents that fire, among which the controls are drawn.
-            factors:    0 removes the feature, 1 leaves it.
-        Returns: frame of COLUMNS: means over the images, those of "control" also over the `n_controls` latents.
+            images:  feature -> first rows of the images on which it fires most.
+            alive:   latents that fire, among which the controls are drawn.
+            factors: 0 removes the features, 1 leaves them.
+            groups:  feature -> the features that are scaled together with it, itself included.
+        Returns: frame of COLUMNS: means over the images, those of controls also over the `n_controls` draws. direction:
+            "feature", "control", "group" or "group control".
         """
         rng, lines = np.random.default_rng(seed), []
         for feature, rows in images.items():
-            others = rng.choice(alive[alive != feature], n_controls, replace=False)
-            before = self.embeddings(rows, feature, [1.0])[0]
-            for direction, latents in (("feature", [None]), ("control", others)):
-                found = [self.embeddings(rows, feature, factors, latent) for latent in latents]
-                for i, factor in enumerate(factors):
-                    mean = pd.DataFrame([self.read(rows, before, e[i]) for e in found]).mean().to_dict()
-                    lines.append({"feature": feature, "direction": direction, "factor": float(factor)} | mean)
+            sets = {"": [feature]} | ({"group": groups[feature]} if groups and feature in groups else {})
+            for name, latents in sets.items():
+                free = np.setdiff1d(alive, latents)
+                draws = [rng.choice(free, len(latents), replace=len(free) < len(latents)) for _ in range(n_controls)]
+                own = [(name or "feature", [()]), (f"{name} control".strip(), draws)]
+                for direction, others in own:
+                    lines += self._lines(feature, direction, rows, latents, factors, others)
         return pd.DataFrame(lines, columns=COLUMNS).astype({"n": int})
+
+    def _lines(self, feature: int, direction: str, rows: np.ndarray, latents, factors, others) -> list[dict]:
+        before = self.embeddings(rows, latents, [1.0])[0]
+        found = [self.embeddings(rows, latents, factors, other) for other in others]
+        head = {"feature": feature, "direction": direction}
+        return [
+            head
+            | {"factor": float(factor)}
+            | pd.DataFrame([self.read(rows, before, e[i]) for e in found]).mean().to_dict()
+            for i, factor in enumerate(factors)
+        ]
+
+
+def share_above(values: np.ndarray) -> np.ndarray:
+    """1 where a value is above 0, else 0; NaN stays."""
+    return np.where(np.isnan(values), np.nan, values > 0)
 
 
 def text_verdict(data: Data) -> ZeroShot | None:

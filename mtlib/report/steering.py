@@ -18,17 +18,24 @@ from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.measure.zero_shot import zero_shot_task
-from mtlib.report.plots import PALETTE
 from mtlib.report.reader import Reader
+from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import Stage
 
 READINGS = {
     "probability": "probability of its class",
-    "implausible": "probability of implausible (classifier)",
-    "error_by_text": "called an error by the text tower",
+    "logit": "classifier's logit of implausible",
+    "margin": "margin of the text's verdict",
     "neighbours_kept": "nearest images that stay",
 }
+SHARES = {
+    "class_kept": "class kept",
+    "implausible": "implausible (classifier)",
+    "error_by_text": "error (text)",
+    "neighbours_implausible": "implausible nearest",
+}
+LINES = {"feature": ("C0", "-o"), "control": ("0.6", ":"), "group": ("C1", "-o"), "group control": ("0.3", "--")}
 
 
 @dataclass(frozen=True)
@@ -104,29 +111,39 @@ class SteeringRun:
         return own.sort_values("rank")["row"].to_numpy()[:n]
 
     @property
+    def groups(self) -> dict[int, list[int]]:
+        """Feature of a cause -> all features that truly stand for that cause (05), itself included; {} without truth."""
+        if not len(self.causes) or "is_error" not in self.features:
+            return {}
+        truly = self.features[self.features["is_error"].astype(bool)].groupby("top_cause")["feature"].agg(list)
+        own = self.causes.dropna(subset=["specific_feature"]).drop_duplicates("cause")
+        pairs = zip(own["specific_feature"].astype(int), own["cause"], strict=True)
+        return {f: sorted({f, *truly[cause]}) for f, cause in pairs if cause in truly}
+
+    @property
     def alive(self) -> np.ndarray:
         """Latents that fire on test images."""
         return self.features.loc[self.features["density"] > 0, "feature"].to_numpy()
 
 
 def steering_figure(table: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
-    """A row per reading, a panel per feature: the reading against the factor, the control dashed."""
+    """A row per reading, a panel per feature: the reading against the factor, alone and with its group; controls grey."""
     shown = [c for c in READINGS if table[c].notna().any()]
-    features = chosen["feature"].tolist()
-    size = (1.2 + 1.9 * len(features), 0.6 + 1.9 * len(shown))
-    fig, axes = plt.subplots(len(shown), len(features), figsize=size, squeeze=False, sharex=True, sharey="row")
+    size = (1.2 + 1.7 * len(chosen), 0.9 + 1.7 * len(shown))
+    fig, axes = plt.subplots(len(shown), len(chosen), figsize=size, squeeze=False, sharex=True, sharey="row")
     for row, column in zip(axes, shown, strict=True):
-        for ax, line in zip(row, chosen.itertuples(), strict=True):
-            for direction, style in (("feature", "-o"), ("control", "--")):
-                part = table[(table["feature"] == line.feature) & (table["direction"] == direction)]
-                colour = PALETTE[0] if direction == "feature" else "0.5"
-                ax.plot(part["factor"], part[column], style, color=colour, markersize=3, label=direction)
-            ax.set(ylim=(-0.03, 1.03))
-        row[0].set_ylabel(READINGS[column].replace(" (", "\n("), fontsize=8)
+        for ax, feature in zip(row, chosen["feature"], strict=True):
+            own = table[table["feature"] == feature]
+            for direction, (colour, style) in LINES.items():
+                part = own[own["direction"] == direction]
+                if len(part):
+                    ax.plot(part["factor"], part[column], style, color=colour, markersize=3, label=direction)
+        row[0].set_ylabel(READINGS[column], fontsize=8)
     for ax, line in zip(axes[0], chosen.itertuples(), strict=True):
         ax.set_title(f"{line.feature}\n{line.why.removeprefix('cause ')[:22]}", fontsize=8)
-    axes[0][0].legend(fontsize=7, frameon=False)
-    fig.supxlabel("factor on the feature (1: as it is)", fontsize=9)
+    handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    fig.supxlabel("factor (0: removed, 1: as it is)", fontsize=9)
     return fig
 
 
@@ -135,7 +152,7 @@ def neighbours_figure(run: SteeringRun, feature: int, row: int, factors: list[fl
     from mtlib.features.gallery import loader
 
     load, images = loader(run.steering.data), np.array([row])
-    found = run.steering.embeddings(images, feature, factors)
+    found = run.steering.embeddings(images, [feature], factors)
     fig, axes = plt.subplots(len(factors), k + 1, figsize=(1.3 * (k + 1), 1.45 * len(factors)), squeeze=False)
     for line, factor, e in zip(axes, factors, found, strict=True):
         for ax, at in zip(line, [row, *run.steering.neighbours(e, images, k)[0]], strict=True):
@@ -150,29 +167,54 @@ def neighbours_figure(run: SteeringRun, feature: int, row: int, factors: list[fl
 
 
 def ends(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    """A line per feature: every reading with it removed (0), as it is (1), and with a control removed (0)."""
+    """A line per feature and direction: every reading as it is, and with the smallest and the largest factor."""
+    low, high = table["factor"].min(), table["factor"].max()
+    wide = table.pivot_table(index=["feature", "direction"], columns="factor", values=[*READINGS, *SHARES], sort=False)
     lines = []
     for line in chosen.itertuples():
-        own = table[table["feature"] == line.feature].set_index(["direction", "factor"])
-        head = {"feature": line.feature, "why": line.why, "phrase": line.phrase, "n": int(own["n"].iloc[0])}
-        for column in [c for c in (*READINGS, "class_kept", "neighbours_implausible") if own[c].notna().any()]:
-            values = {"as it is": ("feature", 1.0), "removed": ("feature", 0.0), "control": ("control", 0.0)}
-            head |= {f"{column}, {name}": own.loc[at, column] for name, at in values.items()}
-        lines.append(head)
+        for direction in [d for d in LINES if (line.feature, d) in wide.index]:
+            own = wide.loc[(line.feature, direction)]
+            head = {"feature": line.feature, "why": line.why, "phrase": line.phrase, "direction": direction}
+            for c in [c for c in (*READINGS, *SHARES) if table[c].notna().any()]:
+                head |= {
+                    f"{c}_{name}": own[(c, at)] for name, at in (("low", low), ("0", 0.0), ("1", 1.0), ("high", high))
+                }
+            lines.append(head)
     return pd.DataFrame(lines)
 
 
-def section(run: SteeringRun, table: pd.DataFrame, chosen: pd.DataFrame, reading: str) -> str:
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Means of `ends` over the features, a line per direction and reading: at the smallest factor, at 0, 1 and the largest."""
+    names = [c for c in (*READINGS, *SHARES) if f"{c}_1" in found]
+    mean = found.drop(columns="feature").groupby("direction", sort=False).mean(numeric_only=True)
+    lines = [
+        {"reading": READINGS.get(c) or SHARES[c], "scaled": d, "low": row[f"{c}_low"], "0": row[f"{c}_0"]}
+        | {"1": row[f"{c}_1"], "high": row[f"{c}_high"]}
+        for c in names
+        for d, row in mean.iterrows()
+    ]
+    return pd.DataFrame(lines)
+
+
+def section(run: SteeringRun, table: pd.DataFrame, chosen: pd.DataFrame) -> str:
     """The notebook's part of the report, as Markdown."""
-    found = ends(table, chosen)
-    names = {"feature": "feature", "why": "why", "phrase": "name", "n": "images"}
-    words = {"probability": "its class", "implausible": "implausible", "error_by_text": "error by text"}
-    names |= {f"{c}, {w}": f"{words[c]}, {w}" for c in words for w in ("as it is", "removed", "control")}
-    intro = (
-        f"Features of {run.method} are turned down and up on the test images on which they fire most; all else of the image "
-        "stays. *Removed*: the feature's factor is 0; *control*: other latents' directions, pushed as far. *Its class*: mean "
-        "zero-shot probability of the class that the image had; *implausible*: by the classifier; *error by text*: share that "
-        "the text tower calls an error."
+    low, high = table["factor"].min(), table["factor"].max()
+    group = (
+        "*group*: all features that truly stand for its cause, together; " if "group" in set(table["direction"]) else ""
     )
-    parts = ["## What does a feature do to the verdict?", intro, markdown_table(found, names), reading]
-    return "\n\n".join([*parts, "![Steering](figures/steering_factors.png)"]) + "\n"
+    intro = (
+        f"{len(chosen)} features of {md(run.method)} are scaled, each on the {table['n'].max()} test images on which it fires "
+        f"most; all else of an image stays. {group}*control*: as many other latents in their place, the step as long. Means "
+        f"over the features; 0 removes, 1 leaves, {low:g} turns round."
+    )
+    names = {
+        "reading": "reading",
+        "scaled": "scaled",
+        "low": f"factor {low:g}",
+        "0": "0",
+        "1": "1",
+        "high": f"{high:g}",
+    }
+    parts = ["## What does a feature do to the verdict?", intro, markdown_table(summary(ends(table, chosen)), names)]
+    own = {"feature": "feature", "why": "why", "phrase": "name"}
+    return "\n\n".join([*parts, markdown_table(chosen, own), "![Steering](figures/steering_factors.png)"]) + "\n"
