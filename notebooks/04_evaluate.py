@@ -206,7 +206,7 @@ for method, part in done.groupby("method", sort=False):
 # %%
 pairs = compare.mono_pairs(compared)
 if len(pairs):
-    plots.table(stage, pairs, "monoloss")
+    plots.save(stage, figures.mono_pairs(pairs), "monoloss", pairs)
     display(pairs[[c for c in pairs if not c.endswith("_apart")]].round(3))
 print(f"{len(pairs)} methods were trained without and with MonoLoss.")
 

@@ -24,6 +24,7 @@ MEASURES = {  # column -> label, in the order of the tables
     "probe_agreement": "probe agreement",
     "zero_shot_drop": "zero-shot drop",
 }
+MONO = ("l0", "fvu", "explained_variance", "mono_score", "mono_score_median", "mono_score_p90", "purity")
 
 
 def matched(l0: float, target: float, tolerance: float = TOLERANCE) -> str:
@@ -67,7 +68,7 @@ def comparison(metrics: pd.DataFrame) -> pd.DataFrame:
     Args:
         metrics: 04_metrics, one line per method and seed; only status ok is used.
     Returns: frame of target, l0_target, method, base, n_seeds, matched, n_latents, n_parameters, n_assessed,
-        assessed_rate, interval, then for each measure of MEASURES its mean, <name>_low and <name>_high; ordered by
+        assessed_rate, interval, then for each measure of MEASURES and MONO its mean, <name>_low and <name>_high; ordered by
         target, L0 target and the order of the methods. A method is matched when all of its seeds are.
     """
     lines = []
@@ -82,7 +83,7 @@ def comparison(metrics: pd.DataFrame) -> pd.DataFrame:
             "assessed_rate": part["n_assessed"].mean() / first["n_latents"],
         }
         line["interval"] = seed_interval(part["fvu"])[3]
-        for name in MEASURES:
+        for name in dict.fromkeys((*MEASURES, *MONO)):
             if name in part and part[name].notna().any():
                 line[name], line[f"{name}_low"], line[f"{name}_high"], _ = seed_interval(part[name])
         lines.append(line)
@@ -95,8 +96,8 @@ def mono_pairs(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: what `comparison` returned.
-    Returns: frame of method, target, l0_target and for l0, fvu, mono_score and purity <name>_off, <name>_on, and
-        <name>_apart: their intervals over seeds do not meet.
+    Returns: frame of method, target, l0_target and for each measure of MONO <name>_off, <name>_on, and <name>_apart: their
+        intervals over seeds do not meet.
     """
     lines, known = [], table.set_index("method") if len(table) else table
     for method in table["method"] if len(table) else ():
@@ -106,7 +107,7 @@ def mono_pairs(table: pd.DataFrame) -> pd.DataFrame:
             continue
         off, on = known.loc[method], known.loc[twin]
         line = {"method": method, "target": off["target"], "l0_target": off["l0_target"]}
-        for name in (n for n in ("l0", "fvu", "mono_score", "purity") if n in table):
+        for name in (n for n in MONO if n in table):
             line |= {f"{name}_off": off[name], f"{name}_on": on[name]}
             line[f"{name}_apart"] = bool(
                 off[f"{name}_high"] < on[f"{name}_low"] or on[f"{name}_high"] < off[f"{name}_low"]

@@ -184,6 +184,24 @@ def steering(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+def mono_pairs(pairs: pd.DataFrame) -> Figure:
+    """What MonoLoss buys (MonoScore, purity) and costs (R²): from without it (hollow) to with it, an arrow per method."""
+    columns = {"mono_score": "MonoScore", "purity": "purity"}
+    shown = {c: label for c, label in columns.items() if f"{c}_off" in pairs and pairs[f"{c}_off"].notna().any()}
+    styles = _styles(pairs["method"])
+    fig, axes = plt.subplots(1, max(len(shown), 1), figsize=(4.4 * max(len(shown), 1) + 2.2, 3.6), squeeze=False)
+    for ax, (column, label) in zip(axes[0], shown.items(), strict=False):
+        for row in pairs.to_dict("records"):
+            (x0, y0), (x1, y1) = ((row[f"explained_variance_{e}"], row[f"{column}_{e}"]) for e in ("off", "on"))
+            style = styles[row["method"]]
+            ax.plot([x0, x1], [y0, y1], lw=1, color=style["color"])
+            ax.plot(x0, y0, ls="", ms=6, mfc="white", **style)
+            ax.plot(x1, y1, ls="", ms=7, label=row["method"], **style)
+        ax.set(xlabel="R² (1 - FVU)", ylabel=label)
+    _legend(fig, "hollow: without MonoLoss")
+    return fig
+
+
 def kinds_table(kinds: pd.DataFrame) -> pd.DataFrame:
     """method x kind: share of latents (mean over seeds), over all latents of the method."""
     counts = kinds.groupby(["method", "kind"], sort=False).size().unstack(fill_value=0)

@@ -93,7 +93,8 @@ def monoloss(reader: Reader) -> str:
             words.append(_change("purity", row.purity_off, row.purity_on, row.purity_apart))
         words.append(_change("FVU", row.fvu_off, row.fvu_on, row.fvu_apart))
         lines.append(f"- {md(row.method)}: {'; '.join(words)}; L0 {number(row.l0_off)} and {number(row.l0_on)}.")
-    return "**MonoLoss off and on**, all else equal ([table](tables/04_monoloss.csv)):\n\n" + "\n".join(lines)
+    shown = "\n\n" + picture("04_monoloss") if "04_monoloss" in reader.figures("04") else ""
+    return "**MonoLoss off and on**, all else equal ([table](tables/04_monoloss.csv)):\n\n" + "\n".join(lines) + shown
 
 
 def _change(name: str, off: float, on: float, apart: bool) -> str:

@@ -20,6 +20,7 @@ CAPTIONS = {
     "04_fvu_l0": "What is left of the target (FVU) against measured L0: large marks are means, small ones seeds; down and left is better.",
     "04_progressive": "What is left when only the largest codes of each image are kept, with the same weights.",
     "04_latents": "MonoScore and purity of all latents: the share of latents below each value; chance dashed.",
+    "04_monoloss": "What MonoLoss buys and costs: from hollow (without it) to full (with it).",
     "04_sparse_probing": "Test AUROC of probes on the best 1, 4 and 16 features; dotted: the worst cause.",
     "04_kinds": "What the latents of each method stand for.",
     "04_steering": "The classifier's logit when the feature of a cause is removed (0) or turned up; dashed: a random direction of the same norm.",

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from mtlib.measure import compare
+from mtlib.measure import compare, figures
 
 
 def metrics(**changes):
@@ -120,3 +120,28 @@ def test_mono_pairs_stand_side_by_side_and_say_whether_the_seeds_agree():
     assert got["fvu_off"].tolist() == [0.2, 0.2] and got["fvu_on"].tolist() == [0.3, 0.25]
     assert got["fvu_apart"].tolist() == [True, False]
     assert compare.mono_pairs(pd.DataFrame()).empty
+
+
+def test_mono_figure_leads_from_without_to_with():
+    metrics = pd.DataFrame(
+        {
+            "method": m,
+            "seed": s,
+            "target": "x",
+            "l0_target": float("nan"),
+            "status": "ok",
+            "matched": "",
+            "fvu": f + s / 100,
+        }
+        | {"n_latents": 8, "n_parameters": 80, "n_assessed": 8, "explained_variance": 1 - f - s / 100, "l0": 4.0}
+        | {"mono_score": g, "mono_score_median": g - 0.1, "mono_score_p90": g + 0.1}
+        for m, f, g in (("topk", 0.1, 0.4), ("topk_mono", 0.2, 0.7))
+        for s in (0, 1)
+    )
+    pairs = compare.mono_pairs(compare.comparison(metrics))
+    row = pairs.iloc[0]
+    assert (row["mono_score_p90_off"], row["mono_score_median_on"]) == pytest.approx((0.5, 0.6))
+    fig = figures.mono_pairs(pairs)
+    line, hollow, full = fig.axes[0].lines
+    assert len(fig.axes) == 1 and list(line.get_xdata()) == pytest.approx([0.895, 0.795])
+    assert (hollow.get_ydata()[0], full.get_ydata()[0]) == pytest.approx((0.4, 0.7))
