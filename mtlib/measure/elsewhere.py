@@ -60,7 +60,7 @@ def second_images(
     from mtlib.embed import sources  # both take seconds to import, and only a folder of images needs them
     from mtlib.embed.encoders import Encoder
 
-    config = sources.EmbedConfig(images=given, batch_size=batch_size, workers=workers, splits=(0.0, 0.0, 1.0))
+    config = sources.EmbedConfig(images=given, batch_size=batch_size, workers=workers)
     _, facts = sources.from_images(config, Encoder.of(data.facts), path, out)
     other = load_parts(out, facts)
     rows = other.rows("all")
