@@ -167,6 +167,23 @@ def test_failing_stage_exits_non_zero_and_is_named(smoke):
 
 
 @pytest.mark.slow
+def test_published_system_with_further_notebooks_goes_on_from_the_same_embeddings(smoke):
+    """The profile msae, one of its methods: 01 and 02 stand; its own notebook and another follow as stages."""
+    shutil.copytree(smoke / "runs" / "demo-smoke", smoke / "runs" / "published")
+    given = ("run=published", "methods=[{name: topk, preset: topk}]", "notebooks=[concepts, steering]")
+    done = run_all(smoke, "msae", "--smoke", *[x for p in given for x in ("-p", p)])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "(7 stages run, 2 unchanged" in done.stdout
+    report = smoke / "reports" / "published"
+    assert list(pd.read_csv(report / "timings.csv")["stage"]) == [*STAGES, "concepts", "steering"]
+    table = pd.read_csv(report / "tables" / "steering_factors.csv")
+    assert {"feature", "control", "group"} <= set(table["direction"])
+    assert (table.loc[table["factor"] == 1, "class_kept"] == 1).all()
+    text = (report / "README.md").read_text(encoding="utf-8")
+    assert "## What does a feature do to the verdict?" in text and "Notebook `concepts`: [read]" in text
+
+
+@pytest.mark.slow
 def test_multimodal_judge_over_http_from_question_to_report(smoke):
     """06 and 07 with judge = lmm against a server that looks at the pictures; the stages before them stand."""
     from mtlib.embed.store import open_run
