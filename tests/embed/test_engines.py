@@ -44,6 +44,8 @@ def test_ray_gives_the_bytes_of_one(tiny, folder, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed (extra ray)")
     local = embed(tiny, folder, tmp_path / "local")
     assert embed(tiny, folder, tmp_path / "ray", workers=2, engine="ray") == local
+    many = 2 * os.cpu_count()  # more than there is room for: fewer work, none is waited for
+    assert embed(tiny, folder, tmp_path / "many", workers=many, engine="ray") == local
 
 
 def test_unknown_engine_and_absent_ray_are_clear_errors(tiny, folder, tmp_path, monkeypatch):
