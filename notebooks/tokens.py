@@ -88,7 +88,7 @@ else:
 # %% [markdown]
 # ## The strongest features of one token
 #
-# Top left the image, with the token framed. Then its strongest features: the colour of a place is how strongly the feature fires
+# Top left the image, with the token framed (white where no picture is to be shown). Then its strongest features: the colour of a place is how strongly the feature fires
 # *there*. A feature that lights up the framed place alone is about what stands there; one that lights up everywhere is about
 # the whole image (attention has mixed the tokens), or about nothing.
 
@@ -98,7 +98,7 @@ found = token_map(run.coder, run.data, chosen, None if row < 0 else (row, column
 display(found.table.round(3))
 
 # %%
-fig = token_figure(found, run.picture(chosen), run.corners)
+fig = token_figure(found, run.shown(chosen), run.corners)
 plots.save(stage, fig, "features", found.table)
 plt.show()
 

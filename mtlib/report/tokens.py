@@ -82,6 +82,11 @@ class TokenRun:
         side = self.eyes.config.side if self.eyes else SIDE
         return Image.fromarray(square(load_image(path)[0], side).transpose(1, 2, 0))
 
+    def shown(self, image: int) -> Image.Image:
+        """The same for a figure: a white square where no image is to be shown (`pictures: false` in 01)."""
+        picture = self.picture(image)
+        return picture if self.data.pictures else Image.new("RGB", picture.size, "white")
+
     @property
     def corners(self) -> tuple[float, float] | None:
         """(left edge of the first place of the grid, width of a place) in pixels; None: the grid fills the picture."""

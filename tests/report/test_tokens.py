@@ -76,6 +76,9 @@ def test_run_is_read_whole(run):
     assert found.activations.shape == (4, 2, 2)
     assert read.corners == (15, 32)
     assert len([ax for ax in token_figure(found, read.picture(image), read.corners).axes if ax.get_title()]) == 5
+    hidden = replace(read, data=replace(read.data, facts=read.data.facts | {"pictures": False}))
+    assert read.shown(image) == read.picture(image)
+    assert hidden.shown(image).getextrema() == ((255, 255),) * 3 and hidden.picture(image) == read.picture(image)
     spliced = read.spliced(5)
     assert spliced["n"] == 5
     assert 0 <= spliced["agreement"] <= 1
