@@ -70,13 +70,23 @@ def second_images(
 
 
 def texts(data: Data, given: str, root: Path) -> Elsewhere | None:
-    """The second modality: text embeddings that were given (.npy), else those of the run's vocabulary; None without."""
-    if given:
-        return Elsewhere("text", Path(given).name, *_array(root / given, data, "second_text"))
-    if len(data.vocabulary) < MIN_ROWS:
+    """The second modality: text embeddings that were given (.npy), else those of the run's vocabulary; None without.
+
+    All are multiplied by one number, so that their mean length is that of the train images: a vocabulary is often stored at
+    unit length, images are not.
+    """
+    if not given and len(data.vocabulary) < MIN_ROWS:
         return None
-    v = np.asarray(data.vocabulary, np.float32)
-    return Elsewhere("text", f"the {len(v)} phrases of the vocabulary", v, np.arange(len(v)))
+    v = _array(root / given, data, "second_text")[0] if given else np.asarray(data.vocabulary, np.float32)
+    what = Path(given).name if given else f"the {len(v)} phrases of the vocabulary"
+    factor = _mean_length(np.asarray(data.x[data.rows("train")])) / _mean_length(v)
+    return Elsewhere(
+        "text", f"{what}, at the mean length of the train images", v * np.float32(factor), np.arange(len(v))
+    )
+
+
+def _mean_length(x: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(x, np.float64), axis=1).mean())
 
 
 def _array(path: Path, data: Data, parameter: str) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +99,7 @@ def _array(path: Path, data: Data, parameter: str) -> tuple[np.ndarray, np.ndarr
 def centred(data: Data, text: Elsewhere) -> Elsewhere:
     """The texts moved by one vector, so that their mean is that of the train images: the gap between the two is gone."""
     shift = target_mean(data.x, data.rows("train")) - target_mean(text.x, text.rows)
-    return Elsewhere(f"{text.name}, centred", f"{text.what}, moved onto the mean of the train images",
+    return Elsewhere(f"{text.name}, centred", f"the same, moved onto the mean of the train images",
                      (text.x + shift).astype(np.float32), text.rows)  # fmt: skip
 
 
