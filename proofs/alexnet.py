@@ -16,18 +16,16 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from mtlib.features.token_map import curves, token_figure, token_map
 from mtlib.report import plots
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
-from mtlib.report.tokens import SIDE, TokenRun
+from mtlib.report.tokens import TokenRun
 from mtlib.run.artifacts import atomic, versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "proofs" / "results"
-BLANK = Image.new("RGB", (SIDE, SIDE), "white")  # in the place of the picture
 
 
 def vision_rows(reader: Reader) -> list[str]:
@@ -102,7 +100,8 @@ def main() -> int:
     if not args.smoke:
         found = token_map(run.coder, run.data, int(run.images("test")[0]))
         shown = [picture(curves(run.histories)[0], "alexnet_curves.png")]
-        shown += [picture(token_figure(found, BLANK, run.corners), "alexnet_token.png")]
+        own = run.shown(found.row // run.data.tokens)
+        shown += [picture(token_figure(found, own, run.corners), "alexnet_token.png")]
         write_text(RESULTS / "alexnet.md", "\n\n".join(["\n".join(text), *shown]) + "\n")
     return 0
 
