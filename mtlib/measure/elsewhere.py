@@ -99,7 +99,7 @@ def _array(path: Path, data: Data, parameter: str) -> tuple[np.ndarray, np.ndarr
 def centred(data: Data, text: Elsewhere) -> Elsewhere:
     """The texts moved by one vector, so that their mean is that of the train images: the gap between the two is gone."""
     shift = target_mean(data.x, data.rows("train")) - target_mean(text.x, text.rows)
-    return Elsewhere(f"{text.name}, centred", f"the same, moved onto the mean of the train images",
+    return Elsewhere(f"{text.name}, centred", "the same, moved onto the mean of the train images",
                      (text.x + shift).astype(np.float32), text.rows)  # fmt: skip
 
 
