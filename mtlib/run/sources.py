@@ -116,11 +116,19 @@ def external_inputs(params: dict, root: Path) -> dict[str, str]:
     found = {}
     for value in _texts(params):
         path = root / Path(value.removeprefix("local-dir:").removeprefix("hf:")).expanduser()
-        if value and ("/" in value or "." in value or value in _given(params)) and path.exists():
+        if value and ("/" in value or "." in value or value in _given(params)) and _is_there(path):
             found[value] = fingerprint(path)
             if value == params.get("images") and path.is_file():  # a table or an archive: what it lists lies beside it
                 found[value] += fingerprint(path.parent)
     return found
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a text names a file; one that is too long for a name does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _given(params: dict) -> set[str]:

@@ -110,3 +110,7 @@ def test_named_data_sets_and_word_lists_are_no_missing_files(tree):
     sources.check_inputs({"images": "torchvision:CIFAR10", "vocabulary": "wordfreq:20000"}, tree)
     with pytest.raises(FileNotFoundError, match="images = torchvision/CIFAR10"):
         sources.check_inputs({"images": "torchvision/CIFAR10"}, tree)
+
+
+def test_a_long_text_names_no_file(tmp_path):
+    assert sources.external_inputs({"remark": "a/b. " * 200}, tmp_path) == {}
