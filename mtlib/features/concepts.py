@@ -19,6 +19,7 @@ from mtlib.measure.codes import sparse_codes
 from mtlib.measure.reconstruction import target_mean
 
 TOP = 10  # strongest images that a name is tried on
+ROWS = 5000  # test images at most among which they are looked for
 BY = ("decoder", "encoder")
 
 
@@ -62,30 +63,38 @@ def name_latents(coder, data: Data, by: str = "decoder", threshold: float = 0.0,
         by:        "decoder" or "encoder": the direction that is compared with the texts.
         threshold: cosine from which a name counts; 0: `chance_cosine`.
     Returns: Named; its table has feature, phrase, kind, cosine, runner_up (phrase), ratio (cosine over the runner-up's),
-        named, n_images (test images on which it fires), nearer (mean rank, 0 .. 1, of its strongest test images among all test
+        named, n_images (test images, of at most ROWS, on which it fires), nearer (mean rank, 0 .. 1, of its strongest test images among all test
         images by cosine to the name; 0.5 says that the name does not fit its images) and nearer_other (the same for the name
         of another latent).
     Source: arXiv 2407.14499, section 3.2.
     """
     texts = centred_texts(data)
     threshold = threshold or chance_cosine(texts, seed=seed)
-    cosine = unit_rows(directions(coder, by)) @ texts.T  # (S, V)
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :2]
-    best, second = np.take_along_axis(cosine, order, 1).T
+    order, (best, second) = _two_nearest(unit_rows(directions(coder, by)), texts)
     phrases, kinds = (data.phrases[c].to_numpy(str) for c in ("phrase", "kind"))
-    frame = pd.DataFrame(
-        {"feature": np.arange(len(cosine)), "phrase": phrases[order[:, 0]], "kind": kinds[order[:, 0]]}
-    )
+    frame = pd.DataFrame({"feature": np.arange(len(best)), "phrase": phrases[order[:, 0]], "kind": kinds[order[:, 0]]})
     frame["cosine"], frame["runner_up"] = best, phrases[order[:, 1]]
     frame["ratio"] = np.where(second > 0, best / np.where(second > 0, second, 1.0), np.nan)
     frame["named"] = best >= threshold
     return Named(frame.assign(**_tried(coder, data, texts, order[:, 0], seed)), threshold)
 
 
+def _two_nearest(latents: np.ndarray, texts: np.ndarray, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """(S, 2) the two nearest of texts (V, D) to each of latents (S, D), unit rows, and (2, S) their cosines."""
+    order, near = [], []
+    for start in range(0, len(latents), chunk):
+        cosine = latents[start : start + chunk] @ texts.T  # (chunk, V)
+        order.append(np.argsort(-cosine, axis=1, kind="stable")[:, :2])
+        near.append(np.take_along_axis(cosine, order[-1], 1))
+    return np.concatenate(order), np.concatenate(near).T
+
+
 def _tried(coder, data: Data, texts: np.ndarray, name: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """n_images, nearer, nearer_other of every latent; see `name_latents`."""
-    rows = data.rows("test")
+    rows = np.sort(np.random.default_rng([seed, 2]).permutation(data.rows("test"))[:ROWS])
     codes = sparse_codes(coder, data.x, rows).tocsc()
+    used, name = np.unique(name, return_inverse=True)  # only phrases that name a latent
+    texts = texts[used]
     near = unit_rows(np.asarray(data.x[rows], np.float64) - target_mean(data.x, data.rows("train"))) @ texts.T  # (n, V)
     rank = near.argsort(0).argsort(0) / max(len(rows) - 1, 1)
     other = np.random.default_rng(seed).permutation(name)
