@@ -49,7 +49,8 @@ def glance(reader: Reader) -> str:
 
 def features(reader: Reader, n: int = 6) -> str:
     """Collages of real error features with their names, of the first method that has them."""
-    shown = gallery(reader, n)
+    errors = [] if results.nothing_to_judge(reader) else gallery(reader, n)
+    shown = errors or gallery(reader, n, active=True)
     if not shown:
         return "No collage to show: no interpreted feature of this run has one."
     lines = []
@@ -59,17 +60,16 @@ def features(reader: Reader, n: int = 6) -> str:
             lines += ["| " + " | ".join(" " for _ in pair) + " |", "|" + "---|" * len(pair)]
         lines.append("| " + " | ".join(_picture(p) for p in pair) + " |")
         lines.append("| " + " | ".join(_words(p) for p in pair) + " |")
-    why = results.nothing_to_judge(reader)
-    head = "Error features, most certain first" if not why else "Features, most active first"
+    head = "Error features, most certain first" if errors else "Features, most active first"
     return f"{head}: the images on which each fires most, with activation and label.\n\n" + "\n".join(lines)
 
 
-def gallery(reader: Reader, n: int) -> list[dict]:
-    """Up to n features to show, over methods in order, with a collage: error features where there are any.
+def gallery(reader: Reader, n: int, active: bool = False) -> list[dict]:
+    """Up to n features to show, over methods in order, with a collage: error features, or the most active ones.
 
-    One per true cause where the truth is known, else one per name.
+    Of errors one per true cause where the truth is known, else one per name.
     """
-    shown, seen, judged = [], set(), not results.nothing_to_judge(reader)
+    shown, seen, judged = [], set(), not active
     for method in reader.methods():
         collages, table_ = reader.collages(method), browse.feature_table(reader, method)
         if judged:

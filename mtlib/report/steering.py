@@ -142,7 +142,7 @@ def steering_figure(table: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     for ax, line in zip(axes[0], chosen.itertuples(), strict=True):
         ax.set_title(f"{line.feature}\n{line.why.removeprefix('cause ')[:22]}", fontsize=8)
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    fig.legend(handles.values(), handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     fig.supxlabel("factor (0: removed, 1: as it is)", fontsize=9)
     return fig
 
@@ -186,9 +186,16 @@ def ends(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """Means of `ends` over the features, a line per direction and reading: at the smallest factor, at 0, 1 and the largest."""
     names = [c for c in (*READINGS, *SHARES) if f"{c}_1" in found]
-    mean = found.drop(columns="feature").groupby("direction", sort=False).mean(numeric_only=True)
+    by = found.drop(columns="feature").groupby("direction", sort=False)
+    mean, counts = by.mean(numeric_only=True), by.size()
     lines = [
-        {"reading": READINGS.get(c) or SHARES[c], "scaled": d, "low": row[f"{c}_low"], "0": row[f"{c}_0"]}
+        {
+            "reading": READINGS.get(c) or SHARES[c],
+            "scaled": d,
+            "features": int(counts[d]),
+            "low": row[f"{c}_low"],
+            "0": row[f"{c}_0"],
+        }
         | {"1": row[f"{c}_1"], "high": row[f"{c}_high"]}
         for c in names
         for d, row in mean.iterrows()
@@ -200,7 +207,9 @@ def section(run: SteeringRun, table: pd.DataFrame, chosen: pd.DataFrame) -> str:
     """The notebook's part of the report, as Markdown."""
     low, high = table["factor"].min(), table["factor"].max()
     group = (
-        "*group*: all features that truly stand for its cause, together; " if "group" in set(table["direction"]) else ""
+        "*group*: all features that truly stand for its cause, together, where there are any; "
+        if "group" in set(table["direction"])
+        else ""
     )
     intro = (
         f"{len(chosen)} features of {md(run.method)} are scaled, each on the {table['n'].max()} test images on which it fires "
@@ -210,6 +219,7 @@ def section(run: SteeringRun, table: pd.DataFrame, chosen: pd.DataFrame) -> str:
     names = {
         "reading": "reading",
         "scaled": "scaled",
+        "features": "features",
         "low": f"factor {low:g}",
         "0": "0",
         "1": "1",
