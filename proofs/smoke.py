@@ -3,7 +3,7 @@
     ./run_all.sh prove smoke [profile ...]       without names: all five
 
 Every run starts from nothing, and every request to another host would fail (the proxy is a closed port of this machine).
-Writes proofs/results/smoke.md, and leaves reports/<profile>-smoke/ without the executed notebooks, small enough to be kept.
+Writes proofs/results/smoke.md, and leaves reports/<profile>-smoke/ without the executed notebooks and with small figures.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import versions, write_json, write_text
+from mtlib.run.artifacts import atomic, versions, write_json, write_text
 from mtlib.run.publish import read_timings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,11 +61,16 @@ def run(profile: str) -> dict:
 
 
 def lighten(report: Path) -> None:
-    """Leave the executed notebooks out of a report, and the links to them out of its README."""
+    """Leave the executed notebooks out of a report, and the links to them out of its README; figures at half their size."""
     shutil.rmtree(report / "notebooks", ignore_errors=True)
+    for path in sorted((report / "figures").glob("*.png")):
+        picture = Image.open(path).convert("RGB")
+        small = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
+        with atomic(path) as tmp:
+            small.quantize(128, dither=Image.Dither.NONE).save(tmp, "PNG", optimize=True)
     readme = report / "README.md"
     text = NO_NOTEBOOKS.sub("", readme.read_text(encoding="utf-8"))
-    note = "The executed notebooks of a smoke report are not kept; the same command makes them."
+    note = "Of a smoke report the executed notebooks are not kept, and figures at half their size; the same command makes all."
     write_text(readme, text.replace("## Notebooks and tables\n", f"## Notebooks and tables\n\n{note}\n"))
 
 
