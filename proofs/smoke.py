@@ -70,7 +70,7 @@ def lighten(report: Path) -> None:
             small.quantize(128, dither=Image.Dither.NONE).save(tmp, "PNG", optimize=True)
     readme = report / "README.md"
     text = NO_NOTEBOOKS.sub("", readme.read_text(encoding="utf-8"))
-    note = "Of a smoke report the executed notebooks are not kept, and figures at half their size; the same command makes all."
+    note = "The executed notebooks are left out of this copy, and its figures are at half their size; the same command makes all."
     write_text(readme, text.replace("## Notebooks and tables\n", f"## Notebooks and tables\n\n{note}\n"))
 
 
