@@ -177,7 +177,7 @@ def test_published_system_with_further_notebooks_goes_on_from_the_same_embedding
     report = smoke / "reports" / "published"
     assert list(pd.read_csv(report / "timings.csv")["stage"]) == [*STAGES, "concepts", "steering"]
     table = pd.read_csv(report / "tables" / "steering_factors.csv")
-    assert {"feature", "control", "group"} <= set(table["direction"])
+    assert {"feature", "control"} <= set(table["direction"])
     assert (table.loc[table["factor"] == 1, "class_kept"] == 1).all()
     text = (report / "README.md").read_text(encoding="utf-8")
     assert "## What does a feature do to the verdict?" in text and "Notebook `concepts`: [read]" in text
