@@ -39,3 +39,18 @@ def test_definition_card_lists_all(pair):
     assert ours.loc["fvu", "mean_predictor"] == pytest.approx(1)
     assert ours.loc["explained_variance", "mean_predictor"] == pytest.approx(0)
     assert ours.loc["fvu", "reconstruction"] == pytest.approx(fvu(*pair))
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_definition_card_equals_its_conventions(kind):
+    """5,000 rows are two blocks; one unit never varies."""
+    rng = np.random.default_rng(1)
+    y = (rng.normal(size=(5000, 4)) * [1, 2, 3, 0] + 4).astype(kind)
+    y_hat = (y + rng.normal(size=y.shape)).astype(kind)
+    card = definition_card(y, y_hat, batches=(32,))
+    y, y_hat = y.astype(np.float64), y_hat.astype(np.float64)
+    shifted = y_hat + np.sqrt(y.var(0).mean())
+    for name, other in {"reconstruction": y_hat, "shifted": shifted, "mean_predictor": y.mean(0) + 0 * y}.items():
+        expected = [fvu(y, other), fvu_per_batch(y, other, 32), fvu_about_zero(y, other), 1 - fvu(y, other)]
+        expected += [evr_shift_blind(y, other), r2_per_dimension(y, other)]
+        np.testing.assert_allclose(card[name], expected, atol=1e-9)
