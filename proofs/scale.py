@@ -1,15 +1,16 @@
 """Every measure on 100,000 rows of 512 with 8,192 latents: its CPU seconds and its peak memory.
 
-    ./run_all.sh prove scale [--rows 100000] [--latents 8192]
+    ./run_all.sh prove scale [--rows 100000] [--latents 8192] [--only card]      --only: one process again, the others kept
 
 The rows are made up (nine families, each with one cause, and a nuisance), the coder is a Matryoshka autoencoder with 64
 active latents per row and random weights: what is measured is time and memory, not quality. Each group runs in a process
-of its own, whose peak memory is read at its end. Writes proofs/results/scale.md.
+of its own, whose peak memory is read at its end. Writes proofs/results/scale.md and scale.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import platform
 import resource
@@ -38,7 +39,7 @@ from mtlib.measure.reconstruction import Reconstruction, target_mean
 from mtlib.measure.similarity import decoder_coherence, stability
 from mtlib.measure.zero_shot import ZeroShot, ZeroShotDrop
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import versions, write_text
+from mtlib.run.artifacts import versions, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HIDDEN, FAMILIES = 512, 256, 9
@@ -202,12 +203,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="prove scale", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--latents", type=int, default=8192)
+    parser.add_argument("--only", default="", choices=["", *GROUPS])
     args = parser.parse_args()
-    lines, spawn = [], multiprocessing.get_context("spawn")
+    results, spawn = ROOT / "proofs" / "results", multiprocessing.get_context("spawn")
+    kept = json.loads((results / "scale.json").read_text(encoding="utf-8")) if args.only else {"lines": []}
+    if args.only and (kept["rows"], kept["latents"]) != (args.rows, args.latents):
+        parser.error(f"--only: scale.json is of {kept['rows']} rows and {kept['latents']} latents")
+    lines = [line for line in kept["lines"] if line["group"] != args.only]
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         path = Path(folder) / "x.npy"
         write_rows(path, args.rows)
-        for name in GROUPS:
+        for name in [args.only] if args.only else GROUPS:
             out = spawn.SimpleQueue()
             process = spawn.Process(target=_in_process, args=(path, args.latents, name, out))
             process.start()
@@ -217,6 +223,7 @@ def main() -> int:
             seconds, peak = out.get()
             lines += [{"group": name, "measure": m, "seconds": s, "peak": peak} for m, s in seconds.items()]
             print(f"{name}: {sum(seconds.values()):.0f} s, {peak:.2f} GB", flush=True)
+    lines.sort(key=lambda line: list(GROUPS).index(line["group"]))
     table = pd.DataFrame(lines)
     slowest, largest = table.loc[table["seconds"].idxmax()], table["peak"].max()
     head = f"# Every measure on {args.rows:,} rows of {WIDTH} with {args.latents:,} latents\n\n"
@@ -226,7 +233,8 @@ def main() -> int:
     columns = {"group": "process", "measure": "measure", "seconds": "CPU seconds", "peak": "peak of the process, GB"}
     text = head + markdown_table(table, columns, max_rows=99) + "\n"
     print(text)
-    write_text(ROOT / "proofs" / "results" / "scale.md", text)
+    write_text(results / "scale.md", text)
+    write_json(results / "scale.json", {"rows": args.rows, "latents": args.latents, "lines": lines})
     return 0 if largest <= LIMIT_GB and slowest["seconds"] <= LIMIT_SECONDS else 1
 
 
