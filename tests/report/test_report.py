@@ -13,7 +13,7 @@ import pytest
 
 from mtlib.measure import compare
 from mtlib.measure.conventions import definition_card
-from mtlib.report import measures, plots, results
+from mtlib.report import findings, measures, plots, results
 from mtlib.report.reader import Reader
 from mtlib.report.report import report_markdown, write_report
 from mtlib.run.artifacts import Stage
@@ -48,6 +48,18 @@ def test_report_has_every_section_once_and_in_order(finished):
     assert len(headings) == len(set(headings)) == 15
     assert headings[0] == "What the features show" and headings[-1] == "Times"
     assert text.rstrip().endswith("<!-- timings -->\n<!-- /timings -->")
+
+
+def test_the_most_active_features_are_shown_where_no_error_feature_has_a_picture(finished, monkeypatch):
+    assert "Error features, most certain first" in findings.features(finished)
+    every = Reader.collages
+    errors = {m: set(results.error_features(finished, m, n=10_000)["feature"]) for m in finished.methods()}
+    others = lambda self, m: {f: p for f, p in every(self, m).items() if f not in errors[m]}  # noqa: E731
+    monkeypatch.setattr(Reader, "collages", others)
+    left = sum(len(finished.collages(m)) for m in finished.methods())
+    text = findings.features(finished)
+    assert text.startswith("Features, most active first" if left else "No collage to show")
+    assert text.count("![feature") == min(left, 6) > 0
 
 
 def test_report_numbers_are_those_of_the_tables(finished):
