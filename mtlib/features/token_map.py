@@ -82,7 +82,7 @@ def token_figure(found: TokenMap, picture: Image.Image, corners: tuple[float, fl
     for ax in axes.flat:
         ax.axis("off")
     for i, ax in enumerate(axes.flat[: len(found.features) + 1]):
-        ax.imshow(picture.convert("L") if i else picture, cmap="gray")
+        ax.imshow(picture.convert("L") if i else picture, cmap="gray", vmin=0, vmax=255)
         corner = (left + size * found.place[1], left + size * found.place[0])
         ax.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=PALETTE[1], linewidth=2))
         if i:
