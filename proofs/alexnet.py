@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from mtlib.features.token_map import curves, token_figure, token_map
+from mtlib.learn.train_vision import VisionTraining
 from mtlib.report import plots
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
@@ -33,7 +34,8 @@ def vision_rows(reader: Reader) -> list[str]:
     metrics, loss = reader.table("02_metrics"), reader.table("02_loss")
     whole, best = metrics.iloc[0], loss.loc[loss["val_loss"].idxmin()]
     used = reader.params("02_classify")
-    sizes = f"{used['vision_blocks']} blocks, {used['vision_epochs']} epochs, batches of {used['vision_batch']}"
+    sizes = f"{used['vision_blocks']} blocks, batches of {used['vision_batch']}, {used['vision_epochs']} epochs"
+    sizes += "" if used["vision_epochs"] == VisionTraining().epochs else f" (published: {VisionTraining().epochs})"
     chance = 1 / max(len(metrics) - 1, 2)
     return [
         f"**Vision model** ({sizes}, trained from random weights): test accuracy {whole['accuracy']:.1%} "
