@@ -167,14 +167,14 @@ def test_failing_stage_exits_non_zero_and_is_named(smoke):
 
 
 @pytest.mark.slow
-def test_published_system_with_further_notebooks_goes_on_from_the_same_embeddings(smoke):
-    """The profile msae, one of its methods: 01 and 02 stand; its own notebook and another follow as stages."""
-    shutil.copytree(smoke / "runs" / "demo-smoke", smoke / "runs" / "published")
-    given = ("run=published", "methods=[{name: topk, preset: topk}]", "notebooks=[concepts, steering]")
-    done = run_all(smoke, "msae", "--smoke", *[x for p in given for x in ("-p", p)])
+def test_further_notebooks_follow_as_stages_of_the_same_run(smoke):
+    """What the published systems list under `notebooks`: the seven stages stand, and their sections join the report."""
+    shutil.copytree(smoke / "runs" / "demo-smoke", smoke / "runs" / "further")
+    given = ("run=further", "notebooks=[concepts, steering]")
+    done = run_all(smoke, "demo", "--smoke", *[x for p in given for x in ("-p", p)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "(7 stages run, 2 unchanged" in done.stdout
-    report = smoke / "reports" / "published"
+    assert "(2 stages run, 7 unchanged" in done.stdout
+    report = smoke / "reports" / "further"
     assert list(pd.read_csv(report / "timings.csv")["stage"]) == [*STAGES, "concepts", "steering"]
     table = pd.read_csv(report / "tables" / "steering_factors.csv")
     assert {"feature", "control"} <= set(table["direction"])
