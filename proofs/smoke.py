@@ -92,11 +92,12 @@ def write_result(found: list[dict]) -> None:
     """Write proofs/results/smoke.md from what `run` returned."""
     columns = {"profile": "profile", "seconds": "seconds", "cpu_seconds": "of CPU", "peak_mb": "peak memory, MB"}
     columns |= {"stages": "stages", "report_mb": "report, MB", "ok": f"under {LIMIT} s"}
+    left = [p for p in PROFILES if p not in {r["profile"] for r in found}]
     lines = [
         "# The five systems with --smoke",
         "`./run_all.sh prove smoke`: each from nothing, on rendered scenes, with the bundled encoder; requests to other hosts "
         "would have failed. Seconds are of the wall clock; where they are far more than those of CPU, the machine was doing "
-        f"other work. Threads: {os.environ.get('OMP_NUM_THREADS', '2')}.",
+        f"other work. Threads: {os.environ.get('OMP_NUM_THREADS', '2')}. Not run here: {', '.join(left) or 'none'}.",
         markdown_table(pd.DataFrame(found), columns),
         ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
     ]
