@@ -103,9 +103,10 @@ def _causes(reader: Reader) -> str:
     own = frame[frame["method"] == best["method"]]
     worst = own.loc[own["auroc"].idxmin()]
     ceiling = f"a ceiling of {number(float(worst['ceiling']))}"
+    praise = "the best method by mean AUROC" if len(by_method) > 1 else "mean AUROC"
     text = (
-        f"Of {best['causes']} known causes, {best['reached']} are found by a single feature of {md(best['method'])}, the best "
-        f"method by mean AUROC ({number(float(best['mean']))}), to at least 0.95 of what a linear probe reaches; the worst is "
+        f"Of {best['causes']} known causes, {best['reached']} are found by a single feature of {md(best['method'])}, "
+        f"{praise} ({number(float(best['mean']))}), to at least 0.95 of what a linear probe reaches; the worst is "
         f"{md(worst['cause'])} at {number(float(worst['auroc']))} against {ceiling}."
     )
     return f"{text} {_controls(own)}"
