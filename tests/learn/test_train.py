@@ -250,7 +250,7 @@ def test_loss_that_is_not_finite_stops_with_the_step(tmp_path):
 def test_zero_steps_between_validations_is_once_an_epoch(tmp_path):
     x, y = _data()
     settings = TrainConfig(steps=0, epochs=3, batch=100, val_every=0, log_every=5)
-    fit(SparseCoderConfig(**_config()), x, y, TRAIN, VAL, settings, tmp_path)
+    fit(_config(), x, y, TRAIN, VAL, settings, tmp_path)
     history = read_history(tmp_path)
     per_epoch = len(TRAIN) // 100
     assert history.loc[history["split"] == "val", "step"].tolist() == [per_epoch, 2 * per_epoch, 3 * per_epoch]
