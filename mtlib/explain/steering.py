@@ -16,11 +16,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from mtlib.embed.images import load_image
 from mtlib.embed.store import Data
-from mtlib.explain.text_space import TextSpace, ZeroShot, unit
+from mtlib.explain.text_space import TextSpace, ZeroShot
+from mtlib.measure.similarity import unit_rows
 from mtlib.measure.zero_shot import ZeroShot as Task
 
 LOGIT_SCALE = 100.0  # of CLIP as published, where the encoder is not there to say its own
@@ -94,14 +96,12 @@ class Steering:
         """(n, C) zero-shot probabilities of embeddings (n, d_out)."""
         scale = getattr(getattr(self.encoder, "model", None), "logit_scale", None)
         scale = LOGIT_SCALE if scale is None else float(scale.detach().exp())
-        score = scale * unit(e) @ self.task.texts.double().numpy().T
-        odds = np.exp(score - score.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        return softmax(scale * unit_rows(e) @ self.task.texts.double().numpy().T, axis=1)
 
     def neighbours(self, e: np.ndarray, images: np.ndarray, k: int = 10) -> np.ndarray:
         """(n, k) first rows of the nearest train and val images by cosine, those of the image's own group left out."""
         gallery, embeddings, groups = self._gallery
-        near = unit(e) @ embeddings.T
+        near = unit_rows(e) @ embeddings.T
         near[self.data.manifest["group"].to_numpy(str)[images][:, None] == groups[None]] = -np.inf
         return gallery[np.argsort(-near, axis=1, kind="stable")[:, :k]]
 
@@ -109,7 +109,7 @@ class Steering:
     def _gallery(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(G,) first rows of the train and val images, (G, d_out) their unit embeddings, (G,) their groups."""
         rows = self.data.rows(("train", "val"))[:: self.data.tokens]
-        return rows, unit(self.data.embedding_at(rows)), self.data.manifest["group"].to_numpy(str)[rows]
+        return rows, unit_rows(self.data.embedding_at(rows)), self.data.manifest["group"].to_numpy(str)[rows]
 
     def read(self, images: np.ndarray, before: np.ndarray, after: np.ndarray, k: int = 10) -> dict:
         """What changes between the embeddings `before` and `after` (n, d_out) of images: means over the images.

@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-
-def unit(a: np.ndarray) -> np.ndarray:
-    """Rows of norm 1 (zero rows stay zero), float64."""
-    a = np.asarray(a, dtype=np.float64)
-    norm = np.linalg.norm(a, axis=-1, keepdims=True)
-    return np.divide(a, norm, out=np.zeros_like(a), where=norm > 0)
+from mtlib.measure.similarity import unit_rows
 
 
 class TextSpace:
@@ -28,9 +23,9 @@ class TextSpace:
         if vocabulary.shape[1] != x.shape[1]:
             raise ValueError(f"vocabulary {vocabulary.shape} and embeddings {x.shape} differ in width")
         self.x, self.phrases = x, phrases.reset_index(drop=True)
-        self.image_mean = unit(x[rows]).mean(axis=0) if len(rows) else np.zeros(x.shape[1])
-        t = unit(vocabulary)
-        self.text = unit(t - t.mean(axis=0))  # (V, D)
+        self.image_mean = unit_rows(x[rows]).mean(axis=0) if len(rows) else np.zeros(x.shape[1])
+        t = unit_rows(vocabulary)
+        self.text = unit_rows(t - t.mean(axis=0))  # (V, D)
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) contrasted unit embeddings of rows."""
@@ -38,7 +33,7 @@ class TextSpace:
 
     def contrasted(self, x: np.ndarray) -> np.ndarray:
         """(n, D) the same of any embeddings (n, D)."""
-        return unit(unit(x) - self.image_mean)
+        return unit_rows(unit_rows(x) - self.image_mean)
 
     def similarity(self, rows: np.ndarray) -> np.ndarray:
         """(n, V) cosine of each image with each phrase."""
@@ -46,7 +41,7 @@ class TextSpace:
 
     def name(self, rows: np.ndarray, activations: np.ndarray) -> tuple[int, float]:
         """The phrase nearest to the activation-weighted mean of the images, and its cosine."""
-        mean = unit(np.average(self.images(rows), axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
+        mean = unit_rows(np.average(self.images(rows), axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
         cosine = self.text @ mean
         best = int(cosine.argmax())
         return best, float(cosine[best])

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.store import Data
-from mtlib.features.similar import unit_rows
+from mtlib.features.similar import nearest
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.reconstruction import target_mean
+from mtlib.measure.similarity import unit_rows
 
 TOP = 10  # strongest images that a name is tried on
 ROWS = 5000  # test images at most among which they are looked for
@@ -140,7 +141,7 @@ def neighbours(rows: np.ndarray, k: int) -> np.ndarray:
     """(n, k) the most similar other rows of each row of `rows` (n, F) by cosine; equal ones: the smaller number."""
     cosine = unit_rows(rows) @ unit_rows(rows).T
     np.fill_diagonal(cosine, -np.inf)
-    return np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    return nearest(cosine, k)
 
 
 @dataclass(frozen=True)

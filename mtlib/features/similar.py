@@ -6,13 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mtlib.features.top_images import FeatureScan
-
-
-def unit_rows(w: np.ndarray) -> np.ndarray:
-    """Rows of w (S, O) divided by their norm; zero rows stay zero."""
-    w = np.asarray(w, dtype=np.float64)
-    norm = np.linalg.norm(w, axis=1, keepdims=True)
-    return np.divide(w, norm, out=np.zeros_like(w), where=norm > 0)
+from mtlib.measure.similarity import unit_rows
 
 
 def nearest(similarity: np.ndarray, n: int) -> np.ndarray:

@@ -6,18 +6,11 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import linear_sum_assignment
 
+from mtlib.measure.similarity import matched
 from mtlib.measure.study import Subject
 
 SHARED = 0.7  # cosine from which a matched latent counts as the same one
-
-
-def unit(w: np.ndarray) -> np.ndarray:
-    """Rows of w (S, O) divided by their norms, float64; rows of norm 0 stay 0."""
-    w = np.asarray(w, np.float64)
-    norm = np.linalg.norm(w, axis=1, keepdims=True)
-    return np.divide(w, norm, out=np.zeros_like(w), where=norm > 0)
 
 
 def matching(w_a: np.ndarray, w_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -29,9 +22,8 @@ def matching(w_a: np.ndarray, w_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     if np.shape(w_a) != np.shape(w_b):
         raise ValueError(f"weights of shapes {np.shape(w_a)} and {np.shape(w_b)} cannot be matched one to one")
-    cosine = unit(w_a) @ unit(w_b).T
-    row, partner = linear_sum_assignment(cosine, maximize=True)
-    return partner, cosine[row, partner]
+    _, partner, cosine = matched(w_a, w_b)
+    return partner, cosine
 
 
 def align(subjects: list[Subject], shared: float = SHARED, seed: int = 0) -> pd.DataFrame:

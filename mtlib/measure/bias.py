@@ -19,6 +19,7 @@ from mtlib.learn.classifier_scores import targets
 from mtlib.measure.auroc import auroc
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.kinds import nuisances
+from mtlib.measure.splice import steer
 
 MIN_IMAGES = 20  # with the attribute's value and without it, in every split that is used
 SCALES = (0.0, 2.0, 4.0)  # a concept removed, doubled, times four
@@ -126,14 +127,9 @@ def concepts(data: Data, table: pd.DataFrame, coder, classifier: Classifier, see
 def _effects(data: Data, coder, classifier: Classifier, j: int, fires: np.ndarray, random: torch.Tensor) -> list[dict]:
     """One line per scale: what turning latent j, and a random direction of its length, does to the decisions."""
     x = torch.from_numpy(np.asarray(data.x[fires], np.float32))
-    w = coder.W_dec[j]
-    strength = coder.encode(x)[:, j, None]
-    before, lines = classifier(x).numpy(), []
-    for scale in SCALES:
-        line = {"scale": scale}
-        for end, direction in (("", w), ("_control", random * (w.norm() / random.norm()))):
-            after = classifier(x + (scale - 1) * strength * direction).numpy()
+    before, lines = classifier(x).numpy(), [{"scale": scale} for scale in SCALES]
+    for end, direction in (("", None), ("_control", random)):
+        for line, after in zip(lines, steer(coder, x, x, j, SCALES, classifier, direction).numpy(), strict=True):
             line[f"flipped{end}"] = float((_decisions(after) != _decisions(before)).mean())
             line |= {f"change{end}": float((after - before).mean())} if after.ndim == 1 else {}
-        lines.append(line)
     return lines

@@ -59,10 +59,16 @@ def sample_rows(rows: np.ndarray, seed: int = 0, size: int = SAMPLE, n_samples: 
 
 
 def unit_rows(w: np.ndarray) -> np.ndarray:
-    """Rows of w (S, O) divided by their norms, in float64; rows without direction are left out."""
+    """Rows of w (..., O) divided by their norms, in float64; rows of norm 0 stay 0."""
     w = np.asarray(w, np.float64)
-    norm = np.linalg.norm(w, axis=1)
-    return w[norm > 0] / norm[norm > 0, None]
+    norm = np.linalg.norm(w, axis=-1, keepdims=True)
+    return np.divide(w, norm, out=np.zeros_like(w), where=norm > 0)
+
+
+def _directions(w: np.ndarray) -> np.ndarray:
+    """The unit rows of w (S, O), those of norm 0 left out."""
+    u = unit_rows(w)
+    return u[u.any(axis=1)]
 
 
 def decoder_coherence(w_dec: np.ndarray) -> float:
@@ -72,21 +78,31 @@ def decoder_coherence(w_dec: np.ndarray) -> float:
         w_dec: (S, O) float.
     Returns: () 0 for orthogonal rows, 1 for parallel ones; about 1 / O for random directions. NaN when S < 2.
     """
-    u = unit_rows(w_dec)
+    u = _directions(w_dec)
     n = len(u)
     return float((((u.T @ u) ** 2).sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
 
 
+def matched(w_a: np.ndarray, w_b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows matched one to one so that their cosines have the largest sum (Hungarian).
+
+    Args: w_a (S_a, O), w_b (S_b, O) float.
+    Returns: rows of w_a, rows of w_b and cosines, each (min(S_a, S_b),), in the order of w_a's rows.
+    Raises: ValueError if the widths differ.
+    """
+    if np.shape(w_a)[1] != np.shape(w_b)[1]:
+        raise ValueError(f"rows of widths {np.shape(w_a)[1]} and {np.shape(w_b)[1]} cannot be matched")
+    cosine = unit_rows(w_a) @ unit_rows(w_b).T
+    row, partner = linear_sum_assignment(cosine, maximize=True)
+    return row, partner, cosine[row, partner]
+
+
 def stability(w_a: np.ndarray, w_b: np.ndarray) -> float:
-    """Mean cosine of decoder rows of two seeds, matched one to one so that the sum is largest (Hungarian).
+    """Mean cosine of the decoder rows of two seeds, `matched` one to one; rows of norm 0 are left out.
 
     Args:
         w_a, w_b: (S, O) float.
     Returns: () 1 when the two hold the same rows in any order.
     Raises: ValueError if the widths differ.
     """
-    if w_a.shape[1] != w_b.shape[1]:
-        raise ValueError(f"decoders of widths {w_a.shape[1]} and {w_b.shape[1]} cannot be matched")
-    cosine = unit_rows(w_a) @ unit_rows(w_b).T
-    i, j = linear_sum_assignment(cosine, maximize=True)
-    return float(cosine[i, j].mean())
+    return float(matched(_directions(w_a), _directions(w_b))[2].mean())
