@@ -186,6 +186,7 @@ def test_profiles_fit_the_notebooks(profile):
     where = f"params/{profile}.yaml"
     values = params.load_profile(places.profiles / f"{profile}.yaml", where)
     values.pop(profiles.NOTEBOOKS, None)
+    params.check(values.pop(params.SMOKE, {}), notebooks, f"{where}: {params.SMOKE}")
     result = params.check(values, notebooks, where)
     if profile == "demo":
         for stage, defaults in notebooks.items():

@@ -1,7 +1,8 @@
 """Params files, read safely and checked against the notebooks before anything runs.
 
 A profile is a flat YAML file: parameter names of the notebooks and literal values (lists of flat dicts allowed). Every
-name must stand in the `parameters` cell of at least one notebook, and each notebook is given its own names only.
+name must stand in the `parameters` cell of at least one notebook, and each notebook is given its own names only. Values
+under the key `smoke` follow the same rules.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import yaml
 
 RESERVED = ("run_dir", "stage_dir")  # filled in by the pipeline
+SMOKE = "smoke"  # key of a profile: values that its --smoke run sets after those of params/smoke.yaml
 MAX_BYTES = 1_000_000
 SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
@@ -84,7 +86,7 @@ def parse_yaml(text: str, where: str):
 
 
 def load_profile(path: Path, where: str) -> dict:
-    """A params file as a dict of checked names and plain values. Raises ParamsError."""
+    """A params file as a dict of checked names and plain values; under SMOKE stands a dict of the same. Raises ParamsError."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
@@ -95,7 +97,13 @@ def load_profile(path: Path, where: str) -> dict:
     if not isinstance(values, dict):
         raise ParamsError(f"{where}: expected lines like `n_scenes: 8000`, got {_kind(values)}")
     for key, value in values.items():
-        _check_plain(key, value, where)
+        if key != SMOKE:
+            _check_plain(key, value, where)
+        elif not isinstance(value, dict):
+            raise ParamsError(f"{where}: {SMOKE} is {_kind(value)}; expected values like {{n_scenes: 512}}")
+        else:
+            for name, small in value.items():
+                _check_plain(name, small, f"{where}: {SMOKE}")
     return values
 
 

@@ -71,16 +71,21 @@ def not_given(asked: list[str], plain: dict) -> list[str]:
 
 
 def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> dict[str, dict]:
-    """Checked parameters of every notebook of the run: its defaults, the profile, the smoke overlay, the command line.
+    """Checked parameters of every notebook of the run: its defaults, the profile, params/smoke.yaml and the profile's own
+    `smoke: {...}` when it is a smoke run, the command line; the later of two wins.
 
     Raises: ParamsError.
     """
     listed = _parameters(with_notebooks(profile, {}, places).stages, places)
     notebooks = _parameters(with_notebooks(profile, overrides, places).stages, places)
     every = _parameters((*places.stages, *unnumbered(places)), places)
+    own, own_smoke, where = _values(profile, places)
+    layers = [(own, listed, where)]
+    if smoke:
+        overlay, _, overlay_where = _values("smoke", places)
+        layers += [(overlay, every, overlay_where), (own_smoke, listed, f"{where}: {params.SMOKE}")]
     given, origin = {}, {}
-    for name, known in [(profile, listed), ("smoke", every)] if smoke else [(profile, listed)]:
-        values, where = _values(name, places)
+    for values, known, where in layers:
         params.check(values, known, where)
         given |= values
         origin |= dict.fromkeys(values, where)
@@ -104,11 +109,12 @@ def _check_profile(profile: str, places: Places) -> None:
         raise params.ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
 
 
-def _values(name: str, places: Places) -> tuple[dict, str]:
-    """The parameters of a params file, without the list of further notebooks, and what to call it in messages."""
+def _values(name: str, places: Places) -> tuple[dict, dict, str]:
+    """The parameters of a params file, those of its own smoke run, and what to call the file in messages."""
     where = f"params/{name}.yaml"
     values = params.load_profile(places.profiles / f"{name}.yaml", where)
-    return {k: v for k, v in values.items() if k != NOTEBOOKS}, where
+    own = {k: v for k, v in values.items() if k not in (NOTEBOOKS, params.SMOKE)}
+    return own, values.get(params.SMOKE, {}), where
 
 
 def _parameters(stages: tuple[str, ...], places: Places) -> dict[str, dict]:

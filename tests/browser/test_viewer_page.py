@@ -35,6 +35,7 @@ def test_viewer_in_a_browser_shows_a_feature_and_follows_a_click(folder, tmp_pat
         page.select_option(".mtv-sort select", "verdict")
         page.fill(".mtv-search input", "script")
         page.press(".mtv-search input", "Enter")
+        page.wait_for_function("document.querySelectorAll('.mtv-list select option').length === 1")  # the search is done
         page.wait_for_function("document.querySelector('.mtv-name').innerText.startsWith('<script>')")
         assert page.evaluate("window.hacked") is None
         assert r"$\unknown$ [six](http://x) | *b*" in page.inner_text(".mtv-name")
@@ -43,7 +44,7 @@ def test_viewer_in_a_browser_shows_a_feature_and_follows_a_click(folder, tmp_pat
         page.wait_for_function("document.querySelectorAll('.mtv-list select option').length > 40")
         third = page.inner_text(".mtv-list select option:nth-child(3)").split()[1]
         page.select_option(".mtv-list select", index=2)
-        page.wait_for_function(f"document.querySelector('.mtv-header').innerText.includes('FEATURE {third}')")
+        page.wait_for_function(f"document.querySelector('.mtv-header').innerText.includes('FEATURE {third}\\n')")
         assert page.locator(".mtv-image img").count() >= 5
         assert page.locator(".mtv-histogram svg rect").count() > 3
         (tmp_path / "page.png").write_text("<html>no image</html>")

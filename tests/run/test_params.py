@@ -78,6 +78,10 @@ def test_words_stay_words():
         ("methods: [{OPENAI_API_KEY: abc}]", "looks like a secret"),
         ("stage_dir: x", "stage_dir is filled in by run_all.sh"),
         ("a: !!binary aGVsbG8=", "a is a bytes"),
+        ("smoke: 5", r"smoke is a whole number; expected values like \{n_scenes: 512\}"),
+        ("smoke: {a: {b: 1}}", "x.yaml: smoke: a is a dict"),
+        ("smoke: {api_key: abc}", "api_key looks like a secret"),
+        ("smoke: {'import': 1}", "is not a parameter name"),
         ("[" * 5000, "x.yaml"),
     ],
 )

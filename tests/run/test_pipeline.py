@@ -185,6 +185,23 @@ def test_a_list_of_notebooks_that_cannot_run_is_refused(tmp_path, notebooks, mes
         profiles.load_params("more", False, {}, places)
 
 
+def test_a_profile_says_how_its_smoke_run_differs(tmp_path):
+    places = small.write(tmp_path)
+    profile = places.profiles / "own.yaml"
+    profile.write_text("n: 7\nfactor: 2.0\nsmoke: {n: 2}\n")
+
+    def used(smoke: bool, **given) -> tuple:
+        checked = profiles.load_params("own", smoke, given, places)
+        return checked["01_make"]["n"], checked["02_use"]["factor"]
+
+    assert used(False) == (7, 2.0)
+    assert used(True) == (2, 2.0), "smoke.yaml says n: 1 for every profile, own.yaml wins for its own"
+    assert used(True, n=4) == (4, 2.0), "the command line wins over both"
+    profile.write_text("smoke: {m: 2}\n")
+    with pytest.raises(ParamsError, match=r"params/own\.yaml: smoke: m is no parameter of any notebook"):
+        profiles.load_params("own", True, {}, places)
+
+
 def test_parameters_of_an_unnumbered_notebook_belong_to_profiles_that_list_it(tmp_path):
     places = small.write(tmp_path)
     small.write_extra(places)
