@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -26,7 +28,7 @@
 # %% tags=["parameters"]
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
-images = ""  # folder (.tar shards in it count as folders), table (.csv, .parquet), "hf:..." or "torchvision:..."; empty: draw scenes
+images = ""  # folder (.tar shards in it count as folders), table (.csv, .parquet), "hf:..." or "torchvision:..."; "scenes" or empty: draw scenes
 embeddings = ""  # .npy, .npz (N, D) or LMDB of embeddings made elsewhere, instead of images
 vocabulary = ""  # with embeddings: .npy (V, D) of texts in the same space; else phrases (.txt, .csv) or "wordfreq:20000"; empty: packaged
 vocabulary_names = ""  # text file with a line per row of vocabulary; empty: the one .txt beside it that fits

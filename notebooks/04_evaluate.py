@@ -208,7 +208,7 @@ pairs = compare.mono_pairs(compared)
 if len(pairs):
     plots.save(stage, figures.mono_pairs(pairs), "monoloss", pairs)
     display(pairs[[c for c in pairs if not c.endswith("_apart")]].round(3))
-print(f"{len(pairs)} methods were trained without and with MonoLoss.")
+print(f"{len(pairs) or 'no'} methods were trained both without and with MonoLoss.")
 
 # %% [markdown]
 # ## Definition card: what others would have printed
@@ -347,7 +347,7 @@ if checked:
     mean = causes.groupby("method")[["auroc", "share_of_ceiling"]].mean().sort_values("share_of_ceiling")
     best = mean.index[-1]
     print(
-        f"Best at single causes: {best}, mean AUROC {mean.auroc[best]:.3f}, {mean.share_of_ceiling[best]:.1%} of the ceiling."
+        f"Best at single causes over all seeds: {best}, mean AUROC {mean.auroc[best]:.3f}, {mean.share_of_ceiling[best]:.1%} of the ceiling."
     )
     gap = causes.groupby("cause")["share_of_ceiling"].mean()
     print(f"Hardest cause: {gap.idxmin()}, {gap.min():.1%} of the ceiling on average.")

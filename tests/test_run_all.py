@@ -16,6 +16,8 @@ from mtlib.run import artifacts
 from mtlib.run.profiles import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
+PROFILE = "matryoshka_transcoders"  # one of the five systems, so that a whole one runs
+RUN = f"{PROFILE}-smoke"
 PARTS = ("mtlib", "notebooks", "params", "run_all.sh", "requirements.lock", "pyproject.toml")
 TABLES = ("01_encoder", "04_metrics", "04_causes", "06_judges", "07_relevance", "07_generators")
 FILE_NAME = re.compile(r"^[\w<>./-]*\w\.(npy|npz|parquet|csv|jsonl|safetensors)$")
@@ -50,10 +52,10 @@ def copy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def smoke(copy) -> Path:
-    """The copy after `./run_all.sh demo --smoke`."""
-    done = run_all(copy, "demo", "--smoke")
+    """The copy after `./run_all.sh matryoshka_transcoders --smoke`."""
+    done = run_all(copy, PROFILE, "--smoke")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Report: reports/demo-smoke/README.md (7 stages run" in done.stdout
+    assert f"Report: reports/{RUN}/README.md (7 stages run" in done.stdout
     return copy
 
 
@@ -97,7 +99,7 @@ def test_prove_lists_what_there_is():
 
 @pytest.mark.slow
 def test_smoke_run_writes_the_whole_report(smoke):
-    report = smoke / "reports" / "demo-smoke"
+    report = smoke / "reports" / RUN
     assert (report / "README.md").stat().st_size > 1000
     for name in TABLES:
         assert len(pd.read_csv(report / "tables" / f"{name}.csv")) > 0, name
@@ -110,7 +112,7 @@ def test_smoke_run_writes_the_whole_report(smoke):
 @pytest.mark.slow
 def test_second_run_redoes_nothing_within_a_minute(smoke):
     start = time.monotonic()
-    done = run_all(smoke, "demo", "--smoke")
+    done = run_all(smoke, PROFILE, "--smoke")
     assert done.returncode == 0
     assert "(0 stages run, 7 unchanged" in done.stdout
     assert time.monotonic() - start < 60
@@ -128,7 +130,7 @@ def test_report_holds_no_machine_paths(smoke):
 
 @pytest.mark.slow
 def test_every_link_in_the_report_leads_somewhere(smoke):
-    report = smoke / "reports" / "demo-smoke"
+    report = smoke / "reports" / RUN
     links = re.findall(r"\]\(([^)#]+)\)|(?:src|href)=\"([^\"#]+)\"", (report / "README.md").read_text(encoding="utf-8"))
     local = [a or b for a, b in links if "://" not in (a or b)]
     assert [name for name in local if not (report / name).exists()] == []
@@ -136,7 +138,7 @@ def test_every_link_in_the_report_leads_somewhere(smoke):
 
 @pytest.mark.slow
 def test_every_file_that_code_names_has_a_writer(smoke):
-    run_dir = smoke / "runs" / "demo-smoke"
+    run_dir = smoke / "runs" / RUN
     written = set()
     for folder in artifacts.current(run_dir).values():
         written |= {Path(name).name for name in artifacts.read_meta(run_dir / folder)["files"]}
@@ -158,7 +160,7 @@ def test_failing_stage_exits_non_zero_and_is_named(smoke):
     failing = kept.replace("\n# %%\n", "\n# %%\nraise RuntimeError('made to fail')\n\n# %%\n", 1)
     notebook.write_text(failing, encoding="utf-8")
     try:
-        done = run_all(smoke, "demo", "--smoke")
+        done = run_all(smoke, PROFILE, "--smoke")
     finally:
         notebook.write_text(kept, encoding="utf-8")
     assert done.returncode == 1
@@ -169,9 +171,9 @@ def test_failing_stage_exits_non_zero_and_is_named(smoke):
 @pytest.mark.slow
 def test_further_notebooks_follow_as_stages_of_the_same_run(smoke):
     """What the published systems list under `notebooks`: the seven stages stand, and their sections join the report."""
-    shutil.copytree(smoke / "runs" / "demo-smoke", smoke / "runs" / "further")
+    shutil.copytree(smoke / "runs" / RUN, smoke / "runs" / "further")
     given = ("run=further", "notebooks=[concepts, steering]")
-    done = run_all(smoke, "demo", "--smoke", *[x for p in given for x in ("-p", p)])
+    done = run_all(smoke, PROFILE, "--smoke", *[x for p in given for x in ("-p", p)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "(2 stages run, 7 unchanged" in done.stdout
     report = smoke / "reports" / "further"
@@ -192,12 +194,12 @@ def test_multimodal_judge_over_http_from_question_to_report(smoke):
     from tests.explain.looking_server import Looker
 
     run = smoke / "runs" / "looked"
-    shutil.copytree(smoke / "runs" / "demo-smoke", run)
+    shutil.copytree(smoke / "runs" / RUN, run)
     looker = Looker(open_run(run), right=0.85)
     given = ["run=looked", "judge=lmm", f"model={MODEL}", "max_features=25", "score_features=2", "flip_check=1"]
     with LmmServer(looker, keep=False) as server:
         command = [x for p in [*given, f"base_url={server.base_url}"] for x in ("-p", p)]
-        done = run_all(smoke, "demo", "--smoke", *command)
+        done = run_all(smoke, PROFILE, "--smoke", *command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "(2 stages run, 5 unchanged" in done.stdout
     tables = smoke / "reports" / "looked" / "tables"

@@ -75,8 +75,9 @@ class EmbedConfig:
 
     @property
     def source(self) -> str:
-        """ "scenes", "images" or "arrays"."""
-        return "images" if self.images else "arrays" if self.embeddings else "scenes"
+        """ "scenes" (images is empty, or says so), "images" or "arrays"."""
+        given = "images" if self.images else "arrays" if self.embeddings else "scenes"
+        return "scenes" if self.images == "scenes" else given
 
 
 def render_scenes(config: EmbedConfig, out: Path) -> pd.DataFrame:

@@ -114,9 +114,6 @@ def judge_scores(reader: Reader) -> pd.DataFrame:
 
 def judges(reader: Reader) -> str:
     """Judges against the truth, captioned and uncaptioned causes apart."""
-    why = results.nothing_to_judge(reader)
-    if why:
-        return "\n\n".join([f"Skipped: {md(why)}.", *model_judge.sections(reader)])
     frame = judge_scores(reader)
     if frame.empty:
         text = "Verdicts exist, but there is no truth to check them against: nobody knows what each feature really is. Take them as suggestions."
@@ -152,13 +149,23 @@ def relevance(reader: Reader) -> str:
             f"Null of *enriched*: the test labels shuffled within family. {null_reading(null)}",
             markdown_table(null, names),
         ]
-    causal = reader.table("05_features")
+    return "\n\n".join(parts + _moved(reader))
+
+
+def _moved(reader: Reader) -> list[str]:
+    """What removing features does to the classifier's decision; nothing where there is no classifier."""
+    causal, parts = reader.table("05_features"), []
     if "beyond_control" in causal and causal["beyond_control"].notna().any():
         names = {"method": "method", "median_causal": "median change of the logit", "median_causal_control": "other latents' directions", "beyond_control": "features beyond their control"}  # fmt: skip
         text = "**Do features move the decision?** What removing an assessed feature does to the classifier's logit, in size; the control takes out another latent's direction of the same norm."
         parts += [text, markdown_table(causal[causal["beyond_control"].notna()], names)]
-    parts += [picture(n) for n in ("05_causal", "04_steering") if n in reader.figures(n[:2])]
-    return "\n\n".join(parts)
+    return parts + [picture(n) for n in ("05_causal", "04_steering") if n in reader.figures(n[:2])]
+
+
+def nothing_judged(reader: Reader, why: str) -> str:
+    """In place of causes, judges, relevance and generators, where nobody said which images are implausible."""
+    text = f"Skipped: {md(why)}. So no cause is looked for, no judge is scored, no relevance and no generator is ranked; the tables of these steps hold a row with the reason."
+    return "\n\n".join([text, *model_judge.sections(reader), *_moved(reader)])
 
 
 def null_reading(null: pd.DataFrame) -> str:

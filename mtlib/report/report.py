@@ -40,20 +40,19 @@ def write_report(stage: Stage) -> Path:
 
 def report_markdown(reader: Reader, remark: str = "") -> str:
     """The whole report as Markdown, with links relative to reports/<run>/; `remark` is the user's own word on the run."""
+    why = results.nothing_to_judge(reader)
+    asked = "do the features of this image model stand for" if why else "does this image model get physically wrong"
     parts = [
-        f"# What does this image model get physically wrong? Run `{md(reader.name)}`",
+        f"# What {asked}? Run `{md(reader.name)}`",
         *([f"*{md(remark)}*"] if remark else []),
         answer(reader),
         "## What the features show\n\n" + findings.features(reader),
         "## The methods at a glance\n\n" + findings.glance(reader),
         "## What was run\n\n" + sections.run(reader),
-        "## Does the encoder see the errors?\n\n" + sections.encoder(reader),
+        f"## {'What does the encoder see' if why else 'Does the encoder see the errors'}?\n\n" + sections.encoder(reader),
         "## The classifier\n\n" + sections.classifier(reader),
         "## The sparse coders\n\n" + "\n\n".join(t for t in (measures.coders(reader), gains.section(reader)) if t),
-        "## Known causes found\n\n" + sections.causes(reader),
-        "## Are the judges right?\n\n" + findings.judges(reader),
-        "## How much of each method is about errors?\n\n" + findings.relevance(reader),
-        "## Which generator fails most?\n\n" + findings.generators(reader),
+        *(["## Physical errors\n\n" + findings.nothing_judged(reader, why)] if why else _errors(reader)),
         "## New images\n\n" + findings.new_images(reader),
         "<!-- notebooks -->\n<!-- /notebooks -->",
         "## Terms\n\n" + "\n".join(f"- **{name}**: {text}" for name, text in TERMS.items()),
@@ -64,6 +63,16 @@ def report_markdown(reader: Reader, remark: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _errors(reader: Reader) -> list[str]:
+    """The sections on physical errors, for images of which it is known which are implausible."""
+    return [
+        "## Known causes found\n\n" + sections.causes(reader),
+        "## Are the judges right?\n\n" + findings.judges(reader),
+        "## How much of each method is about errors?\n\n" + findings.relevance(reader),
+        "## Which generator fails most?\n\n" + findings.generators(reader),
+    ]
+
+
 def answer(reader: Reader) -> str:
     """One paragraph with the run's main numbers."""
     why = results.nothing_to_judge(reader)
@@ -72,7 +81,7 @@ def answer(reader: Reader) -> str:
         return (
             f"**Answer.** Nothing can be said about physical errors in this run: {md(why)}. What it does show is which "
             f"concepts the features of the embeddings stand for (methods: {methods}), how well they reconstruct, and how "
-            f"they are named. {measures.answer(reader)} Steps that need labels are listed below with their reason."
+            f"they are named. {measures.answer(reader)}"
         )
     said = [
         s for s in (_classifier(reader), _causes(reader), _relevance(reader), _judges(reader), _generators(reader)) if s
@@ -103,7 +112,9 @@ def _causes(reader: Reader) -> str:
     own = frame[frame["method"] == best["method"]]
     worst = own.loc[own["auroc"].idxmin()]
     ceiling = f"a ceiling of {number(float(worst['ceiling']))}"
+    seeds = reader.params("03_train").get("seeds", [])
     praise = "the best method by mean AUROC" if len(by_method) > 1 else "mean AUROC"
+    praise += f" of seed {seeds[0]}, which is interpreted" if len(seeds) > 1 else ""
     text = (
         f"Of {best['causes']} known causes, {best['reached']} are found by a single feature of {md(best['method'])}, "
         f"{praise} ({number(float(best['mean']))}), to at least 0.95 of what a linear probe reaches; the worst is "

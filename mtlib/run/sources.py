@@ -149,8 +149,8 @@ def check_inputs(params: dict, root: Path) -> None:
     """
     for key in INPUT_KEYS:
         value = params.get(key)
-        if not isinstance(value, str) or not value or value.startswith(NAMED):
-            continue
+        if not isinstance(value, str) or not value or value.startswith(NAMED) or (key, value) == ("images", "scenes"):
+            continue  # nothing, or not a path; "scenes" are drawn
         path = root / Path(value).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{key} = {value}: no such file or folder (looked for {path})")

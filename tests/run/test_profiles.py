@@ -2,6 +2,7 @@
 
 import pytest
 
+from mtlib.embed.sources import EmbedConfig
 from mtlib.run import params, profiles
 
 
@@ -23,3 +24,13 @@ def test_published_profiles_run_on_images_or_embeddings(profile, tmp_path):
         assert values["03_train"]["n_latents"] == values["03_train"]["steps"] == 0  # as published
     with pytest.raises(params.ParamsError, match="images is yours to give"):
         profiles.load_params(profile, False, {}, profiles.Places())
+
+
+def test_scenes_are_images_that_can_be_asked_for_by_name():
+    given = {"images": "scenes", "encoder": "demo", "pretrained": "", "judge": "keyless"}
+    values = profiles.load_params("matryoshka_transcoders", False, given, profiles.Places())
+    assert values["01_embed"]["images"] == "scenes" and values["03_train"]["n_latents"] == 0  # as published
+    assert EmbedConfig(images="scenes").source == EmbedConfig().source == "scenes"
+    assert EmbedConfig(images="./scenes").source == "images"
+    with pytest.raises(FileNotFoundError, match="label_images = scenes: no such file"):
+        profiles.load_params("demo", False, {"label_images": "scenes"}, profiles.Places())
