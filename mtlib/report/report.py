@@ -49,7 +49,8 @@ def report_markdown(reader: Reader, remark: str = "") -> str:
         "## What the features show\n\n" + findings.features(reader),
         "## The methods at a glance\n\n" + findings.glance(reader),
         "## What was run\n\n" + sections.run(reader),
-        f"## {'What does the encoder see' if why else 'Does the encoder see the errors'}?\n\n" + sections.encoder(reader),
+        f"## {'What does the encoder see' if why else 'Does the encoder see the errors'}?\n\n"
+        + sections.encoder(reader),
         "## The classifier\n\n" + sections.classifier(reader),
         "## The sparse coders\n\n" + "\n\n".join(t for t in (measures.coders(reader), gains.section(reader)) if t),
         *(["## Physical errors\n\n" + findings.nothing_judged(reader, why)] if why else _errors(reader)),

@@ -35,7 +35,7 @@ def test_viewer_in_a_browser_shows_a_feature_and_follows_a_click(folder, tmp_pat
         page.select_option(".mtv-sort select", "verdict")
         page.fill(".mtv-search input", "script")
         page.press(".mtv-search input", "Enter")
-        page.wait_for_function("document.querySelectorAll('.mtv-list select option').length === 1")  # the search is done
+        page.wait_for_function("document.querySelectorAll('.mtv-list select option').length === 1")  # search is done
         page.wait_for_function("document.querySelector('.mtv-name').innerText.startsWith('<script>')")
         assert page.evaluate("window.hacked") is None
         assert r"$\unknown$ [six](http://x) | *b*" in page.inner_text(".mtv-name")
