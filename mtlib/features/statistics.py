@@ -144,9 +144,9 @@ def _truth(coder, data, rows: dict[str, np.ndarray], top_n: int) -> pd.DataFrame
     """The demo's truth of every feature (definitions.md, Truth); None without a truth."""
     if data.truth is None:
         return None
-    cause = data.truth["cause"].fillna("").to_numpy(str)
-    codes = {split: sparse_codes(coder, data.x, rows[split]) for split in SPLITS}
-    found = error_features(codes["val"], codes["test"], cause[rows["val"]], cause[rows["test"]], top=top_n)
+    cause, t = data.truth["cause"].fillna("").to_numpy(str), data.tokens
+    codes = {split: sparse_codes(coder, data.x, rows[split], tokens=t) for split in SPLITS}
+    found = error_features(codes["val"], codes["test"], cause[rows["val"][::t]], cause[rows["test"][::t]], top=top_n)
     return found[TRUTH_COLUMNS]
 
 

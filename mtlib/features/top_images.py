@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mtlib.measure.codes import per_image
+
 ROW_BITS = 32
 ROW_MASK = (1 << ROW_BITS) - 1
 Observer = Callable[[str, np.ndarray, Tensor, Tensor], None]  # (split, rows (B,), x (B, D), z (B, S))
@@ -177,8 +179,7 @@ def _scan_split(
             raise ValueError(f"codes of {split} rows {r[0]}..{r[-1]} hold NaN or infinite values")
         for observe in observers:
             observe(split, r, x_batch, z)
-        if tokens > 1:
-            r, z = r[::tokens], z.view(-1, tokens, n_latents).amax(dim=1)
+        r, z = r[::tokens], per_image(z, tokens)
         active = z > 0
         top.update(z, r)
         histogram.update(z)

@@ -44,10 +44,19 @@ def code_matrix(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> n
     return np.concatenate([z.float().cpu().numpy() for _, _, z in iter_codes(coder, x, rows, batch)])
 
 
-def sparse_codes(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> sparse.csr_array:
-    """(n, S) float32 codes of all rows at once, only what is not 0: about n * L0 * 8 bytes."""
-    parts = [sparse.csr_array(z.float().cpu().numpy()) for _, _, z in iter_codes(coder, x, rows, batch)]
-    return sparse.vstack(parts, format="csr")
+def sparse_codes(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH, tokens: int = 1) -> sparse.csr_array:
+    """(n, S) float32 codes of all rows at once, only what is not 0: about n * L0 * 8 bytes.
+
+    With `tokens` rows per image, (n / tokens, S): of every image and latent the largest code, see `per_image`.
+    """
+    batch = max(1, batch // tokens) * tokens
+    zs = (per_image(z, tokens) for _, _, z in iter_codes(coder, x, rows, batch))
+    return sparse.vstack([sparse.csr_array(z.float().cpu().numpy()) for z in zs], format="csr")
+
+
+def per_image(z: Tensor, tokens: int) -> Tensor:
+    """(B / tokens, S): each latent's largest code of an image, of codes (B, S) whose rows hold whole images in order."""
+    return z if tokens == 1 else z.view(-1, tokens, z.shape[1]).amax(dim=1)
 
 
 def dense(codes: sparse.sparray | np.ndarray, columns=None) -> np.ndarray:
@@ -77,17 +86,20 @@ def cross(z: sparse.csc_array | np.ndarray, other: np.ndarray) -> np.ndarray:
 class CodeCounts:
     """How often latents fire: streaming counts, exact integers.
 
-    A latent fires where its code is not 0 (codes may be negative).
+    A latent fires where its code is not 0 (codes may be negative), and on an image where it fires on one of its `tokens` rows.
     """
 
-    def __init__(self, n_latents: int):
-        self.n = 0
+    def __init__(self, n_latents: int, tokens: int = 1):
+        self.n, self.tokens = 0, tokens
         self.fired = np.zeros(n_latents, np.int64)  # (S,)
+        self.fired_images = np.zeros(n_latents, np.int64)  # (S,)
 
     def update(self, z: Tensor) -> None:
-        """Add a batch of codes (B, S)."""
+        """Add a batch of codes (B, S) of whole images."""
         self.n += len(z)
-        self.fired += (z != 0).sum(0).cpu().numpy()
+        fires = z != 0
+        self.fired += fires.sum(0).cpu().numpy()
+        self.fired_images += per_image(fires, self.tokens).sum(0).cpu().numpy()
 
     @property
     def density(self) -> np.ndarray:

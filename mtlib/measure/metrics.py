@@ -83,6 +83,7 @@ def evaluate(
     probe=None,
     readout: Callable[[Tensor], Tensor] | None = None,
     zero_shot: ZeroShot | None = None,
+    tokens: int = 1,
     seed: int = 0,
 ) -> Evaluation:
     """All measures of one coder on the rows of one split.
@@ -96,6 +97,7 @@ def evaluate(
         probe:      what `fit_probe` returned, for probe_kl and probe_agreement.
         readout:    target (B, O) -> the classifier's logit, for logit_change.
         zero_shot:  the task for zero_shot_drop; only for a coder of x.
+        tokens:     rows of x per image; `rows` holds whole images. It matters to n_assessed alone, which counts images.
     Returns: Evaluation. Measures that were not asked for are absent from the summary.
     Raises: ValueError if target and rows do not fit, or the target does not vary.
     """
@@ -104,7 +106,7 @@ def evaluate(
     if target.shape != (len(x), d_out):
         raise ValueError(f"target {target.shape} for x {x.shape}, W_dec {(S, d_out)}: expected {(len(x), d_out)}")
     mean = target_mean(target, rows)
-    total, counts, mono = Reconstruction(mean), CodeCounts(S), MonoScore(S, x.shape[1])
+    total, counts, mono = Reconstruction(mean), CodeCounts(S, tokens), MonoScore(S, x.shape[1])
     levels = Curve(list(range(len(coder.config.levels))), mean)
     kept = Curve(kept_sizes(S), mean)
     purity = Purity(classes, rows, S, seed=seed) if classes is not None and (classes[rows] >= 0).any() else None
@@ -112,7 +114,7 @@ def evaluate(
     shifts += [LogitChange(readout)] if readout is not None else []
     drop = ZeroShotDrop(zero_shot) if zero_shot is not None else None
 
-    for some, xb, z in iter_codes(coder, x, rows, batch):
+    for some, xb, z in iter_codes(coder, x, rows, max(1, batch // tokens) * tokens):
         y = torch.from_numpy(np.ascontiguousarray(target[some], dtype=np.float32)).to(z.device)  # (B, O)
         with torch.no_grad():
             y_hat = coder.decode(z, -1, xb)  # (B, O)
@@ -133,7 +135,7 @@ def evaluate(
         latents = latents.assign(**purity.result())
     dead = count_codes(coder, x, rows_train, batch).silent_fraction if rows_train is not None else float("nan")
     summary = total.result() | counts.result() | {"dead_fraction": dead} | _mono_summary(latents, mono)
-    summary["n_assessed"] = int((counts.fired >= SUPPORT).sum())
+    summary["n_assessed"] = int((counts.fired_images >= SUPPORT).sum())
     for shift in [*shifts, *([drop] if drop is not None else [])]:
         summary |= shift.result()
     summary |= purity_summary(latents) | _cknna_summary(coder, x, rows, seed)

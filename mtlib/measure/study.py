@@ -119,6 +119,7 @@ def evaluate_all(
                 probe=probes.get(s.target),
                 readout=None if classifier is None else readout(classifier, s.target),
                 zero_shot=zero_shot if s.target == "x" and "layer" not in data.facts else None,
+                tokens=data.tokens,
                 seed=seed,
             )
         )

@@ -58,33 +58,37 @@ class TruthStudy:
 def study_truth(data: Data, subjects: list[Subject], captioned: dict[str, bool]) -> TruthStudy:
     """Causes found, k-sparse probing, kinds of features and splitting of every subject (definitions.md, Truth).
 
-    Returns: TruthStudy, empty when no cause has images with and without it in every split.
+    A cause is of an image. Where images have several rows (tokens), a latent's code is the largest of them, and the ceilings
+    and single dimensions read the mean row, so that a feature of one place can do better than they.
 
     Args:
         captioned: cause -> whether the encoder's training captions named it; causes that are absent stay unknown.
+    Returns: TruthStudy, empty when no cause has images with and without it in every split.
     """
-    known = data.labels() >= 0
-    rows = {split: r[known[r]] for split in ("train", "val", "test") if len(r := data.rows(split))}
-    task_list = [t for t in truth.tasks(data.truth, rows) if t.scorable]
+    images, t = data.per_image(), data.tokens
+    known = images.labels() >= 0
+    rows = {split: r[known[r]] for split in ("train", "val", "test") if len(r := images.rows(split))}
+    task_list = [task for task in truth.tasks(images.truth, rows) if task.scorable]
     if not task_list:
         return TruthStudy(*(pd.DataFrame() for _ in range(4)))
     parts = {
         name: {s: np.asarray(a[r]) for s, r in rows.items()}
-        for name, a in (("x", data.x), ("y", data.y))
+        for name, a in (("x", images.x), ("y", images.y))
         if a is not None
     }
     limits = truth.ceilings(task_list, parts["x"], parts.get("y"))
-    cause = data.truth["cause"].fillna("").to_numpy(str)
+    cause = images.truth["cause"].fillna("").to_numpy(str)
+    places = {name: (r[:, None] * t + np.arange(t)).ravel() for name, r in rows.items()}  # rows of data.x
     causes, sparse, kind, split = [], [], [], []
     for s in subjects:
-        codes = {name: sparse_codes(s.coder, data.x, r) for name, r in rows.items()}
+        codes = {name: sparse_codes(s.coder, data.x, r, tokens=t) for name, r in places.items()}
         found = truth.causes_found(task_list, codes["val"], codes["test"])
         causes.append(found.assign(**s.key))
         for task in task_list:
             scores = truth.sparse_probe(task, codes)
             sparse += [{**s.key, "cause": task.cause, "k": k, "auroc": a} for k, a in scores.items()]
         truly = kinds.error_features(codes["val"], codes["test"], cause[rows["val"]], cause[rows["test"]])
-        here = kinds.feature_kinds(codes["test"], data.truth.iloc[rows["test"]])
+        here = kinds.feature_kinds(codes["test"], images.truth.iloc[rows["test"]])
         kind.append(here.merge(truly.drop(columns="n_active_test"), on="feature").assign(**s.key))
         best = dict(zip(found["cause"], found["fires_for"], strict=True))
         split.append(kinds.splitting(truly, codes["test"], cause[rows["test"]], best).assign(**s.key))

@@ -14,6 +14,7 @@ from mtlib.explain.generators import detector_counts, failure_rates, firing_rate
 from mtlib.explain.relevance import permutation_null, relevance_table, same_denominator
 from mtlib.features.methods import interpreted
 from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.measure.codes import sparse_codes
 from mtlib.report import browse
 from mtlib.report.reader import Reader
 
@@ -115,20 +116,24 @@ def feature_accuracy(reader: Reader, method: str) -> dict:
 def null_table(reader: Reader, data: Data, seed: int = 0) -> pd.DataFrame:
     """The permutation null of relevance_enriched for every interpreted method: labels shuffled within family.
 
+    Images are counted, as in `relevance_table`: a latent is active on one when it is on any of its rows.
+
     Returns: frame of method and what `permutation_null` returns; empty when there is nothing to judge errors against.
     """
     if nothing_to_judge(reader):
         return pd.DataFrame()
-    labels = data.labels()
-    rows = data.rows("test")
-    rows = rows[labels[rows] >= 0]
-    family = data.manifest["class_name"] if data.truth is None else data.truth["family"]
-    groups = family.fillna("").astype(str).to_numpy()[rows]
-    lines = []
-    for method in reader.methods():
-        active = np.concatenate([z > 0 for _, z in codes(load_coder(reader, method), data.x, rows)])
-        lines.append({"method": method} | permutation_null(active, labels[rows], groups, seed=seed))
+    lines = [{"method": m} | enriched_null(load_coder(reader, m), data, seed) for m in reader.methods()]
     return pd.DataFrame(lines)
+
+
+def enriched_null(coder: SparseCoder, data: Data, seed: int = 0) -> dict:
+    """What `permutation_null` says of a coder's latents on the labelled test images."""
+    labels, rows = data.labels(), data.rows("test")
+    rows = rows[labels[rows] >= 0]
+    images = rows[:: data.tokens]
+    family = data.manifest["class_name"] if data.truth is None else data.truth["family"]
+    active = sparse_codes(coder, data.x, rows, tokens=data.tokens).toarray() > 0
+    return permutation_null(active, labels[images], family.fillna("").astype(str).to_numpy()[images], seed=seed)
 
 
 def codes(coder: SparseCoder, x: np.ndarray, rows: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:

@@ -1,0 +1,75 @@
+"""Where an image has several rows (tokens), what is said of images is counted over images."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mtlib.embed.store import Data, with_tokens
+from mtlib.explain.relevance import LEVEL, error_ratios
+from mtlib.features.statistics import measure
+from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.measure import truth
+from mtlib.measure.codes import code_matrix, sparse_codes
+from mtlib.measure.metrics import evaluate
+from mtlib.measure.study import Subject
+from mtlib.measure.truth_study import study_truth
+from mtlib.report.results import enriched_null
+from tests import synthetic
+
+T, N, D = 3, 900, 32
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Images of three tokens: one holds the planted embedding, the others noise."""
+    x, manifest, table = synthetic.table(N, D)
+    rng = np.random.default_rng(5)
+    tokens = rng.normal(size=(N, T, D)).astype(np.float32) * 0.5
+    tokens[np.arange(N), rng.integers(0, T, N)] = x
+    phrases = pd.DataFrame(columns=["phrase", "kind", "family", "cause"])
+    facts = {"labels": "plausibility", "tokens_per_image": 1}
+    whole = Data(x, manifest, np.zeros((0, D), np.float32), phrases, facts, truth=table)
+    return with_tokens(whole, tokens.reshape(-1, D), {"tokens_per_image": T, "layer": "x"})
+
+
+@pytest.fixture(scope="module")
+def coder() -> SparseCoder:
+    torch.manual_seed(0)
+    return SparseCoder(SparseCoderConfig.preset("topk", D, D, n_latents=96, k=12)).eval()
+
+
+def test_an_image_has_the_largest_code_of_its_tokens(data, coder):
+    rows = data.rows("test")
+    z = code_matrix(coder, data.x, rows).reshape(-1, T, 96).max(axis=1)
+    for batch in (7, 2048):
+        pooled = sparse_codes(coder, data.x, rows, batch=batch, tokens=T)
+        assert pooled.shape == (len(rows) // T, 96)
+        np.testing.assert_allclose(pooled.toarray(), z, atol=1e-6)
+
+
+def test_assessed_latents_are_counted_over_images(data, coder):
+    rows = data.rows("test")[: 30 * T]
+    found = evaluate(coder, data.x, data.x, rows, tokens=T, batch=10).summary
+    fires = (sparse_codes(coder, data.x, rows, tokens=T) != 0).sum(axis=0)
+    by_row = (sparse_codes(coder, data.x, rows) != 0).sum(axis=0)
+    assert found["n_assessed"] == (fires >= 10).sum() < (by_row >= 10).sum()
+
+
+def test_causes_are_those_of_images(data, coder):
+    found = study_truth(data, [Subject("topk", 0, "topk", "x", coder)], {}).causes.set_index("cause")
+    images = data.per_image()
+    rows = {s: r[images.labels()[r] >= 0] for s in ("train", "val", "test") if len(r := images.rows(s))}
+    tasks = truth.tasks(images.truth, rows)
+    codes = {s: sparse_codes(coder, data.x, data.rows(s), tokens=T) for s in ("val", "test")}
+    expected = truth.causes_found(tasks, codes["val"], codes["test"]).set_index("cause")
+    pd.testing.assert_series_equal(found["auroc"], expected["auroc"])
+    hand = images.truth.iloc[rows["test"]]
+    assert found.loc["hand_error", "n_cause"] == ((hand["family"] == "hand") & (hand["label"] == 1)).sum()
+
+
+def test_the_null_counts_what_the_scores_count(data, coder):
+    measured = measure(coder, data)
+    scores = error_ratios(**measured.label_counts())
+    found = enriched_null(coder, data)
+    assert found["observed"] == (scores["assessed"] & (scores["q_bh"] <= LEVEL)).sum() > 0
