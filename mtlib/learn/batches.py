@@ -55,10 +55,10 @@ class Rows:
         return self.tensor[torch.from_numpy(positions).to(self.device)]
 
     def chunks(self, size: int, limit: int | None = None):
-        """Consecutive blocks of at most `size` rows, in order, of the first `limit` rows."""
-        end = len(self) if limit is None else min(limit, len(self))
-        for start in range(0, end, size):
-            yield self[np.arange(start, min(start + size, end))]
+        """Blocks of at most `size` rows, in order: of all, or of `limit` rows that lie evenly over all of them."""
+        n = len(self) if limit is None else min(limit, len(self))
+        for start in range(0, n, size):
+            yield self[np.arange(start, min(start + size, n)) * len(self) // n]
 
 
 class Sampler:

@@ -72,7 +72,7 @@ def _tables(plans, seeds: Sequence[int], fits: dict[tuple[str, int], Fit]) -> tu
     for method, config, train_config in plans:
         for seed in seeds:
             row = {"method": method["name"], "seed": seed, "preset": method["preset"], "target": config.target}
-            row |= {"n_latents": config.n_latents, "l0_target": train_config.l0_target or config.l0}
+            row |= {"n_latents": config.n_latents, "l0_target": train_config.l0_target or np.nan}
             job = fits.get((method["name"], seed))
             if job is None:
                 reason = "its target is the classifier's hidden layer, and no classifier was trained"

@@ -119,7 +119,9 @@ def loss(
     if c.penalty != "none":
         own["penalty"] = share * penalty_scale * c.penalty_weight * coder._penalty(z_pre, z)
     if c.mono_weight:  # every process has the loss of the whole batch and the gradient of its own rows
-        whole = c.mono_weight * losses.mono_loss(coder._compared(group.gather(x, n)), group.gather(z, n))
+        whole = coder._mono_weight(penalty_scale) * losses.mono_loss(
+            coder._compared(group.gather(x, n)), group.gather(z, n)
+        )
         own["mono"] = whole - whole.detach() * (1 - 1 / group.size)
     if c.aux_weight:
         own["aux"] = c.aux_weight * _aux(coder, z_pre, y - y_hats[-1], n, group)

@@ -263,7 +263,8 @@ class SparseCoder(nn.Module, HubModel):
     def loss(self, x: Tensor, y: Tensor, penalty_scale: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of a batch; in train mode it also moves the running threshold and the dead counters.
 
-        Args: x (B, D), y (B, O) in their own units; penalty_scale multiplies penalty_weight (L0 steering).
+        Args: x (B, D), y (B, O) in their own units; penalty_scale multiplies what lowers the L0 (L0 steering):
+                penalty_weight without a selection, mono_weight with one.
         Returns: () loss; detached parts: reconstruction, penalty, mono, aux, l0, error (squared, summed, last level).
         """
         c = self.config
@@ -278,6 +279,9 @@ class SparseCoder(nn.Module, HubModel):
             self.rows_since_fired.copy_(since.masked_fill_(fired, 0))
         parts |= {"l0": n_fired / len(x), "error": error.square().sum()}
         return total, {name: value.detach() for name, value in parts.items()}
+
+    def _mono_weight(self, penalty_scale: Tensor | float) -> Tensor | float:
+        return self.config.mono_weight * (1.0 if self.config.selection == "none" else penalty_scale)
 
     def _plain_terms(self, x: Tensor, y: Tensor, penalty_scale, z_pre=None, z=None, y_hats=None) -> Terms:
         """The readable definition, which the fast path must equal; y in the coder's units.
@@ -294,7 +298,7 @@ class SparseCoder(nn.Module, HubModel):
         if c.penalty != "none":
             parts["penalty"] = penalty_scale * c.penalty_weight * self._penalty(z_pre, z)
         if c.mono_weight:
-            parts["mono"] = c.mono_weight * losses.mono_loss(self._compared(x), z)
+            parts["mono"] = self._mono_weight(penalty_scale) * losses.mono_loss(self._compared(x), z)
         if c.aux_weight:
             parts["aux"] = c.aux_weight * self._aux(z_pre, error)
         count = (z.detach() != 0).to(z.dtype).sum(0)  # numbers add up several times as fast as bools

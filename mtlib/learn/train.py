@@ -31,6 +31,7 @@ from mtlib.run.artifacts import atomic
 HISTORY = "history.parquet"
 PARTS = ("reconstruction", "penalty", "mono", "aux")  # of the loss
 STEER_EVERY, STEER_RATE = 10, 0.25  # how often and how strongly the penalty follows the L0 target
+MONO_RESTS = 0.999  # share of the L0 target below which MonoLoss rests
 
 
 def fingerprint(config: SparseCoderConfig, train_config: TrainConfig, x, t, rows_train, rows_val, y_scale) -> str:
@@ -226,8 +227,15 @@ class _Loop:
         self._steer(parts["l0"])
 
     def _steer(self, l0: torch.Tensor) -> None:
-        """Without a selection, raise or lower the penalty until the train L0 is at its target."""
-        if not self.config.l0_target or self.coder.config.selection != "none":
+        """Hold the train L0 at its target. Without a selection: raise or lower the penalty.
+
+        With one, the L0 cannot be too high, but MonoLoss can silence more latents than the selection does: it rests for
+        the next step whenever it has.
+        """
+        if not self.config.l0_target:
+            return
+        if self.coder.config.selection != "none":
+            self.sums["penalty_scale"] = (l0 >= MONO_RESTS * self.config.l0_target).to(l0.dtype)
             return
         self.sums["steer"] = self.sums["steer"] + l0 / STEER_EVERY
         if (self.step + 1) % STEER_EVERY == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from mtlib.learn import sparsity
@@ -19,7 +21,7 @@ def calibrate(coder: SparseCoder, x: Rows, l0_target: float | None = None, size:
 
     batch_topk: each block keeps its k per row on average. none: with `l0_target`, one threshold on top of the
     activation; it can only make codes sparser. Other selections need none and stay as they are. At most
-    MAX_VALUES / S rows, the first ones, are used.
+    MAX_VALUES / S rows are used, evenly over all, because rows may lie in the order of their classes.
     """
     c = coder.config
     if c.selection == "batch_topk":
@@ -69,8 +71,8 @@ def validate(coder: SparseCoder, x: Rows, y: Rows, size: int = 4096) -> dict[str
 
 
 def matched(l0: float, target: float | None) -> bool:
-    """Whether a measured L0 is within 5% of its target; True without a target."""
-    return target is None or abs(l0 / target - 1) <= L0_TOLERANCE
+    """Whether a measured L0 is within 5% of its target; True without a target (None or NaN)."""
+    return target is None or math.isnan(target) or abs(l0 / target - 1) <= L0_TOLERANCE
 
 
 def better(new: dict, old: dict | None, l0_target: float | None) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtlib.learn import checkpoint
+from mtlib.learn import checkpoint, train
 from mtlib.learn.batches import Rows, Sampler, moments
 from mtlib.learn.scaling import logit_scale
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
@@ -139,6 +139,24 @@ def test_penalties_are_steered_to_the_l0_target(name, tmp_path):
     _fit(tmp_path, _config(name, l0=None, penalty_weight=1e-3), l0_target=9, steps=240, lr=5e-3)
     result = summary(tmp_path)
     assert result["matched"] and result["l0"] == pytest.approx(9, rel=0.05)
+
+
+def test_monoloss_rests_where_it_would_pull_the_l0_below_its_target(tmp_path, monkeypatch):
+    settings = dict(steps=400, l0_target=24)
+    config = _config(mono_weight=1.0, aux_weight=0.0)
+    _fit(tmp_path / "held", config, **settings)
+    monkeypatch.setattr(train, "MONO_RESTS", 0.0)
+    _fit(tmp_path / "not", config, **settings)
+    held, free = (read_history(tmp_path / name).query("split == 'val'").iloc[-1] for name in ("held", "not"))
+    assert free["l0"] < 0.6 * 24, "else there is nothing to hold"
+    assert held["l0"] > 0.9 * 24 and held["fvu"] < free["fvu"]
+
+
+def test_threshold_is_calibrated_on_rows_from_all_of_the_split():
+    rows = Rows(np.arange(1000, dtype=np.float32)[:, None], np.arange(100, 900), torch.device("cpu"))
+    some = torch.cat(list(rows.chunks(3, 8)))[:, 0]
+    assert some.tolist() == [100 + 100 * i for i in range(8)]
+    assert torch.equal(torch.cat(list(rows.chunks(7))), rows[np.arange(800)])
 
 
 @pytest.mark.parametrize("name", ["monoloss_jumprelu", "alexnet"])

@@ -186,7 +186,7 @@ def _terms(coder, x, inputs, y, penalty_scale, pairs: Pairs, pre: Tensor, theta:
     if c.penalty != "none":
         parts["penalty"] = penalty_scale * c.penalty_weight * _penalty(coder, pairs, pre, theta, z)
     if c.mono_weight:
-        parts["mono"] = c.mono_weight * mono_loss(coder._compared(x), pairs, z)
+        parts["mono"] = coder._mono_weight(penalty_scale) * mono_loss(coder._compared(x), pairs, z)
     if c.aux_weight:
         parts["aux"] = c.aux_weight * _aux(coder, inputs, error)
     active = select.true_places(z.detach() != 0)
