@@ -39,6 +39,8 @@ from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import compare, figures, inside, study, truth_study, zero_shot
+from mtlib.report import causes as known
+from mtlib.report import measures as words
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
@@ -95,18 +97,16 @@ compared = compare.comparison(metrics)
 plots.table(stage, compared, "comparison")
 sizes = ["method", "matched", "n_seeds", "n_latents", "n_parameters", "assessed_rate"]
 measures = [c for c in compare.MEASURES if c in compared]
-for (target, l0), table in compare.fair_tables(compared).items():
+for (target, l0), table in words.by_aim(compared).items():
     print(f"target {target}, L0 {l0:.0f}" if l0 == l0 else f"target {target}, no L0 aimed at")
     display(table[sizes + measures].dropna(axis=1, how="all").round(3))
 
 # %%
-for (target, l0), table in compare.fair_tables(compared).items():
-    ranked = table[table["matched"] != "unmatched"].sort_values("fvu")
-    for best in ranked.head(1).itertuples():
-        sure = f"[{best.fvu_low:.4f}, {best.fvu_high:.4f}] ({best.interval})" if best.interval else "(one seed)"
-        print(f"Of {target} at L0 {l0:.0f}, {best.method} leaves least: FVU {best.fvu:.4f} {sure}.")
-    close = ranked[ranked["fvu_low"] <= ranked["fvu_high"].iloc[0]]["method"].iloc[1:] if len(ranked) else []
-    print(f"  Intervals that overlap with it: {', '.join(close) or 'none'}. Unmatched: {len(table) - len(ranked)}.")
+for (target, l0), table in words.by_aim(compared).items():
+    said = words.reading(table, words.presets(metrics))
+    left_out = int((table["matched"] == "unmatched").sum())
+    where = f"L0 {l0:.0f}" if l0 == l0 else "no L0 aimed at"
+    print(f"{target}, {where}: {said or 'no ranking: it takes two methods trained to one L0.'} Unmatched: {left_out}.")
 
 # %%
 if len(done):
@@ -127,7 +127,7 @@ else:
 if task:
     for method, part in done.dropna(subset=["zero_shot_drop"]).groupby("method", sort=False):
         drop, before = part["zero_shot_drop"].mean(), part["zero_shot_top1"].mean()
-        print(f"{method}: spliced in, zero-shot loses {drop:.1f} of {100 * before:.1f} points.")
+        print(f"{method}: spliced in, zero-shot loses {round(drop, 1) + 0.0:.1f} of {100 * before:.1f} points.")
     print("Transcoders do not rebuild x, so there is nothing of theirs to splice in.")
 
 # %%
@@ -208,7 +208,7 @@ pairs = compare.mono_pairs(compared)
 if len(pairs):
     plots.save(stage, figures.mono_pairs(pairs), "monoloss", pairs)
     display(pairs[[c for c in pairs if not c.endswith("_apart")]].round(3))
-print(f"{len(pairs) or 'no'} methods were trained both without and with MonoLoss.")
+print(words.monoloss_count(pairs) or "No method was trained both without and with MonoLoss.")
 
 # %% [markdown]
 # ## Definition card: what others would have printed
@@ -320,6 +320,7 @@ if checked:
     nuisance = found.kinds[found.kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False)
     table = nuisance.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean")).reset_index()
     plots.table(stage, table, "nuisances")
+    print(f"The {min(8, len(table))} most frequent of {len(table)}:")
     display(table.sort_values("n_features", ascending=False).head(8).round(2).reset_index(drop=True))
 
 # %% [markdown]
@@ -344,13 +345,7 @@ if checked:
 
 # %%
 if checked:
-    mean = causes.groupby("method")[["auroc", "share_of_ceiling"]].mean().sort_values("share_of_ceiling")
-    best = mean.index[-1]
-    print(
-        f"Best at single causes over all seeds: {best}, mean AUROC {mean.auroc[best]:.3f}, {mean.share_of_ceiling[best]:.1%} of the ceiling."
-    )
-    gap = causes.groupby("cause")["share_of_ceiling"].mean()
-    print(f"Hardest cause: {gap.idxmin()}, {gap.min():.1%} of the ceiling on average.")
+    print(known.reading(causes))
 print(f"Measured: {len(done)} coders; left out with a reason: {len(metrics) - len(done)}.")
 
 # %% [markdown]

@@ -85,7 +85,7 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
     """Some new images beside the explanations of the features that fire on them.
 
     Args:
-        shown: list of (name, known, PIL image, what Labeler.label says), as `results.label_table` returns.
+        shown: list of (name, known, PIL image, what Labeler.label says), as `labels.label_table` returns.
     """
     flagged = [one for one in shown if one[3]["predicted"] == "implausible"][: n - 2]
     quiet = [one for one in shown if one[3]["predicted"] != "implausible"]
@@ -102,10 +102,9 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
         head += [f"predicted: {100 * said['probability']:.0f}% implausible"] if said["probability"] is not None else []
         picture.set_title(escape_figure("\n".join(head)).replace(r"\n", "\n"), fontsize=9)
         found = said["explanations"]
-        if said["predicted"] == "implausible":  # what speaks for an error, the strongest first
-            found = [d for d in found if d["verdict"] == "error" and d["logit_push"] > 0]
-            found = sorted(found, key=lambda d: -d["logit_push"])
-            found = list({d["explanation"]: d for d in reversed(found)}.values())[::-1]  # each name once
+        if said["predicted"] == "implausible":  # the errors, in the order of the table, each name once
+            errors = [d for d in found if d["verdict"] == "error"]
+            found = [next(d for d in errors if d["explanation"] == name) for name in dict.fromkeys(d["explanation"] for d in errors)]  # fmt: skip
         words = {"plausible": "no error found", "implausible": "no feature names the error"}
         if said["predicted"] == "plausible" or not found:
             line = words.get(said["predicted"], "no feature fires")

@@ -13,7 +13,7 @@ import pytest
 
 from mtlib.measure import compare
 from mtlib.measure.conventions import definition_card
-from mtlib.report import findings, measures, plots, results
+from mtlib.report import findings, labels, measures, plots, results
 from mtlib.report.reader import Reader
 from mtlib.report.report import report_markdown, write_report
 from mtlib.run.artifacts import Stage
@@ -152,7 +152,7 @@ def test_new_images_of_a_missing_folder_is_an_error(run, tmp_path):
     from mtlib.embed.store import open_run
 
     with pytest.raises(FileNotFoundError, match="label_images"):
-        results.new_images(open_run(run), "no/such/folder", tmp_path, 4)
+        labels.new_images(open_run(run), "no/such/folder", tmp_path, 4)
 
 
 def fair_run(folder: Path) -> Reader:
