@@ -1,4 +1,4 @@
-"""The report's first paragraph: what this run answers, with what speaks against it. Every number comes from a table."""
+"""The report's first paragraphs: what this run answers, with what speaks against it. Every number comes from a table."""
 
 from __future__ import annotations
 
@@ -14,37 +14,34 @@ NULL = "This is a null run: the labels were permuted before anything was trained
 
 
 def answer(reader: Reader) -> str:
-    """One paragraph with the run's main numbers."""
+    """The run's main numbers, in a paragraph or three."""
     why = results.nothing_to_judge(reader)
-    said = [SMOKE] if "smoke" in reader.name.split("-")[1:] else []
-    said += [NULL] if reader.facts("02_classify").get("permuted") else []
-    said += _unlabelled(reader, why) if why else _labelled(reader)
-    return "**Answer.** " + " ".join(s for s in said if s)
+    first = [SMOKE] if "smoke" in reader.name.split("-")[1:] else []
+    first += [NULL] if reader.facts("02_classify").get("permuted") else []
+    said = _unlabelled(reader, why) if why else _labelled(reader)
+    paragraphs = [" ".join(s for s in part if s) for part in [first + said[0], *said[1:]]]
+    return "**Answer.** " + "\n\n".join(p for p in paragraphs if p)
 
 
-def _unlabelled(reader: Reader, why: str) -> list[str]:
+def _unlabelled(reader: Reader, why: str) -> list[list[str]]:
     methods, tokens = [md(m) for m in reader.methods()], sections.rows_are_tokens(reader)
     which = ", ".join(methods) if len(methods) <= 4 else f"{len(methods)} methods"
-    return [
+    head = [
         f"Nothing can be said about physical errors in this run: {md(why)}. What it does show is which concepts the features "
         f"stand for ({which or 'no method'}) and how well they reconstruct.",
         tokens and f"{tokens}.",
         sections.names_by_chance(reader),
-        measures.answer(reader),
     ]
+    return [head, [measures.answer(reader)]]
 
 
-def _labelled(reader: Reader) -> list[str]:
+def _labelled(reader: Reader) -> list[list[str]]:
     found = causes.reading(reader.table("04_causes"))
     tokens = causes.token_labels(reader) if found else sections.rows_are_tokens(reader)
     return [
-        _classifier(reader),
-        found,
-        tokens and tokens.rstrip(".") + ".",
-        _relevance(reader),
-        sections.names_by_chance(reader),
-        _judges(reader),
-        _generators(reader),
+        [_classifier(reader), found, tokens and tokens.rstrip(".") + "."],
+        [_relevance(reader), sections.names_by_chance(reader), _judges(reader)],
+        [_generators(reader)],
     ]
 
 

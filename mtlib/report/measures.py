@@ -10,10 +10,7 @@ from mtlib.report.sections import picture
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, markdown_table, number
 
-TARGETS = {
-    "x": "Autoencoders: learn the embedding `x`",
-    "y": "Transcoders: learn the classifier's hidden layer `y`",
-}
+TARGETS = {"x": "Autoencoders: learn `x`", "y": "Transcoders: learn `y`"}
 FEW = 100  # images below which CKNNA is noisy
 LITTLE = 20  # percent of images named rightly below which a loss of accuracy says nothing
 WITH_INTERVAL = ("fvu", "mono_score", "purity", "zero_shot_drop", "logit_change")
@@ -86,7 +83,7 @@ def _shown(table: pd.DataFrame, metrics: pd.DataFrame) -> str:
     """The columns of a fair table for the page, measures that no method has left out."""
     table = table.dropna(axis=1, how="all").copy()
     if "purity" in table and "n_purity" in metrics:
-        table["n_purity"] = table["method"].map(metrics.groupby("method")["n_purity"].mean().round())
+        table["n_purity"] = table["method"].map(metrics.groupby("method")["n_purity"].mean().round()).astype("Int64")
     names = {"method": "method", "matched": "L0 matched", "n_seeds": "seeds", "n_latents": "latents"}
     names |= {"n_parameters": "parameters", "assessed_rate": "assessed"}
     for name in WITH_INTERVAL:
