@@ -296,7 +296,7 @@ if checked and classifier is not None:
     steered = truth_study.steering(data, subjects, classifier, causes, seed=seed)
     plots.save(stage, figures.steering(steered), "steering", steered)
     ends = steered.pivot_table(index="method", columns="scale", values=["change", "control"], sort=False)
-    for method, line in ends.iterrows():
+    for method, line in (ends.round(2) + 0.0).iterrows():  # + 0.0: never -0.00
         print(f"{method}: logit {line['change', 0]:+.2f} without, {line['change', 4]:+.2f} at four times;", end=" ")
         print(f"a random direction {line['control', 0]:+.2f} and {line['control', 4]:+.2f}.")
 
