@@ -6,7 +6,7 @@ import pandas as pd
 
 from mtlib.measure.compare import MEASURES, fair_tables
 from mtlib.report.reader import Reader
-from mtlib.report.sections import picture
+from mtlib.report.sections import picture, rows_are_tokens
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, markdown_table, number
 
@@ -26,6 +26,7 @@ def coders(reader: Reader) -> str:
         parts.append(
             "One table per target and L0: only within one is a comparison fair. Means over seeds; intervals are "
             f"{_kinds(compared)}. *Matched*: the L0 measured on test is within 5% of the one aimed at."
+            + (f" {tokens}; every number here is over tokens." if (tokens := rows_are_tokens(reader)) else "")
         )
     metrics = reader.table("04_metrics")
     kinds = presets(metrics)

@@ -16,7 +16,7 @@ TERMS = {
     "latent, feature": "one unit of a sparse coder; a latent that is being interpreted is called a feature",
     "`x`, `y`": "the encoder's embedding, or the layer that was read; the hidden layer of the classifier trained on it",
     "FVU": "share of the target's variance that the coder does not reconstruct; 0 is perfect, 1 is the mean",
-    "L0": "latents that fire per image, measured",
+    "L0": "latents that fire per image, or per token where rows of `x` are tokens, measured",
     "MonoScore": "mean cosine of pairs of images, weighted by how strongly both activate a latent; 1 is one thing only",
     "purity": "share of a latent's activating images in its commonest class",
     "zero-shot drop": "percentage points of top-1 that the text tower loses when reconstructions replace embeddings",
