@@ -45,9 +45,12 @@ def withheld(frame: pd.DataFrame) -> pd.DataFrame:
 def judges(reader: Reader) -> str:
     """Judges against the truth, captioned and uncaptioned causes apart."""
     frame = judge_scores(reader)
-    if frame.empty:
+    if frame.empty or frame["n_truth"].isna().all():
         text = "Verdicts exist, but there is no truth to check them against: nobody knows what each feature really is. Take them as suggestions."
-        return "\n\n".join([text, *sections(reader)])
+        names = {"method": "method", "judge": "judge", "n_assessed": "features", "n_error": "called errors"}
+        return "\n\n".join(
+            [text, *([markdown_table(frame, names, max_rows=80)] if len(frame) else []), *sections(reader)]
+        )
     names = {"method": "method", "judge": "judge", "n_assessed": "features", "n_error": "called errors", "n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa", "f1_captioned": "F1, captioned causes", "n_truth_uncaptioned": "true errors, uncaptioned causes", "recall_uncaptioned": "recall, uncaptioned causes"}  # fmt: skip
     text = (
         "A feature is truly an error feature when at least 80% of its top images share one cause and the cause is enriched on test. "
@@ -82,7 +85,21 @@ def agreement(reader: Reader) -> str:
     text = (
         "**Judges against each other**, over all methods: kappa takes out the agreement that chance alone would give."
     )
+    scores, called = ["kappa", "precision", "recall"], _called(reader)
+    few = [min(called.get(a, ENOUGH), called.get(b, ENOUGH)) < ENOUGH for a, b in zip(last["judge"], last["reference"], strict=True)]  # fmt: skip
+    if any(few):
+        last = last.assign(**last[scores].mask(pd.Series(few, last.index), axis=0))
+        text += f" No score stands where either calls fewer than {ENOUGH} features errors."
     return f"{text}\n\n{markdown_table(last, names)}\n\n[Whole table](tables/06_agreement.csv)"
+
+
+def _called(reader: Reader) -> dict[str, float]:
+    """Judge -> how many features it calls errors, over all methods; the truth among them."""
+    frame = judge_scores(reader)
+    if frame.empty:
+        return {}
+    counts = frame.groupby("judge")[["n_error", "n_truth"]].sum(min_count=1)
+    return counts["n_error"].to_dict() | {"truth": counts["n_truth"].max()}
 
 
 def asked(reader: Reader) -> str:

@@ -136,6 +136,15 @@ def test_a_judge_of_too_few_features_is_not_scored():
     assert "of 10 error features of causes that the captions never named it finds 5" in text
 
 
+def test_judges_beside_each_other_are_not_scored_either_and_without_a_truth_only_counted():
+    beside = pd.DataFrame([dict(judge="keyless", reference="truth", n=200, agreement=0.99, kappa=0.654, precision=1.0)])
+    for counts, shown in (((1, 2), False), ((10, 12), True)):
+        text = model_judge.agreement(Tables(t06_judges=judged(sae=counts), t06_agreement=beside.assign(recall=0.5)))
+        assert ("0.654" in text) == shown and "0.990" in text
+    text = model_judge.judges(Tables(t06_judges=judged(sae=(3, float("nan")))))
+    assert "no truth to check them against" in text and "| sae | keyless | 200 | 3 |" in text and "truly" not in text
+
+
 @pytest.mark.parametrize(
     ("share", "truly", "said"),
     [(0.35, False, "mixed: at most 35.0%"), (0.85, True, "truly fingers (85.0%"), (0.85, False, "not enriched")],
