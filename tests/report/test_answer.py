@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from mtlib.report import answer, causes, findings, measures, model_judge, sections
+from mtlib.report import answer, cards, causes, findings, measures, model_judge, sections
 from mtlib.report.labels import errors_first
 from tests.report.test_report import fair_run
 
@@ -253,3 +253,10 @@ def test_errors_come_first_then_activation():
     assert [(d["verdict"], d["activation"]) for d in ordered] == [
         ("error", 5.0), ("error", 2.0), ("no_error", 9.0), ("no_error", 1.0)
     ]  # fmt: skip
+
+
+def test_the_viewer_calls_a_cause_true_only_where_the_truth_does():
+    record = pd.Series({"top_cause": "fingers", "top_cause_share": 0.35, "is_error": False, "assessed": True})
+    assert "commonest cause" in cards.tiles(record) and "true cause" not in cards.tiles(record)
+    record["is_error"] = True
+    assert "true cause" in cards.tiles(record)
