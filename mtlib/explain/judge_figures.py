@@ -138,7 +138,7 @@ def scores(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for k, score in enumerate(("precision", "recall", "f1")):
             for part, mark in marks.items():
                 some = frame[(frame["judge"] == judge) & (frame["score"] == score) & (frame["captioned"] == part)]
-                place = some["method"].map(methods.index) + 0.24 * (k - 1)
+                place = [methods.index(m) + 0.24 * (k - 1) for m in some["method"]]
                 ax.scatter(some["value"], place, marker=mark, s=34 if part == "all" else 18, color=PALETTE[k], zorder=3)
         _method_rows(ax, methods)
         ax.axvline(0.8, color="0.5", lw=1, ls=":")

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mtlib.report.plots import PALETTE, legend
+from mtlib.report.text import escape_figure
 
 BLUE, ORANGE, GREEN, RED = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3]
 
@@ -16,16 +17,15 @@ def _panels(tables: dict[str, pd.DataFrame], height: float = 2.6, sharey: bool =
     """One panel per method, at most three in a row: (figure, {method: axis})."""
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(3.4 * columns + 0.4, height * rows), squeeze=False, sharex=True, sharey=sharey
-    )
+    size = (max(3.4 * columns + 0.4, 5.6), height * rows + 0.4)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=sharey)
     for ax in axes.flat[len(tables) :]:
         ax.set_axis_off()
     for ax in axes.flat[max(len(tables) - columns, 0) : len(tables)]:  # the lowest of each column shows its numbers
         ax.tick_params(labelbottom=True)
     panels = dict(zip(tables, axes.flat, strict=False))
     for method, ax in panels.items():
-        ax.set_title(method)
+        ax.set_title(escape_figure(method))
     return fig, panels
 
 
@@ -86,7 +86,7 @@ def densities(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ax.stairs(counts, edges, fill=True, color=BLUE, alpha=0.8)
         ax.axvline(np.median(density[density > 0]) if (density > 0).any() else np.nan, color="0.2", lw=1, ls="--")
         ax.set_xscale("log")
-        ax.set_title(f"{method}\n{int((density == 0).sum())} of {len(density)} silent on test")
+        ax.set_title(f"{escape_figure(method)}\n{int((density == 0).sum())} of {len(density)} silent on test")
         lines += [
             {"method": method, "from": a, "to": b, "features": int(c)}
             for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)

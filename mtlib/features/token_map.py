@@ -96,9 +96,7 @@ def token_figure(found: TokenMap, picture: Image.Image, corners: tuple[float, fl
     return fig
 
 
-def curves(
-    histories: dict[str, pd.DataFrame], styles: dict[str, dict] | None = None
-) -> tuple[Figure, pd.DataFrame]:
+def curves(histories: dict[str, pd.DataFrame], styles: dict[str, dict] | None = None) -> tuple[Figure, pd.DataFrame]:
     """MSE, FVU and L0 per token against training steps, as published for the AlexNet-Transformer: a line per method.
 
     Args: histories: method -> `train.read_history`; styles: of the run's methods. Lines are means since the last row (train); points are exact (val).

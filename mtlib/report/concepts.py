@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from mtlib.embed.pictures import thumbnail
 from mtlib.embed.store import Data
 from mtlib.report.plots import legend, method_styles
-from mtlib.report.text import escape_figure
+from mtlib.report.text import escape_figure, markdown_table, number
 from mtlib.report.text import escape_markdown as md
-from mtlib.report.text import markdown_table, number
 
 WORST_FVU = 2.0  # drawn no higher: a coder may do worse than the mean elsewhere
 Styles = dict[str, dict] | None  # of the run's methods (`plots.run_styles`); None: of the table's
@@ -28,10 +27,16 @@ def progressive(frame: pd.DataFrame, styles: Styles = None) -> Figure:
             own = frame[(frame["data"] == name) & (frame["method"] == method)]
             ax.plot(own["kept"], own["fvu"].clip(upper=WORST_FVU), label=method, ms=5, **styles[method])
         ax.axhline(1, color="0.5", ls="--", lw=1)
-        ax.set(title=escape_figure(name), xlabel="codes kept per row", ylim=(-0.03, min(WORST_FVU, frame["fvu"].max()) * 1.05))
+        ax.set(
+            title=escape_figure(name),
+            xlabel="codes kept per row",
+            ylim=(-0.03, min(WORST_FVU, frame["fvu"].max()) * 1.05),
+        )
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
-    axes[0, 0].set_ylabel("FVU (dashed: the mean)" + (f"\nvalues above {WORST_FVU:g} are drawn at {WORST_FVU:g}" if cut else ""))
+    axes[0, 0].set_ylabel(
+        "FVU (dashed: the mean)" + (f"\nvalues above {WORST_FVU:g} are drawn at {WORST_FVU:g}" if cut else "")
+    )
     legend(fig)
     return fig
 
@@ -44,7 +49,9 @@ def names(frame: pd.DataFrame, styles: Styles = None) -> Figure:
     for ax, by in zip(axes[0], kinds, strict=True):
         for method in methods:
             own = frame[(frame["method"] == method) & (frame["by"] == by)]
-            ax.plot(own["cosine"], own["quantile"], label=method, markevery=max(1, len(own) // 5), ms=5, **styles[method])
+            ax.plot(
+                own["cosine"], own["quantile"], label=method, markevery=max(1, len(own) // 5), ms=5, **styles[method]
+            )
             ax.axvline(own["threshold"].iloc[0], color="0.4", ls="--", lw=1)
         ax.set(title=f"named by the {by}", xlabel="cosine to the nearest phrase (dashed: counts as a name)")
     axes[0, 0].set_ylabel("share of latents below")
@@ -92,7 +99,9 @@ def disparities(frame: pd.DataFrame, n: int = 16) -> Figure:
     bars = [middle - 100 * shown["low"], 100 * shown["high"] - middle]
     ax.errorbar(middle, place, xerr=bars, fmt="o", color="C0", ecolor="0.5", capsize=3)
     ax.axvline(0, color="0.4", lw=1)
-    names_ = [escape_figure(f"{a} = {v}".replace("_", " ")) for a, v in zip(shown["attribute"], shown["value"], strict=True)]
+    names_ = [
+        escape_figure(f"{a} = {v}".replace("_", " ")) for a, v in zip(shown["attribute"], shown["value"], strict=True)
+    ]
     ax.set(yticks=place, yticklabels=names_, xlabel="more wrong decisions with it (percentage points, 95% interval)")
     ax.invert_yaxis()
     return fig
