@@ -62,7 +62,15 @@ print(f"interpreted: {', '.join(reader.methods()) or 'no method'}" + (f"; {why}"
 long = results.relevance_long(reader)
 relevance = results.relevance_wide(reader, long)
 plots.table(stage, relevance, "relevance")
-display(relevance.round(3))
+details = (
+    "_n",
+    "_low",
+    "_high",
+    "_refused",
+    "_failed",
+    "_skipped",
+)  # counts and intervals: in the table and the figure
+display(relevance[[c for c in relevance if not c.endswith(details)]].round(3))
 
 # %%
 if len(long):
