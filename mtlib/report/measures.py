@@ -6,7 +6,7 @@ import pandas as pd
 
 from mtlib.measure.compare import MEASURES, fair_tables
 from mtlib.report.reader import Reader
-from mtlib.report.sections import picture, rows_are_tokens
+from mtlib.report.sections import names_by_chance, picture, rows_are_tokens
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, markdown_table, number
 
@@ -245,12 +245,11 @@ def answer(reader: Reader) -> str:
         said += [f"Of `{target}`, among methods trained to L0 {l0:.0f}, {text}"] if text else []
         ranked += len(table) if text else 0
     if ranked and ranked < len(compared):
-        said.append(
-            f"{len(compared) - ranked} methods at another L0, or at none aimed at, stand in tables of their own."
-        )
+        said.append(f"The tables below hold {len(compared) - ranked} more, at another L0 or at none aimed at.")
     for target, own in compared.groupby("target") if len(compared) > 1 and not ranked else ():
         if len(own) > 1:
             least, most = own.loc[own["fvu"].idxmin()], own.loc[own["fvu"].idxmax()]
             ends = " to ".join(f"{number(r['fvu'])} ({md(r['method'])}, L0 {number(r['l0'])})" for r in (least, most))
             said.append(f"No two methods of `{target}` were trained to one L0, so the FVU, {ends}, is no ranking.")
-    return " ".join([*said, *(t for t in (monoloss_count(reader.table("04_monoloss")), purity(reader), zero_shot(reader)) if t)])  # fmt: skip
+    known = "" if names_by_chance(reader) else zero_shot(reader)
+    return " ".join([*said, *(t for t in (monoloss_count(reader.table("04_monoloss")), purity(reader), known) if t)])

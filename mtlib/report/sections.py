@@ -164,9 +164,9 @@ def encoder(reader: Reader) -> str:
     names = {c: n for c, n in names.items() if c in frame and frame[c].replace("", None).notna().any()}
     probed = "A linear probe on the embeddings: on images that it was not trained on."
     text = probed if "probe_accuracy" in names else "Zero-shot only: without labels there is nothing to probe for."
-    vision, chance = bool(reader.facts("02_classify").get("x")), names_by_chance(reader)
+    vision = bool(reader.facts("02_classify").get("x"))
     text += " The coders of this run learn the vision model's tokens instead (see below)." * vision
-    return "\n\n".join([text + f" {chance}" * bool(chance), table(reader, "01_encoder", names), *shown])
+    return "\n\n".join([text, table(reader, "01_encoder", names), *shown])
 
 
 def classifier(reader: Reader) -> str:

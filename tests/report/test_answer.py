@@ -172,7 +172,7 @@ def test_names_mean_nothing_where_the_text_tower_is_at_chance():
 def test_answer_without_labels_ranks_at_one_l0_and_has_no_headings_inside(tmp_path):
     text = measures.answer(fair_run(tmp_path / "fair"))
     assert "Of `x`, among methods trained to L0 8, topk_8 leaves least" in text
-    assert "4 methods at another L0, or at none aimed at, stand in tables of their own" in text
+    assert "The tables below hold 4 more, at another L0 or at none aimed at." in text
     assert text.count("leaves least") == 1, "a method and its own variant are no ranking"
     assert not re.search(r"(Purity|Spliced into the encoder)\. ", text) and "**" not in text
 
