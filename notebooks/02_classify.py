@@ -41,7 +41,6 @@ vision_batch = 32  # images per step
 vision_lr = 3e-4  # learning rate, with warm-up and cosine decay
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
 
@@ -112,9 +111,7 @@ if ready and not vision:
 
 # %%
 if ready:
-    fig, ax = plt.subplots(figsize=(5, 3.2))
-    history.plot(x="epoch", y=["train_loss", "val_loss"], ax=ax, ylabel="cross entropy (nats)")
-    plots.save(stage, fig, "loss", history)
+    plots.save(stage, figures.loss(history), "loss", history)
 
 # %%
 if ready:

@@ -52,7 +52,7 @@ from IPython.display import display
 from mtlib.embed import store
 from mtlib.learn import figures
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.methods import epochs, train_methods
+from mtlib.learn.methods import at_their_last_step, epochs, train_methods
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage, atomic
 
@@ -88,7 +88,8 @@ with atomic(stage.out / "coders.csv") as tmp:
 
 # %%
 if len(history):
-    fig, frame = figures.training_curves(history)
+    styles = plots.method_styles(coders["method"])  # a method looks the same in every figure of the run
+    fig, frame = figures.training_curves(history, styles)
     plots.save(stage, fig, "curves", frame)
 
 # %%
@@ -104,6 +105,9 @@ for row in coders[coders["status"] != "ok"].itertuples():
 for method, part in done.groupby("method", sort=False):
     at = ", ".join(str(step) for step in part["best_step"])
     print(f"{method}: best validation at step {at} of {history['step'].max()}.")
+if len(done):
+    n_growing = at_their_last_step(coders, history)
+    print(f"{n_growing} of {len(done)} coders were best at their last step: with more steps they would go on learning.")
 
 # %% [markdown]
 # ## What each method explains

@@ -39,6 +39,8 @@ from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import compare, figures, inside, study, truth_study, zero_shot
+from mtlib.report import causes as known
+from mtlib.report import measures as words
 from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
@@ -84,8 +86,8 @@ print(f"Zero-shot: {task.what}, one of {len(task.names)}." if task else f"No zer
 # %% [markdown]
 # ## A fair comparison
 #
-# **An FVU of `x` and one of `y` are different quantities**, and more active latents always leave less, so there is one
-# table per target and L0. A row is *matched* when the L0 measured on test is within 5% of what training aimed at;
+# **An FVU of `x` and one of `y` are different quantities**, and FVU depends on how many latents are active, so there is one
+# pair of tables per target and L0: reconstruction, then what the latents are like. A row is *matched* when the L0 measured on test is within 5% of what training aimed at;
 # *unmatched* rows are no part of the ranking. Each number is the mean over seeds; the interval is Student's t over three
 # seeds or more, and just the smaller and the larger of two. Shares are of all latents: those that fire on fewer than 10
 # test images are not assessed and count as no.
@@ -93,25 +95,27 @@ print(f"Zero-shot: {task.what}, one of {len(task.names)}." if task else f"No zer
 # %%
 compared = compare.comparison(metrics)
 plots.table(stage, compared, "comparison")
-sizes = ["method", "matched", "n_seeds", "n_latents", "n_parameters", "assessed_rate"]
-measures = [c for c in compare.MEASURES if c in compared]
-for (target, l0), table in compare.fair_tables(compared).items():
+reconstruction = ["matched", "n_seeds", "n_latents", "n_parameters", "l0", "fvu", "cosine", "dead_fraction"]
+further = ["assessed_rate", *(c for c in compare.MEASURES if c not in reconstruction)]
+for (target, l0), table in words.by_aim(compared).items():
     print(f"target {target}, L0 {l0:.0f}" if l0 == l0 else f"target {target}, no L0 aimed at")
-    display(table[sizes + measures].dropna(axis=1, how="all").round(3))
+    shown = table.set_index("method").dropna(axis=1, how="all").round(3)
+    display(*[shown[[c for c in part if c in shown]] for part in (reconstruction, further)])
 
 # %%
-for (target, l0), table in compare.fair_tables(compared).items():
-    ranked = table[table["matched"] != "unmatched"].sort_values("fvu")
-    for best in ranked.head(1).itertuples():
-        sure = f"[{best.fvu_low:.4f}, {best.fvu_high:.4f}] ({best.interval})" if best.interval else "(one seed)"
-        print(f"Of {target} at L0 {l0:.0f}, {best.method} leaves least: FVU {best.fvu:.4f} {sure}.")
-    close = ranked[ranked["fvu_low"] <= ranked["fvu_high"].iloc[0]]["method"].iloc[1:] if len(ranked) else []
-    print(f"  Intervals that overlap with it: {', '.join(close) or 'none'}. Unmatched: {len(table) - len(ranked)}.")
+for (target, l0), table in words.by_aim(compared).items():
+    said = words.reading(table, words.presets(metrics))
+    left_out = int((table["matched"] == "unmatched").sum())
+    where = f"L0 {l0:.0f}" if l0 == l0 else "no L0 aimed at"
+    print(f"{target}, {where}: {said or 'no ranking: it takes two methods trained to one L0.'} Unmatched: {left_out}.")
 
 # %%
-if len(done):
-    columns = ["method", "seed", "target", "l0_target", "matched", "l0", "fvu"]
-    plots.save(stage, figures.fvu_against_l0(metrics), "fvu_l0", done[columns])
+styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in every figure of the run
+columns = ["method", "seed", "target", "l0_target", "matched", "l0", "fvu"]
+if done["method"].nunique() > 1:
+    plots.save(stage, figures.fvu_against_l0(metrics, styles), "fvu_l0", done[columns])
+elif len(done):  # one point is no figure
+    plots.table(stage, done[columns], "fvu_l0")
 
 # %%
 if "logit_fvu" in done:
@@ -127,7 +131,7 @@ else:
 if task:
     for method, part in done.dropna(subset=["zero_shot_drop"]).groupby("method", sort=False):
         drop, before = part["zero_shot_drop"].mean(), part["zero_shot_top1"].mean()
-        print(f"{method}: spliced in, zero-shot loses {drop:.1f} of {100 * before:.1f} points.")
+        print(f"{method}: spliced in, zero-shot loses {round(drop, 1) + 0.0:.1f} of {100 * before:.1f} points.")
     print("Transcoders do not rebuild x, so there is nothing of theirs to splice in.")
 
 # %%
@@ -148,8 +152,10 @@ print(
 
 # %%
 levels = study.stacked(subjects, evaluations, "levels")
-if len(levels):
-    plots.save(stage, figures.curves(levels, "l0", "measured L0 of the level"), "levels", levels)
+if len(levels) and levels.groupby("method")["level"].nunique().max() > 1:
+    plots.save(stage, figures.curves(levels, "l0", "measured L0 of the level", styles), "levels", levels)
+elif len(levels):  # no coder has a second level
+    plots.table(stage, levels, "levels")
 
 # %%
 for method, part in levels.groupby("method", sort=False):
@@ -167,7 +173,7 @@ for method, part in levels.groupby("method", sort=False):
 # %%
 progressive = study.stacked(subjects, evaluations, "progressive")
 if len(progressive):
-    plots.save(stage, figures.curves(progressive, "kept", "codes kept per image"), "progressive", progressive)
+    plots.save(stage, figures.curves(progressive, "kept", "codes kept per image", styles), "progressive", progressive)
 
 # %%
 for method, part in progressive.groupby("method", sort=False):
@@ -184,14 +190,14 @@ for method, part in progressive.groupby("method", sort=False):
 
 # %%
 latents = study.stacked(subjects, evaluations, "latents")
-labels = {"mono_score": "MonoScore", "purity": f"purity ({class_kind})"}
+labels = {"mono_score": "MonoScore", "purity": f"purity ({class_kind.removesuffix('_name')})"}
 labels = {column: label for column, label in labels.items() if column in latents}
 if len(latents):
     table = study.quantiles(latents, list(labels))
     chance = {"mono_score": done["mean_cosine"].mean()} | (
         {"purity": done["purity_null"].mean()} if classes is not None else {}
     )
-    plots.save(stage, figures.distributions(table, labels, chance), "latents", table)
+    plots.save(stage, figures.distributions(table, labels, chance, styles), "latents", table)
 
 # %%
 for method, part in done.groupby("method", sort=False):
@@ -206,9 +212,9 @@ for method, part in done.groupby("method", sort=False):
 # %%
 pairs = compare.mono_pairs(compared)
 if len(pairs):
-    plots.save(stage, figures.mono_pairs(pairs), "monoloss", pairs)
+    plots.save(stage, figures.mono_pairs(pairs, styles), "monoloss", pairs)
     display(pairs[[c for c in pairs if not c.endswith("_apart")]].round(3))
-print(f"{len(pairs) or 'no'} methods were trained both without and with MonoLoss.")
+print(words.monoloss_count(pairs) or "No method was trained both without and with MonoLoss.")
 
 # %% [markdown]
 # ## Definition card: what others would have printed
@@ -278,7 +284,7 @@ for method, part in causes.groupby("method", sort=False) if checked else ():
 
 # %%
 if checked:
-    plots.save(stage, figures.sparse_probing(found.sparse), "sparse_probing", found.sparse)
+    plots.save(stage, figures.sparse_probing(found.sparse, styles), "sparse_probing", found.sparse)
     for method, part in found.sparse.groupby("method", sort=False):
         mean = part.groupby("k")["auroc"].mean()
         print(f"{method}: " + ", ".join(f"{auroc:.3f} with {k}" for k, auroc in mean.items()) + ".")
@@ -294,9 +300,9 @@ if checked:
 # %%
 if checked and classifier is not None:
     steered = truth_study.steering(data, subjects, classifier, causes, seed=seed)
-    plots.save(stage, figures.steering(steered), "steering", steered)
+    plots.save(stage, figures.steering(steered, styles), "steering", steered)
     ends = steered.pivot_table(index="method", columns="scale", values=["change", "control"], sort=False)
-    for method, line in ends.iterrows():
+    for method, line in (ends.round(2) + 0.0).iterrows():  # + 0.0: never -0.00
         print(f"{method}: logit {line['change', 0]:+.2f} without, {line['change', 4]:+.2f} at four times;", end=" ")
         print(f"a random direction {line['control', 0]:+.2f} and {line['control', 4]:+.2f}.")
 
@@ -320,6 +326,7 @@ if checked:
     nuisance = found.kinds[found.kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False)
     table = nuisance.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean")).reset_index()
     plots.table(stage, table, "nuisances")
+    print(f"The {min(8, len(table))} most frequent of {len(table)}:")
     display(table.sort_values("n_features", ascending=False).head(8).round(2).reset_index(drop=True))
 
 # %% [markdown]
@@ -344,13 +351,7 @@ if checked:
 
 # %%
 if checked:
-    mean = causes.groupby("method")[["auroc", "share_of_ceiling"]].mean().sort_values("share_of_ceiling")
-    best = mean.index[-1]
-    print(
-        f"Best at single causes over all seeds: {best}, mean AUROC {mean.auroc[best]:.3f}, {mean.share_of_ceiling[best]:.1%} of the ceiling."
-    )
-    gap = causes.groupby("cause")["share_of_ceiling"].mean()
-    print(f"Hardest cause: {gap.idxmin()}, {gap.min():.1%} of the ceiling on average.")
+    print(known.reading(causes))
 print(f"Measured: {len(done)} coders; left out with a reason: {len(metrics) - len(done)}.")
 
 # %% [markdown]

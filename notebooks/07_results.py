@@ -34,7 +34,7 @@ import pandas as pd
 from IPython.display import display
 
 from mtlib.embed import store
-from mtlib.report import figures, plots, results
+from mtlib.report import figures, labels, plots, results
 from mtlib.report.gains import gains
 from mtlib.report.reader import Reader
 from mtlib.report.report import write_report
@@ -62,7 +62,15 @@ print(f"interpreted: {', '.join(reader.methods()) or 'no method'}" + (f"; {why}"
 long = results.relevance_long(reader)
 relevance = results.relevance_wide(reader, long)
 plots.table(stage, relevance, "relevance")
-display(relevance.round(3))
+details = (
+    "_n",
+    "_low",
+    "_high",
+    "_refused",
+    "_failed",
+    "_skipped",
+)  # counts and intervals: in the table and the figure
+display(relevance[[c for c in relevance if not c.endswith(details)]].round(3))
 
 # %%
 if len(long):
@@ -71,10 +79,12 @@ if len(long):
 # %%
 if len(long):
     for score in ("relevance_threshold", "relevance_enriched"):
-        best = long[long["score"] == score].sort_values("share").iloc[-1]
+        own = long[long["score"] == score].sort_values("share")
+        least, most = own.iloc[0], own.iloc[-1]
         print(
-            f"{score}: most in {best.method}, {best.share:.1%} [{best.low:.1%}, {best.high:.1%}] of {best.n_latents} latents"
+            f"{score}: {least.share:.1%} ({least.method}) to {most.share:.1%} ({most.method}) of {most.n_latents} latents;"
         )
+        print(f"  95% intervals [{least.low:.1%}, {least.high:.1%}] and [{most.low:.1%}, {most.high:.1%}].")
 else:
     print(f"No relevance: {why or 'no method was interpreted'}.")
 
@@ -162,24 +172,26 @@ else:
 # ## What does it say of a new image?
 #
 # Each image goes through the encoder and one sparse coder; the features whose activation exceeds 0.5 (the published
-# threshold) explain it. This is what `Labeler.get_explanations(image)` returns.
+# threshold) explain it. This is what `Labeler.get_explanations(image)` returns; here those that the judge calls errors stand
+# first, then the others, each by activation.
 
 # %%
 from mtlib.explain.label import Labeler
 
-images, what = results.new_images(data, label_images, stage.root, n_label_images, seed)
+images, what = labels.new_images(data, label_images, stage.root, n_label_images, seed)
 if images and method:
-    labels, explained = results.label_table(Labeler(stage.run_dir, method), images)
-    plots.table(stage, labels, "labels")
+    labelled, explained = labels.label_table(Labeler(stage.run_dir, method), images)
+    plots.table(stage, labelled, "labels")
     if data.pictures:
-        plots.save(stage, figures.labelled_images(explained), "labels", labels)
+        plots.save(stage, figures.labelled_images(explained), "labels", labelled)
 else:
-    labels = pd.DataFrame([{"image": "", "status": "skipped", "reason": what if method else "no interpreted method"}])
-    plots.table(stage, labels, "labels")
-display(labels.head(12))
+    labelled = pd.DataFrame([{"image": "", "status": "skipped", "reason": what if method else "no interpreted method"}])
+    plots.table(stage, labelled, "labels")
+print(f"The first {min(12, len(labelled))} of {len(labelled)} lines:")
+display(labelled.head(12))
 
 # %%
-fired = labels[labels["status"] == "ok"]
+fired = labelled[labelled["status"] == "ok"]
 print(f"{what}: {fired['image'].nunique()} have explanations, {len(fired)} in all.")
 
 # %% [markdown]
@@ -189,7 +201,8 @@ print(f"{what}: {fired['image'].nunique()} have explanations, {len(fired)} in al
 # [viewer](viewer.ipynb) lets you look at every feature.
 
 # %%
-from mtlib.report.report import answer, limits
+from mtlib.report.answer import answer
+from mtlib.report.report import limits
 
 print(answer(reader).replace("**", ""))
 print("\nLimits:", *limits(reader), sep="\n- ")

@@ -62,6 +62,7 @@ first = set(interpreted(stage.input("03_train"))[["method", "seed"]].itertuples(
 subjects = [s for s in everyone if (s.method, s.seed) in first]
 if not subjects:
     raise ValueError("concepts: the run has no autoencoder of x")
+styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in every figure of the run
 chosen = next((s for s in subjects if s.method == concept_method), subjects[0])
 print(f"{len(subjects)} methods, {len(everyone)} coders; search and bias are shown with {chosen.method}.")
 
@@ -100,7 +101,8 @@ for name, part in metrics.groupby("data", sort=False):
 
 # %%
 recovery = elsewhere.progressive(there, pd.read_csv(tables / "04_progressive.csv"))
-plots.save(stage, report.progressive(recovery), "progressive", recovery)
+if len(recovery):
+    plots.save(stage, report.progressive(recovery, styles), "progressive", recovery)
 
 # %% [markdown]
 # ## Names
@@ -125,7 +127,7 @@ display(naming.round(3))
 # %%
 if named:
     cosines = concepts.cosine_quantiles(named)
-    plots.save(stage, report.names(cosines), "naming", cosines)
+    plots.save(stage, report.names(cosines, styles), "naming", cosines)
     own = named[chosen.method, "decoder"]
     plots.table(stage, own.valid, "latents")
     print(f"{chosen.method}: {len(own.valid)} of {len(own.table)} latents named from cosine {own.threshold:.2f}:")

@@ -58,7 +58,7 @@ print(
 # features can be compared with others of the same number.
 
 # %%
-fig, frame = curves(run.histories)
+fig, frame = curves(run.histories, plots.run_styles(stage.input("03_train")))
 plots.save(stage, fig, "curves", frame)
 plt.show()
 

@@ -91,7 +91,7 @@ def write_embed_stage(run_dir: Path, n: int = 1200, d: int = 32, seed: int = 0, 
             target = stage.out / "images" / path
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(target)
-    return stage.finish(
+    stage.finish(
         n_rows=n,
         d_in=d,
         labels="plausibility",
@@ -101,3 +101,4 @@ def write_embed_stage(run_dir: Path, n: int = 1200, d: int = 32, seed: int = 0, 
         has_truth=True,
         source="scenes",
     )
+    return stage.out

@@ -108,14 +108,18 @@ def map_figure(data: Data, n_points: int = 3000, seed: int = 0) -> tuple[Figure,
     )
     frame = pd.DataFrame({"path": data.manifest["path"].to_numpy()[rows], "pc1": points[:, 0], "pc2": points[:, 1]})
     frame["group"], frame["label"] = group, label
-    few = len(set(group)) <= 16
+    kind = "class" if data.truth is None else "family"
+    shown = frame.rename(columns={"group": kind}).sort_values(kind, kind="stable")
     fig, ax = plt.subplots(figsize=(8, 5.5))
     style = "label" if len(set(label)) > 1 else None
-    hue = "group" if few and len(set(group)) > 1 else style
+    hue = kind if 1 < len(set(group)) <= 16 else style
     palette = (
-        sns.color_palette("colorblind" if frame[hue].nunique() <= 10 else "husl", frame[hue].nunique()) if hue else None
+        sns.color_palette("colorblind" if shown[hue].nunique() <= 10 else "husl", shown[hue].nunique()) if hue else None
     )
-    sns.scatterplot(frame, x="pc1", y="pc2", hue=hue, style=style, s=18, alpha=0.7, ax=ax, palette=palette)
+    shown = shown.sample(frac=1, random_state=seed)  # no group lies on top of the others
+    order = sorted(set(shown[hue])) if hue else None
+    look = dict(hue=hue, hue_order=order, style=style, palette=palette)
+    sns.scatterplot(shown, x="pc1", y="pc2", s=18, alpha=0.7, ax=ax, **look)
     ax.set(
         xlabel=f"first component ({share[0]:.0%} of variance)", ylabel=f"second component ({share[1]:.0%} of variance)"
     )

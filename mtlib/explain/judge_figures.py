@@ -5,11 +5,13 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtlib.explain.agreement import judge_table
 from mtlib.explain.judges import VERDICTS
-from mtlib.report.plots import PALETTE
+from mtlib.report.plots import PALETTE, legend
+from mtlib.report.text import escape_figure
 
 SCORES = ["n_assessed", "n_error", "n_truth", "precision", "recall", "f1", "agreement", "kappa", "n_left_out"]
 
@@ -90,23 +92,16 @@ def confusion(
         share = square / np.maximum(square.sum(axis=1, keepdims=True), 1)
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1.2)
         for i, j in np.ndindex(2, 2):
-            ax.text(
-                j,
-                i,
-                f"{square[i, j]}",
-                ha="center",
-                va="center",
-                fontsize=12,
-                color="white" if share[i, j] > 0.7 else "0.1",
-            )
+            ink = "white" if share[i, j] > 0.7 else "0.1"
+            ax.text(j, i, f"{square[i, j]}", ha="center", va="center", fontsize=12, color=ink)
         ax.set_xticks([0, 1], ["no error", "error"], fontsize=8)
         ax.set_yticks([0, 1], ["no error", "error"], fontsize=8, rotation=90, va="center")
-        ax.set_title(method, fontsize=9)
+        ax.set_title(escape_figure(method))
         ax.grid(False)
         names = ("true_negative", "false_positive", "false_negative", "true_positive")
         lines.append({"method": method, "judge": judge} | dict(zip(names, square.ravel().tolist(), strict=True)))
-    fig.supxlabel(f"the {judge} judge says", fontsize=10)
-    fig.supylabel("the truth is", fontsize=10)
+    fig.supxlabel(f"the {judge} judge says")
+    fig.supylabel("the truth is")
     return fig, pd.DataFrame(lines)
 
 
@@ -117,46 +112,48 @@ def explanation_scores(tried: pd.DataFrame) -> Figure:
     """
     methods, kinds = list(dict.fromkeys(tried["method"])), list(dict.fromkeys(tried["kind"]))
     names = {"detection": "its own explanation", "shuffled": "another feature's", "intruder": "find the intruder"}
-    fig, ax = plt.subplots(figsize=(1.3 * len(methods) + 3.2, 3.6))
+    fig, ax = plt.subplots(figsize=(6.5, 1.0 + 0.4 * len(methods)))
     for k, kind in enumerate(kinds):
         own = tried[tried["kind"] == kind]
         place = own["method"].map(methods.index).to_numpy() + 0.2 * (k - (len(kinds) - 1) / 2)
-        bars = [
-            own["accuracy"] - own["low"].fillna(own["accuracy"]),
-            own["high"].fillna(own["accuracy"]) - own["accuracy"],
-        ]
-        ax.errorbar(place, own["accuracy"], bars, fmt="o", color=PALETTE[k], capsize=3, label=names.get(kind, kind))
-        ax.axhline(own["chance"].iloc[0], color=PALETTE[k], lw=1, ls=":")
-    ax.set_xticks(range(len(methods)), methods, rotation=25, ha="right", fontsize=8)
-    ax.set_ylim(-0.03, 1.03)
-    ax.set_ylabel("accuracy on held-out images\n(dotted: chance)", fontsize=9)
-    fig.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+        low, high = (own[side].fillna(own["accuracy"]) for side in ("low", "high"))
+        bars = [own["accuracy"] - low, high - own["accuracy"]]
+        style = dict(fmt="os^"[k % 3], color=PALETTE[k], capsize=3, ms=5, label=names.get(kind, kind))
+        ax.errorbar(own["accuracy"], place, xerr=bars, **style)
+        ax.axvline(own["chance"].iloc[0], color=PALETTE[k], lw=1, ls=":")
+    _method_rows(ax, methods)
+    ax.set_xlabel("accuracy on held-out images (dotted: chance)")
+    legend(fig)
     return fig
 
 
 def scores(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Precision, recall and F1 of each judge on each method; captioned and uncaptioned causes apart."""
     frame = table[table["judge"] != ""].melt(["method", "judge", "captioned"], ["precision", "recall", "f1"], "score")
-    judges = list(dict.fromkeys(frame["judge"]))
-    fig, axes = plt.subplots(1, len(judges), figsize=(4.2 * len(judges) + 0.5, 3.4), sharey=True, squeeze=False)
-    methods = list(dict.fromkeys(frame["method"]))
+    judges, methods = list(dict.fromkeys(frame["judge"])), list(dict.fromkeys(frame["method"]))
+    size = (3.6 * len(judges) + 2.4, 1.0 + 0.42 * len(methods))
+    fig, axes = plt.subplots(1, len(judges), figsize=size, sharey=True, squeeze=False)
     marks = {"all": "o", "captioned": "^", "uncaptioned": "v"}
     for ax, judge in zip(axes.flat, judges, strict=True):
         for k, score in enumerate(("precision", "recall", "f1")):
             for part, mark in marks.items():
                 some = frame[(frame["judge"] == judge) & (frame["score"] == score) & (frame["captioned"] == part)]
-                place = some["method"].map(methods.index) + 0.22 * (k - 1)
-                ax.scatter(
-                    place, some["value"], marker=mark, s=34 if part == "all" else 18, color=PALETTE[k], alpha=0.9
-                )
-        ax.set_xticks(range(len(methods)), methods, rotation=25, ha="right", fontsize=8)
-        ax.axhline(0.8, color="0.5", lw=1, ls=":")
-        ax.set_ylim(-0.03, 1.03)
-        ax.set_title(f"{judge} judge", fontsize=10)
-    handles = [
-        plt.Line2D([], [], marker="o", ls="", color=PALETTE[k], label=s)
-        for k, s in enumerate(("precision", "recall", "F1"))
-    ]
+                place = [methods.index(m) + 0.24 * (k - 1) for m in some["method"]]
+                ax.scatter(some["value"], place, marker=mark, s=34 if part == "all" else 18, color=PALETTE[k], zorder=3)
+        _method_rows(ax, methods)
+        ax.axvline(0.8, color="0.5", lw=1, ls=":")
+        ax.set(title=f"{judge} judge", xlabel="score (dotted: 0.8)")
+    names = ("precision", "recall", "F1")
+    handles = [plt.Line2D([], [], marker="o", ls="", color=PALETTE[k], label=s) for k, s in enumerate(names)]
     handles += [plt.Line2D([], [], marker=m, ls="", color="0.4", label=f"{p} causes") for p, m in marks.items()]
-    fig.legend(handles=handles, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+    legend(fig, handles=handles)
     return fig, frame
+
+
+def _method_rows(ax: Axes, methods: list[str]) -> None:
+    """A share from 0 to 1 across, a row per method down, every second one shaded."""
+    for i in range(0, len(methods), 2):
+        ax.axhspan(i - 0.5, i + 0.5, color="0.96", lw=0, zorder=0)
+    ax.set_yticks(range(len(methods)), [escape_figure(m) for m in methods])
+    ax.set(xlim=(-0.03, 1.03), ylim=(len(methods) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)

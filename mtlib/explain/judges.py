@@ -59,7 +59,7 @@ def text_sight(data, config: KeylessConfig | None = None) -> pd.DataFrame:
     """What the text tower can tell apart at all, without labels: one line per family.
 
     Returns: frame of family, n_images (val images nearest to it), spread (standard deviation of their margins), blind (too
-        small to judge by). Empty without phrases of both sides.
+        small to judge by; None with one family: there is nothing to compare with). Empty without phrases of both sides.
     """
     val, config = data.rows("val"), config or KeylessConfig()
     if len(data.phrases) == 0:
@@ -67,7 +67,8 @@ def text_sight(data, config: KeylessConfig | None = None) -> pd.DataFrame:
     zero_shot = ZeroShot(TextSpace(data.embedding, val, data.vocabulary, data.phrases), val, config.blind)
     names = [family for family, *_ in zero_shot.families]
     n = np.bincount(zero_shot.read(val)[0], minlength=len(names)) if names and len(val) else np.zeros(len(names), int)
-    return pd.DataFrame({"family": names, "n_images": n, "spread": zero_shot.spread, "blind": zero_shot.blind})
+    blind = zero_shot.blind if len(names) > 1 else None
+    return pd.DataFrame({"family": names, "n_images": n, "spread": zero_shot.spread, "blind": blind})
 
 
 def keyless(features: pd.DataFrame, top: pd.DataFrame, data, config: KeylessConfig | None = None) -> pd.DataFrame:
@@ -103,8 +104,7 @@ def _lists(top: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
 def _judge_one(line, images, space: TextSpace, zero_shot: ZeroShot, reason: str, config: KeylessConfig) -> dict:
     out = {"feature": int(line.feature), "judge": "keyless", "phrase": "", "verdict": "skipped", "category": ""}
     out |= {"confidence": np.nan, "detail": ""}
-    n = 0 if images is None else len(images)
-    if n < config.min_images:
+    if (n := 0 if images is None else len(images)) < config.min_images:
         return out | {"detail": f"only {n} images activate it"}
     rows = images["row"].to_numpy()
     best, _ = space.name(rows, images["activation"].to_numpy())

@@ -39,19 +39,21 @@ def printable(text: str) -> str:
 
 
 def clip(text: str, width: float, face: ImageFont.FreeTypeFont) -> str:
-    """Text shortened with an ellipsis to at most `width` pixels."""
+    """Text shortened with an ellipsis to at most `width` pixels, at the end of a word unless that loses over half."""
     full = printable(text)
     text = full[: max(1, int(width))]  # no glyph is narrower than a pixel: long names cost no more than short ones
     if text == full and face.getlength(text) <= width:
         return text
     while text and face.getlength(text + "…") > width:
         text = text[:-1]
-    return text.rstrip() + "…"
+    words = text.rsplit(" ", 1)[0].rstrip()
+    whole = full[len(text) : len(text) + 1].isspace() or len(words) < len(text) / 2
+    return (text.rstrip() if whole else words) + "…"
 
 
 def wrap(text: str, width: float, face: ImageFont.FreeTypeFont, lines: int) -> list[str]:
     """Text in at most `lines` lines of at most `width` pixels, broken at spaces, the rest cut with an ellipsis."""
-    words, out = printable(text).split(), []
+    words, out = printable(text)[: lines * max(1, int(width))].split(), []  # as in `clip`
     while words and len(out) < lines - 1:
         line = words.pop(0)
         while words and face.getlength(f"{line} {words[0]}") <= width:
@@ -115,18 +117,16 @@ def _known(label) -> int:
 
 
 def _header(title: str, lines: Sequence[str], phrase: str, width: int) -> Image.Image:
-    room, y = width - 2 * MARGIN, 12
-    height = y + 24 + (20 if phrase else 0) + 17 * len(lines) + 6
+    parts = [(title, font(16, True), INK, 24)] if title else []
+    parts += [(f"“{phrase}”", font(13), INK, 20)] if phrase else []
+    parts += [(line, font(12), GREY, 17) for line in lines]
+    shown = [(line, *how) for text, *how in parts for line in wrap(text, width - 2 * MARGIN, how[0], 4)]
+    y, height = 12, 12 + sum(step for *_, step in shown) + 6
     head = Image.new("RGB", (width, -(-height // BLOCK) * BLOCK), PAPER)
     draw = ImageDraw.Draw(head)
-    draw.text((MARGIN, y), clip(title, room, font(16, True)), INK, font(16, True))
-    y += 24
-    if phrase:
-        draw.text((MARGIN, y), clip(f"“{phrase}”", room, font(13)), INK, font(13))
-        y += 20
-    for line in lines:
-        draw.text((MARGIN, y), clip(line, room, font(12)), GREY, font(12))
-        y += 17
+    for line, face, ink, step in shown:
+        draw.text((MARGIN, y), line, ink, face)
+        y += step
     return head
 
 
@@ -174,7 +174,8 @@ def _legend(draw, y: int, present: Sequence[int], width: int) -> None:
         draw.text((x + 8, y + 1), sign, PAPER, font(12, True), anchor="ma")
         draw.text((x + 22, y + 1), name, GREY, font(11))
         x += 22 + int(font(11).getlength(name)) + 18
-    draw.text((width - MARGIN, y + 1), "number: activation", GREY, font(11), anchor="ra")
+    if x + font(11).getlength("number: activation") <= width - MARGIN:
+        draw.text((width - MARGIN, y + 1), "number: activation", GREY, font(11), anchor="ra")
 
 
 def jpeg(image: Image.Image, max_bytes: int = MAX_BYTES) -> bytes:

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtlib.report.plots import PALETTE
+from mtlib.report.plots import PALETTE, legend
+from mtlib.report.text import escape_figure
 
 BLUE, ORANGE, GREEN, RED = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3]
 
@@ -16,16 +17,15 @@ def _panels(tables: dict[str, pd.DataFrame], height: float = 2.6, sharey: bool =
     """One panel per method, at most three in a row: (figure, {method: axis})."""
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(3.4 * columns + 0.4, height * rows), squeeze=False, sharex=True, sharey=sharey
-    )
+    size = (max(3.4 * columns + 0.4, 5.6), height * rows + 0.4)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, sharey=sharey)
     for ax in axes.flat[len(tables) :]:
         ax.set_axis_off()
     for ax in axes.flat[max(len(tables) - columns, 0) : len(tables)]:  # the lowest of each column shows its numbers
         ax.tick_params(labelbottom=True)
     panels = dict(zip(tables, axes.flat, strict=False))
     for method, ax in panels.items():
-        ax.set_title(method, fontsize=10)
+        ax.set_title(escape_figure(method))
     return fig, panels
 
 
@@ -49,9 +49,9 @@ def error_ratios(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]
         ax.axhline(part["base_rate"].iloc[0] if len(part) else np.nan, color="0.2", lw=1, ls="--", label="base rate")
         ax.axhline(0.95, color="0.5", lw=1, ls=":", label="0.95 (published rule)")
         ax.set_ylim(-0.02, 1.02)
-    fig.supxlabel("share of assessed features, in order of error ratio", fontsize=10)
-    fig.supylabel("error ratio on test", fontsize=10)
-    _legend(fig, panels)
+    fig.supxlabel("share of assessed features, in order of error ratio")
+    fig.supylabel("error ratio on test")
+    legend(fig)
     return fig, frame
 
 
@@ -69,9 +69,9 @@ def enrichment(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
             ax.scatter(some["difference"], some["minus_log10_p"], s=size, color=colour, alpha=0.6, lw=0, label=label)
         ax.axvline(0, color="0.2", lw=1, ls="--")
         ax.set_yscale("symlog", linthresh=2)
-    fig.supxlabel("error ratio − base rate (dot size: activating test images)", fontsize=10)
-    fig.supylabel("−log₁₀ p, Fisher exact", fontsize=10)
-    _legend(fig, panels)
+    fig.supxlabel("error ratio − base rate (dot size: activating test images)")
+    fig.supylabel("−log₁₀ p, Fisher exact")
+    legend(fig)
     return fig, frame
 
 
@@ -86,13 +86,13 @@ def densities(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ax.stairs(counts, edges, fill=True, color=BLUE, alpha=0.8)
         ax.axvline(np.median(density[density > 0]) if (density > 0).any() else np.nan, color="0.2", lw=1, ls="--")
         ax.set_xscale("log")
-        ax.set_title(f"{method}\n{int((density == 0).sum())} of {len(density)} silent on test", fontsize=9)
+        ax.set_title(f"{escape_figure(method)}\n{int((density == 0).sum())} of {len(density)} silent on test")
         lines += [
             {"method": method, "from": a, "to": b, "features": int(c)}
             for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)
         ]
-    fig.supxlabel("density: share of test images on which a feature fires (dashed: median)", fontsize=10)
-    fig.supylabel("features", fontsize=10)
+    fig.supxlabel("density: share of test images on which a feature fires (dashed: median)")
+    fig.supylabel("features")
     return fig, pd.DataFrame(lines)
 
 
@@ -114,9 +114,9 @@ def causal(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         )
         ax.axvline(part["base_rate"].iloc[0] if len(part) else np.nan, color="0.2", lw=1, ls="--", label="base rate")
         ax.axhline(0, color="0.2", lw=0.6)
-    fig.supxlabel("error ratio on test", fontsize=10)
-    fig.supylabel("change of logit when removed", fontsize=10)
-    _legend(fig, panels)
+    fig.supxlabel("error ratio on test")
+    fig.supylabel("change of logit when removed")
+    legend(fig)
     return fig, frame
 
 
@@ -128,20 +128,7 @@ def purities(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         part = frame[frame["method"] == method].dropna(subset=["purity"])
         ax.hist(part["purity_null"], np.linspace(0, 1, 26), color="0.7", label="permuted classes")
         ax.hist(part["purity"], np.linspace(0, 1, 26), color=BLUE, alpha=0.7, label="purity")
-    fig.supxlabel("share of a feature's test images in its dominant class", fontsize=10)
-    fig.supylabel("features", fontsize=10)
-    _legend(fig, panels)
+    fig.supxlabel("share of a feature's test images in its dominant class")
+    fig.supylabel("features")
+    legend(fig)
     return fig, frame
-
-
-def _legend(fig: Figure, panels: dict) -> None:
-    handles, labels = next(iter(panels.values())).get_legend_handles_labels()
-    fig.legend(
-        handles,
-        labels,
-        loc="outside upper center",
-        ncols=min(4, len(labels)),
-        fontsize=8,
-        frameon=False,
-        markerscale=1.5,
-    )

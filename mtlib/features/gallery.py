@@ -69,13 +69,21 @@ def choose(features: pd.DataFrame, n: int, min_images: int = 4, what: str = "sur
     return pd.DataFrame({"feature": list(taken), "reason": list(taken.values())})[:n].astype({"feature": int})
 
 
-def subtitle(row, base_rate: float | None = None) -> str:
-    """The line under a feature's number: density and error ratio with its interval."""
-    line = f"fires on {100 * row.density:.2g}% of test images"
+def percent(share: float) -> str:
+    """A share as per cent in two digits, never as a power of ten: "100%", "12%", "3.4%", "0.05%"."""
+    value = 100 * float(share)
+    if value < 9.95:
+        return f"{value:.2g}%" if value >= 0.01 or value == 0 else "under 0.01%"
+    return f"{value:.0f}%"
+
+
+def subtitle(row, base_rate: float | None = None) -> list[str]:
+    """The lines under a feature's number: density, and error ratio with its interval."""
+    lines = [f"fires on {percent(row.density)} of test images"]
     if np.isfinite(row.error_ratio):
-        line += f" · error ratio {row.error_ratio:.2f} [{row.error_low:.2f}, {row.error_high:.2f}]"
-        line += "" if base_rate is None else f" (base {base_rate:.2f})"
-    return line
+        line = f"error ratio {row.error_ratio:.2f} [{row.error_low:.2f}, {row.error_high:.2f}]"
+        lines.append(line + ("" if base_rate is None else f" (base {base_rate:.2f})"))
+    return lines
 
 
 def describer(features: pd.DataFrame, method: str) -> Callable[[int], dict]:
@@ -84,7 +92,7 @@ def describer(features: pd.DataFrame, method: str) -> Callable[[int], dict]:
 
     def describe(feature: int) -> dict:
         row = by_feature.loc[feature]
-        return {"title": f"Feature {feature}", "lines": [subtitle(row, row["base_rate"]), method]}
+        return {"title": f"Feature {feature}", "lines": [*subtitle(row, row["base_rate"]), method]}
 
     return describe
 

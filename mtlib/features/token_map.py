@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mtlib.embed.store import Data
-from mtlib.report.plots import PALETTE
+from mtlib.report.plots import PALETTE, legend, method_styles
 
 
 @dataclass(frozen=True)
@@ -96,24 +96,26 @@ def token_figure(found: TokenMap, picture: Image.Image, corners: tuple[float, fl
     return fig
 
 
-def curves(histories: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+def curves(histories: dict[str, pd.DataFrame], styles: dict[str, dict] | None = None) -> tuple[Figure, pd.DataFrame]:
     """MSE, FVU and L0 per token against training steps, as published for the AlexNet-Transformer: a line per method.
 
-    Args: histories: method -> `train.read_history`. Lines are means since the last row (train); points are exact (val).
+    Args: histories: method -> `train.read_history`; styles: of the run's methods. Lines are means since the last row (train); points are exact (val).
     Returns: figure; frame of method, step, split, mse (train only, in the coder's units), fvu, l0.
     """
     columns = {"reconstruction": "mse"}
     parts = [h.rename(columns=columns).assign(method=m) for m, h in histories.items()]
     frame = pd.concat(parts, ignore_index=True)[["method", "step", "split", "mse", "fvu", "l0"]]
-    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.4))
-    for ax, (name, label) in zip(
-        axes, {"mse": "MSE", "fvu": "FVU", "l0": "L0 (features per token)"}.items(), strict=True
-    ):
-        for colour, (method, part) in zip(PALETTE * 3, frame.groupby("method", sort=False), strict=False):
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.2))
+    styles = styles or method_styles(histories)
+    names = {"mse": "MSE", "fvu": "FVU", "l0": "L0 (features per token)"}
+    for ax, (name, label) in zip(axes, names.items(), strict=True):
+        for method, part in frame.groupby("method", sort=False):
             train, val = part[part["split"] == "train"], part[part["split"] == "val"]
-            ax.plot(train["step"], train[name], "-" if len(train) > 1 else ".", color=colour, label=method)
+            dots = styles[method] | {"linestyle": ""}
+            line = dict(color=styles[method]["color"], linestyle=styles[method]["linestyle"])
+            ax.plot(train["step"], train[name], label=method, **line if len(train) > 1 else dots)
             if name != "mse":
-                ax.plot(val["step"], val[name], "o", color=colour, markersize=3)
+                ax.plot(val["step"], val[name], markersize=3, **dots)
         ax.set(xlabel="step", ylabel=label, yscale="log")
-    axes[0].legend(frameon=False, fontsize=9)
+    legend(fig)
     return fig, frame

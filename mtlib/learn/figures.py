@@ -6,9 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from mtlib.learn.classifier_scores import reliability
+from mtlib.report.plots import legend, log_ticks, method_styles
+from mtlib.report.text import escape_figure, shorten
 
 
 def roc(labels: np.ndarray, logits: np.ndarray) -> tuple[Figure, pd.DataFrame]:
@@ -31,8 +34,9 @@ def confusion(labels: np.ndarray, logits: np.ndarray, names: list[str]) -> tuple
     frame = pd.DataFrame({"true": np.array(names)[true], "called": np.array(names)[called], "share": share.ravel()})
     fig, ax = plt.subplots(figsize=(1.5 + 0.45 * len(names), 1 + 0.45 * len(names)))
     shown = ax.imshow(share, cmap="cividis", vmin=0, vmax=1)
-    ax.set_xticks(range(len(names)), names, rotation=90)
-    ax.set_yticks(range(len(names)), names)
+    shown_names = [escape_figure(shorten(name, 30)) for name in names]
+    ax.set_xticks(range(len(names)), shown_names, rotation=90)
+    ax.set_yticks(range(len(names)), shown_names)
     ax.set(xlabel="called", ylabel="true")
     ax.grid(False)
     fig.colorbar(shown, label="share of the true class")
@@ -57,39 +61,55 @@ def logit_histogram(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray) 
     fig, axes = plt.subplots(
         -(-len(names) // 4), min(4, len(names)), squeeze=False, sharex=True, figsize=(10, 2.2 * -(-len(names) // 4))
     )
+    for ax in axes.flat[max(len(names) - 4, 0) : len(names)]:  # the lowest of each column shows its numbers
+        ax.tick_params(labelbottom=True)
     rows = []
     for ax, name in zip(axes.flat, names, strict=False):
         for label, word in ((0, "plausible"), (1, "implausible")):
             counts, _ = np.histogram(np.clip(logits[(groups == name) & (labels == label)], -12, 12), edges)
             ax.stairs(counts, edges, fill=True, alpha=0.5, label=word)
             rows += [(name, word, a, b, n) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)]
-        ax.set_title(name, fontsize=10)
+        ax.set_title(escape_figure(name))
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
-    axes.flat[0].legend(fontsize=8)
     fig.supxlabel("logit (positive: implausible)")
     fig.supylabel("images")
+    legend(fig)
     return fig, pd.DataFrame(rows, columns=["group", "label", "low", "high", "n"])
 
 
-def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def loss(history: pd.DataFrame) -> Figure:
+    """Cross entropy of the train and the validation images after each epoch. Args: history: epoch, train_loss, val_loss."""
+    fig, ax = plt.subplots(figsize=(5, 3.2))
+    for column, label, marker in (("train_loss", "train", "o"), ("val_loss", "validation", "s")):
+        ax.plot(history["epoch"], history[column], marker=marker, ms=4, label=label)
+    ax.set(xlabel="epoch", ylabel="cross entropy (nats)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
+    return fig
+
+
+def training_curves(history: pd.DataFrame, styles: dict[str, dict] | None = None) -> tuple[Figure, pd.DataFrame]:
     """Validation FVU (a panel per target), L0 and dead share against steps: a line per method, the band its seeds.
 
-    Args: history: frame with method, seed, target, step, split, fvu, l0, dead.
+    Args: history: frame with method, seed, target, step, split, fvu, l0, dead. styles: of the run's methods.
     """
     frame = history[history["split"] == "val"][["method", "seed", "target", "step", "fvu", "l0", "dead"]]
     panels = [("fvu", f"FVU of {target}", frame[frame["target"] == target]) for target in sorted(set(frame["target"]))]
     panels += [("l0", "latents per image", frame), ("dead", "dead share of latents", frame)]
-    colours = dict(zip(frame["method"].unique(), plt.rcParams["axes.prop_cycle"].by_key()["color"] * 3, strict=False))
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4))
-    for ax, (column, label, part) in zip(axes, panels, strict=True):
+    styles = styles or method_styles(frame["method"])
+    columns = 2 if len(panels) == 4 else len(panels)
+    fig, axes = plt.subplots(len(panels) // columns, columns, figsize=(4.4 * columns, 3.1 * (len(panels) // columns)))
+    for ax, (column, label, part) in zip(axes.flat, panels, strict=True):
         for method, one in part.groupby("method", sort=False):
             seeds = one.groupby("step")[column]
-            ax.plot(seeds.mean(), label=method, color=colours[method])
-            ax.fill_between(seeds.mean().index, seeds.min(), seeds.max(), alpha=0.2, color=colours[method])
+            ax.plot(seeds.mean(), label=method, markevery=max(1, seeds.ngroups // 6), ms=5, **styles[method])
+            ax.fill_between(
+                seeds.mean().index, seeds.min(), seeds.max(), alpha=0.2, color=styles[method]["color"], lw=0
+            )
         ax.set(xlabel="step", ylabel=label)
         if column != "dead":
             ax.set_yscale("log")
-    handles, labels = axes[-1].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+            log_ticks(ax.yaxis)
+    legend(fig)
     return fig, frame.reset_index(drop=True)

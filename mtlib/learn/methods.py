@@ -107,3 +107,10 @@ def epochs(history: pd.DataFrame) -> pd.DataFrame:
     table = val.join(train).reset_index()
     table.insert(table.columns.get_loc("fvu") + 1, "evr", 1 - table["fvu"])
     return table[[*by, "step", "loss", "reconstruction", "fvu", "evr", "l0", "dead"]]
+
+
+def at_their_last_step(coders: pd.DataFrame, history: pd.DataFrame) -> int:
+    """How many trained coders had their best validation loss at their last one. Args: what `train_methods` returned."""
+    last = history[history["split"] == "val"].groupby(["method", "seed"])["step"].max().rename("last_step")
+    done = coders[coders["status"] == "ok"].join(last, on=["method", "seed"])
+    return int((done["best_step"] == done["last_step"]).sum())

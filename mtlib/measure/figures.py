@@ -1,7 +1,8 @@
 """Figures of notebook 04: each takes the table it shows and returns the figure.
 
-A method has one colour and one marker throughout. Where methods were trained at several L0 ("sae_8", "sae_32" ...), a
-method keeps its style over them, and each L0 gets a row of panels of its own.
+`styles` are those of the run's methods (`plots.run_styles`), so that a method looks the same in all figures; without them,
+of the table's. Where methods were trained at several L0 ("sae_8", "sae_32" ...), a method keeps its style over them, and each
+L0 gets a row of panels of its own.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtlib.measure.compare import base_name
+from mtlib.report.plots import legend, log_ticks, method_styles
 
 KINDS = ["cause", "family", "nuisance", "unexplained", "silent"]
-MARKERS = "osD^vP*X"
+Styles = dict[str, dict] | None
 
 
 def _named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -32,36 +34,23 @@ def _named(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(base=base, row=rows)
 
 
-def _styles(names: pd.Series) -> dict[str, dict]:
-    """name -> colour and marker, so that no line is told by its colour alone."""
-    unique = sorted(set(names))
-    return {m: {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)]} for i, m in enumerate(unique)}
-
-
 def _grid(frame: pd.DataFrame, columns: list[str], height: float = 3.0) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     """One panel per row of `_named` and column: an FVU of x says nothing about an FVU of y, nor one L0 about another."""
-    rows = list(dict.fromkeys(frame["row"])) or [""]
-    size = (4.4 * max(len(columns), 1) + 2.2, height * len(rows) + 0.3)
-    fig, axes = plt.subplots(len(rows), max(len(columns), 1), figsize=size, squeeze=False)
-    return fig, {(r, c): axes[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns)}
-
-
-def _legend(fig: Figure, title: str = "") -> None:
-    """One legend for all panels, right of them."""
-    found = {}
-    for ax in fig.axes:
-        handles, labels = ax.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    fig.legend(found.values(), found.keys(), title=title or None, loc="outside right upper", fontsize=9, frameon=False)
+    places = [(row, column) for row in list(dict.fromkeys(frame["row"])) or [""] for column in columns]
+    across = max(len(columns), min(2, len(places)), 1)  # rows of one panel stand two and two
+    down = max(-(-len(places) // across), 1)
+    fig, axes = plt.subplots(down, across, figsize=(4.6 * across + 0.4, height * down + 0.3), squeeze=False)
+    for ax in axes.flat[len(places) :]:
+        ax.remove()
+    return fig, dict(zip(places, axes.flat, strict=False))
 
 
 def _by_target(
-    frame: pd.DataFrame, draw: Callable[[Axes, str, pd.DataFrame, dict], None], label: str, log: bool
+    frame: pd.DataFrame, draw: Callable[[Axes, str, pd.DataFrame, dict], None], label: str, log: bool, styles: Styles
 ) -> Figure:
     """Panels by row and target; `draw` adds one method's part to its panel."""
-    frame = _named(frame)
-    styles, targets = _styles(frame["base"]), sorted(set(frame["target"]))
-    fig, panels = _grid(frame, targets)
+    styles, frame = styles or method_styles(frame["method"]), _named(frame)
+    fig, panels = _grid(frame, sorted(set(frame["target"])))
     for (row, target), ax in panels.items():
         here = frame[(frame["row"] == row) & (frame["target"] == target)]
         for base, part in here.groupby("base", sort=False):
@@ -70,28 +59,32 @@ def _by_target(
         if log:
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_formatter("{x:g}")
-    _legend(fig)
+    legend(fig)
     return fig
 
 
-def fvu_against_l0(metrics: pd.DataFrame) -> Figure:
+def fvu_against_l0(metrics: pd.DataFrame, styles: Styles = None) -> Figure:
     """FVU against measured L0: a line per method through its L0, a small point per seed, one panel per target."""
 
     def draw(ax: Axes, base: str, part: pd.DataFrame, style: dict) -> None:
         mean = part.groupby("trained")[["l0", "fvu"]].mean().sort_values("l0")
         ax.plot(mean["l0"], mean["fvu"], label=base, ms=7, **style)
-        ax.plot(part["l0"], part["fvu"], ls="", ms=3, alpha=0.5, **style)
+        ax.plot(part["l0"], part["fvu"], ms=3, alpha=0.5, **style | {"linestyle": ""})
 
     ok = _named(metrics[metrics["status"] == "ok"])
     one_row = ok.assign(trained=ok["method"], method=ok["base"], l0_target=np.nan)  # all L0 of a method share a panel
-    fig = _by_target(one_row, draw, "measured L0 (latents per image)", True)
+    fig = _by_target(one_row, draw, "measured L0 (latents per image)", True, styles or method_styles(metrics["method"]))
     for ax in fig.axes:
         low, high = ax.get_xlim()
         ax.set_xlim(low / 1.2, high * 1.2)  # one L0 alone is not blown up
+        fvu = np.concatenate([line.get_ydata() for line in ax.lines])
+        if fvu.max() > 4 * fvu.min() > 0:
+            ax.set_yscale("log")
+            log_ticks(ax.yaxis)
     return fig
 
 
-def curves(frame: pd.DataFrame, x: str, label: str, log: bool = True) -> Figure:
+def curves(frame: pd.DataFrame, x: str, label: str, styles: Styles = None, log: bool = True) -> Figure:
     """FVU against a column, mean over seeds with the seeds' range, one panel per target (and L0).
 
     Args:
@@ -104,18 +97,19 @@ def curves(frame: pd.DataFrame, x: str, label: str, log: bool = True) -> Figure:
         ax.plot(mean["x"], mean["y"], label=base, ms=5, **style)
         ax.fill_between(mean["x"], mean["low"], mean["high"], alpha=0.2, color=style["color"], lw=0)
 
-    return _by_target(frame, draw, label, log)
+    return _by_target(frame, draw, label, log, styles)
 
 
-def distributions(table: pd.DataFrame, columns: dict[str, str], reference: dict[str, float] | None = None) -> Figure:
+def distributions(
+    table: pd.DataFrame, columns: dict[str, str], reference: dict[str, float] | None = None, styles: Styles = None
+) -> Figure:
     """Quantiles of per-latent measures, one panel per measure (and L0): value against the share of latents below it.
 
     Args:
         table:     method, quantile and the columns. columns: column -> axis label.
         reference: column -> a value to mark, what chance would give.
     """
-    table = _named(table)
-    styles = _styles(table["base"])
+    styles, table = styles or method_styles(table["method"]), _named(table)
     fig, panels = _grid(table, list(columns))
     for (row, column), ax in panels.items():
         for base, part in table[table["row"] == row].groupby("base", sort=False):
@@ -123,7 +117,7 @@ def distributions(table: pd.DataFrame, columns: dict[str, str], reference: dict[
         if reference and column in reference:
             ax.axvline(reference[column], color="0.3", ls="--", lw=1, label="chance")
         ax.set(xlabel=columns[column], ylabel="share of latents below", ylim=(0, 1), title=row)
-    _legend(fig)
+    legend(fig)
     return fig
 
 
@@ -143,62 +137,63 @@ def causes_heatmap(causes: pd.DataFrame) -> Figure:
         ax.text(
             j, i, f"{value:.3f}", ha="center", va="center", color="black" if value > middle else "white", fontsize=8
         )
-    ax.set_xticks(range(table.shape[1]), table.columns, rotation=30, ha="right", fontsize=9)
+    names = [str(cause).replace("_", " ") for cause in table.columns]
+    ax.set_xticks(range(table.shape[1]), names, rotation=30, ha="right", fontsize=9)
     ax.set_yticks(range(len(table)), table.index, fontsize=9)
     ax.axvline(table.shape[1] - 1.5, color="white", lw=3)
     ax.grid(False)
-    fig.colorbar(image, ax=ax, label="test AUROC / ceiling")
+    fig.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
+    seeds = causes.groupby("method")["seed"].nunique().max()
+    ax.set_title("test AUROC / ceiling" + (f", mean over {seeds} seeds" if seeds > 1 else ""))
     return fig
 
 
-def sparse_probing(sparse: pd.DataFrame) -> Figure:
+def sparse_probing(sparse: pd.DataFrame, styles: Styles = None) -> Figure:
     """Test AUROC against the number of features a probe may use: mean over causes (line), worst cause (dotted)."""
-    sparse = _named(sparse)
-    styles = _styles(sparse["base"])
+    styles, sparse = styles or method_styles(sparse["method"]), _named(sparse)
     fig, panels = _grid(sparse, ["auroc"])
     for (row, _), ax in panels.items():
         for base, part in sparse[sparse["row"] == row].groupby("base", sort=False):
             by_cause = part.groupby(["k", "cause"])["auroc"].mean().groupby("k").agg(["mean", "min"])
-            ax.plot(by_cause.index, by_cause["mean"], label=base, **styles[base])
-            ax.plot(by_cause.index, by_cause["min"], ls=":", color=styles[base]["color"])
+            ax.plot(by_cause.index, by_cause["mean"], label=base, **styles[base] | {"linestyle": "-"})
+            ax.plot(by_cause.index, by_cause["min"], ms=3, alpha=0.7, **styles[base] | {"linestyle": ":"})
         ax.set(xlabel="features used, k", ylabel="test AUROC", xscale="log", xticks=sorted(set(sparse["k"])), title=row)
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.minorticks_off()
-    _legend(fig, "dotted: worst cause")
+    legend(fig, "dotted: worst cause")
     return fig
 
 
-def steering(frame: pd.DataFrame) -> Figure:
+def steering(frame: pd.DataFrame, styles: Styles = None) -> Figure:
     """Change of the logit against the factor on a cause's feature, mean over causes; a random direction dashed."""
-    frame = _named(frame)
-    styles = _styles(frame["base"])
+    styles, frame = styles or method_styles(frame["method"]), _named(frame)
     fig, panels = _grid(frame, ["change"])
     for (row, _), ax in panels.items():
         for base, part in frame[frame["row"] == row].groupby("base", sort=False):
             mean = part.groupby("scale")[["change", "control"]].mean()
-            ax.plot(mean.index, mean["change"], label=base, **styles[base])
+            ax.plot(mean.index, mean["change"], label=base, **styles[base] | {"linestyle": "-"})
             ax.plot(mean.index, mean["control"], ls="--", lw=1, color=styles[base]["color"])
         ax.axvline(1, color="0.3", lw=0.8)
         ax.set(xlabel="factor on the feature's activation (1: as it is)", ylabel="mean change of the logit", title=row)
-    _legend(fig, "dashed: random direction")
+    legend(fig, "dashed: random direction")
     return fig
 
 
-def mono_pairs(pairs: pd.DataFrame) -> Figure:
+def mono_pairs(pairs: pd.DataFrame, styles: Styles = None) -> Figure:
     """What MonoLoss buys (MonoScore, purity) and costs (R²): from without it (hollow) to with it, an arrow per method."""
     columns = {"mono_score": "MonoScore", "purity": "purity"}
     shown = {c: label for c, label in columns.items() if f"{c}_off" in pairs and pairs[f"{c}_off"].notna().any()}
-    styles = _styles(pairs["method"])
-    fig, axes = plt.subplots(1, max(len(shown), 1), figsize=(4.4 * max(len(shown), 1) + 2.2, 3.6), squeeze=False)
+    styles = styles or method_styles(pairs["method"])
+    fig, axes = plt.subplots(1, max(len(shown), 1), figsize=(4.6 * max(len(shown), 1) + 0.4, 3.6), squeeze=False)
     for ax, (column, label) in zip(axes[0], shown.items(), strict=False):
         for row in pairs.to_dict("records"):
             (x0, y0), (x1, y1) = ((row[f"explained_variance_{e}"], row[f"{column}_{e}"]) for e in ("off", "on"))
-            style = styles[row["method"]]
+            style = styles[row["method"]] | {"linestyle": ""}
             ax.plot([x0, x1], [y0, y1], lw=1, color=style["color"])
-            ax.plot(x0, y0, ls="", ms=6, mfc="white", **style)
-            ax.plot(x1, y1, ls="", ms=7, label=row["method"], **style)
+            ax.plot(x0, y0, ms=6, mfc="white", **style)
+            ax.plot(x1, y1, ms=7, label=row["method"], **style)
         ax.set(xlabel="R² (1 - FVU)", ylabel=label)
-    _legend(fig, "hollow: without MonoLoss")
+    legend(fig, "hollow: without MonoLoss")
     return fig
 
 
@@ -217,7 +212,7 @@ def kinds_bars(shares: pd.DataFrame) -> Figure:
         color = "0.85" if kind == "silent" else f"C{i}"
         ax.barh(shares["method"], shares[kind], left=left, label=kind, color=color, hatch=hatches[i], edgecolor="white")
         left += shares[kind].to_numpy()
-    ax.set(xlabel="share of latents", xlim=(0, 1))
-    ax.invert_yaxis()
-    ax.legend(ncols=len(KINDS), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
+    ax.set(xlabel="share of latents", xlim=(0, 1), ylim=(len(shares) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)
+    legend(fig)
     return fig

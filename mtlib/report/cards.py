@@ -92,7 +92,11 @@ def tiles(record: pd.Series) -> str:
         ("causal relevance", number(get("causal_relevance")), "change of the logit"),
         ("mono score", number(get("mono_score")), "1: one concept"),
         ("purity", percent(get("purity")), shorten(get("dominant_class") or "", 24)),
-        ("true cause", shorten(get("top_cause") or "", 24), f"{percent(get('top_cause_share'))} of the top images"),
+        (
+            _cause_name(record),
+            shorten(get("top_cause") or "", 24),
+            f"{percent(get('top_cause_share'))} of the top images",
+        ),
     ]
     shown = [v for v in values if v[1] not in ("–", "")]
     body = "".join(
@@ -101,6 +105,11 @@ def tiles(record: pd.Series) -> str:
         for name, value, remark in shown
     )
     return f'<div class="mtv"><div class="tiles">{body}</div></div>'
+
+
+def _cause_name(record: pd.Series) -> str:
+    """A feature is truly about a cause when the truth calls it so (`is_error`); else its top images are a mixture."""
+    return "true cause" if record.get("is_error", (record.get("top_cause_share") or 0) >= 0.8) else "commonest cause"
 
 
 def _error_remark(record: pd.Series) -> str:

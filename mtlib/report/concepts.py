@@ -9,46 +9,53 @@ from matplotlib.figure import Figure
 
 from mtlib.embed.pictures import thumbnail
 from mtlib.embed.store import Data
+from mtlib.report.plots import legend, method_styles
+from mtlib.report.text import escape_figure, markdown_table, number
 from mtlib.report.text import escape_markdown as md
-from mtlib.report.text import markdown_table, number
 
-MARKERS = "osD^vP*X"
 WORST_FVU = 2.0  # drawn no higher: a coder may do worse than the mean elsewhere
+Styles = dict[str, dict] | None  # of the run's methods (`plots.run_styles`); None: of the table's
 
 
-def _style(i: int) -> dict:
-    return {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)]}
-
-
-def progressive(frame: pd.DataFrame) -> Figure:
+def progressive(frame: pd.DataFrame, styles: Styles = None) -> Figure:
     """FVU against the codes kept per row: a panel per data set, a line per method."""
     sets, methods = (list(dict.fromkeys(frame[c])) for c in ("data", "method"))
-    fig, axes = plt.subplots(1, len(sets), figsize=(3.2 * len(sets) + 2, 3.4), sharey=True, squeeze=False)
+    styles, cut = styles or method_styles(methods), frame["fvu"].max() > WORST_FVU
+    fig, axes = plt.subplots(1, len(sets), figsize=(3.4 * len(sets) + 0.6, 3.2), sharey=True, squeeze=False)
     for ax, name in zip(axes[0], sets, strict=True):
-        for i, method in enumerate(methods):
+        for method in methods:
             own = frame[(frame["data"] == name) & (frame["method"] == method)]
-            ax.plot(own["kept"], own["fvu"].clip(upper=WORST_FVU), label=method, ms=5, **_style(i))
+            ax.plot(own["kept"], own["fvu"].clip(upper=WORST_FVU), label=method, ms=5, **styles[method])
         ax.axhline(1, color="0.5", ls="--", lw=1)
-        ax.set(title=name, xlabel="codes kept per row", ylim=(-0.03, min(WORST_FVU, frame["fvu"].max()) * 1.05))
+        ax.set(
+            title=escape_figure(name),
+            xlabel="codes kept per row",
+            ylim=(-0.03, min(WORST_FVU, frame["fvu"].max()) * 1.05),
+        )
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
-    axes[0, 0].set_ylabel("FVU (dashed: the mean)")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
+    axes[0, 0].set_ylabel(
+        "FVU (dashed: the mean)" + (f"\nvalues above {WORST_FVU:g} are drawn at {WORST_FVU:g}" if cut else "")
+    )
+    legend(fig)
     return fig
 
 
-def names(frame: pd.DataFrame) -> Figure:
+def names(frame: pd.DataFrame, styles: Styles = None) -> Figure:
     """Cosine of every latent to its nearest phrase, share of latents below each value; dashed: what counts as a name."""
     kinds, methods = (list(dict.fromkeys(frame[c])) for c in ("by", "method"))
-    fig, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds) + 2, 3.4), sharey=True, squeeze=False)
+    styles = styles or method_styles(methods)
+    fig, axes = plt.subplots(1, len(kinds), figsize=(4.4 * len(kinds) + 0.4, 3.2), sharey=True, squeeze=False)
     for ax, by in zip(axes[0], kinds, strict=True):
-        for i, method in enumerate(methods):
+        for method in methods:
             own = frame[(frame["method"] == method) & (frame["by"] == by)]
-            ax.plot(own["cosine"], own["quantile"], label=method, color=f"C{i % 10}")
+            ax.plot(
+                own["cosine"], own["quantile"], label=method, markevery=max(1, len(own) // 5), ms=5, **styles[method]
+            )
             ax.axvline(own["threshold"].iloc[0], color="0.4", ls="--", lw=1)
-        ax.set(title=f"named by the {by}", xlabel="cosine to the nearest phrase")
-    axes[0, 0].set_ylabel("share of latents")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
+        ax.set(title=f"named by the {by}", xlabel="cosine to the nearest phrase (dashed: counts as a name)")
+    axes[0, 0].set_ylabel("share of latents below")
+    legend(fig)
     return fig
 
 
@@ -62,7 +69,8 @@ def alignment(frame: pd.DataFrame) -> Figure:
     ax.plot(mean["chance"], place - 0.27, "k|", ms=9, label="decoder, random rows")
     ax.set(yticks=place, yticklabels=mean.index, xlim=(0, 1), xlabel="agreement of two seeds")
     ax.invert_yaxis()
-    fig.legend(loc="outside right upper", fontsize=9, frameon=False)
+    ax.grid(axis="y", visible=False)
+    legend(fig)
     return fig
 
 
@@ -91,7 +99,9 @@ def disparities(frame: pd.DataFrame, n: int = 16) -> Figure:
     bars = [middle - 100 * shown["low"], 100 * shown["high"] - middle]
     ax.errorbar(middle, place, xerr=bars, fmt="o", color="C0", ecolor="0.5", capsize=3)
     ax.axvline(0, color="0.4", lw=1)
-    names_ = [f"{a} = {v}" for a, v in zip(shown["attribute"], shown["value"], strict=True)]
+    names_ = [
+        escape_figure(f"{a} = {v}".replace("_", " ")) for a, v in zip(shown["attribute"], shown["value"], strict=True)
+    ]
     ax.set(yticks=place, yticklabels=names_, xlabel="more wrong decisions with it (percentage points, 95% interval)")
     ax.invert_yaxis()
     return fig
@@ -104,9 +114,9 @@ def flips(frame: pd.DataFrame) -> Figure:
     for i, (column, label) in enumerate({"flipped": "the concept", "flipped_control": "a random direction"}.items()):
         for _, own in frame.groupby(["attribute", "value"]):
             ax.plot(own["scale"], 100 * own[column], color=f"C{i}", lw=0.8, alpha=0.35)
-        ax.plot(mean.index, 100 * mean[column], label=label, ms=6, **_style(i))
+        ax.plot(mean.index, 100 * mean[column], label=label, ms=6, color=f"C{i}", marker="os"[i])
     ax.set(xlabel="scale of the concept (0: removed)", ylabel="decisions that turn (%)")
-    ax.legend(fontsize=9)
+    legend(fig, "thin: each attribute's value")
     return fig
 
 

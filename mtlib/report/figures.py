@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtlib.report.plots import PALETTE
+from mtlib.report.plots import PALETTE, legend
 from mtlib.report.text import escape_figure, shorten
 
 TITLES = {
@@ -33,16 +33,16 @@ def relevance_bars(long: pd.DataFrame) -> Figure:
     for ax in axes.flat[len(scores) :]:
         ax.set_axis_off()
     at = np.arange(len(methods))
-    for i, (ax, score) in enumerate(zip(axes.flat, scores, strict=False)):
+    for ax, score in zip(axes.flat, scores, strict=False):
         own = long[long["name"] == score].set_index("method").reindex(methods)
         error = np.abs(np.stack([own["share"] - own["low"], own["high"] - own["share"]])) * 100
-        ax.barh(at, own["share"] * 100, height=0.7, color=PALETTE[i % len(PALETTE)], alpha=0.35)
+        ax.barh(at, own["share"] * 100, height=0.7, color="0.82")
         ax.errorbar(own["share"] * 100, at, xerr=error, fmt="o", ms=4, capsize=2, color="#333333", elinewidth=1)
-        ax.set_title(escape_figure(score), fontsize=10)
+        ax.set_title(escape_figure(score))
         ax.set(xlim=(0, None), ylim=(len(methods) - 0.5, -0.5))
         ax.set_yticks(at, [escape_figure(m) for m in methods], fontsize=9)
         ax.grid(axis="y", visible=False)
-    fig.supxlabel("share of all latents (%), 95% interval", fontsize=10)
+    fig.supxlabel("share of all latents (%), 95% interval")
     return fig
 
 
@@ -50,7 +50,7 @@ def generator_rates(frame: pd.DataFrame) -> Figure:
     """Each generator's failure rate: raw, corrected with its 95% interval, and true where it is known."""
     frame = frame.sort_values("corrected_rate", ascending=False, kind="stable")
     at = np.arange(len(frame))
-    fig, ax = plt.subplots(figsize=(6.8, 1.3 + 0.5 * len(frame)))
+    fig, ax = plt.subplots(figsize=(6.8, 1.0 + 0.4 * len(frame)))
     error = np.abs(np.stack([frame["corrected_rate"] - frame["low"], frame["high"] - frame["corrected_rate"]])) * 100
     style = dict(fmt="o", color=PALETTE[0], capsize=4, markersize=7)
     ax.errorbar(frame["corrected_rate"] * 100, at, xerr=error, label="corrected, 95% interval", **style)
@@ -59,7 +59,7 @@ def generator_rates(frame: pd.DataFrame) -> Figure:
         ax.plot(frame["true_rate"] * 100, at, "D", color=PALETTE[3], markersize=6, label="true rate", zorder=3)
     ax.set_yticks(at, [escape_figure(shorten(g, 30)) for g in frame["generator"]])
     ax.set(xlabel="images with a physical error (%)", xlim=(0, None), ylim=(-0.6, len(frame) - 0.4))
-    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend(fig)
     return fig
 
 
@@ -85,7 +85,7 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
     """Some new images beside the explanations of the features that fire on them.
 
     Args:
-        shown: list of (name, known, PIL image, what Labeler.label says), as `results.label_table` returns.
+        shown: list of (name, known, PIL image, what Labeler.label says), as `labels.label_table` returns.
     """
     flagged = [one for one in shown if one[3]["predicted"] == "implausible"][: n - 2]
     quiet = [one for one in shown if one[3]["predicted"] != "implausible"]
@@ -102,10 +102,9 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
         head += [f"predicted: {100 * said['probability']:.0f}% implausible"] if said["probability"] is not None else []
         picture.set_title(escape_figure("\n".join(head)).replace(r"\n", "\n"), fontsize=9)
         found = said["explanations"]
-        if said["predicted"] == "implausible":  # what speaks for an error, the strongest first
-            found = [d for d in found if d["verdict"] == "error" and d["logit_push"] > 0]
-            found = sorted(found, key=lambda d: -d["logit_push"])
-            found = list({d["explanation"]: d for d in reversed(found)}.values())[::-1]  # each name once
+        if said["predicted"] == "implausible":  # the errors, in the order of the table, each name once
+            errors = [d for d in found if d["verdict"] == "error"]
+            found = [next(d for d in errors if d["explanation"] == name) for name in dict.fromkeys(d["explanation"] for d in errors)]  # fmt: skip
         words = {"plausible": "no error found", "implausible": "no feature names the error"}
         if said["predicted"] == "plausible" or not found:
             line = words.get(said["predicted"], "no feature fires")

@@ -5,14 +5,25 @@ from __future__ import annotations
 import pandas as pd
 
 from mtlib.report import browse, model_judge, results
+from mtlib.report.causes import by_method
 from mtlib.report.reader import Reader
-from mtlib.report.sections import causes_by_method, figures, picture, table
+from mtlib.report.sections import names_by_chance, picture, table
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, markdown_table, number, percent, shorten
 
 NULL_GOAL = 0.08  # share of shuffled runs that may find any enriched feature
-CODES = ("l0", "logit_change", "fvu", "dead_fraction", "mono_score", "purity", "zero_shot_drop")  # of 04_metrics
-NOT_JUDGES = ("truth", "threshold")  # scores that read the answer or the labels, not second opinions
+CODES = (
+    "l0",
+    "logit_change",
+    "fvu",
+    "dead_fraction",
+    "mono_score",
+    "purity",
+    "n_purity",
+    "zero_shot_drop",
+)  # of 04_metrics
+NEAR = 1.1  # measured L0 within this factor counts as the same
+SHARED = 0.8  # of its top images must show one cause for a feature to be truly about it
 
 
 def glance(reader: Reader) -> str:
@@ -22,27 +33,27 @@ def glance(reader: Reader) -> str:
     out = _relevance_shown(reader)
     metrics, why = reader.table("04_metrics"), results.nothing_to_judge(reader)
     if "l0" in metrics:
-        shown = CODES if why else CODES[:2]
-        first = metrics if why else metrics.drop_duplicates("method")  # features are judged for the first seed
-        first = first.groupby("method", sort=False)[[c for c in shown if c in first]].mean().reset_index()
-        out = out.merge(first, on="method", how="left")
-    out = out.merge(causes_by_method(reader), on="method", how="left")
+        shown = [c for c in (CODES if why else CODES[:2]) if c in metrics]
+        out = out.merge(metrics.groupby("method", sort=False)[shown].mean().reset_index(), on="method", how="left")
+    out = out.merge(by_method(reader.table("04_causes")), on="method", how="left")
     pairs = zip(out["reached"], out["causes"], strict=True)
-    out["reached"] = [f"{int(r)} of {int(n)}" if pd.notna(n) else "" for r, n in pairs]
-    judged = judge_scores(reader)
+    out["reached"] = [f"{round(r, 1):g} of {int(n)}" if pd.notna(n) else "" for r, n in pairs]
+    judged = model_judge.judge_scores(reader)
     if len(judged):
-        own = judged[judged["judge"] == reader.facts("06_interpret").get("judge", "keyless")]
+        own = model_judge.withheld(judged[judged["judge"] == reader.facts("06_interpret").get("judge", "keyless")])
         out = out.merge(own[["method", "f1"]].rename(columns={"f1": "judge_f1"}), on="method", how="left")
-    names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "fvu": "FVU", "dead_fraction": "dead", "mono_score": "MonoScore", "purity": "purity", "zero_shot_drop": "zero-shot drop, points", "reason": "not run, or not judged, because"}  # fmt: skip
+    names = {"method": "method", "target": "learns", "l0": "L0", "logit_change": "logit change", "reached": "causes at 0.95 of the ceiling", "mean": "mean AUROC", "worst": "worst AUROC", "enriched": "enriched features", "judge_f1": "judge F1", "fvu": "FVU", "dead_fraction": "dead", "mono_score": "MonoScore", "purity": "purity", "n_purity": "latents with a purity", "zero_shot_drop": "zero-shot drop, points", "reason": "not run, or not judged, because"}  # fmt: skip
     if why:
         out["reason"] = out["reason"].where(out["reason"] != why, "")
     kept = {c: n for c, n in names.items() if c in out and not (out[c].isna() | (out[c].astype(str) == "")).all()}
     text = markdown_table(out, kept)
     if why:
         text += f"\n\nMeans over seeds. Nothing is judged: {md(why)}."
+    elif len(reader.params("03_train").get("seeds", [])) > 1:
+        text += "\n\nMeans over seeds, but enriched features and judge F1: those are of the first seed, which is interpreted."
     if "logit_change" in kept:
         text += "\n\nLogit change: how far the reconstruction moves the classifier's logit; the only measure of reconstruction that compares coders of `x` with coders of `y`."
-    if "l0" in out and out["l0"].max() > 1.1 * out["l0"].min():
+    if "l0" in out and out["l0"].max() > NEAR * out["l0"].min():
         text += "\n\nThe methods run at different L0, so read them as settings, not as a ranking at equal sparsity."
     return text
 
@@ -52,7 +63,7 @@ def features(reader: Reader, n: int = 6) -> str:
     errors = [] if results.nothing_to_judge(reader) else gallery(reader, n)
     shown = errors or gallery(reader, n, active=True)
     if not shown:
-        return "No collage to show: no interpreted feature of this run has one."
+        return f"No collage to show: {_no_collage(reader)}."
     lines = []
     for left, right in zip(shown[::2], shown[1::2] + [None] * (len(shown) % 2), strict=True):
         pair = [p for p in (left, right) if p]
@@ -61,7 +72,19 @@ def features(reader: Reader, n: int = 6) -> str:
         lines.append("| " + " | ".join(_picture(p) for p in pair) + " |")
         lines.append("| " + " | ".join(_words(p) for p in pair) + " |")
     head = "Error features, most certain first" if errors else "Features, most active first"
-    return f"{head}: the images on which each fires most, with activation and label.\n\n" + "\n".join(lines)
+    head += f": the images on which each fires most, with activation and label. {names_by_chance(reader)}"
+    return f"{head.strip()}\n\n" + "\n".join(lines)
+
+
+def _no_collage(reader: Reader) -> str:
+    """Why no feature has a picture of its images."""
+    if not reader.methods():
+        return "no method was interpreted"
+    if not reader.facts("01_embed").get("pictures", True):
+        return "the images are not to be published (`pictures: false`)"
+    if reader.params("05_features").get("n_collages", 1) == 0:
+        return "this run was told to draw none (`n_collages: 0`)"
+    return "no feature that was chosen fires on an image of this run"
 
 
 def gallery(reader: Reader, n: int, active: bool = False) -> list[dict]:
@@ -96,36 +119,19 @@ def _words(shown: dict) -> str:
     if pd.notna(row["error_ratio"]):
         ratio = interval(row["error_ratio"], row["error_low"], row["error_high"])
         text += f", error ratio {ratio} of {number(int(row['n_active_test']))} test images, base rate {percent(row['base_rate'])}"
-    if row.get("top_cause"):
-        text += f"; truly {md(row['top_cause'])} ({percent(row['top_cause_share'])} of its top images)"
-    return text
+    return text + _true_cause(row)
 
 
-def judge_scores(reader: Reader) -> pd.DataFrame:
-    """06_judges on one line per method and judge, the scores of the uncaptioned causes beside those of all."""
-    frame = reader.table("06_judges")
-    if frame.empty:
-        return frame
-    keys = ["method", "judge"]
-    apart = frame[frame["captioned"] == "uncaptioned"].set_index(keys)[["n_truth", "recall"]].add_suffix("_uncaptioned")
-    named = frame[frame["captioned"] == "captioned"].set_index(keys)[["recall", "f1"]].add_suffix("_captioned")
-    return frame[frame["captioned"] == "all"].join(apart, on=keys).join(named, on=keys).reset_index(drop=True)
-
-
-def judges(reader: Reader) -> str:
-    """Judges against the truth, captioned and uncaptioned causes apart."""
-    frame = judge_scores(reader)
-    if frame.empty:
-        text = "Verdicts exist, but there is no truth to check them against: nobody knows what each feature really is. Take them as suggestions."
-        return "\n\n".join([text, *model_judge.sections(reader)])
-    names = {"method": "method", "judge": "judge", "n_assessed": "features", "n_error": "called errors", "n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa", "f1_captioned": "F1, captioned causes", "n_truth_uncaptioned": "true errors, uncaptioned causes", "recall_uncaptioned": "recall, uncaptioned causes"}  # fmt: skip
-    text = (
-        "A feature is truly an error feature when at least 80% of its top images share one cause and the cause is enriched on test. "
-        "Causes that the encoder's captions never named stand apart: a judge that reads names with the same encoder has not been told them."
-    )
-    link = "[Whole table](tables/06_judges.csv)"
-    parts = [text, markdown_table(frame, names), link, *figures(reader, "06", ("06_judge_scores",))]
-    return "\n\n".join([*parts, *model_judge.sections(reader)])
+def _true_cause(row: pd.Series) -> str:
+    """What the truth says of a feature: truly about a cause, or a mixture; "" where the truth is not known."""
+    if not row.get("top_cause"):
+        return ""
+    cause, share = md(row["top_cause"]), percent(row["top_cause_share"])
+    if row["top_cause_share"] < SHARED:
+        return f"; mixed: at most {share} of its top images share a cause, {cause}"
+    if not row.get("is_error", row["q_bh"] <= 0.05):
+        return f"; {share} of its top images share {cause}, which is not enriched among its test images"
+    return f"; truly {cause} ({share} of its top images)"
 
 
 def relevance(reader: Reader) -> str:
@@ -222,5 +228,10 @@ def new_images(reader: Reader) -> str:
         return f"Skipped: {md(reason)}."
     fired = frame[frame["status"] == "ok"]
     n = int(fired["rank"].max()) if len(fired) else 0
-    text = f"{number(frame['image'].nunique())} images; the {n} strongest features of each are in [the table](tables/07_labels.csv)."
-    return "\n\n".join([text] + [picture("07_labels")] * ("07_labels" in reader.figures("07")))
+    errors = (fired["verdict"] == "error").any()
+    order = "those that the judge calls errors first, then the others, each by activation." if errors else "the most active first."  # fmt: skip
+    text = f"{number(frame['image'].nunique())} images; up to {n} features of each are in [the table](tables/07_labels.csv), {order}"
+    chance = names_by_chance(reader)
+    return "\n\n".join(
+        [text + f" {chance}" * bool(chance)] + [picture("07_labels")] * ("07_labels" in reader.figures("07"))
+    )

@@ -6,14 +6,12 @@ import pandas as pd
 
 from mtlib.measure.compare import MEASURES, fair_tables
 from mtlib.report.reader import Reader
-from mtlib.report.sections import picture
+from mtlib.report.sections import names_by_chance, picture, rows_are_tokens
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import interval, markdown_table, number
 
-TARGETS = {
-    "x": "Autoencoders: learn the embedding `x`",
-    "y": "Transcoders: learn the classifier's hidden layer `y`",
-}
+TARGETS = {"x": "Autoencoders: learn `x`", "y": "Transcoders: learn `y`"}
+FEW = 100  # images below which CKNNA is noisy
 LITTLE = 20  # percent of images named rightly below which a loss of accuracy says nothing
 WITH_INTERVAL = ("fvu", "mono_score", "purity", "zero_shot_drop", "logit_change")
 
@@ -28,22 +26,52 @@ def coders(reader: Reader) -> str:
         parts.append(
             "One table per target and L0: only within one is a comparison fair. Means over seeds; intervals are "
             f"{_kinds(compared)}. *Matched*: the L0 measured on test is within 5% of the one aimed at."
-        )
-    for (target, l0), table in fair_tables(compared).items():
-        parts.append(
-            f"**{TARGETS[target]}{f', L0 {l0:.0f}' if l0 == l0 else ''}.** {reading(table)}\n\n{_shown(table)}"
+            + (f" {tokens}; every number here is over tokens." if (tokens := rows_are_tokens(reader)) else "")
         )
     metrics = reader.table("04_metrics")
+    kinds = presets(metrics)
+    for (target, l0), table in by_aim(compared).items():
+        head = f"**{TARGETS[target]}, {f'L0 {l0:.0f}' if l0 == l0 else 'no L0 aimed at'}.** {reading(table, kinds)}"
+        parts.append(f"{head.strip()}\n\n{_shown(table, metrics)}")
+    parts += _cautions(metrics)
     skipped = metrics[metrics["status"] != "ok"] if len(metrics) else metrics
     if len(skipped):
         names = {"method": "method", "seed": "seed", "reason": "reason"}
         parts.append("Not run:\n\n" + markdown_table(skipped, names))
     parts.append("[Means over seeds](tables/04_comparison.csv), [every seed](tables/04_metrics.csv)")
-    parts += [t for t in (monoloss(reader), purity(reader), zero_shot(reader)) if t]
+    parts += [t for t in (monoloss(reader), purity(reader), zero_shot(reader), spliced(reader)) if t]
     parts += [picture(n) for n in ("04_fvu_l0", "04_progressive", "04_latents") if n in reader.figures("04")]
     links = [f"[{n[3:]}](figures/{n}.png)" for n in ("03_curves", "04_levels") if n in reader.figures(n[:2])]
     parts += ["More figures: " + ", ".join(links) + "."] if links else []
     return "\n\n".join([*parts, *_definitions(reader)])
+
+
+def by_aim(compared: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
+    """`compare.fair_tables`, where an aimed L0 of all latents is none: nothing was asked of such a coder's sparsity."""
+    if compared.empty:
+        return {}
+    none = compared["l0_target"] >= compared["n_latents"]
+    return fair_tables(
+        compared.assign(l0_target=compared["l0_target"].mask(none), matched=compared["matched"].mask(none))
+    )
+
+
+def presets(metrics: pd.DataFrame) -> dict[str, str]:
+    """Method -> its preset: what tells two methods from one method and its own variant (MonoLoss, a stronger L1)."""
+    if "preset" not in metrics:
+        return {}
+    return dict(zip(metrics["method"], metrics["preset"], strict=True))
+
+
+def _cautions(metrics: pd.DataFrame) -> list[str]:
+    """What the tables' numbers cannot carry: an FVU above 1, CKNNA of few images."""
+    out, above = [], metrics[metrics["fvu"] > 1]["method"].unique() if "fvu" in metrics else []
+    if len(above):
+        out.append(f"An FVU above 1 is worse than the mean of the target would be: {', '.join(map(md, above))}.")
+    n = metrics["cknna_rows"].min() if "cknna_rows" in metrics else float("nan")
+    if n < FEW:
+        out.append(f"CKNNA is of only {number(int(n))} images here: it is noisy, and may exceed 1.")
+    return out
 
 
 def _kinds(compared: pd.DataFrame) -> str:
@@ -52,9 +80,11 @@ def _kinds(compared: pd.DataFrame) -> str:
     return " or ".join(words[k] for k in kinds) or "missing, since there is one seed"
 
 
-def _shown(table: pd.DataFrame) -> str:
+def _shown(table: pd.DataFrame, metrics: pd.DataFrame) -> str:
     """The columns of a fair table for the page, measures that no method has left out."""
     table = table.dropna(axis=1, how="all").copy()
+    if "purity" in table and "n_purity" in metrics:
+        table["n_purity"] = table["method"].map(metrics.groupby("method")["n_purity"].mean().round()).astype("Int64")
     names = {"method": "method", "matched": "L0 matched", "n_seeds": "seeds", "n_latents": "latents"}
     names |= {"n_parameters": "parameters", "assessed_rate": "assessed"}
     for name in WITH_INTERVAL:
@@ -63,13 +93,20 @@ def _shown(table: pd.DataFrame) -> str:
             table[name] = [interval(v, low, high, number) for v, low, high in rows]
     for name in ("n_latents", "n_parameters"):
         table[name] = table[name].astype("int64")
-    return markdown_table(table, names | {c: label for c, label in MEASURES.items() if c in table})
+    for column, label in MEASURES.items():
+        names |= {column: label} if column in table else {}
+        names |= {"n_purity": "latents with a purity"} if column == "purity" else {}
+    return markdown_table(table, names)
 
 
-def reading(table: pd.DataFrame) -> str:
-    """Which method of a fair table leaves least, and which cannot be told from it."""
-    ranked = table[table["matched"] != "unmatched"].sort_values("fvu", kind="stable")
-    if len(ranked) < 2:
+def reading(table: pd.DataFrame, presets: dict[str, str] | None = None) -> str:
+    """Which method leaves least and which cannot be told from it; "" without one aimed L0 or without two methods there.
+
+    Args: table: one of `by_aim`. presets: what `presets` returned; {}: methods are told apart by their base name.
+    """
+    ranked = table[table["matched"] == "matched"].sort_values("fvu", kind="stable")
+    names = {(presets or {}).get(m) or b.removesuffix("_mono") for m, b in zip(ranked["method"], ranked["base"], strict=True)}  # fmt: skip
+    if len(names) < 2:
         return ""
     best = ranked.iloc[0]
     text = f"{md(best['method'])} leaves least of the target, FVU {interval(best['fvu'], best['fvu_low'], best['fvu_high'], number)}"
@@ -108,17 +145,24 @@ def purity(reader: Reader) -> str:
     metrics = reader.table("04_metrics")
     if "purity" not in metrics or metrics["purity"].isna().all():
         return ""
-    mean = metrics.groupby("method", sort=False)[["purity", "purity_null"]].mean().dropna()
-    best = mean["purity"].idxmax()
-    return (
-        f"**Purity.** The latents of {md(best)} are purest: {number(float(mean.purity[best]))} of a latent's images lie in "
-        f"one class on average, {number(float(mean.purity_null[best]))} when the classes are shuffled; over the methods "
-        f"{number(float(mean.purity.min()))} to {number(float(mean.purity.max()))}."
+    over = [c for c in ("n_purity", "n_latents") if c in metrics]
+    mean = metrics.groupby("method", sort=False)[["purity", "purity_null", *over]].mean().dropna()
+
+    def one(method: str) -> str:
+        row = mean.loc[method]
+        n = f", over {row['n_purity']:,.0f} of {row['n_latents']:,.0f} latents" if len(over) == 2 else ""
+        return f"{number(float(row['purity']))} ({md(method)}{n}; {number(float(row['purity_null']))} when the classes are shuffled)"
+
+    low, high = mean["purity"].idxmin(), mean["purity"].idxmax()
+    said = one(high) if low == high else f"{one(low)} to {one(high)}"
+    rare = (
+        "" if low == high else "; it rewards rare latents, so it is no ranking of methods with more and fewer of them"
     )
+    return f"The purity of a latent, the share of its images in their commonest class, is on average {said}{rare}."
 
 
 def zero_shot(reader: Reader) -> str:
-    """What zero-shot classification loses with a coder spliced in; "" where it cannot be asked."""
+    """What zero-shot classification loses with a coder spliced in, a sentence; "" where it cannot be asked."""
     metrics = reader.table("04_metrics")
     if "zero_shot_drop" not in metrics or metrics["zero_shot_drop"].isna().all():
         return ""
@@ -126,15 +170,16 @@ def zero_shot(reader: Reader) -> str:
     least, most = mean["zero_shot_drop"].idxmin(), mean["zero_shot_drop"].idxmax()
     before = 100 * float(mean["zero_shot_top1"].mean())
     if before < LITTLE:
-        return f"**Spliced into the encoder.** The text tower names only {before:.1f}% of the test images rightly from their embeddings, so there is little to lose and nothing to compare."  # fmt: skip
-    inside = reader.table("04_zero_shot")
-    table = "\n\n" + _inside(inside) if len(inside) else ""
-    low, high = f"{mean.zero_shot_drop[least]:.1f}", f"{mean.zero_shot_drop[most]:.1f}"
+        return f"The text tower names only {before:.1f}% of the test images rightly from their embeddings, so splicing coders in has little to lose and compares nothing."  # fmt: skip
+    low, high = (f"{round(float(mean.zero_shot_drop[m]), 1) + 0.0:.1f}" for m in (least, most))  # + 0.0: never -0.0
     lost = f"{low} percentage points ({md(least)}) to {high} ({md(most)})" if low != high else f"{low} percentage points with every method"  # fmt: skip
-    return (
-        f"**Spliced into the encoder.** The text tower names {before:.1f}% of the test images rightly from their embeddings. "
-        f"From the reconstructions it loses {lost}.{table}"
-    )
+    return f"The text tower names {before:.1f}% of the test images rightly from their embeddings; from the reconstructions, spliced into the encoder, it loses {lost}."  # fmt: skip
+
+
+def spliced(reader: Reader) -> str:
+    """Zero-shot with coders inside the forward pass, the table; "" where nothing was spliced in."""
+    frame = reader.table("04_zero_shot")
+    return _inside(frame) if len(frame) else ""
 
 
 def _inside(frame: pd.DataFrame) -> str:
@@ -176,14 +221,35 @@ def _definitions(reader: Reader) -> list[str]:
     return [text, markdown_table(shown, names), "[Every method](tables/04_definitions.csv)"]
 
 
+def monoloss_count(pairs: pd.DataFrame) -> str:
+    """In how many pairs the seeds settle that MonoLoss raises or lowers the MonoScore; "" without pairs."""
+    if pairs.empty:
+        return ""
+    apart = pairs["mono_score_apart"].astype(str).str.lower() == "true"
+    up = apart & (pairs["mono_score_on"] > pairs["mono_score_off"])
+    counts = ((up, "rises"), (apart & ~up, "falls"), (~apart, "is not settled by the seeds"))
+    parts = []
+    for which, what in counts:
+        who = pairs.loc[which, "method"]
+        named = f" ({', '.join(map(md, who))})" if 0 < len(who) < len(pairs) and len(who) <= 4 else ""
+        parts += [f"{what} for {len(who)}{named}"] if len(who) else []
+    return f"Of {len(pairs)} methods trained with MonoLoss and without, the MonoScore {', '.join(parts)}."
+
+
 def answer(reader: Reader) -> str:
     """What a run without labels of physics shows, in one paragraph."""
-    said = []
-    for (target, l0), table in fair_tables(reader.table("04_comparison")).items():
-        text = reading(table)
-        said += [f"Of {target} at L0 {l0:.0f}, {text}" if l0 == l0 else f"Of {target}, {text}"] if text else []
-    pairs = reader.table("04_monoloss")
-    if len(pairs):
-        risen = int((pairs["mono_score_on"] > pairs["mono_score_off"]).sum())
-        said.append(f"MonoLoss raises the MonoScore of {risen} of {len(pairs)} methods.")
-    return " ".join([*said, *(t.replace("**", "") for t in (purity(reader), zero_shot(reader)) if t)])
+    compared, metrics, said, ranked = reader.table("04_comparison"), reader.table("04_metrics"), [], 0
+    kinds = presets(metrics)
+    for (target, l0), table in by_aim(compared).items():
+        text = reading(table, kinds)
+        said += [f"Of `{target}`, among methods trained to L0 {l0:.0f}, {text}"] if text else []
+        ranked += len(table) if text else 0
+    if ranked and ranked < len(compared):
+        said.append(f"The tables below hold {len(compared) - ranked} more, at another L0 or at none aimed at.")
+    for target, own in compared.groupby("target") if len(compared) > 1 and not ranked else ():
+        if len(own) > 1:
+            least, most = own.loc[own["fvu"].idxmin()], own.loc[own["fvu"].idxmax()]
+            ends = " to ".join(f"{number(r['fvu'])} ({md(r['method'])}, L0 {number(r['l0'])})" for r in (least, most))
+            said.append(f"No two methods of `{target}` were trained to one L0, so the FVU, {ends}, is no ranking.")
+    known = "" if names_by_chance(reader) else zero_shot(reader)
+    return " ".join([*said, *(t for t in (monoloss_count(reader.table("04_monoloss")), purity(reader), known) if t)])

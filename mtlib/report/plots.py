@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
+from mtlib.measure.compare import base_name
 from mtlib.run.artifacts import Stage, atomic
 
 PALETTE = sns.color_palette("colorblind")  # Okabe-Ito like; safe for the common colour deficiencies
+MARKERS = "osD^vP*X"
+DASHES = ("-", "--", ":", "-.")
 
 LARGE = 100_000  # bytes
 
@@ -24,6 +30,59 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE)
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 130, "figure.constrained_layout.use": True})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mtlib"})
+    plt.rcParams.update({"axes.titlesize": 10, "axes.labelsize": 10, "figure.labelsize": 10, "legend.fontsize": 9})
+    plt.rcParams.update({"xtick.labelsize": 9, "ytick.labelsize": 9, "legend.title_fontsize": 9})
+    plt.rcParams.update({"grid.color": "0.88", "grid.linewidth": 0.8})
+
+
+def method_styles(methods: Iterable[str]) -> dict[str, dict]:
+    """method -> colour, marker and line style, by its place among the run's methods, so the same in all its figures.
+
+    A method at several L0 ("sae_8", "sae_32") keeps one colour, and its plain name ("sae") has a style, too. Colours come
+    again after ten methods, with other markers and lines: up to forty can be told apart.
+    """
+    members: dict[str, list[str]] = {}
+    for method in dict.fromkeys(methods):
+        members.setdefault(base_name(method), []).append(method)
+    styles = {}
+    for i, (base, own) in enumerate(members.items()):
+        for j, name in [(0, base), *enumerate(own)]:
+            marker, line = MARKERS[(i + j) % len(MARKERS)], DASHES[(i // 10 + j) % len(DASHES)]
+            styles[name] = {"color": PALETTE[i % 10], "marker": marker, "linestyle": line}
+    return styles
+
+
+def run_styles(train: Path) -> dict[str, dict]:
+    """`method_styles` of a run. Args: train: its artifact of 03_train."""
+    return method_styles(pd.read_csv(train / "coders.csv", usecols=["method"], keep_default_na=False)["method"])
+
+
+def legend(fig: Figure, title: str = "", handles: list | None = None) -> None:
+    """One legend for all panels, in as many columns as fit; the figure grows by its height.
+
+    It stands below them, or above where a label for all panels is below. Args: handles: instead of the panels' own.
+    """
+    found = {h.get_label(): h for h in handles or ()}
+    for ax in fig.axes if handles is None else ():
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    where = f"outside {'upper' if fig.get_supxlabel() else 'lower'} center"
+    look = dict(title=title or None, loc=where, frameon=False, markerscale=1.1, handlelength=2.6)
+    for columns in range(min(6, len(found)), 0, -1):
+        even = -(-len(found) // -(-len(found) // columns))  # no last column that is nearly empty
+        box = fig.legend(found.values(), found.keys(), ncols=even, **look)
+        extent = box.get_window_extent(fig.canvas.get_renderer())
+        if extent.width <= fig.bbox.width or columns == 1:
+            fig.set_figheight(fig.get_figheight() + extent.height / fig.dpi)
+            return
+        box.remove()
+
+
+def log_ticks(axis: Axis) -> None:
+    """Numbers such as 0.02, 0.03, 0.05, 0.1 on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def table(stage: Stage, frame: pd.DataFrame, name: str) -> Path:
@@ -46,7 +105,7 @@ def save(stage: Stage, fig: Figure, name: str, frame: pd.DataFrame) -> Path:
 def _png(fig: Figure) -> bytes:
     """PNG bytes of a figure; a large one (it shows photographs or many points) is stored with 256 colours."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
+    fig.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
     if buffer.tell() <= LARGE:
         return buffer.getvalue()
     small = io.BytesIO()

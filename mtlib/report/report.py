@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
-from mtlib.report import findings, gains, measures, model_judge, results, sections
+from mtlib.report import causes, findings, gains, measures, model_judge, results, sections
+from mtlib.report.answer import answer
 from mtlib.report.reader import STAGES, Reader
 from mtlib.report.text import escape_markdown as md
-from mtlib.report.text import interval, number
+from mtlib.report.text import number
 from mtlib.run.artifacts import Stage, write_text
 
 FEW = 2000  # labelled images below which one split says little
@@ -17,7 +16,7 @@ TERMS = {
     "latent, feature": "one unit of a sparse coder; a latent that is being interpreted is called a feature",
     "`x`, `y`": "the encoder's embedding, or the layer that was read; the hidden layer of the classifier trained on it",
     "FVU": "share of the target's variance that the coder does not reconstruct; 0 is perfect, 1 is the mean",
-    "L0": "latents that fire per image, measured",
+    "L0": "latents that fire per image, or per token where rows of `x` are tokens, measured",
     "MonoScore": "mean cosine of pairs of images, weighted by how strongly both activate a latent; 1 is one thing only",
     "purity": "share of a latent's activating images in its commonest class",
     "zero-shot drop": "percentage points of top-1 that the text tower loses when reconstructions replace embeddings",
@@ -67,129 +66,11 @@ def report_markdown(reader: Reader, remark: str = "") -> str:
 def _errors(reader: Reader) -> list[str]:
     """The sections on physical errors, for images of which it is known which are implausible."""
     return [
-        "## Known causes found\n\n" + sections.causes(reader),
-        "## Are the judges right?\n\n" + findings.judges(reader),
+        "## Known causes found\n\n" + causes.section(reader),
+        "## Are the judges right?\n\n" + model_judge.judges(reader),
         "## How much of each method is about errors?\n\n" + findings.relevance(reader),
         "## Which generator fails most?\n\n" + findings.generators(reader),
     ]
-
-
-def answer(reader: Reader) -> str:
-    """One paragraph with the run's main numbers."""
-    why = results.nothing_to_judge(reader)
-    if why:
-        methods = ", ".join(md(m) for m in reader.methods()) or "none"
-        return (
-            f"**Answer.** Nothing can be said about physical errors in this run: {md(why)}. What it does show is which "
-            f"concepts the features of the embeddings stand for (methods: {methods}), how well they reconstruct, and how "
-            f"they are named. {measures.answer(reader)}"
-        )
-    said = [
-        s for s in (_classifier(reader), _causes(reader), _relevance(reader), _judges(reader), _generators(reader)) if s
-    ]
-    null = "This is a null run: the labels were permuted before anything was trained, so whatever is found is chance. "
-    return "**Answer.** " + null * bool(reader.facts("02_classify").get("permuted")) + " ".join(said)
-
-
-def _classifier(reader: Reader) -> str:
-    frame = reader.table("02_metrics")
-    folds = reader.table("02_folds")
-    if len(folds) and "accuracy_low" in folds:
-        mean = folds.iloc[-1]
-        between = interval(mean["accuracy"], mean["accuracy_low"], mean["accuracy_high"])
-        return f"Over five folds the classifier tells implausible from plausible images in {between} of cases."
-    if frame.empty:
-        return ""
-    row = frame.iloc[0]
-    between = interval(row["accuracy"], row.get("accuracy_low"), row.get("accuracy_high"))
-    return f"The classifier tells implausible from plausible test images in {between} of {number(int(row['n']))} cases."
-
-
-def _causes(reader: Reader) -> str:
-    frame, by_method = sections.found_causes(reader), sections.causes_by_method(reader)
-    if frame.empty:
-        return ""
-    best = by_method.loc[by_method["mean"].idxmax()]
-    own = frame[frame["method"] == best["method"]]
-    worst = own.loc[own["auroc"].idxmin()]
-    ceiling = f"a ceiling of {number(float(worst['ceiling']))}"
-    seeds = reader.params("03_train").get("seeds", [])
-    praise = "the best method by mean AUROC" if len(by_method) > 1 else "mean AUROC"
-    praise += f" of seed {seeds[0]}, which is interpreted" if len(seeds) > 1 else ""
-    text = (
-        f"Of {best['causes']} known causes, {best['reached']} are found by a single feature of {md(best['method'])}, "
-        f"{praise} ({number(float(best['mean']))}), to at least 0.95 of what a linear probe reaches; the worst is "
-        f"{md(worst['cause'])} at {number(float(worst['auroc']))} against {ceiling}."
-    )
-    return f"{text} {_controls(own)}"
-
-
-def _controls(own: pd.DataFrame) -> str:
-    """What single dimensions reach on the same causes."""
-    parts = []
-    for column, what in (("best_x_dim", "single dimensions of the embedding"), ("best_y_dim", "hidden units")):
-        if own[column].notna().all():
-            reached = int((own[column] >= 0.95 * own["ceiling"]).sum())
-            parts.append(f"{what} reach it for {reached} (mean {number(float(own[column].mean()))})")
-    plain = float(own[["best_x_dim", "best_y_dim"]].max(axis=1).mean())
-    gain = float(own["auroc"].mean()) - plain
-    verdict = "no better than" if gain <= 0.005 else f"{number(gain)} better in mean AUROC than"
-    return f"As controls, {' and '.join(parts)}: as detectors of known causes the features are {verdict} single dimensions."
-
-
-def _relevance(reader: Reader) -> str:
-    frame = reader.table("07_relevance")
-    if "enriched" not in frame or frame["enriched"].isna().all():
-        return ""
-    row = frame.loc[frame["enriched"].idxmax()]
-    if row["enriched"] == 0:
-        return "No method has a single feature that is enriched for errors after correction for the number tested."
-    share = interval(row["enriched"], row["enriched_low"], row["enriched_high"])
-    rule = interval(row["threshold"], row["threshold_low"], row["threshold_high"])
-    text = (
-        f"{md(row['method'])} has the largest share of features enriched for errors, {share} of {number(int(row['n_latents']))} "
-        f"latents ({rule} by the published threshold)"
-    )
-    others = frame[(frame["method"] != row["method"]) & (frame["enriched_high"] >= row["enriched_low"])]["method"]
-    close = ", ".join(md(m) for m in others)
-    return text + (
-        f"; the intervals of {close} overlap with it." if close else "; no other method's interval reaches it."
-    )
-
-
-def _judges(reader: Reader) -> str:
-    frame = findings.judge_scores(reader)
-    if frame.empty:
-        return ""
-    own = frame[~frame["judge"].isin(findings.NOT_JUDGES)].dropna(subset=["f1"])
-    if own.empty:
-        return ""
-    best = own.loc[own["f1"].idxmax()]
-    scores = f"precision {number(float(best['precision']))}, recall {number(float(best['recall']))}, F1 {number(float(best['f1']))}"
-    recall = best.get("recall_uncaptioned")
-    apart = (
-        f"; on causes that the captions never named its recall is {number(float(recall))}" if pd.notna(recall) else ""
-    )
-    return f"Against the truth the {md(best['judge'])} judge does best on {md(best['method'])}: {scores}{apart}."
-
-
-def _generators(reader: Reader) -> str:
-    frame = reader.table("07_generators")
-    if frame.empty or "corrected_rate" not in frame or frame["corrected_rate"].isna().all():
-        return ""
-    if (frame["high"] - frame["low"] >= 1).all():
-        return "The classifier hardly tells failures from successes, so the generators cannot be ranked."
-    ordered = frame.sort_values("rank")
-    best, worst = ordered.iloc[0], ordered.iloc[-1]
-    text = (
-        f"{md(best['generator'])} fails least ({interval(best['corrected_rate'], best['low'], best['high'])}), "
-        f"{md(worst['generator'])} most ({interval(worst['corrected_rate'], worst['low'], worst['high'])})"
-    )
-    if "inside" not in frame:
-        return text + "."
-    inside = int((frame["inside"].astype(str).str.lower() == "true").sum())
-    same = "the same order" if (frame["rank"] == frame["true_rank"]).all() else "another order"
-    return f"{text}; the true rates have {same}, and {inside} of {len(frame)} lie inside their interval."
 
 
 def limits(reader: Reader) -> list[str]:

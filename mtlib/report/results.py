@@ -1,9 +1,8 @@
-"""Notebook 07's tables: relevance of every method, its null, the ranking of generators, labels of new images."""
+"""Notebook 07's tables: relevance of every method, its null, the ranking of generators."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,6 @@ SCORES = {  # score of the long table -> short name in the wide one
     "relevance_enriched_by": "enriched_by",
 }
 APART = ("refused", "failed", "skipped", "unasked")  # what is no verdict
-SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
 BATCH = 2048
 
 
@@ -204,75 +202,3 @@ def generator_features(reader: Reader, data: Data, method: str, shown: pd.DataFr
     frame.insert(0, "method", method)
     frame.insert(3, "phrase", frame["feature"].map(shown["phrase"]))
     return frame
-
-
-# ---- labels for new images
-
-
-def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tuple[list[tuple[str, Path, str]], str]:
-    """Which images to label: those of a folder, else some of the generators', else held-out test images.
-
-    Args:
-        folder: label_images; "" for images of the run; relative paths are taken from `root`.
-        n:      at most so many, drawn evenly over the generators.
-    Returns: list of (name, file, what is known of it), and a sentence that says what they are, or why there are none.
-    Raises: FileNotFoundError when the folder does not exist.
-    """
-    if folder:
-        from mtlib.embed.listing import find_images
-        from mtlib.embed.names import unescape
-
-        base = root / folder
-        if not base.is_dir():
-            raise FileNotFoundError(f"label_images = {folder!r}: no such folder")
-        found = find_images(base)
-        paths = found.loc[found["status"] == "ok", "path"].tolist()[:n]
-        return [(p, base / unescape(p), "") for p in paths], f"{len(paths)} images of the folder label_images"
-    if data.image_root is None:
-        return [], "the run has no images (embeddings came as an array), and label_images is empty"
-    rng = np.random.default_rng(seed)
-    generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
-    names = sorted(set(generator) - {""})
-    pools = [np.flatnonzero(generator == g) for g in names] or [data.rows("test")]
-    rows = [r for pool in pools for r in rng.permutation(pool)[: max(1, n // len(pools))]]
-    kind = "images of the generators, which no stage has learned from" if names else "held-out test images"
-    truth = data.truth["cause"].fillna("").to_numpy(dtype=str) if data.truth is not None else None
-    known = ["" if truth is None else truth[r] or "plausible" for r in rows]
-    out = [(str(data.manifest["path"].iloc[r]), data.images(r), k) for r, k in zip(rows, known, strict=True)]
-    return out, f"{len(out)} {kind}"
-
-
-def label_table(labeler, images: list[tuple[str, Path, str]], n_explanations: int = 12) -> tuple[pd.DataFrame, list]:
-    """What the labeler says of each image, and the images that could be read.
-
-    Args:
-        labeler:        has method and label(PIL image) -> dict of probability, predicted, explanations.
-        images:         what `new_images` returned.
-        n_explanations: strongest features listed per image; n_present says how many there are.
-    Returns: frame of method, image, known, status, probability, predicted, n_present, rank, feature, activation,
-        explanation, verdict, wrong_ratio, wrong_count, total_count (an image on which nothing fires, or that cannot be
-        read, has one line that says so); list of (name, known, PIL image, what the labeler said).
-    """
-    from mtlib.embed.images import ImageRefused, load_image
-
-    lines, shown = [], []
-    for name, file, known in images:
-        head = {"method": labeler.method, "image": name, "known": known}
-        try:
-            image, _ = load_image(file)
-        except ImageRefused as refused:
-            lines.append(head | {"status": refused.reason})
-            continue
-        said = labeler.label(image)
-        found = said["explanations"]
-        shown.append((name, known, image, said))
-        head |= {"probability": said["probability"], "predicted": said["predicted"], "n_present": len(found)}
-        for rank, d in enumerate(found[:n_explanations], 1):
-            lines.append(head | {"status": "ok", "rank": rank, "feature": d["feature_num"]} | {k: d[k] for k in SAID})
-        if not found:
-            lines.append(head | {"status": "no feature fires"})
-    columns = ["method", "image", "known", "status", "probability", "predicted", "n_present", "rank", "feature", *SAID]
-    frame = pd.DataFrame(lines).reindex(columns=columns)
-    whole = ["n_present", "rank", "feature", "wrong_count", "total_count"]
-    frame[whole] = frame[whole].astype("Int64")
-    return frame, shown

@@ -1,4 +1,4 @@
-"""The sections of a report on what was run: data, encoder, classifier, coders, causes. A missing table is said."""
+"""The sections of a report on what was run: data, encoder, classifier. A missing table is said."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 from mtlib.report import results
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown as md
-from mtlib.report.text import markdown_table, number
+from mtlib.report.text import markdown_table, number, percent
 
 CAPTIONS = {
     "01_images": "Some images of the run.",
@@ -70,7 +70,8 @@ def run(reader: Reader) -> str:
         ("data", {"scenes": "rendered scenes with known causes", "images": "a folder of images"}.get(facts.get("source"), "an array of embeddings")),
         ("encoder", f"{encoder.get('name', '')} {encoder.get('pretrained', '')}".strip()),
         ("layer", f"{encoder.get('layer')}, tokens: {encoder.get('tokens')}" if encoder.get("layer") else ""),
-        ("embeddings", f"{number(facts.get('n_rows'))} rows of {number(facts.get('d_in'))}"),
+        ("embeddings", _embeddings(reader)),
+        ("the coders learn", _learned(reader)),
         ("labels", {"plausibility": "plausible / implausible", "classes": "classes only"}.get(facts.get("labels"), "none")),
         ("files not used", number(facts.get("n_bad", 0))),
         ("splits", _splits(reader)),
@@ -84,9 +85,61 @@ def run(reader: Reader) -> str:
     names = {"method": "method", "target": "learns", "n_latents": "latents", "l0_val": "L0 (val)", "status": "status", "reason": "reason"}  # fmt: skip
     lines["n_latents"] = pd.to_numeric(lines.get("n_latents"), errors="coerce").astype("Int64")
     lines["l0_val"] = pd.to_numeric(lines.get("l0_val"), errors="coerce")
+    return f"{out}\n\n{markdown_table(lines, names)}\n\n`x`: {_what_x(reader)}; `y`: the classifier's hidden layer."
+
+
+def tokens(reader: Reader) -> int:
+    """Rows of `x` that each image has: the tokens of the layer that was read, or of the vision model that 02 trained."""
+    facts = reader.facts("02_classify").get("x") or reader.facts("01_embed")
+    return int(facts.get("tokens_per_image", 1))
+
+
+def rows_are_tokens(reader: Reader) -> str:
+    """The start of a sentence that rows are tokens; "" where each image has one row."""
+    n = tokens(reader)
+    return f"Rows of `x` are tokens, {n} per image, and each carries its image's label" if n > 1 else ""
+
+
+def _size(facts: dict) -> str:
+    """ "3,400 images x 16 tokens of 128"; "9,600 rows of 192" where each image has one row."""
+    n, per = facts.get("n_rows"), int(facts.get("tokens_per_image", 1))
+    rows = f"{number(n)} rows" if per == 1 or n is None else f"{number(n // per)} images x {per} tokens"
+    return f"{rows} of {number(facts.get('d_in'))}"
+
+
+def _what_x(reader: Reader) -> str:
+    if reader.facts("02_classify").get("x"):
+        return "tokens of the vision model's layer"
     return (
-        f"{out}\n\n{markdown_table(lines, names)}\n\n`x`: the encoder's "
-        f"{'layer' if encoder.get('layer') else 'embedding'}; `y`: the classifier's hidden layer."
+        "the encoder's layer"
+        if (reader.facts("01_embed").get("encoder") or {}).get("layer")
+        else "the encoder's embedding"
+    )
+
+
+def _embeddings(reader: Reader) -> str:
+    vision = reader.facts("02_classify").get("x")
+    return _size(reader.facts("01_embed")) + " (for names only; the coders never see them)" * bool(vision)
+
+
+def _learned(reader: Reader) -> str:
+    """What a vision run's coders learn in place of the embeddings; "" in any other run."""
+    x, n = reader.facts("02_classify").get("x"), reader.facts("01_embed").get("n_rows")
+    return f"{number(n)} images x {tokens(reader)} tokens of {x['d_in']}, after {x['layer']}" if x else ""
+
+
+def names_by_chance(reader: Reader) -> str:
+    """A sentence where the text tower names classes no better than chance, so that no name means anything; else ""."""
+    frame = reader.table("01_encoder")
+    if "zero_shot_family" not in frame:
+        return ""
+    whole, n = frame[frame["family"] == "all"].head(1), frame.loc[frame["family"] != "all", "family"].nunique()
+    share = float(whole["zero_shot_family"].iloc[0]) if len(whole) else float("nan")
+    if n < 2 or not share <= 1 / n + 2 * ((1 - 1 / n) / n / max(int(whole["n_test"].iloc[0]), 1)) ** 0.5:
+        return ""
+    return (
+        f"Names mean nothing here: the text tower puts {percent(share)} of the test images into the right one of {n} "
+        f"classes, and chance is {percent(1 / n)}."
     )
 
 
@@ -111,6 +164,8 @@ def encoder(reader: Reader) -> str:
     names = {c: n for c, n in names.items() if c in frame and frame[c].replace("", None).notna().any()}
     probed = "A linear probe on the embeddings: on images that it was not trained on."
     text = probed if "probe_accuracy" in names else "Zero-shot only: without labels there is nothing to probe for."
+    vision = bool(reader.facts("02_classify").get("x"))
+    text += " The coders of this run learn the vision model's tokens instead (see below)." * vision
     return "\n\n".join([text, table(reader, "01_encoder", names), *shown])
 
 
@@ -130,91 +185,3 @@ def classifier(reader: Reader) -> str:
         text = f"A vision model ({md(facts['vision'])}), trained here from random weights on the train images. Of each image, `x` is the residual stream after its {md(x['layer'])}: {x['tokens_per_image']} tokens of {x['d_in']}. There is no hidden layer `y`, so only autoencoders of `x` are trained."
         parts = [text, *parts]
     return "\n\n".join(parts)
-
-
-def found_causes(reader: Reader) -> pd.DataFrame:
-    """04_causes of the interpreted seed of each method; empty when causes could not be checked."""
-    frame = reader.table("04_causes")
-    if frame.empty or "auroc" not in frame:
-        return pd.DataFrame()
-    frame = frame.dropna(subset=["auroc"])
-    return frame[frame["seed"] == frame.groupby("method")["seed"].transform("first")]
-
-
-def causes(reader: Reader) -> str:
-    """Known causes against the best single features, beside ceilings and controls."""
-    frame = found_causes(reader)
-    if frame.empty:
-        reasons = reader.table("04_causes").get("reason", pd.Series(dtype=str)).replace("", pd.NA).dropna()
-        why = reasons.iloc[0] if len(reasons) else "the causes of errors are known only for rendered scenes"
-        return f"Not checked: {md(why)}."
-    intro = "AUROC on test of the one feature (chosen on val) that best separates images with the cause from plausible images of the same family; below, the ceilings (linear probes) and the controls (single dimensions)."
-    parts = [intro, _by_cause(frame), _specific(frame), "[Whole table, all seeds](tables/04_causes.csv)"]
-    shown = ("04_causes", "04_sparse_probing", "04_kinds")
-    return "\n\n".join([*parts, *_split(reader), *figures(reader, "04", shown)])
-
-
-def _by_cause(frame: pd.DataFrame) -> str:
-    """Methods, ceilings and controls down, causes across; causes that the captions never named say so."""
-    wide = frame.pivot_table(index="method", columns="cause", values="auroc", sort=False).sort_index(axis=1)
-    first = frame.groupby("cause").first()
-    limits = {"ceiling_x": "*probe on x*", "ceiling_y": "*probe on y*", "best_x_dim": "*best dim of x*", "best_y_dim": "*best unit of y*"}  # fmt: skip
-    for column, name in limits.items():
-        if first[column].notna().any():
-            wide.loc[name.strip("*")] = first[column]
-    wide.insert(0, "mean", wide.mean(axis=1))
-    heads = {c: c if str(first.loc[c, "captioned"]).lower() in ("true", "1", "1.0") else f"{c} (not in captions)" for c in first.index}  # fmt: skip
-    return markdown_table(
-        wide.rename_axis("feature of").reset_index(), {"feature of": "feature of", "mean": "mean"} | heads
-    )
-
-
-def _split(reader: Reader) -> list[str]:
-    """How causes are spread over features, and what the other features stand for."""
-    split, kinds = reader.table("04_splitting"), reader.table("04_kinds")
-    if split.empty or kinds.empty:
-        return []
-    rows = split.groupby("method", sort=False)[["n_features", "recall_parent", "recall_any", "absorption"]].mean()
-    shares = kinds.set_index("method")[["cause", "family", "nuisance"]]
-    rows = rows.join(shares.apply(pd.to_numeric))  # elsewhere "cause" and "family" are names, and are read as text
-    names = {"method": "method", "n_features": "error features per cause", "recall_parent": "best one fires", "recall_any": "any fires", "absorption": "absorption", "cause": "latents of a cause", "family": "of a family", "nuisance": "of a nuisance"}  # fmt: skip
-    text = (
-        "**Splitting and absorption.** How many features share a cause; on what share of its images the best one fires, and "
-        "any of them; how often the best one is silent where another fires. On the right, the share of latents whose firing is "
-        "best explained by the cause, the family, or a nuisance (background, palette, style, position)."
-    )
-    return [text, markdown_table(rows.reset_index(), names)]
-
-
-def _specific(frame: pd.DataFrame) -> str:
-    """The features that fire on a cause and on nothing else, beside single dimensions chosen alike."""
-    if "specific_auroc" not in frame:
-        return ""
-    weaker = frame[["specific_auroc", "specific_auroc_all"]].min(axis=1)
-    rows = weaker.groupby(frame["method"], sort=False).agg(["mean", "min"])
-    once = frame.drop_duplicates("cause")
-    rows.loc["best dim of x"] = once["specific_x_dim"].agg(["mean", "min"])
-    rows.loc["best unit of y"] = once["specific_y_dim"].agg(["mean", "min"])
-    intro = (
-        "**Does one feature stand for one cause?** Within its family a cause is found by anything that tells implausible "
-        "from plausible, often by a feature of *plausible* images. A feature of the cause must fire on it and stay silent "
-        "elsewhere. Chosen on val by the smaller of its AUROC within the family and its AUROC against all other images, "
-        "the smaller of the two on test, over the causes:"
-    )
-    columns = {"who": "feature of", "mean": "mean", "min": "worst cause"}
-    return intro + "\n\n" + markdown_table(rows.rename_axis("who").reset_index(), columns)
-
-
-def causes_by_method(reader: Reader) -> pd.DataFrame:
-    """How well each method's best features find the causes: causes, reached (0.95 of the ceiling), mean, worst, f1."""
-    frame = found_causes(reader)
-    if frame.empty:
-        return pd.DataFrame(columns=["method", "causes", "reached", "mean", "worst", "f1"])
-    grouped = frame.assign(reached=frame["auroc"] >= 0.95 * frame["ceiling"]).groupby("method", sort=False)
-    return grouped.agg(
-        causes=("cause", "count"),
-        reached=("reached", "sum"),
-        mean=("auroc", "mean"),
-        worst=("auroc", "min"),
-        f1=("f1", "mean"),
-    ).reset_index()

@@ -61,6 +61,7 @@ def number(value, digits: int = 3) -> str:
     if isinstance(value, (int, np.integer)):
         return f"{int(value):,}"
     rounded = float(f"{value:.{digits - 1}e}")
+    value = value if rounded else 0.0  # never -0.000
     if rounded != 0 and not 1e-3 <= abs(rounded) < 1e5:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0) if rounded else digits}f}"
@@ -68,7 +69,9 @@ def number(value, digits: int = 3) -> str:
 
 def percent(value) -> str:
     """A share as a percentage with one digit after the point; "–" when missing."""
-    return "–" if value is None or pd.isna(value) else f"{100 * float(value):.1f}%"
+    return (
+        "–" if value is None or pd.isna(value) else f"{round(100 * float(value), 1) + 0.0:.1f}%"
+    )  # + 0.0: never -0.0%
 
 
 def interval(value, low, high, show=percent) -> str:

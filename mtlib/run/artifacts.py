@@ -200,7 +200,7 @@ class Stage:
         """What an earlier stage recorded about its artifact (d_in, class names, ...)."""
         return read_meta(self.input(stage))["facts"]
 
-    def finish(self, **facts) -> Path:
+    def finish(self, **facts) -> None:
         """Close the stage: hash every file, write meta.json last. Facts must be JSON values without NaN."""
         for name in SCRATCH:
             shutil.rmtree(self.out / name, ignore_errors=True)
@@ -220,4 +220,3 @@ class Stage:
         write_json(self.out / META, meta)
         if self.interactive:
             set_current(self.run_dir, self.name, self.out.name)
-        return self.out

@@ -89,7 +89,7 @@ def test_records_read_back_as_they_were_written(run):
 
 def test_report_shows_it_as_text(run):
     reader = Reader.of_run(run[0])
-    text = "\n\n".join([findings.judges(reader), findings.features(reader), *model_judge.limits(reader)])
+    text = "\n\n".join([model_judge.judges(reader), findings.features(reader), *model_judge.limits(reader)])
     html = mistune.create_markdown(plugins=["table"], escape=False)(text)
     assert dangerous(html) == []
     assert "&lt;script&gt;" in html and "The model's answers" in html

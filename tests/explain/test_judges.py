@@ -161,6 +161,9 @@ def test_family_that_text_does_not_tell_apart_is_never_an_error():
     sight = judges.text_sight(blind)
     assert sight["blind"].tolist() == [False, False, True] and sight["n_images"].sum() == len(data.rows("val"))
     assert judges.text_sight(Data(data.x, data.manifest, v[:0], data.phrases.head(0), data.facts)).empty
+    hand = (data.phrases["family"] == "hand").to_numpy()  # one family: blind is relative, so it cannot be told
+    alone = Data(data.x, data.manifest, data.vocabulary[hand], data.phrases[hand].reset_index(drop=True), data.facts)
+    assert judges.text_sight(alone)["blind"].tolist() == [None]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_figure_shows_every_method_and_kind(asked):
     *_, outcomes, _, config = asked
     both = pd.concat([outcomes, outcomes.assign(method="other", accuracy=np.nan)])
     fig = judge_figures.explanation_scores(scoring.summary(both, config))
-    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["m", "other"]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["m", "other"]
     fig.clear()
 
 

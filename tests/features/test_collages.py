@@ -63,6 +63,20 @@ def test_text_is_cut_to_its_width():
     assert wrap("short", 200, face, 3) == ["short"]
 
 
+def test_text_is_cut_at_the_end_of_a_word():
+    face = font(12)
+    assert clip("three whole words and more", face.getlength("three whole words an…"), face) == "three whole words…"
+    assert clip("x" * 50, 60, face).startswith("xxx")
+
+
+def test_header_grows_with_its_lines_and_keeps_them_whole():
+    line = "error ratio 0.97 [0.88, 0.99] (base 0.50)"
+    narrow, wide = (collage([solid("red")], [1.0], columns=c, lines=[line]) for c in (2, 8))
+    assert narrow.height > wide.height
+    room = narrow.width - 32
+    assert " ".join(wrap(line, room, font(12), 4)) == line
+
+
 def test_jpeg_keeps_to_its_size():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8))
     assert len(jpeg(noise, 40_000)) <= 40_000

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mtlib.embed.store import load_data
-from mtlib.features.gallery import check_settings, choose, loader, subtitle, write_collages
+from mtlib.features.gallery import check_settings, choose, loader, percent, subtitle, write_collages
 from tests.synthetic import write_embed_stage
 
 
@@ -71,8 +71,16 @@ def test_no_collages_join_like_some(tmp_path):
 
 def test_subtitle_tells_ratio_and_interval():
     row = pd.Series({"density": 0.032, "error_ratio": 0.97, "error_low": 0.88, "error_high": 0.994})
-    assert subtitle(row, 0.5) == "fires on 3.2% of test images · error ratio 0.97 [0.88, 0.99] (base 0.50)"
-    assert subtitle(row.replace(0.97, np.nan)) == "fires on 3.2% of test images"
+    lines = ["fires on 3.2% of test images", "error ratio 0.97 [0.88, 0.99] (base 0.50)"]
+    assert subtitle(row, 0.5) == lines and subtitle(row.replace(0.97, np.nan)) == lines[:1]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100%"), (0.996, "100%"), (0.1234, "12%"), (0.0996, "10%"), (0.0342, "3.4%"), (0.0005, "0.05%"), (0, "0%")],
+)
+def test_shares_are_per_cent_without_powers_of_ten(share, text):
+    assert percent(share) == text
 
 
 def test_written_files_are_small_jpegs(tmp_path):

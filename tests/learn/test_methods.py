@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtlib.learn.methods import check_methods, epochs, settings, train_methods
+from mtlib.learn.methods import at_their_last_step, check_methods, epochs, settings, train_methods
 from mtlib.learn.plan import check_parameters
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.run.params import ParamsError, notebook_parameters
@@ -136,3 +136,17 @@ def test_a_line_per_epoch_with_the_last_validation_in_it():
     table = epochs(history)
     assert table[["epoch", "step", "loss", "fvu"]].to_numpy().tolist() == [[1, 4, 3.0, 0.3], [2, 8, 1.0, 0.2]]
     assert table["evr"].tolist() == pytest.approx([0.7, 0.8])
+
+
+def test_coders_that_were_best_at_their_last_step_are_counted():
+    history = pd.DataFrame(
+        [
+            {"method": m, "seed": 0, "step": step, "split": split}
+            for m, steps in (("a", (50, 100)), ("b", (50, 80)))
+            for step in steps
+            for split in ("train", "val")
+        ]
+    )
+    coders = pd.DataFrame({"method": ["a", "b", "c"], "seed": 0, "status": ["ok", "ok", "skipped"]})
+    assert at_their_last_step(coders.assign(best_step=[50, 80, None]), history) == 1
+    assert at_their_last_step(coders.assign(best_step=[100, 80, None]), history) == 2

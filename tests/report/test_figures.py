@@ -44,6 +44,16 @@ def test_labelled_images_show_known_and_predicted(stage):
     plots.save(stage, fig, "labels", pd.DataFrame())
 
 
+def test_a_flagged_image_shows_each_error_once_in_the_order_of_the_table():
+    names = ["legs", "fingers", "fingers", "shadow", "fingers"]
+    found = [dict(feature_num=i, activation=9.0 - i, explanation=e, verdict="error") for i, e in enumerate(names)]
+    said = {"probability": 0.9, "predicted": "implausible", "explanations": [d | {"logit_push": -1.0} for d in found]}
+    fig = figures.labelled_images([("a.png", "fingers", Image.new("RGB", (20, 20)), said)])
+    shown = [t.get_text() for ax in fig.axes for t in ax.texts]
+    assert [t.split("error: ")[1] for t in shown] == ["legs", "fingers", "shadow"]
+    assert shown[1].startswith("8 ")  # the strongest of a name
+
+
 def test_save_is_deterministic_and_shrinks_large_pictures(stage):
     def draw() -> Figure:
         fig = Figure(figsize=(5, 5))

@@ -13,7 +13,7 @@ import pytest
 
 from mtlib.measure import compare
 from mtlib.measure.conventions import definition_card
-from mtlib.report import findings, measures, plots, results
+from mtlib.report import findings, labels, measures, plots, results
 from mtlib.report.reader import Reader
 from mtlib.report.report import report_markdown, write_report
 from mtlib.run.artifacts import Stage
@@ -69,7 +69,8 @@ def test_report_numbers_are_those_of_the_tables(finished):
     row = finished.table("07_relevance").set_index("method").loc["sae"]
     assert f"{100 * row['enriched']:.1f}% [{100 * row['enriched_low']:.1f}%, {100 * row['enriched_high']:.1f}%]" in text
     causes = finished.table("04_causes")
-    assert f"worst is hand_error at {causes['auroc'].min():.3f}" in text
+    worst = causes.groupby("cause")["auroc"].mean().min()
+    assert f"Hardest is hand_error, on average {worst:.3f} against a ceiling of 0.990" in text
 
 
 def test_report_shows_hostile_names_literally_and_harmlessly(finished):
@@ -152,23 +153,28 @@ def test_new_images_of_a_missing_folder_is_an_error(run, tmp_path):
     from mtlib.embed.store import open_run
 
     with pytest.raises(FileNotFoundError, match="label_images"):
-        results.new_images(open_run(run), "no/such/folder", tmp_path, 4)
+        labels.new_images(open_run(run), "no/such/folder", tmp_path, 4)
 
 
 def fair_run(folder: Path) -> Reader:
-    """A run of 04 only: two autoencoders with and without MonoLoss at two L0, three seeds, one of them unmatched."""
+    """A run of 04 only: autoencoders with and without MonoLoss at two L0, three seeds; one unmatched, two without an aim."""
     stage = Stage("04_evaluate", str(folder))
     lines = []
     for method, l0, fvu, mono, flag in [
         ("topk_8", 8, 0.30, 0.2, "matched"),
         ("topk_mono_8", 8, 0.31, 0.6, "matched"),
+        ("batch_8", 8, 0.35, 0.3, "matched"),
         ("relu_8", 8, 0.10, 0.2, "unmatched"),
         ("topk_32", 32, 0.20, 0.1, "matched"),
+        ("topk_mono_32", 32, 0.21, 0.105, "matched"),
+        ("msae", 64, 0.05, 0.1, "unmatched"),
+        ("relu", np.nan, 0.04, 0.1, ""),
     ]:
         for seed in range(3):
             line = {"method": method, "seed": seed, "target": "x", "l0_target": l0, "matched": flag, "status": "ok"}
             line |= {"l0": l0, "fvu": fvu + 0.001 * seed, "mono_score": mono + 0.01 * seed, "n_latents": 64}
             line |= {"purity": mono, "purity_null": 0.1, "zero_shot_top1": 0.9, "zero_shot_drop": 100 * fvu}
+            line |= {"n_purity": 40 if method == "topk_mono_8" else 50, "cknna_rows": 60}
             lines.append(line | {"n_parameters": 999, "n_assessed": 32, "reason": ""})
     frame = pd.DataFrame(lines)
     compared = compare.comparison(frame)
@@ -186,17 +192,14 @@ def test_coders_are_ranked_within_one_target_and_l0_and_unmatched_ones_are_not(t
     tables = re.findall(r"\*\*Autoencoders: .*?, L0 (\d+)\.\*\* ?(.*)\n\n((?:\|.*\n?)+)", text)
     assert [t[0] for t in tables] == ["8", "32"]
     assert "topk_8 leaves least of the target, FVU 0.301 [" in tables[0][1]  # relu_8 is lower, but unmatched
-    assert "no other interval reaches it" in tables[0][1] and tables[1][1] == ""  # one method is no ranking
+    assert "no other interval reaches it" in tables[0][1] and tables[1][1] == ""  # a method and its variant: no ranking
+    assert text.count("no L0 aimed at") == 1 and "L0 64" not in text  # asked for all latents: nothing was aimed at
     assert tables[0][2].count("unmatched") == 1 and "Student's t" in text
     assert "MonoScore rises from 0.210 to 0.610; purity rises" in text and "FVU rises from 0.301 to 0.311" in text
-    assert "loses 10.0 percentage points (relu_8) to 31.0 (topk_mono_8)" in text
-    assert "purest: 0.600 of a latent's images" in text and "0.100 when the classes are shuffled" in text
+    assert "loses 4.0 percentage points (relu) to 35.0 (batch_8)" in text
+    assert "0.600 (topk_mono_8, over 40 of 64 latents; 0.100 when the classes are shuffled)" in text
+    assert "CKNNA is of only 60 images" in text
     assert text.count("exact over the split (this repo)") == 2
-
-
-def test_answer_without_labels_says_what_was_found(tmp_path):
-    text = measures.answer(fair_run(tmp_path / "fair"))
-    assert "Of x at L0 8, topk_8 leaves least" in text and "MonoLoss raises the MonoScore of 1 of 1 methods" in text
 
 
 def test_the_users_remark_stands_first_and_is_only_text(finished):

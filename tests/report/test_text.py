@@ -88,6 +88,10 @@ def test_number_writes_three_digits():
     assert [number(v) for v in values] == expected
 
 
+def test_nothing_is_minus_zero():
+    assert number(-0.0) == "0.000" and percent(-0.0004) == "0.0%" and percent(0.9746) == "97.5%"
+
+
 def test_interval_leaves_out_what_is_missing():
     assert interval(0.5, 0.25, 0.75) == "50.0% [25.0%, 75.0%]"
     assert interval(0.5, np.nan, np.nan) == "50.0%"
