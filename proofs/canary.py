@@ -70,7 +70,7 @@ class Routes:
     def __init__(self, folder: Path, key: str):
         self.folder, self.key, self.done = folder, key, []
         home = {name: str(folder / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "XDG_CACHE_HOME")}
-        self.env = os.environ | home | {"OPENROUTER_API_KEY": key, "PYTHONPATH": str(folder / "clone")}
+        self.env = os.environ | home | {"OPENAI_API_KEY": key, "PYTHONPATH": str(folder / "clone")}
         self.env |= {"TMPDIR": str(folder / "tmp"), "OPENAI_LOG": "debug"}
         for name in ("home", "tmp", "out"):
             (folder / name).mkdir()

@@ -195,6 +195,8 @@ def load_data(embed: Path, classify: Path | None = None) -> Data:
     meta = read_meta(classify)
     if meta["inputs"].get("01_embed") not in (None, digest(embed)):
         raise ArtifactError(f"{classify}: made from other embeddings than {embed}; run 02_classify again")
+    if (classify / "labels.npy").is_file():  # a null run: the labels that everything was trained with
+        data = with_labels(data, open_array(classify / "labels.npy", 1))
     if meta["facts"].get("vision"):
         return with_tokens(data, open_array(classify / "x.npy", 2), meta["facts"]["x"])
     if meta["facts"].get("status") != "ok":
@@ -203,8 +205,6 @@ def load_data(embed: Path, classify: Path | None = None) -> Data:
     for name, value in (("y.npy", y), ("logits.npy", logits)):
         if len(value) != len(data.x):
             raise ArtifactError(f"{classify / name}: {len(value)} rows, the embeddings have {len(data.x)}")
-    if (classify / "labels.npy").is_file():  # a null run: the labels that everything was trained with
-        data = with_labels(data, open_array(classify / "labels.npy", 1))
     return replace(data, y=y, logits=logits)
 
 

@@ -67,7 +67,7 @@ class Asker:
         seen, calls, tokens = set(), 0, 0
         for question in questions:
             key = ledger_key(self.endpoint, question)
-            if key not in seen and key not in self.ledger.records:
+            if key not in seen and self._recorded(question, key) is None:
                 calls, tokens = calls + 1, tokens + question.tokens
             seen.add(key)
         out = calls * self.endpoint.max_tokens
@@ -157,20 +157,26 @@ class Asker:
         key = ledger_key(self.endpoint, question)
         while key in self._same:
             await self._same[key].wait()
-        if key in self.ledger.records:
-            return self._replay(question, key)
+        if (answer := self._recorded(question, key)) is not None:
+            return answer
         self._same[key] = asyncio.Event()
         try:
             return replace(await self._ask(question, key), key=key)
         finally:
             self._same.pop(key).set()
 
-    def _replay(self, question: Question, key: str) -> Answer:
-        """The recorded words, parsed again: a better parser needs no new calls."""
-        record = self.ledger.records[key]
+    def _recorded(self, question: Question, key: str) -> Answer | None:
+        """The recorded words, parsed again: a better parser needs no new calls. None where there are none, or none that
+        can be read now: then the question is asked again.
+        """
+        record = self.ledger.records.get(key)
+        if record is None:
+            return None
         status, value, reason = record["status"], None, record["reason"]
         if status == "answered":
             status, value, reason = judge(self.parse, question, record["text"])
+            if status not in RECORDED:
+                return None
         return Answer(question.id, status, value, record["text"], reason, record["model"], record["usage"], True, key)
 
     async def _ask(self, question: Question, key: str) -> Answer:
@@ -179,8 +185,8 @@ class Asker:
         async with self._ready:
             if not asking.stopped:
                 self.ledger.open()
-                if key in self.ledger.records:  # another process had added it before the lock was ours
-                    return self._replay(question, key)
+                if (answer := self._recorded(question, key)) is not None:  # another process added it before us
+                    return answer
                 if not asking.client.loaded:
                     await asyncio.to_thread(asking.client.load)
                 try:

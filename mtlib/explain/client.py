@@ -16,7 +16,7 @@ from collections import OrderedDict
 from urllib.parse import quote
 
 from mtlib.explain import replies
-from mtlib.explain.endpoint import LOOPBACK, Endpoint, Picture, Question
+from mtlib.explain.endpoint import Endpoint, Picture, Question
 from mtlib.explain.replies import Reply, Trouble
 
 CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come back in the next question
@@ -93,7 +93,7 @@ class Client:
                     logging.getLogger(name).setLevel(logging.WARNING)
                 e, key = self.endpoint, self.endpoint.key()
                 self._key = key if len(key) >= SHORTEST_KEY else ""
-                if key or e.host in LOOPBACK:
+                if key or e.own:
                     http = openai.DefaultAsyncHttpxClient(
                         event_hooks={"response": [self._refuse]}, follow_redirects=False
                     )

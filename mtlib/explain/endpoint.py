@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 STATUSES = ("answered", "refused", "failed", "unasked")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+VENDORS = {"OPENROUTER_API_KEY": "openrouter.ai"}  # variables whose key is for one host alone
 PIXELS_PER_TOKEN, MIN_PICTURE_TOKENS = 750, 85  # as vision models charge, roughly; corrected by the usage they report
 CHARS_PER_TOKEN = 4
 
@@ -33,7 +34,7 @@ class Endpoint:
     model:               as the server calls it.
     also_named:          other names under which the server may report this model (llama.cpp: a file name). A date or
                          version after the name ("-20240307") and a vendor before it ("anthropic/") are always accepted.
-    key_env:             environment variables that may hold the key, the one that names the server's vendor first.
+    key_env:             environment variables that may hold the key; `key` says which goes where.
     concurrency:         requests in flight at most.
     requests_per_minute: 0: no limit. tokens_per_minute: in and out together; 0: no limit.
     timeout_s:           one deadline for a question from its first request on, retries and waits included.
@@ -117,14 +118,30 @@ class Endpoint:
         """Host name of base_url."""
         return urlsplit(self.base_url).hostname or ""
 
+    @property
+    def own(self) -> bool:
+        """Whether it is a server of one's own, on this machine or reached by plain http: it may want no key."""
+        return self.host in LOOPBACK or urlsplit(self.base_url).scheme == "http"
+
     def usd(self, tokens_in: float, tokens_out: float) -> float:
         """US dollars of so many tokens; 0 where prices are unknown."""
         return (tokens_in * self.usd_per_million_in + tokens_out * self.usd_per_million_out) / 1e6
 
     def key(self) -> str:
-        """The key from the environment; "" when none is set. A variable that names the host's vendor comes first."""
-        names = sorted(self.key_env, key=lambda name: name.split("_")[0].lower() not in self.host)
-        return next((os.environ[name].strip() for name in names if os.environ.get(name, "").strip()), "")
+        """The key from the environment that may go to this server; "" when there is none.
+
+        A vendor's own variable (`VENDORS`) goes to that vendor alone, over https. OPENAI_API_KEY, which every compatible
+        client reads, goes to the server that base_url names, but in clear (http) only to this machine. Any other variable in
+        key_env was named for this server and goes to it.
+        """
+        names = sorted(self.key_env, key=lambda name: name not in VENDORS)
+        return next((os.environ[n].strip() for n in names if self._may_have(n) and os.environ.get(n, "").strip()), "")
+
+    def _may_have(self, name: str) -> bool:
+        in_clear = urlsplit(self.base_url).scheme == "http"
+        if name in VENDORS:
+            return not in_clear and f".{self.host}".endswith(f".{VENDORS[name]}")
+        return not in_clear or name != "OPENAI_API_KEY" or self.host in LOOPBACK
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import load_image, to_rgb
 from mtlib.embed.vision import AlexNetTransformer, vision_tokens
 from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
+from mtlib.learn.rows import step_gain
 from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.learn.train_vision import load_vision
 from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
@@ -98,21 +100,23 @@ class Labeler:
     @torch.no_grad()
     def explain(self, x: np.ndarray) -> list[dict]:
         """Like `get_explanations`, for x of one image, (D,) or (T, D): a feature is as active as on its strongest token."""
-        z = self.coder.encode(torch.from_numpy(np.atleast_2d(x))).amax(dim=0).numpy()
+        tokens = torch.from_numpy(np.atleast_2d(x))
+        z = self.coder.encode(tokens).amax(dim=0).numpy()
         present = np.flatnonzero(z > self.threshold)
         order = present[np.lexsort((present, -z[present]))]
-        pushes = self._pushes(z, order)
+        pushes = self._pushes(z, order, tokens)
         return [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushes, strict=True)]
 
-    def _pushes(self, z: np.ndarray, features: np.ndarray) -> list[float | None]:
+    def _pushes(self, z: np.ndarray, features: np.ndarray, x: Tensor) -> list[float | None]:
         """What each feature adds to the logit: z_j (W_dec_j . w_logit) for a transcoder, by a forward pass without the
         feature for an autoencoder (definitions: causal relevance, with the sign turned)."""
         if self.classifier is None or self.facts["labels"] != "plausibility":
             return [None] * len(features)
-        parts = torch.from_numpy(z[features])[:, None] * self.coder.W_dec[features.tolist()]  # (n, O)
+        gain = step_gain(self.coder, x.mean(dim=0, keepdim=True))
+        parts = gain * torch.from_numpy(z[features])[:, None] * self.coder.W_dec[features.tolist()]  # (n, O)
         if self.coder.config.target == "y":
             return (parts @ self.classifier.w_logit).tolist()
-        x_hat = self.coder.decode(torch.from_numpy(z)[None])  # (1, D)
+        x_hat = self.coder.decode(torch.from_numpy(z)[None], x=x.mean(dim=0, keepdim=True))  # (1, D)
         return (self.classifier(x_hat) - self.classifier(x_hat - parts)).tolist()
 
     def _line(self, feature: int, activation: float, push: float | None) -> dict:

@@ -5,7 +5,7 @@
 
 It lives beside the stage folders, not in one, since those are write-once and made anew when a stage runs again; each
 stage keeps a copy of the answers it used (`Ledger.export`). A line that is torn or is no record is set aside; of two
-lines with one key the first counts. Records hold no times and no keys of endpoints.
+lines with one key the last counts: a question is asked again only when its recorded answer can no longer be read. Records hold no times and no keys of endpoints.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Ledger:
             for number, line in enumerate(f, start=1):
                 record = _parse(line)
                 if record is not None:
-                    self.records.setdefault(record["key"], record)
+                    self.records[record["key"]] = record
                 elif line.strip():
                     self.set_aside.append((number, line[:80].decode("utf-8", "replace")))
 
@@ -83,10 +83,10 @@ class Ledger:
             self._read()
 
     def add(self, record: dict) -> None:
-        """Keep an answer or a refusal; it is on disk when this returns. A key that is there already is left as it is."""
+        """Keep an answer or a refusal; it is on disk when this returns. The same record is kept once."""
         if _parse(records.dump(record).encode()) is None:
             raise ValueError(f"no record of an answer: {sorted(record)}")
-        if record["key"] not in self.records:
+        if record != self.records.get(record["key"]):
             self._answers.add(record)
             self.records[record["key"]] = record
 

@@ -13,7 +13,6 @@ import pandas as pd
 
 from mtlib.explain import questions
 from mtlib.explain.answers import Answer, Endpoint
-from mtlib.explain.endpoint import LOOPBACK
 from mtlib.explain.interview import STATUSES, UNASSESSED, Interview, Job, first_of_each
 from mtlib.explain.judges import COLUMNS, NOTHING
 from mtlib.explain.relevance import wilson
@@ -26,7 +25,7 @@ FLIPS = {"ratio": "the error ratio, shown or not", "order": "an order to say the
 def connect(
     base_url: str, model: str, dry_run: bool = False, usd_per_million: tuple = (0.0, 0.0), **settings
 ) -> Endpoint:
-    """The endpoint to ask. A server on this machine needs no key and costs nothing, so its prices and max_usd are 0.
+    """The endpoint to ask. A server of your own needs no key and costs nothing, so its prices and max_usd are 0.
 
     Args:
         dry_run:         nothing will be asked, so no key is needed.
@@ -37,7 +36,7 @@ def connect(
     if len(usd_per_million) != 2:
         raise ValueError(f"usd_per_million = {usd_per_million!r}: two prices, of tokens in and of tokens out")
     endpoint, prices = Endpoint(base_url=base_url, model=model), dict(zip(PRICES, usd_per_million, strict=True))
-    if endpoint.host in LOOPBACK:
+    if endpoint.own:
         settings |= {"max_usd": 0.0}
         prices = dict.fromkeys(PRICES, 0.0)
     elif not dry_run and not endpoint.key():

@@ -187,9 +187,16 @@ def guess(text: str) -> str:
 
 
 def _check_seen(found: dict, n: int) -> None:
+    """A model that says how many images it saw must have seen all; one that does not say is believed."""
     seen = found.get("images_seen")
-    if isinstance(seen, (int, float)) and not isinstance(seen, bool) and seen != n:
-        raise Malformed(f"it saw {seen:g} of {n} images")
+    if seen is None:
+        return
+    try:
+        right = not isinstance(seen, bool) and float(seen) == n
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise Malformed(f"it saw {plain(str(seen))[:20]} of {n} images")
 
 
 def _text(found: dict, name: str, limit: int, needed: bool = False) -> str:

@@ -87,11 +87,13 @@ def held_out(
         jobs: in the order of asking. explanations: job name -> explanation.
         load: method -> its coder. data: `mtlib.embed.store.Data`.
     """
-    rows, out = data.rows("test"), []
+    rows, out = data.rows("test"), []  # of tokens where an image has several
+    images = rows[:: data.tokens]
     for method in dict.fromkeys(j.method for j in jobs) if config.features else ():
         own = [j for j in jobs if j.method == method and j.name in explanations]
         fires = activity(load(method), data.x, rows, [j.feature for j in own])
-        out.append(make_trials(own, explanations, fires, rows, config))
+        fires = fires.reshape(len(images), data.tokens, len(own)).any(axis=1)
+        out.append(make_trials(own, explanations, fires, images, config))
     return in_turns(out)
 
 

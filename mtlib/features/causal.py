@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mtlib.learn.rows import step_gain
+
 PAIRS = 16_384  # (row, feature) pairs per forward pass
 CONTROL_CELLS = 50_000_000  # bound on n_controls * S * O
 
@@ -35,7 +37,7 @@ class CausalRelevance:
         if target not in ("x", "y"):
             raise ValueError(f"target = {target!r} must be 'x' or 'y'")
         self.classifier, self.target, self.split, self.share, self.seed = classifier, target, split, share, seed
-        self.W_dec = coder.W_dec.detach().float().cpu()  # (S, O)
+        self.coder, self.W_dec = coder, coder.W_dec.detach().float().cpu()  # (S, O)
         S, width = self.W_dec.shape
         n_controls = max(1, min(n_controls, CONTROL_CELLS // (S * width)))
         rng, norm = np.random.default_rng(seed), self.W_dec.norm(dim=1)
@@ -58,6 +60,7 @@ class CausalRelevance:
         logits = logits[:, None] if logits.ndim == 1 else logits  # (B, C)
         followed = logits.argmax(dim=1)  # (B,)
         self.n += (z > 0).sum(dim=0)
+        z = z * step_gain(self.coder, x)
         if self.target == "y":
             self._exact(z, followed)
             return

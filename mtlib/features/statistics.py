@@ -15,7 +15,7 @@ import pandas as pd
 
 from mtlib.features.causal import CausalRelevance
 from mtlib.features.top_images import FeatureScan, scan, top_images_table
-from mtlib.measure.codes import sparse_codes
+from mtlib.measure.codes import per_image, sparse_codes
 from mtlib.measure.kinds import error_features
 from mtlib.measure.monosemanticity import MonoScore, Purity
 
@@ -88,9 +88,10 @@ def measure(coder, data, classifier=None, target: str = "x", top_n: int = 20, se
     labels, classes = data.labels(), class_codes(data)[0]
     mono, watching = MonoScore(n_latents, data.x.shape[1]), []
     watching.append(lambda split, r, x, z: mono.update(x, z) if split == "test" else None)
-    purity = Purity(classes, test, n_latents, seed=seed) if (classes[test] >= 0).any() else None
+    t, images = data.tokens, test[:: data.tokens]
+    purity = Purity(classes, images, n_latents, seed=seed) if (classes[images] >= 0).any() else None
     if purity is not None:
-        watching.append(lambda split, r, x, z: purity.update(r, z) if split == "test" else None)
+        watching.append(lambda split, r, x, z: purity.update(r[::t], per_image(z, t)) if split == "test" else None)
     causal = None if classifier is None else CausalRelevance(coder, classifier, target, seed=seed)
     watching += [causal] if causal is not None else []
     scans = scan(
@@ -101,9 +102,9 @@ def measure(coder, data, classifier=None, target: str = "x", top_n: int = 20, se
         classes=labels if (labels >= 0).any() else None,
         both_active=n_latents <= BOTH_ACTIVE_MAX,
         observers=watching,
-        tokens=data.tokens,
+        tokens=t,
     )
-    counted = labels[test[:: data.tokens]]
+    counted = labels[images]
     return Measured(
         scans=scans,
         mono=pd.DataFrame({"mono_score": mono.scores() if mono.n else np.full(n_latents, np.nan)}),

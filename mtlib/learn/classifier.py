@@ -128,12 +128,13 @@ def _loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def fit_classifier(
-    x, labels: np.ndarray, rows_train: np.ndarray, rows_val: np.ndarray, config: ClassifierConfig
+    x, labels: np.ndarray, rows_train: np.ndarray, rows_val: np.ndarray, config: ClassifierConfig, n_classes: int = 0
 ) -> tuple[Classifier, pd.DataFrame]:
     """Train the head; the weights of the epoch with the lowest validation loss are kept, then calibrated on val.
 
     Args:
-        x:          (N, D) embeddings. labels: (N,) int: 0 / 1 for two classes, else 0 .. C-1; only `rows_*` are read.
+        x:          (N, D) embeddings. labels: (N,) int: 0 / 1 for two classes, else 0 .. C-1; -1 unknown.
+        n_classes:  C; 0: as many as all the labels (N,) name, also those of rows that are not read.
         rows_train: rows to learn from. rows_val: rows that choose the epoch and the temperature.
     Returns: the classifier in eval mode; history with epoch, train_loss, val_loss.
     Raises: ValueError if a row list is empty or the train rows have a single class.
@@ -142,7 +143,7 @@ def fit_classifier(
     if not len(rows_train) or not len(rows_val) or len(np.unique(labels[rows_train])) < 2:
         counts = f"{len(rows_train)} train rows, {len(rows_val)} val rows"
         raise ValueError(f"fit_classifier: {counts}; both must be > 0 and the train rows must hold two classes")
-    n_classes = int(labels[np.concatenate([rows_train, rows_val])].max()) + 1
+    n_classes = n_classes or int(labels.max()) + 1
     model = Classifier(x.shape[1], config.d_hidden, 1 if n_classes == 2 else n_classes, config.seed)
     cpu = torch.device("cpu")
     data, val = Rows(x, rows_train, cpu), Rows(x, rows_val, cpu)

@@ -124,11 +124,12 @@ def folds(x, labels: np.ndarray, groups: np.ndarray, config: ClassifierConfig, n
     """
     rows = np.flatnonzero(labels >= 0)
     counts = np.unique(labels[rows], return_counts=True)[1]
+    n_classes = int(labels.max()) + 1
     splitter = StratifiedGroupKFold(max(2, min(n, int(counts.min()))), shuffle=True, random_state=config.seed)
     out = []
     for i, (rest, test) in enumerate(splitter.split(rows, labels[rows], groups[rows])):
         train, val = _hold_out(rows[rest], groups, config.seed + i)
-        model, _ = fit_classifier(x, labels, train, val, replace(config, seed=config.seed + i))
+        model, _ = fit_classifier(x, labels, train, val, replace(config, seed=config.seed + i), n_classes)
         _, logits = model.predict(x, rows[test])
         one = scores(labels[rows[test]], logits).iloc[0]
         out.append({"fold": str(i + 1), "n": int(one["n"])} | {k: one[k] for k in ("accuracy", "auroc") if k in one})

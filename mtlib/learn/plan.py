@@ -95,6 +95,10 @@ def check_parameters(values: dict) -> None:
         if values.get(key, 0) < 0:
             raise ValueError(f"{key} = {values[key]}: must be > 0, or 0 for the published value")
     for i, method in enumerate(values["methods"]):
+        for key in ("n_latents", "k", "l0"):
+            given = method.get(key, 0)
+            if isinstance(given, (int, float)) and given < 0:
+                raise ValueError(f"methods[{i}].{key} = {given}: must be > 0")
         width = method.get("n_latents") or common.get("n_latents") or PRESETS[method["preset"]]["coder"]["n_latents"]
         for key in ("k", "l0"):
             if method.get(key, 0) > width:
@@ -108,5 +112,5 @@ def check_parameters(values: dict) -> None:
             if own is None and shared is not None:
                 where = f"{key} = {shared!r} (methods[{i}])"
             raise ValueError(f"{where}: must be {e.allowed}") from e
-        except ValueError as e:
+        except (ValueError, TypeError) as e:
             raise ValueError(f"methods[{i}]: {e}") from e

@@ -178,6 +178,8 @@ def coder_settings(name: str, **overrides) -> dict:
         if l0 and settings.get("selection") == "block_topk":
             settings["ks"] = within(settings["ks"], [b - a for a, b in pairwise((0, *settings["levels"]))])
     if settings.get("level_weights") == "reversed":
+        if not nested:
+            raise ValueError(f"level_weights = 'reversed' is for nested levels of k; the preset {name} has none")
         n = len(settings["ks"])
         settings["level_weights"] = tuple(2 * (n - i) / (n * (n + 1)) for i in range(n))
     return settings

@@ -20,3 +20,13 @@ def scaled(x: Tensor, scale: Tensor, kind: str) -> Tensor:
         return x / scale
     mean, spread = own_moments(x)
     return (x - mean) / (spread + EPS)
+
+
+def step_gain(coder, x: Tensor) -> Tensor | float:
+    """How much longer a latent's step z_j W_dec_j is in each row of x (B, D) than W_dec, an average row's, says.
+
+    Returns: (B, 1); 1 unless the coder scales every row by itself.
+    """
+    if getattr(getattr(coder, "config", None), "target_scale", "") != "rows":
+        return 1.0
+    return own_moments(x - coder.y_mean)[1] / coder.y_scale[:1]

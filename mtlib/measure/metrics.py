@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mtlib.measure.codes import BATCH, CodeCounts, code_matrix, count_codes, iter_codes, keep_largest
+from mtlib.measure.codes import BATCH, CodeCounts, code_matrix, count_codes, iter_codes, keep_largest, per_image
 from mtlib.measure.monosemanticity import SUPPORT, MonoScore, Purity
 from mtlib.measure.probes import LogitChange, ProbeShift
 from mtlib.measure.reconstruction import Reconstruction, target_mean
@@ -97,7 +97,7 @@ def evaluate(
         probe:      what `fit_probe` returned, for probe_kl and probe_agreement.
         readout:    target (B, O) -> the classifier's logit, for logit_change.
         zero_shot:  the task for zero_shot_drop; only for a coder of x.
-        tokens:     rows of x per image; `rows` holds whole images. It matters to n_assessed alone, which counts images.
+        tokens:     rows of x per image; `rows` holds whole images. n_assessed and purity count images.
     Returns: Evaluation. Measures that were not asked for are absent from the summary.
     Raises: ValueError if target and rows do not fit, or the target does not vary.
     """
@@ -109,7 +109,8 @@ def evaluate(
     total, counts, mono = Reconstruction(mean), CodeCounts(S, tokens), MonoScore(S, x.shape[1])
     levels = Curve(list(range(len(coder.config.levels))), mean)
     kept = Curve(kept_sizes(S), mean)
-    purity = Purity(classes, rows, S, seed=seed) if classes is not None and (classes[rows] >= 0).any() else None
+    images = rows[::tokens]
+    purity = Purity(classes, images, S, seed=seed) if classes is not None and (classes[images] >= 0).any() else None
     shifts = [ProbeShift(probe)] if probe is not None else []
     shifts += [LogitChange(readout)] if readout is not None else []
     drop = ZeroShotDrop(zero_shot) if zero_shot is not None else None
@@ -128,7 +129,7 @@ def evaluate(
         if drop is not None:
             drop.update(some, y, y_hat)
         if purity is not None:
-            purity.update(some, z.cpu())
+            purity.update(some[::tokens], per_image(z.cpu(), tokens))
 
     latents = pd.DataFrame({"feature": np.arange(S), "density": counts.density, "mono_score": mono.scores()})
     if purity is not None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mtlib.learn.rows import step_gain
+
 
 def replacement(
     coder, change: Callable[[Tensor], Tensor] | None = None, keep_error: bool = False
@@ -81,5 +83,5 @@ def steer(
     w = coder.W_dec[feature]  # (O,)
     if direction is not None:
         w = direction * (w.norm() / direction.norm().clamp_min(1e-12))
-    step = coder.encode(x)[:, feature, None] * w  # (B, O)
+    step = coder.encode(x)[:, feature, None] * step_gain(coder, x) * w  # (B, O)
     return torch.stack([readout(h + (scale - 1) * step) for scale in scales])

@@ -22,14 +22,15 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tu
     Raises: FileNotFoundError when the folder does not exist.
     """
     if folder:
+        from mtlib.embed.data import LISTED
         from mtlib.embed.listing import find_images
         from mtlib.embed.names import unescape
 
         base = root / folder
         if not base.is_dir():
             raise FileNotFoundError(f"label_images = {folder!r}: no such folder")
-        found = find_images(base)
-        paths = found.loc[found["status"] == "ok", "path"].tolist()[:n]
+        found, _ = find_images(base)
+        paths = found.loc[found["status"] == LISTED, "path"].tolist()[:n]
         return [(p, base / unescape(p), "") for p in paths], f"{len(paths)} images of the folder label_images"
     if data.image_root is None:
         return [], "the run has no images (embeddings came as an array), and label_images is empty"
@@ -37,6 +38,7 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tu
     generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
     names = sorted(set(generator) - {""})
     pools = [np.flatnonzero(generator == g) for g in names] or [data.rows("test")]
+    pools = [pool[:: data.tokens] for pool in pools]
     rows = [r for pool in pools for r in rng.permutation(pool)[: max(1, n // len(pools))]]
     kind = "images of the generators, which no stage has learned from" if names else "held-out test images"
     truth = data.truth["cause"].fillna("").to_numpy(dtype=str) if data.truth is not None else None

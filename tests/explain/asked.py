@@ -40,6 +40,6 @@ def question(n: int = 0, **changes) -> Question:
 @pytest.fixture
 def key(monkeypatch) -> str:
     """A key in the environment, and no other."""
-    monkeypatch.setenv("OPENROUTER_API_KEY", KEY)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     return KEY

@@ -97,7 +97,7 @@ def test_unreachable_server_stops_after_failures_in_a_row(tmp_path):
 
 
 def test_no_key_for_a_distant_server_stops_before_any_request(tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENROUTER_API_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY")
     e = Endpoint(base_url="https://model.invalid/v1", model=MODEL)
     with Asker(e, tmp_path / "a.jsonl", parse) as asker:
         (answer,) = asker.ask([question()])

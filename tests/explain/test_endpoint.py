@@ -34,10 +34,22 @@ def test_endpoint_refuses_bad_settings_by_field_value_and_range(changes, message
     assert message in str(caught.value) and KEY not in str(caught.value)
 
 
-def test_key_of_the_vendor_comes_first(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
-    assert Endpoint(base_url="https://api.openai.com/v1").key() == "sk-openai"
-    assert Endpoint().key() == KEY and KEY not in repr(Endpoint())
+def test_a_key_goes_only_where_it_may(monkeypatch):
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-router")
+    at = {url: Endpoint(base_url=url).key() for url in (
+        "https://openrouter.ai/api/v1",
+        "http://openrouter.ai/api/v1",
+        "https://openrouter.ai.example.org/v1",
+        "https://api.openai.com/v1",
+        "http://127.0.0.1:8000/v1",
+        "http://gpu-box:8000/v1",
+    )}  # fmt: skip
+    assert list(at.values()) == ["sk-router", "", KEY, KEY, KEY, ""]
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert not any(Endpoint(base_url=url).key() for url in list(at)[1:]), "another vendor's key goes nowhere else"
+    monkeypatch.setenv("MY_BOX_KEY", "sk-box")
+    assert Endpoint(base_url="http://gpu-box:8000/v1", key_env=("MY_BOX_KEY",)).key() == "sk-box"
+    assert KEY not in repr(Endpoint())
 
 
 def test_also_named_accepts_a_file_name(tmp_path):

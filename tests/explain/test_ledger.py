@@ -1,4 +1,4 @@
-"""The ledger: replay without calls, torn lines, first of duplicates, one writer, and runs that are killed."""
+"""The ledger: replay without calls, torn lines, last of duplicates, one writer, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_equal_questions_make_one_request(tmp_path):
     assert [a.replayed for a in answers] == [False] + [True] * 5
 
 
-def test_torn_and_false_lines_are_set_aside_and_the_first_of_duplicates_wins(tmp_path):
+def test_torn_and_false_lines_are_set_aside_and_the_last_of_duplicates_wins(tmp_path):
     path = tmp_path / "a.jsonl"
     with LmmServer(lambda ask: GOOD) as server:
         with Asker(endpoint(server), path, parse) as asker:
@@ -93,20 +93,33 @@ def test_torn_and_false_lines_are_set_aside_and_the_first_of_duplicates_wins(tmp
         with Asker(endpoint(server), path, parse) as asker:
             again, new = asker.ask([question(0), question(1)])
             assert len(asker.ledger.set_aside) == 7
-        assert again.value == answer.value and again.replayed and not new.replayed
+        assert answer.value != again.value == {"phrase": "second"} and again.replayed and not new.replayed
         assert len(ledger.Ledger(path).records) == 2 and server.n_asks == 2
         assert new.key in path.read_text().splitlines()[-1]
 
 
-def test_replay_parses_again_and_never_asks_again(tmp_path):
+def test_replay_parses_again_and_asks_only_what_can_no_longer_be_read(tmp_path):
     def stricter(question, text):
-        raise Malformed("too old")
+        if "new" not in text:
+            raise Malformed("too old")
+        return parse(question, text)
 
-    with LmmServer(lambda ask: GOOD) as server:
-        for parser, status_ in ((parse, "answered"), (stricter, "failed"), (parse, "answered")):
+    said = [GOOD]
+    with LmmServer(lambda ask: said[0]) as server:
+
+        def ask(parser) -> tuple:
             with Asker(endpoint(server), tmp_path / "a.jsonl", parser) as asker:
-                assert [a.status for a in asker.ask([question(0)])] == [status_]
-        assert server.n_asks == 1
+                planned = asker.plan([question(0)]).calls
+                (answer,) = asker.ask([question(0)])
+                return planned, answer.status, answer.replayed
+
+        assert ask(parse) == (1, "answered", False) and ask(parse) == (0, "answered", True)
+        assert ask(stricter) == (1, "failed", False), "the server still gives the old words"
+        n = server.n_asks
+        assert ask(parse) == (0, "answered", True) and server.n_asks == n, "the old answer is still there"
+        said[0] = '{"phrase": "a new one"}'
+        assert ask(stricter) == (1, "answered", False) and ask(stricter) == (0, "answered", True)
+        assert server.n_asks == n + 1
 
 
 def test_export_keeps_the_used_answers_in_their_order(tmp_path):

@@ -7,7 +7,11 @@ from torch import nn
 
 from mtlib.features.causal import CausalRelevance, chosen
 from mtlib.features.top_images import scan
+from mtlib.learn.batches import Rows
 from mtlib.learn.classifier import Classifier
+from mtlib.learn.scaling import set_statistics
+from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.measure import splice
 from tests.features.standins import LinearCoder
 
 
@@ -65,6 +69,25 @@ def test_autoencoder_change_is_a_forward_pass():
         on = z[:, j] > 0
         change = (head(t - z[:, j, None] * coder.W_dec[j]) - head(t))[on].mean()
         assert found["causal_relevance"][j] == pytest.approx(float(change), rel=1e-4)
+
+
+def test_rows_scaled_by_themselves_lose_their_own_step():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(200, 16)) * rng.uniform(0.2, 3, (200, 1))).astype(np.float32)
+    coder = SparseCoder(SparseCoderConfig.preset("monoloss_jumprelu", 16, 16, n_latents=32)).eval()
+    rows = Rows(x, np.arange(200), torch.device("cpu"))
+    set_statistics(coder, rows, rows)
+    head, t = Head(rng.normal(size=(16, 5)), rng.normal(size=5)), torch.from_numpy(x)
+    found = run(coder, head, "x", x, n_controls=1)["causal_relevance"]
+    z = coder.encode(t).detach()
+    for j in range(8):
+        without = z.clone()
+        without[:, j] = 0
+        removed = t - (coder.decode(z, x=t) - coder.decode(without, x=t)).detach()
+        change = (head(removed) - head(t))[z[:, j] > 0].mean()
+        assert found[j] == pytest.approx(float(change), rel=1e-3)
+        steered = splice.steer(coder, t, t, j, [0.0], head)[0] - head(t)
+        assert float(steered[z[:, j] > 0].mean()) == pytest.approx(float(change), rel=1e-3)
 
 
 @pytest.mark.parametrize("n_outputs", [1, 3])

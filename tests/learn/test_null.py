@@ -39,6 +39,18 @@ def test_later_stages_read_the_permuted_labels(run):
     np.testing.assert_array_equal(store.open_run(run).labels(), null.labels())
 
 
+@pytest.mark.parametrize("facts", [{"status": "skipped"}, {"status": "vision", "vision": "alexnet"}])
+def test_permuted_labels_are_read_where_there_is_no_head_too(run, facts):
+    stage = Stage("02_classify", str(run))
+    data = store.open_data(stage)
+    null = permute_labels(data)
+    store.save_array(stage.out / "labels.npy", null.labels())
+    store.save_array(stage.out / "x.npy", np.zeros((800, 5), np.float32))
+    stage.finish(**facts, x={"tokens_per_image": 2, "d_in": 5, "n_rows": 800, "layer": "blocks.1"})
+    read = store.open_run(run)
+    np.testing.assert_array_equal(read.labels()[:: read.tokens], null.labels())
+
+
 def test_other_labels_are_refused(run):
     data = store.open_run(run)
     classes = store.Data(**{**vars(data), "facts": data.facts | {"labels": "classes"}})

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from mtlib.embed.store import Data, with_tokens
+from mtlib.explain.interview import Job
 from mtlib.explain.relevance import LEVEL, error_ratios
+from mtlib.explain.scoring import ScoreConfig, held_out
 from mtlib.features.statistics import measure
 from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.measure import truth
 from mtlib.measure.codes import code_matrix, sparse_codes
 from mtlib.measure.metrics import evaluate
+from mtlib.measure.monosemanticity import Purity
 from mtlib.measure.study import Subject
 from mtlib.measure.truth_study import study_truth
 from mtlib.report.results import enriched_null
@@ -54,6 +57,28 @@ def test_assessed_latents_are_counted_over_images(data, coder):
     fires = (sparse_codes(coder, data.x, rows, tokens=T) != 0).sum(axis=0)
     by_row = (sparse_codes(coder, data.x, rows) != 0).sum(axis=0)
     assert found["n_assessed"] == (fires >= 10).sum() < (by_row >= 10).sum()
+
+
+def test_purity_is_of_images_in_04_and_05(data, coder):
+    classes = pd.factorize(data.manifest["class_name"])[0]
+    latents = evaluate(coder, data.x, data.x, data.rows("test"), tokens=T, classes=classes).latents
+    codes = sparse_codes(coder, data.x, data.rows("test"), tokens=T).toarray()
+    of_images = Purity(classes, data.rows("test")[::T], 96)
+    of_images.update(data.rows("test")[::T], torch.from_numpy(codes))
+    np.testing.assert_allclose(latents["purity"], of_images.result()["purity"])
+    np.testing.assert_allclose(measure(coder, data).purity["purity"], of_images.result()["purity"])
+
+
+def test_held_out_images_without_a_feature_are_those_where_no_token_fires(data, coder):
+    jobs = [Job("m", feature, np.arange(0)) for feature in range(96)]
+    said = {job.name: "something" for job in jobs}
+    trials = held_out(jobs, said, lambda method: coder, data, ScoreConfig(features=96, images=10))
+    fires = sparse_codes(coder, data.x, data.rows("test"), tokens=T).toarray() > 0
+    place = {row: i for i, row in enumerate(data.rows("test")[::T])}
+    assert trials
+    for trial in trials:
+        shown = [fires[place[row], trial.job.feature] for row in trial.rows]
+        assert shown == list(trial.fires)
 
 
 def test_causes_are_those_of_images(data, coder):

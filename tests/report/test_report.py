@@ -10,6 +10,7 @@ import mistune
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from mtlib.measure import compare
 from mtlib.measure.conventions import definition_card
@@ -154,6 +155,18 @@ def test_new_images_of_a_missing_folder_is_an_error(run, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="label_images"):
         labels.new_images(open_run(run), "no/such/folder", tmp_path, 4)
+
+
+def test_new_images_of_a_folder_are_its_readable_files(run, tmp_path):
+    from mtlib.embed.store import open_run
+
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    for name in ("b.png", "deep/a.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "new" / name)
+    (tmp_path / "new" / "notes.txt").write_text("no image")
+    images, said = labels.new_images(open_run(run), "new", tmp_path, 2)
+    assert len(images) == 2 and all(path.is_file() for _, path, _ in images)
+    assert said == "2 images of the folder label_images"
 
 
 def fair_run(folder: Path) -> Reader:
