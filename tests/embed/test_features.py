@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from mtlib.embed import imports, sources, store, vocabulary
-from mtlib.embed.data import InputError
+from mtlib.embed.data import LISTED, InputError
 from mtlib.embed.features import as_npy
+from mtlib.embed.images import read_file
+from mtlib.embed.listing import find_images
 from mtlib.embed.sources import EmbedConfig
 from mtlib.embed.store import open_array
 
@@ -105,7 +107,8 @@ def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tm
     before = {p.name: p.read_bytes() for p in table.parent.iterdir()}
     _, facts = sources.from_images(config, tiny, table, tmp_path / "out")
     data = store.load_parts(tmp_path / "out", facts)
-    assert facts["class_names"] == ["cat", "dog"] and data.manifest["split"].tolist() == ["train"] * 6 + ["val"] * 3
+    splits = data.manifest["split"].tolist()  # no part was called test, so that is cut out of train
+    assert facts["class_names"] == ["cat", "dog"] and splits[6:] == ["val"] * 3 and set(splits[:6]) == {"train", "test"}
     assert facts["image_root"] == "images" and set(before) == {
         "train-00000.tar",
         "val-00000.tar",
@@ -123,6 +126,33 @@ def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tm
     assert {
         p.name: p.read_bytes() for p in sources.import_images(config, tmp_path, tmp_path / "out").parent.iterdir()
     } == before
+
+
+def test_parts_of_one_split_that_do_not_follow_one_another_keep_their_images(tmp_path, monkeypatch):
+    """Parts test_a, train, test_b: the first and the last are split here, and share the shards images-*."""
+    encoded = [io.BytesIO() for _ in range(9)]
+    for i, buffer in enumerate(encoded):
+        image(i).save(buffer, "PNG")
+    parts = [("", i) for i in range(3)] + [("train", i) for i in range(3, 6)] + [("", i) for i in range(6, 9)]
+    monkeypatch.setattr(
+        imports, "_hugging_face", lambda name: ((of, encoded[i].getvalue(), "ab"[i % 2]) for of, i in parts)
+    )
+    table = imports.import_images("hf:x", tmp_path / "out")
+    frame, _ = find_images(table)
+    assert set(frame["status"]) == {LISTED}
+    names = {path.split("/")[0] for path in frame["path"]}
+    assert names == {"images-00000.tar", "images-00001.tar", "train-00000.tar"}
+    stored = [(table.parent / p).name for p in frame["path"]]
+    assert sorted(stored) == [f"{i:08d}.png" for i in range(9)]
+    for path in frame["path"]:
+        assert read_file(table.parent / path) == encoded[int(path[-12:-4])].getvalue()
+
+
+def test_one_part_alone_is_split_here(tmp_path):
+    hugging_face(tmp_path / "set")
+    for part, n in (("train", 6), ("validation", 3)):
+        table = pd.read_parquet(imports.import_images(f"hf:{tmp_path / 'set'}:{part}", tmp_path / part))
+        assert table["split"].tolist() == [""] * n
 
 
 def test_torchvision_data_sets_become_shards(tmp_path, monkeypatch):
