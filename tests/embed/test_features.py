@@ -34,13 +34,54 @@ def test_msae_files_are_read_with_and_without_a_header(tmp_path):
     np.save(saved, X)
     assert np.array_equal(rows(raw, tmp_path), X) and as_npy(saved, tmp_path) == saved
     X[:-1].tofile(raw)
-    np.save(saved, X[:-1])
-    for path, say in (
-        (raw, r"456 bytes, but float32 \(20, 6\) of its name needs 480"),
-        (saved, "holds .* but its name says"),
-    ):
-        with pytest.raises(InputError, match=say):
-            as_npy(path, tmp_path)
+    with pytest.raises(InputError, match=r"456 bytes, but float32 \(20, 6\) of its name needs 480"):
+        as_npy(raw, tmp_path)
+
+
+def test_a_header_wins_over_a_name_that_looks_like_a_shape(tmp_path):
+    np.save(tmp_path / "clip_vit_b_16_224.npy", X)
+    assert np.array_equal(rows(tmp_path / "clip_vit_b_16_224.npy", tmp_path), X)
+
+
+def feature_file(folder, kind, x=X):
+    folder.mkdir(exist_ok=True)
+    if kind == "lmdb":
+        return write_lmdb(folder / "x.lmdb", x)
+    path = folder / {"npy": "x.npy", "npz": "x.npz", "plain": f"cc3m_train_image_{len(x)}_{x.shape[1]}.npy"}[kind]
+    {"npy": np.save, "npz": np.savez, "plain": lambda p, a: a.tofile(p)}[kind](path, x)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "plain", "lmdb"])
+def test_rows_of_every_kind_are_named_by_the_text_beside_the_file(tmp_path, kind, capsys):
+    path = feature_file(tmp_path / "in", kind)
+    (tmp_path / "in" / "names.txt").write_text("".join(f"word {i}\n" for i in range(20)))
+    manifest, _ = sources.from_arrays(EmbedConfig(embeddings=str(path)), tmp_path, tmp_path / "out")
+    assert manifest["path"].tolist() == [f"word {i}" for i in range(20)]
+    assert "names them" not in capsys.readouterr().out
+    (tmp_path / "in" / "names.txt").write_text("".join(f"word {i}\n" for i in range(19)))
+    manifest, _ = sources.from_arrays(EmbedConfig(embeddings=str(path)), tmp_path, tmp_path / "out2")
+    assert manifest["path"].tolist() == [f"row {i}" for i in range(20)]
+    said = f"{path.name} has 20 rows; no text file beside it names them: names.txt has 19 lines"
+    assert said in capsys.readouterr().out
+
+
+def test_a_vocabulary_may_be_published_without_a_header(tmp_path):
+    path = feature_file(tmp_path / "in", "npy")
+    words = feature_file(tmp_path / "words", "plain", X[:12])
+    (tmp_path / "words" / "words.txt").write_text("".join(f"word {i}\n" for i in range(12)))
+    config = EmbedConfig(embeddings=str(path), vocabulary=str(words))
+    _, facts = sources.from_arrays(config, tmp_path, tmp_path / "out")
+    data = store.load_parts(tmp_path / "out", facts)
+    assert np.array_equal(data.x, X) and np.array_equal(data.vocabulary, X[:12])
+    assert data.phrases["phrase"].tolist() == [f"word {i}" for i in range(12)]
+
+
+def test_names_that_are_no_text_are_refused_with_their_file(tmp_path):
+    path = feature_file(tmp_path / "in", "npy")
+    (tmp_path / "in" / "names.txt").write_bytes("é\n".encode("latin-1") * 20)
+    with pytest.raises(InputError, match=r"names\.txt: not UTF-8 text"):
+        sources.from_arrays(EmbedConfig(embeddings=str(path)), tmp_path, tmp_path / "out")
 
 
 def test_npz_gives_its_one_matrix_and_refuses_objects(tmp_path):
@@ -74,7 +115,7 @@ def test_lmdb_features_become_the_run_s_rows(tmp_path):
 def test_lmdb_with_missing_entries_is_refused(tmp_path):
     with pytest.raises(InputError, match="entry 20 is missing, expected 24 bytes"):
         as_npy(write_lmdb(tmp_path / "short.lmdb", X, n=21), tmp_path / "scratch")
-    assert not (tmp_path / "scratch" / "short.npy").exists()
+    assert not (tmp_path / "scratch" / "embeddings.npy").exists()
     (tmp_path / "none.lmdb").mkdir()
     with pytest.raises(InputError, match="no LMDB data base"):
         as_npy(tmp_path / "none.lmdb", tmp_path)
