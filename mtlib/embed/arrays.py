@@ -53,7 +53,7 @@ def names_beside(path: Path, n: int, exclude: tuple[Path, ...] = ()) -> Path | N
     count = {p: len(lines(p)) for p in texts}
     fitting = [p for p in texts if count[p] == n]
     if texts and not fitting:
-        found = ", ".join(f"{p.name} has {count[p]} lines" for p in texts)
+        found = ", ".join(f"{p.name} has {count[p]} lines" for p in texts[:5]) + ", ..." * (len(texts) > 5)
         print(f"{path.name} has {n} rows; no text file beside it names them: {found}")
     if len(fitting) > 1:
         raise InputError(

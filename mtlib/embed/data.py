@@ -93,10 +93,8 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
 
 def _cut_out_of_train(out: pd.DataFrame, given: set[str], fractions: Sequence[float], seed: int) -> None:
     """Move whole groups from train into val and test, those of them that have no row and were not given any."""
-    have = given | set(out["split"])
-    shares = np.array(
-        [0.0 if name in have and name != "train" else f for name, f in zip(NAMES, fractions, strict=True)]
-    )
+    have = (given | set(out["split"])) - {"train"}
+    shares = np.array([0.0 if name in have else share for name, share in zip(NAMES, fractions, strict=True)])
     if missing := [name for name, share in zip(NAMES[1:], shares[1:], strict=True) if share]:
         train = out["split"] == "train"
         out.loc[train, "split"] = _divide(out.loc[train, "group"], _strata(out[train]), shares / shares.sum(), seed)
