@@ -27,9 +27,9 @@ run_dir = "runs/msae"  # folder of the run to look at
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of samples, shuffled names and random directions
 second_data = (
-    ""  # another image set: a folder of images, or a .npy of embeddings; empty: the images of generators, if any
+    ""  # another image set: a folder of images, or embeddings (.npy, .npz, LMDB); empty: those of generators, if any
 )
-second_text = ""  # .npy of text embeddings in the same space (captions); empty: the phrases of the vocabulary
+second_text = ""  # text embeddings in the same space (.npy, .npz, LMDB), e.g. captions; empty: the vocabulary's phrases
 concept_method = "msae_rw"  # whose latents search and bias are shown with; where it is missing, the first one
 name_threshold = 0.0  # cosine from which a name counts; 0.0: what 1 in 100 random directions exceeds
 n_neighbours = 5  # images found for each query
@@ -74,8 +74,9 @@ print(f"{len(subjects)} methods, {len(everyone)} coders; search and bias are sho
 # apart, so a part of the latter is only that gap: *text, centred* is the same texts moved by one vector onto the images' mean.
 
 # %%
-second = elsewhere.second_images(data, second_data, stage.root, stage.out / "shards" / "second")
-text = elsewhere.texts(data, second_text, stage.root)
+made = stage.out / "shards" / "second"
+second = elsewhere.second_images(data, second_data, stage.root, made)
+text = elsewhere.texts(data, second_text, stage.root, made)
 sets = [second] if second else []
 sets += [text, elsewhere.centred(data, text)] if text else []
 what |= {s.name: s.what for s in sets}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,10 +28,19 @@ def inside(path: str) -> str:
     return "/".join([f for f in folders if not is_archive(f)] + [name])
 
 
+def member_name(name: str) -> str:
+    """A member's name as it is listed and found, "./cat//0.png" (of `tar -cf x.tar .`) -> "cat/0.png".
+
+    Returns: "" for a name that leads out of the archive: absolute, or with a "..".
+    """
+    return "" if name.startswith("/") or ".." in name.split("/") else posixpath.normpath(name)
+
+
 def members(path: Path) -> Iterator[tuple[str, str, str, int, str]]:
     """(name, status, detail, size, class) of every member that is no folder, in the archive's order.
 
     status is "" for a file that may be an image. An archive that ends early or is none gives a last line with name "".
+    Names are those of `member_name`; one that leads out of the archive is "outside", and never read.
     """
     classes, found, seen = {}, [], set()
     end: tuple[str, str] = ("", "")
@@ -38,21 +48,25 @@ def members(path: Path) -> Iterator[tuple[str, str, str, int, str]]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # tarfile keeps every member it has seen
-                stem, suffix = os.path.splitext(member.name)
                 if member.isdir():
                     continue
-                if member.name in seen:
-                    found.append((member.name, "special file", "the archive has this name twice", member.size))
+                name = member_name(member.name)
+                stem, suffix = os.path.splitext(name)
+                if not name:
+                    shown = member.name.lstrip("/")
+                    found.append((shown, "outside", f"{member.name!r} leads out of the archive", member.size))
+                elif name in seen:
+                    found.append((name, "special file", "the archive has this name twice", member.size))
                 elif not member.isreg():
                     status = "symlink" if member.issym() or member.islnk() else "special file"
-                    found.append((member.name, status, "link or device in an archive", member.size))
+                    found.append((name, status, "link or device in an archive", member.size))
                 elif suffix.lower() in ANNOTATIONS:
-                    found.append((member.name, "annotation", "", member.size))
+                    found.append((name, "annotation", "", member.size))
                     if suffix.lower() == ".cls" and member.size < 256:
                         classes[stem] = tar.extractfile(member).read().decode("utf-8", "replace").strip()
                 else:
-                    found.append((member.name, "", "", member.size))
-                seen.add(member.name)
+                    found.append((name, "", "", member.size))
+                seen.add(name)
             if not _ends(path):
                 end = ("truncated", "the archive has no end mark")
     except PermissionError:
@@ -106,8 +120,8 @@ def _index(archive: str, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]
         try:
             for member in tar:
                 tar.members = []
-                if member.isreg():
-                    found.setdefault(member.name, (member.offset_data, member.size))
+                if member.isreg() and (name := member_name(member.name)):
+                    found.setdefault(name, (member.offset_data, member.size))
         except tarfile.TarError:
             pass  # cut short: what stands before the cut can be read, and the listing has said so
     return found

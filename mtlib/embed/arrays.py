@@ -8,19 +8,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mtlib.embed import features
 from mtlib.embed.data import COLUMNS, InputError, assign_splits
 from mtlib.embed.store import open_array, save_array
 
 
-def checked(path: Path, parameter: str) -> np.ndarray:
-    """A two-dimensional float array from a .npy file, memory-mapped, every value finite.
+def checked(path: Path, parameter: str, scratch: Path) -> np.ndarray:
+    """The rows of a feature file (see features.py), memory-mapped: two-dimensional, floating point, every value finite.
 
+    Args: path; parameter: that named it; scratch: folder for a copy of what is no plain .npy.
     Raises: InputError or ArtifactError naming the parameter, the file and the first bad row.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{parameter} = {path}: no such file")
-    x = open_array(path, 2)
+    x = open_array(features.as_npy(path, scratch, parameter), 2)
     if x.dtype.kind != "f":
         raise InputError(f"{parameter} = {path}: {x.dtype}, expected floating-point numbers")
     for start in range(0, len(x), 8192):
@@ -34,14 +36,25 @@ def checked(path: Path, parameter: str) -> np.ndarray:
 
 
 def lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file, without line ends."""
-    return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    """Lines of a UTF-8 text file, without line ends. Raises: InputError when it is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8") from e
 
 
 def names_beside(path: Path, n: int, exclude: tuple[Path, ...] = ()) -> Path | None:
-    """The one .txt beside `path` that has `n` lines; None if there is none. Raises: InputError if there are several."""
-    texts = [p for p in sorted(Path(path).parent.glob("*.txt")) if p.resolve() not in {e.resolve() for e in exclude}]
-    fitting = [p for p in texts if p.is_file() and len(lines(p)) == n]
+    """The one .txt beside `path` that has `n` lines; None if there is none, and then those with other numbers are said.
+
+    Raises: InputError if there are several.
+    """
+    path, out = Path(path), {e.resolve() for e in exclude}
+    texts = [p for p in sorted(path.parent.glob("*.txt")) if p.is_file() and p.resolve() not in out]
+    count = {p: len(lines(p)) for p in texts}
+    fitting = [p for p in texts if count[p] == n]
+    if texts and not fitting:
+        found = ", ".join(f"{p.name} has {count[p]} lines" for p in texts[:5]) + ", ..." * (len(texts) > 5)
+        print(f"{path.name} has {n} rows; no text file beside it names them: {found}")
     if len(fitting) > 1:
         raise InputError(
             f"{path}: {len(fitting)} text files beside it have {n} lines ({', '.join(p.name for p in fitting)})"
@@ -49,17 +62,18 @@ def names_beside(path: Path, n: int, exclude: tuple[Path, ...] = ()) -> Path | N
     return fitting[0] if fitting else None
 
 
-def read_vocabulary(vocabulary: Path, names: str, d_in: int) -> tuple[np.ndarray, pd.DataFrame, Path]:
+def read_vocabulary(vocabulary: Path, names: str, d_in: int, scratch: Path) -> tuple[np.ndarray, pd.DataFrame, Path]:
     """Text embeddings with their words.
 
     Args:
-        vocabulary: .npy (V, D).
+        vocabulary: feature file of (V, D).
         names:      text file with V lines, or "" for the one sibling that has as many.
         d_in:       D of the embeddings.
+        scratch:    as for `checked`.
     Returns: ((V, D) float32, frame of the vocabulary's columns, the text file).
     Raises: InputError when widths differ, or no or several text files fit.
     """
-    v = checked(vocabulary, "vocabulary")
+    v = checked(vocabulary, "vocabulary", scratch)
     if v.shape[1] != d_in:
         raise InputError(f"vocabulary = {vocabulary}: shape {v.shape}, the embeddings are {d_in} wide")
     path = Path(names) if names else names_beside(vocabulary, len(v))
@@ -77,17 +91,16 @@ def read_vocabulary(vocabulary: Path, names: str, d_in: int) -> tuple[np.ndarray
     return np.asarray(v, np.float32), pd.DataFrame({"phrase": phrases, "kind": "word", "family": "", "cause": ""}), path
 
 
-def read_rows(embeddings: Path, exclude: tuple[Path, ...], fractions, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """Embeddings and a manifest of their rows.
+def rows_manifest(x: np.ndarray, embeddings: Path, exclude: tuple[Path, ...], fractions, seed: int) -> pd.DataFrame:
+    """The manifest of rows of embeddings.
 
     Args:
-        embeddings: .npy (N, D); a sibling .txt with N lines, if there is one, names the rows.
+        x:          (N, D).
+        embeddings: the file that was given; a .txt beside it with N lines, if there is one, names the rows.
         exclude:    text files that name something else.
         fractions, seed: of the splits; equal rows share their group.
-    Returns: (x (N, D) memmap of the given file, manifest): path is the row's word (with its number where it repeats), class_name
-        the word; labels are unknown.
+    Returns: path is the row's word (with its number where it repeats), class_name the word; labels are unknown.
     """
-    x = checked(embeddings, "embeddings")
     path = names_beside(embeddings, len(x), exclude)
     words = pd.Series(lines(path) if path else [""] * len(x), dtype=str)
     number = pd.Series([f"row {i}" for i in range(len(x))])
@@ -103,7 +116,7 @@ def read_rows(embeddings: Path, exclude: tuple[Path, ...], fractions, seed: int)
     manifest["split"] = assign_splits(manifest["group"], [""] * len(x), fractions, seed)
     manifest["label"] = pd.array([pd.NA] * len(x), dtype="Int64")
     manifest[["status", "detail", "generator"]] = ["ok", "", ""]
-    return x, manifest[list(COLUMNS)]
+    return manifest[list(COLUMNS)]
 
 
 def copy_rows(x: np.ndarray, target: Path) -> None:

@@ -16,7 +16,8 @@ COLUMNS = (
     *("path", "row", "status", "detail", "sha256", "duplicate_of"),
     *("label", "class_name", "group", "split", "generator"),
 )
-GIVEN = ("train", "val", "test", "unlabelled")  # splits that a table may give
+NAMES = ("train", "val", "test")
+GIVEN = (*NAMES, "unlabelled")  # splits that a table may give
 LISTED = "listed"  # status of a file that is not yet read
 
 
@@ -50,6 +51,7 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     Args:
         frame:    listing of `find_images`; a non-empty `group` (scene) is kept, other files are groups of their own. A
             non-empty `split` is kept too; where one group was given several, all of it goes to the first of train, val, test.
+            Where rows are given to train but none to val (or to test), that is cut out of train, and said in print.
         outcomes: status, detail, sha256 of the listed files, in order.
         fractions, seed: as `assign_splits`.
     Returns: frame with COLUMNS.
@@ -84,7 +86,19 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
         rated &= first.isna().to_numpy()
     if rated.any():
         out.loc[rated, "split"] = assign_splits(out.loc[rated, "group"], _strata(out[rated]), fractions, seed)
+    if (given == "train").any():
+        _cut_out_of_train(out, set(given.dropna()), fractions, seed)
     return out[[*COLUMNS, *attributes(out)]]
+
+
+def _cut_out_of_train(out: pd.DataFrame, given: set[str], fractions: Sequence[float], seed: int) -> None:
+    """Move whole groups from train into val and test, those of them that have no row and were not given any."""
+    have = (given | set(out["split"])) - {"train"}
+    shares = np.array([0.0 if name in have else share for name, share in zip(NAMES, fractions, strict=True)])
+    if missing := [name for name, share in zip(NAMES[1:], shares[1:], strict=True) if share]:
+        train = out["split"] == "train"
+        out.loc[train, "split"] = _divide(out.loc[train, "group"], _strata(out[train]), shares / shares.sum(), seed)
+        print(f"no image was given to {' or '.join(missing)}: cut out of the train images, whole groups at a time")
 
 
 def merge_groups(groups: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -117,6 +131,11 @@ def assign_splits(groups: Sequence[str], strata: Sequence[str], fractions: Seque
         raise ValueError(
             f"splits = {list(fractions)}: three shares (train, val, test) that sum to 1, train and test above 0"
         )
+    return _divide(groups, strata, shares, seed)
+
+
+def _divide(groups: Sequence[str], strata: Sequence[str], shares: np.ndarray, seed: int) -> np.ndarray:
+    """As `assign_splits`, for any shares (3,) of train, val and test that sum to 1."""
     frame = pd.DataFrame({"group": np.asarray(groups, str), "stratum": np.asarray(strata, str)})
     union = frame.drop_duplicates().sort_values(["group", "stratum"]).groupby("group")["stratum"].agg("|".join)
     order = _shuffled(union.index, union, seed)
@@ -124,7 +143,7 @@ def assign_splits(groups: Sequence[str], strata: Sequence[str], fractions: Seque
     for i, at in enumerate(order):
         best = int(np.argmax(shares * (i + 1) - given - (shares == 0)))
         given[best] += 1
-        split[union.index[at]] = ("train", "val", "test")[best]
+        split[union.index[at]] = NAMES[best]
     return frame["group"].map(split).to_numpy(dtype=str)
 
 

@@ -1,7 +1,7 @@
 """Feature files as other systems publish them, each seen as one .npy of rows.
 
 x.npy                                              as numpy writes it
-cc3m_ViT-L~14_train_image_2905936_768.npy          MSAE's: plain float32 without a header, rows and width in the name
+cc3m_ViT-L~14_train_image_2905936_768.npy          MSAE's: plain float32, rows and width in the name; a header wins over it
 x.npz                                              one two-dimensional array (or the one named x, features, embeddings)
 clip_image_features.lmdb/                          MonoLoss's: keys __len__, __shape__, "0", "1" ... (extra `data`)
 """
@@ -19,38 +19,41 @@ from mtlib.embed.imports import extra
 from mtlib.run.artifacts import atomic
 
 NAMED = re.compile(r"_(\d+)_(\d+)\.npy$")
+SUFFIXES = (".npy", ".npz", ".lmdb", ".mdb")
 NPZ_NAMES = ("x", "features", "embeddings")
 
 
+def is_features(path: Path) -> bool:
+    """Whether a path names a feature file, not images."""
+    return path.suffix in SUFFIXES or (path / "data.mdb").is_file()
+
+
 def as_npy(path: Path, scratch: Path, parameter: str = "embeddings") -> Path:
-    """The path of a .npy with the rows of a feature file: itself when it is one, else a copy below `scratch`.
+    """The path of a .npy with the rows of a feature file: itself when it is one, else a copy, scratch/<parameter>.npy.
 
     Raises: InputError when the file is none of the kinds above, or is not what its name or header says.
     """
     path = Path(path)
-    target = scratch / f"{path.stem}.npy"
+    target = scratch / f"{parameter}.npy"
     if path.is_dir() or path.suffix == ".mdb":
         return _write(target, *_lmdb(path if path.is_dir() else path.parent, parameter))
     if path.suffix == ".npz":
         x = _npz(path, parameter)
         return _write(target, x.shape, iter([x]))
     declared = NAMED.search(path.name)
-    if declared and path.is_file():
-        shape = (int(declared[1]), int(declared[2]))
-        with open(path, "rb") as f:
-            plain = f.read(6) != b"\x93NUMPY"
-        if plain:
-            if path.stat().st_size != 4 * shape[0] * shape[1]:
-                size = path.stat().st_size
-                raise InputError(
-                    f"{parameter} = {path}: {size} bytes, but float32 {shape} of its name needs {4 * shape[0] * shape[1]}"
-                )
-            x = np.memmap(path, "<f4", "r", shape=shape)
-            return _write(target, shape, (x[i : i + 65536] for i in range(0, len(x), 65536)))
-        found = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        if found != shape:
-            raise InputError(f"{parameter} = {path}: holds {found}, but its name says {shape}")
-    return path
+    if not declared or not path.is_file() or _has_header(path):
+        return path
+    shape, size = (int(declared[1]), int(declared[2])), path.stat().st_size
+    needed = 4 * shape[0] * shape[1]
+    if size != needed:
+        raise InputError(f"{parameter} = {path}: {size} bytes, but float32 {shape} of its name needs {needed}")
+    x = np.memmap(path, "<f4", "r", shape=shape)
+    return _write(target, shape, (x[i : i + 65536] for i in range(0, len(x), 65536)))
+
+
+def _has_header(path: Path) -> bool:
+    with open(path, "rb") as f:
+        return f.read(6) == b"\x93NUMPY"
 
 
 def _write(target: Path, shape: tuple[int, int], parts) -> Path:

@@ -4,6 +4,8 @@
     torchvision:<class>               e.g. torchvision:CIFAR10, Food101, Imagenette; downloaded where there is a network
 
 Encoded images keep their bytes; decoded ones are stored as PNG. From then on they are read like any other shards.
+The splits train, validation and test are kept; a part under another name, or one that was asked for alone, is split here,
+and what a data set does not bring (torchvision's have no validation part) is cut out of train.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from mtlib.embed.data import InputError
 from mtlib.run.artifacts import atomic, write_json
 
 SCHEMES = ("hf:", "torchvision:")
+PARTS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 SHARD_BYTES = 256 * 2**20
 Sample = tuple[str, bytes, str]  # split, encoded image, class name
 
@@ -60,13 +64,15 @@ def import_images(source: str, folder: Path, shard_bytes: int = SHARD_BYTES) -> 
 
 
 def _write(samples: Iterator[Sample], folder: Path, shard_bytes: int, lines: list[dict]) -> None:
-    split, shard, written, tar = None, 0, 0, None
+    split, written, tar = None, 0, None
+    shards: Counter[str] = Counter()  # of each split, whose parts need not follow one another
     with contextlib.ExitStack() as still_open:
         for i, (of, data, class_name) in enumerate(samples):
             if tar is None or of != split or written >= shard_bytes:
                 still_open.close()
-                shard, split, written = shard + 1 if of == split else 0, of, 0
-                path = folder / f"{split or 'images'}-{shard:05d}.tar"
+                split, written = of, 0
+                path = folder / f"{split or 'images'}-{shards[of]:05d}.tar"
+                shards[of] += 1
                 tar = still_open.enter_context(tarfile.open(path, "w", format=tarfile.USTAR_FORMAT))
             member = tarfile.TarInfo(f"{i:08d}.{_suffix(data)}")
             member.size = len(data)
@@ -111,7 +117,7 @@ def _hugging_face(name: str) -> Iterator[Sample]:
             stored = row[image] or {}
             encoded = stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b"")
             known = label is not None and row[label] is not None and row[label] >= 0
-            of = {"validation": "val"}.get(key, key if key in ("train", "val", "test") else "")
+            of = "" if split else PARTS.get(key, "")
             yield of, encoded, names[row[label]] if known else ""
 
 

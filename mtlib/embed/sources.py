@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mtlib.embed import arrays, engines, features, imports, vocabulary
+from mtlib.embed import arrays, engines, imports, vocabulary
 from mtlib.embed.data import LISTED, InputError, check_bad_fraction, complete, sample
 from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder
@@ -107,10 +107,11 @@ def from_images(
         encoder: the towers.
         images:  folder of images, table or archive, as `find_images` takes it.
         out:     the stage's folder; gets embeddings/.
-        truth:   of rendered scenes: images of one scene share their group.
+        truth:   of rendered scenes, and of nothing else: images of one scene share their group.
     Returns: (manifest, facts).
     Raises: InputError when the folder or too many of its files cannot be used.
     """
+    source = "images" if truth is None else "scenes"
     listing, labels = find_images(images)
     root, tokens = root_of(images), encoder.layer.n_tokens if encoder.layer else 1
     listing = sample(listing, config.max_images, config.seed)
@@ -129,7 +130,7 @@ def from_images(
     if encoder.tokenizer is None:
         vocabulary.write_vocabulary(folder, np.zeros((0, encoder.d_out), np.float32), vocabulary.NONE)
     else:
-        table, templates = vocabulary.phrases(config.source, config.vocabulary, Path(__file__).resolve().parents[2])
+        table, templates = vocabulary.phrases(source, config.vocabulary, Path(__file__).resolve().parents[2])
         v = vocabulary.embed_phrases(encoder, table, tuple(config.templates) or templates)
         vocabulary.write_vocabulary(folder, v, table)
     ok = manifest[manifest["status"] == "ok"]
@@ -140,7 +141,7 @@ def from_images(
         "image_root": "images" if root.is_relative_to(out) else str(root.resolve()),
     }
     facts |= encoder.layer.facts if encoder.layer else {}
-    return manifest, facts | _facts(config, manifest, encoder.d_in, encoder.record, n_bad, tokens)
+    return manifest, facts | _facts(source, manifest, encoder.d_in, encoder.record, n_bad, tokens)
 
 
 def import_images(config: EmbedConfig, images: Path, out: Path) -> Path:
@@ -159,23 +160,24 @@ def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFram
     """
     folder = out / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
-    path = features.as_npy(root / config.embeddings, out / "shards")
-    d_in = arrays.checked(path, "embeddings").shape[1]
+    path, scratch = root / config.embeddings, out / "shards"
+    x = arrays.checked(path, "embeddings", scratch)
+    d_in = x.shape[1]
     v, table, used = None, vocabulary.NONE, ()
     if config.vocabulary:
         names = str(root / config.vocabulary_names) if config.vocabulary_names else ""
-        v, table, file = arrays.read_vocabulary(root / config.vocabulary, names, d_in)
+        v, table, file = arrays.read_vocabulary(root / config.vocabulary, names, d_in, scratch)
         used = (file,)
-    x, manifest = arrays.read_rows(path, used, config.splits, config.seed)
+    manifest = arrays.rows_manifest(x, path, used, config.splits, config.seed)
     arrays.copy_rows(x, folder / "x.npy")
     write_manifest(folder, manifest)
     vocabulary.write_vocabulary(folder, v if v is not None else x[:0], table)
     facts = {"labels": "none", "class_names": [], "image_root": ""}
-    return manifest, facts | _facts(config, manifest, d_in, {"name": "", "pretrained": "", "fingerprint": ""}, 0)
+    return manifest, facts | _facts("arrays", manifest, d_in, {"name": "", "pretrained": "", "fingerprint": ""}, 0)
 
 
-def _facts(config: EmbedConfig, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad: int, tokens: int = 1) -> dict:
+def _facts(source: str, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad: int, tokens: int = 1) -> dict:
     n_rows = int((manifest["status"] == "ok").sum()) * tokens
-    return {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": config.source, "encoder": encoder} | {
-        "has_truth": config.source == "scenes"
+    return {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": source, "encoder": encoder} | {
+        "has_truth": source == "scenes"
     }

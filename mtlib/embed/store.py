@@ -12,7 +12,6 @@ truth.parquet                only for rendered scenes: what is really wrong in e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -270,9 +269,3 @@ def _read_truth(path: Path, manifest: pd.DataFrame) -> pd.DataFrame:
     if missing := sorted(set(manifest["path"]) - set(truth.index)):
         raise ArtifactError(f"{path}: no truth for {missing[0]} and {len(missing) - 1} more")
     return truth.loc[manifest["path"]].reset_index()
-
-
-def iter_rows(x: np.ndarray, rows: np.ndarray, batch: int = 4096) -> Iterator[np.ndarray]:
-    """(b, D) float32 copies of rows of a memory-mapped array, `batch` at a time, in order."""
-    for start in range(0, len(rows), batch):
-        yield np.asarray(x[rows[start : start + batch]], dtype=np.float32)

@@ -3,7 +3,7 @@
     path        relative to the table's folder (may lead into a .tar)
     label       0 plausible, 1 implausible, empty unknown
     class       (or class_name) name of its class, or of the kind of error
-    split       train | val | test | unlabelled, empty: assigned here
+    split       train | val | test | unlabelled, empty: assigned here; val and test are cut out of train where none is given
     group       images that belong together, e.g. of one person or scene
     generator   the model that drew it; such images stay unlabelled
 Other columns (attributes) are kept in the manifest as they are.

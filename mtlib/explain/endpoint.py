@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 STATUSES = ("answered", "refused", "failed", "unasked")
@@ -245,7 +245,3 @@ class Usage:
     tokens_in: int = 0
     tokens_out: int = 0
     usd: float = 0.0
-
-    def as_dict(self) -> dict:
-        """Field -> value, dollars rounded to a millionth."""
-        return {f.name: round(getattr(self, f.name), 6) for f in fields(self)}

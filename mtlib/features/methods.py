@@ -16,7 +16,8 @@ def interpreted(train: Path) -> pd.DataFrame:
     Raises: ValueError naming the file when a column is missing.
     """
     path = Path(train) / "coders.csv"
-    frame = pd.read_csv(path, dtype={"method": str, "reason": str, "folder": str, "status": str, "target": str})
+    dtype = dict.fromkeys(("method", "reason", "folder", "status", "target"), str)
+    frame = pd.read_csv(path, dtype=dtype, keep_default_na=False, na_values=[""])  # "null" is a name like another
     if missing := {"method", "seed", "target", "status", "reason", "folder"} - set(frame.columns):
         raise ValueError(f"{path}: no column {sorted(missing)[0]!r}; run notebook 03_train again")
     text = ["method", "reason", "folder", "status", "target"]

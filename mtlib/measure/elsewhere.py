@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mtlib.embed import arrays
+from mtlib.embed import arrays, features
 from mtlib.embed.data import InputError
 from mtlib.embed.store import Data, load_parts
 from mtlib.measure.metrics import Evaluation, evaluate
@@ -42,8 +42,8 @@ def second_images(
     """The second image set: what was given, else the run's images of generators, which no stage has learned from.
 
     Args:
-        given:     .npy (N, D) of embeddings in the space of x, or a folder of images for the run's encoder; "" for neither.
-        root, out: where relative paths start; a scratch folder for the rows of a folder of images.
+        given:     feature file (N, D) in the space of x, or a folder of images for the run's encoder; "" for neither.
+        root, out: where relative paths start; a scratch folder for rows that must be made or copied.
     Returns: None when there is neither.
     Raises: InputError when the file has another width, or the run has no encoder for a folder of images.
     """
@@ -53,8 +53,8 @@ def second_images(
         what = f"{len(rows)} images of the generators, which no stage has learned from"
         return Elsewhere("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
     path = root / given
-    if path.suffix == ".npy":
-        return Elsewhere("second", f"{path.name}", *_array(path, data, "second_data"))
+    if features.is_features(path):
+        return Elsewhere("second", f"{path.name}", *_array(path, data, "second_data", out))
     if not (data.facts.get("encoder") or {}).get("name"):
         raise InputError(f"second_data = {given}: this run has embeddings only; give a .npy in the same space")
     from mtlib.embed import sources  # both take seconds to import, and only a folder of images needs them
@@ -69,15 +69,15 @@ def second_images(
     )
 
 
-def texts(data: Data, given: str, root: Path) -> Elsewhere | None:
-    """The second modality: text embeddings that were given (.npy), else those of the run's vocabulary; None without.
+def texts(data: Data, given: str, root: Path, out: Path) -> Elsewhere | None:
+    """The second modality: text embeddings that were given (a feature file), else the run's vocabulary; None without.
 
     All are multiplied by one number, so that their mean length is that of the train images: a vocabulary is often stored at
     unit length, images are not.
     """
     if not given and len(data.vocabulary) < MIN_ROWS:
         return None
-    v = _array(root / given, data, "second_text")[0] if given else np.asarray(data.vocabulary, np.float32)
+    v = _array(root / given, data, "second_text", out)[0] if given else np.asarray(data.vocabulary, np.float32)
     what = Path(given).name if given else f"the {len(v)} phrases of the vocabulary"
     factor = _mean_length(np.asarray(data.x[data.rows("train")])) / _mean_length(v)
     return Elsewhere(
@@ -89,8 +89,8 @@ def _mean_length(x: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(x, np.float64), axis=1).mean())
 
 
-def _array(path: Path, data: Data, parameter: str) -> tuple[np.ndarray, np.ndarray]:
-    x = arrays.checked(path, parameter)
+def _array(path: Path, data: Data, parameter: str, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
+    x = arrays.checked(path, parameter, scratch)
     if x.shape[1] != data.x.shape[1]:
         raise InputError(f"{parameter} = {path.name}: shape {x.shape}, the run's embeddings are {data.x.shape[1]} wide")
     return np.asarray(x, np.float32), np.arange(len(x))

@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 
 META = "meta.json"
+MEND = "delete it and run the profile again: finished stages are found where they are"
 SCRATCH = ("checkpoint", "shards")  # folders for resuming, removed when a stage finishes
 VERSIONED = ("torch", "open_clip_torch", "numpy", "scipy", "scikit-learn", "pandas", "pillow")
 
@@ -133,9 +134,18 @@ def verify(folder: Path) -> dict:
 
 
 def current(run_dir: Path) -> dict[str, str]:
-    """Folder name of each finished stage of a run, e.g. {"01_embed": "01_embed-1a2b3c4d"}."""
+    """Folder name of each finished stage of a run, e.g. {"01_embed": "01_embed-1a2b3c4d"}.
+
+    Raises: ArtifactError when stages.json is damaged.
+    """
     path = Path(run_dir) / "stages.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as e:
+        raise ArtifactError(f"{path}: not valid JSON ({e}); {MEND}") from e
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: no list of stages by name; {MEND}")
+    return found
 
 
 def set_current(run_dir: Path, stage: str, folder_name: str) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlib.run import artifacts, execute, params, publish, sources
+from mtlib.run.again import Again
 from mtlib.run.profiles import Places, forced, load_params, run_name, with_notebooks
 
 CELL_TIMEOUT = 6 * 3600.0
@@ -75,7 +76,8 @@ def run(
         profile:      name of a file in params/.
         overrides:    parameters of the command line; `run` names the run.
         smoke:        overlay params/smoke.yaml.
-        from_stage:   "05", or "concepts": this stage and all later ones run again even if nothing changed.
+        from_stage:   "05", or "concepts": this stage and all later ones run again even if nothing changed; after an
+                      interruption the same call goes on where it was.
         cell_timeout: seconds that one cell may take.
         places:       the repository (tests give a small one).
         echo:         where lines of progress go.
@@ -85,10 +87,10 @@ def run(
     checked = load_params(profile, smoke, overrides, places)
     name = run_name(profile, smoke, overrides, places)
     places = with_notebooks(profile, overrides, places)
-    again = forced(from_stage, places.stages)
+    repeated = forced(from_stage, places.stages)
     run_dir, report = places.root / "runs" / name, places.root / "reports" / name
     with locked(run_dir):
-        result, folders = Result(name, report), {}
+        result, folders, again = Result(name, report), {}, Again(run_dir, repeated)
         timings = {s: t for s, t in publish.read_timings(run_dir / "timings.csv").items() if s in places.stages}
         for stage in places.stages:
             notebook = places.notebooks / f"{stage}.py"
@@ -96,13 +98,13 @@ def run(
             inputs = {s: artifacts.digest(folders[s]) for s in read}
             key = sources.stage_hash(notebook, places.package, checked[stage], inputs, places.root)
             folder = run_dir / f"{stage}-{key}"
-            if stage not in again and _stands(folder, echo):
+            if not again.due(stage, folder) and _stands(folder, echo):
                 seconds = f", {float(timings[stage]['seconds']):.0f} s when it ran" if stage in timings else ""
                 echo(f"{stage:<14} unchanged{seconds}")
                 result.skipped.append(stage)
             else:
                 timings[stage] = _run_stage(
-                    notebook, folder, checked[stage], places.root, cell_timeout, set(read), stage in again, echo
+                    notebook, folder, checked[stage], places.root, cell_timeout, set(read), again, echo
                 )
                 timings = {s: timings[s] for s in places.stages if s in timings}
                 publish.write_timings(run_dir / "timings.csv", timings)
@@ -111,6 +113,7 @@ def run(
             artifacts.set_current(run_dir, stage, folder.name)
             folders[stage] = folder
         publish.publish(report, folders, run_dir / "rendered", timings)
+        again.end()
     return result
 
 
@@ -126,12 +129,11 @@ def _stands(folder: Path, echo) -> bool:
     return True
 
 
-def _run_stage(notebook, folder, values, root, cell_timeout, declared, fresh, echo) -> dict:
+def _run_stage(notebook, folder, values, root, cell_timeout, declared, again, echo) -> dict:
     """Run one notebook in `folder`.part and rename it when it is finished. Returns its timing."""
     part, run_dir = folder.with_name(folder.name + ".part"), folder.parent
     stage, logs = notebook.stem, run_dir / "logs"
-    if fresh:
-        shutil.rmtree(part, ignore_errors=True)
+    again.begin(stage, folder, part)
     if part.is_dir():
         echo(f"{stage:<14} resumes in {part.relative_to(root)}")
     part.mkdir(parents=True, exist_ok=True)
@@ -155,6 +157,7 @@ def _run_stage(notebook, folder, values, root, cell_timeout, declared, fresh, ec
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(part, folder)
+    again.finish(stage, folder)
     return {"seconds": seconds, "peak_mb": meta["peak_mb"]}
 
 
@@ -183,10 +186,11 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def clean(places: Places, echo=print) -> None:
-    """Remove stage folders that no run uses any more: other hashes than the current ones, and unfinished work."""
+    """Remove what no run uses any more: folders of other hashes than the current ones, and unfinished work."""
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
         with locked(run_dir):
             keep = set(artifacts.current(run_dir).values())
+            Again(run_dir, set()).end()
             for folder in sorted(run_dir.glob("*-*")):
                 if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
                     shutil.rmtree(folder)

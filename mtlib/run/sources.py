@@ -20,7 +20,9 @@ from mtlib.run import artifacts
 
 NAMED = ("hf:", "torchvision:", "wordfreq")  # values that name something else than a path
 INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_images")  # must exist when given
-INPUT_KEYS += ("second_data", "second_text")
+INPUT_KEYS += ("second_data", "second_text", "zero_shot_images")
+FILE_KEYS = (*INPUT_KEYS, "encoder", "pretrained")  # may name a file or folder, by any name
+ARRAYS = (".npy", ".npz", ".mdb", ".lmdb")  # whose rows a .txt beside them may name
 DOTTED = re.compile(r"^\w+(\.\w+)+$")
 
 
@@ -96,7 +98,10 @@ def stages_read(notebook: Path, package: Path, earlier: list[str]) -> list[str]:
 
 
 def fingerprint(path: Path) -> str:
-    """A short hash of a user's file (its bytes and text siblings) or folder (names, sizes, modification times)."""
+    """A short hash of a user's file (its bytes) or folder (names, sizes, modification times).
+
+    Of a feature file or data base, the text files beside it count too.
+    """
     lines = []
     if path.is_dir():
         for folder, folders, names in os.walk(path):  # links are not followed
@@ -106,21 +111,34 @@ def fingerprint(path: Path) -> str:
                 relative = os.path.relpath(os.path.join(folder, name), path)
                 lines.append(f"{os.fsencode(relative).hex()} {stat.st_size} {stat.st_mtime_ns}")
     else:
-        beside = sorted(p for p in path.parent.glob("*.txt") if p.is_file()) if path.suffix == ".npy" else []
-        lines = [f"{p.name} {artifacts.sha256(p)}" for p in [path, *beside]]
+        lines = [f"{path.name} {artifacts.sha256(path)}"]
+    if path.suffix in ARRAYS or (path / "data.mdb").is_file():
+        beside = sorted(p for p in path.parent.glob("*.txt") if p.is_file())
+        lines += [f"{p.name} {artifacts.sha256(p)}" for p in beside]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def external_inputs(params: dict, root: Path) -> dict[str, str]:
-    """Fingerprints of the files and folders outside the run that text parameters name, by value."""
+    """Fingerprints of the files and folders outside the run that parameters name, by value.
+
+    Any text of FILE_KEYS may name one; of other parameters, a text that looks like a path.
+    """
+    images = _texts([params.get("images"), params.get("zero_shot_images")])
+    any_name = _texts([params.get(key) for key in FILE_KEYS])
     found = {}
-    for value in _texts(params):
-        path = root / Path(value.removeprefix("local-dir:").removeprefix("hf:")).expanduser()
-        if value and ("/" in value or "." in value or value in _given(params)) and _is_there(path):
+    for value in sorted(any_name | {v for v in _texts(params) if "/" in v or "." in v}):
+        path = _path(value, root)
+        if path != root and _is_there(path):
             found[value] = fingerprint(path)
-            if value == params.get("images") and path.is_file():  # a table or an archive: what it lists lies beside it
+            if value in images and path.is_file():  # a table or an archive: what it lists lies beside it
                 found[value] += fingerprint(path.parent)
     return found
+
+
+def _path(value: str, root: Path) -> Path:
+    """The path that a text may name: "local-dir:" and "hf:" before it, and a data set's ":<split>" after it, left out."""
+    name = value.split(":")[1] if value.startswith("hf:") else value.removeprefix("local-dir:")
+    return root / os.path.expanduser(name)  # unlike Path's, it takes a text that begins with "~5"
 
 
 def _is_there(path: Path) -> bool:
@@ -129,10 +147,6 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
-
-
-def _given(params: dict) -> set[str]:
-    return {params[k] for k in INPUT_KEYS if isinstance(params.get(k), str)}
 
 
 def _texts(value) -> set[str]:
@@ -148,16 +162,19 @@ def check_inputs(params: dict, root: Path) -> None:
     Raises: FileNotFoundError or PermissionError with the parameter, the path and the mend.
     """
     for key in INPUT_KEYS:
-        value = params.get(key)
-        if not isinstance(value, str) or not value or value.startswith(NAMED) or (key, value) == ("images", "scenes"):
-            continue  # nothing, or not a path; "scenes" are drawn
-        path = root / Path(value).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{key} = {value}: no such file or folder (looked for {path})")
-        if not os.access(path, os.R_OK):
-            raise PermissionError(f"{key} = {value}: not readable; check its permissions")
-        if path.is_dir() and not any(names for _, _, names in os.walk(path)):
-            raise FileNotFoundError(f"{key} = {value}: the folder holds no file")
+        for value in sorted(_texts(params.get(key))):
+            if value and not value.startswith(NAMED) and (key, value) != ("images", "scenes"):  # scenes are drawn
+                _check_path(key, value, root)
+
+
+def _check_path(key: str, value: str, root: Path) -> None:
+    path = _path(value, root)
+    if not path.exists():
+        raise FileNotFoundError(f"{key} = {value}: no such file or folder (looked for {path})")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"{key} = {value}: not readable; check its permissions")
+    if path.is_dir() and not any(names for _, _, names in os.walk(path)):
+        raise FileNotFoundError(f"{key} = {value}: the folder holds no file")
 
 
 def stage_hash(notebook: Path, package: Path, params: dict, inputs: dict[str, str], root: Path) -> str:

@@ -160,6 +160,48 @@ def test_splits_keep_groups_whole_and_divide_every_stratum(seed):
     assert not np.array_equal(split, assign_splits(groups, strata, SHARES, seed + 1))
 
 
+def listed(splits, groups=None):
+    """A listing of images with given splits, two classes in turn, and what embedding found of them."""
+    n = len(splits)
+    frame = pd.DataFrame({"path": [f"{i:03d}.png" for i in range(n)], "split": splits, "group": groups or [""] * n})
+    frame["class_name"] = ["cat", "dog"] * (n // 2)
+    frame["status"], frame["detail"], frame["generator"] = LISTED, "", ""
+    frame["sha256"] = frame["duplicate_of"] = ""
+    frame["row"] = frame["label"] = pd.array([pd.NA] * n, dtype="Int64")
+    return frame, pd.DataFrame({"status": "ok", "detail": "", "sha256": [f"{i:03d}" * 22 for i in range(n)]})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"train": 160, "test": 40}, {"train": 120, "val": 40, "test": 40}),
+        ({"train": 160, "val": 40}, {"train": 120, "val": 40, "test": 40}),
+        ({"train": 200}, {"train": 120, "val": 40, "test": 40}),
+        ({"train": 100, "val": 60, "test": 40}, {"train": 100, "val": 60, "test": 40}),
+        ({"val": 100, "test": 100}, {"val": 100, "test": 100}),
+    ],
+)
+def test_what_was_given_to_no_image_is_cut_out_of_train(given, expected, capsys):
+    splits = [name for name, n in given.items() for _ in range(n)]
+    groups = [f"g{i // 4}" for i in range(200)]
+    manifest = complete(*listed(splits, groups), SHARES, 0)
+    counts = manifest["split"].value_counts().to_dict()
+    assert set(counts) == set(expected) and all(abs(counts[s] - n) <= 4 for s, n in expected.items())
+    assert (manifest.groupby("group")["split"].nunique() == 1).all()
+    kept = manifest["split"] == splits
+    assert kept[np.array(splits) != "train"].all() and kept.all() == (given == expected)
+    shares = manifest.groupby("split")["class_name"].value_counts(normalize=True)
+    assert (shares == 0.5).all()
+    assert ("cut out of the train images" in capsys.readouterr().out) == (not kept.all())
+
+
+def test_nothing_is_cut_where_the_rest_fills_it_or_no_share_is_wanted():
+    manifest = complete(*listed(["train"] * 100 + ["test"] * 20 + [""] * 80), SHARES, 0)
+    assert (manifest["split"][:100] == "train").all() and (manifest["split"][120:] == "val").sum() == 16
+    manifest = complete(*listed(["train"] * 100 + ["test"] * 20), (0.8, 0, 0.2), 0)
+    assert manifest["split"].tolist() == ["train"] * 100 + ["test"] * 20
+
+
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.6, 0.3, 0.2), (0, 0.5, 0.5), (1.2, -0.1, -0.1)])
 def test_splits_that_are_no_shares_are_refused(shares):
     with pytest.raises(ValueError, match="splits"):

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from mtlib.embed import imports, sources, store, vocabulary
-from mtlib.embed.data import InputError
+from mtlib.embed.data import LISTED, InputError
 from mtlib.embed.features import as_npy
+from mtlib.embed.images import read_file
+from mtlib.embed.listing import find_images
 from mtlib.embed.sources import EmbedConfig
 from mtlib.embed.store import open_array
 
@@ -32,13 +34,54 @@ def test_msae_files_are_read_with_and_without_a_header(tmp_path):
     np.save(saved, X)
     assert np.array_equal(rows(raw, tmp_path), X) and as_npy(saved, tmp_path) == saved
     X[:-1].tofile(raw)
-    np.save(saved, X[:-1])
-    for path, say in (
-        (raw, r"456 bytes, but float32 \(20, 6\) of its name needs 480"),
-        (saved, "holds .* but its name says"),
-    ):
-        with pytest.raises(InputError, match=say):
-            as_npy(path, tmp_path)
+    with pytest.raises(InputError, match=r"456 bytes, but float32 \(20, 6\) of its name needs 480"):
+        as_npy(raw, tmp_path)
+
+
+def test_a_header_wins_over_a_name_that_looks_like_a_shape(tmp_path):
+    np.save(tmp_path / "clip_vit_b_16_224.npy", X)
+    assert np.array_equal(rows(tmp_path / "clip_vit_b_16_224.npy", tmp_path), X)
+
+
+def feature_file(folder, kind, x=X):
+    folder.mkdir(exist_ok=True)
+    if kind == "lmdb":
+        return write_lmdb(folder / "x.lmdb", x)
+    path = folder / {"npy": "x.npy", "npz": "x.npz", "plain": f"cc3m_train_image_{len(x)}_{x.shape[1]}.npy"}[kind]
+    {"npy": np.save, "npz": np.savez, "plain": lambda p, a: a.tofile(p)}[kind](path, x)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "plain", "lmdb"])
+def test_rows_of_every_kind_are_named_by_the_text_beside_the_file(tmp_path, kind, capsys):
+    path = feature_file(tmp_path / "in", kind)
+    (tmp_path / "in" / "names.txt").write_text("".join(f"word {i}\n" for i in range(20)))
+    manifest, _ = sources.from_arrays(EmbedConfig(embeddings=str(path)), tmp_path, tmp_path / "out")
+    assert manifest["path"].tolist() == [f"word {i}" for i in range(20)]
+    assert "names them" not in capsys.readouterr().out
+    (tmp_path / "in" / "names.txt").write_text("".join(f"word {i}\n" for i in range(19)))
+    manifest, _ = sources.from_arrays(EmbedConfig(embeddings=str(path)), tmp_path, tmp_path / "out2")
+    assert manifest["path"].tolist() == [f"row {i}" for i in range(20)]
+    said = f"{path.name} has 20 rows; no text file beside it names them: names.txt has 19 lines"
+    assert said in capsys.readouterr().out
+
+
+def test_a_vocabulary_may_be_published_without_a_header(tmp_path):
+    path = feature_file(tmp_path / "in", "npy")
+    words = feature_file(tmp_path / "words", "plain", X[:12])
+    (tmp_path / "words" / "words.txt").write_text("".join(f"word {i}\n" for i in range(12)))
+    config = EmbedConfig(embeddings=str(path), vocabulary=str(words))
+    _, facts = sources.from_arrays(config, tmp_path, tmp_path / "out")
+    data = store.load_parts(tmp_path / "out", facts)
+    assert np.array_equal(data.x, X) and np.array_equal(data.vocabulary, X[:12])
+    assert data.phrases["phrase"].tolist() == [f"word {i}" for i in range(12)]
+
+
+def test_names_that_are_no_text_are_refused_with_their_file(tmp_path):
+    path = feature_file(tmp_path / "in", "npy")
+    (tmp_path / "in" / "names.txt").write_bytes("é\n".encode("latin-1") * 20)
+    with pytest.raises(InputError, match=r"names\.txt: not UTF-8 text"):
+        sources.from_arrays(EmbedConfig(embeddings=str(path)), tmp_path, tmp_path / "out")
 
 
 def test_npz_gives_its_one_matrix_and_refuses_objects(tmp_path):
@@ -72,7 +115,7 @@ def test_lmdb_features_become_the_run_s_rows(tmp_path):
 def test_lmdb_with_missing_entries_is_refused(tmp_path):
     with pytest.raises(InputError, match="entry 20 is missing, expected 24 bytes"):
         as_npy(write_lmdb(tmp_path / "short.lmdb", X, n=21), tmp_path / "scratch")
-    assert not (tmp_path / "scratch" / "short.npy").exists()
+    assert not (tmp_path / "scratch" / "embeddings.npy").exists()
     (tmp_path / "none.lmdb").mkdir()
     with pytest.raises(InputError, match="no LMDB data base"):
         as_npy(tmp_path / "none.lmdb", tmp_path)
@@ -105,7 +148,8 @@ def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tm
     before = {p.name: p.read_bytes() for p in table.parent.iterdir()}
     _, facts = sources.from_images(config, tiny, table, tmp_path / "out")
     data = store.load_parts(tmp_path / "out", facts)
-    assert facts["class_names"] == ["cat", "dog"] and data.manifest["split"].tolist() == ["train"] * 6 + ["val"] * 3
+    splits = data.manifest["split"].tolist()  # no part was called test, so that is cut out of train
+    assert facts["class_names"] == ["cat", "dog"] and splits[6:] == ["val"] * 3 and set(splits[:6]) == {"train", "test"}
     assert facts["image_root"] == "images" and set(before) == {
         "train-00000.tar",
         "val-00000.tar",
@@ -123,6 +167,33 @@ def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tm
     assert {
         p.name: p.read_bytes() for p in sources.import_images(config, tmp_path, tmp_path / "out").parent.iterdir()
     } == before
+
+
+def test_parts_of_one_split_that_do_not_follow_one_another_keep_their_images(tmp_path, monkeypatch):
+    """Parts test_a, train, test_b: the first and the last are split here, and share the shards images-*."""
+    encoded = [io.BytesIO() for _ in range(9)]
+    for i, buffer in enumerate(encoded):
+        image(i).save(buffer, "PNG")
+    parts = [("", i) for i in range(3)] + [("train", i) for i in range(3, 6)] + [("", i) for i in range(6, 9)]
+    monkeypatch.setattr(
+        imports, "_hugging_face", lambda name: ((of, encoded[i].getvalue(), "ab"[i % 2]) for of, i in parts)
+    )
+    table = imports.import_images("hf:x", tmp_path / "out")
+    frame, _ = find_images(table)
+    assert set(frame["status"]) == {LISTED}
+    names = {path.split("/")[0] for path in frame["path"]}
+    assert names == {"images-00000.tar", "images-00001.tar", "train-00000.tar"}
+    stored = [(table.parent / p).name for p in frame["path"]]
+    assert sorted(stored) == [f"{i:08d}.png" for i in range(9)]
+    for path in frame["path"]:
+        assert read_file(table.parent / path) == encoded[int(path[-12:-4])].getvalue()
+
+
+def test_one_part_alone_is_split_here(tmp_path):
+    hugging_face(tmp_path / "set")
+    for part, n in (("train", 6), ("validation", 3)):
+        table = pd.read_parquet(imports.import_images(f"hf:{tmp_path / 'set'}:{part}", tmp_path / part))
+        assert table["split"].tolist() == [""] * n
 
 
 def test_torchvision_data_sets_become_shards(tmp_path, monkeypatch):

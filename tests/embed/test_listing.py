@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mtlib.embed import sources, store
+from mtlib.embed import archives, sources, store
 from mtlib.embed.data import LISTED, InputError, complete
 from mtlib.embed.images import ImageRefused, load_image, read_file
 from mtlib.embed.listing import find_images
@@ -106,6 +106,35 @@ def test_names_twice_in_an_archive_give_one_row(tmp_path):
     frame, _ = find_images(tmp_path)
     assert frame["status"].tolist() == [LISTED, "special file"]
     assert read_file(tmp_path / "a.tar" / "0.png") == picture(0)
+
+
+@pytest.mark.parametrize("lead", ["", "./", ".//"])
+def test_an_archive_of_the_folder_itself_is_read_like_one_of_what_is_in_it(tmp_path, lead):
+    """`tar -cf a.tar .` names its members "./cat/0.png"."""
+    names = [f"{kind}/{i}" for kind in ("cat", "dog") for i in range(2)]
+    members = [(f"{lead}{name}.png", picture(i)) for i, name in enumerate(names)] + [(f"{lead}cat/0.cls", b"lion")]
+    archive = write_tar(tmp_path / "a.tar", members)
+    frame, labels = find_images(archive)
+    images = frame[frame["status"] == LISTED]
+    assert labels == "classes" and images["path"].tolist() == [f"a.tar/{name}.png" for name in names]
+    assert images["class_name"].tolist() == ["lion", "cat", "dog", "dog"]
+    assert [read_file(tmp_path / path) for path in images["path"]] == [picture(i) for i in range(4)]
+
+
+def test_members_that_lead_out_of_their_archive_get_a_reason_and_are_not_read(tmp_path):
+    (tmp_path / "own.png").write_bytes(picture(3))
+    names = ("cat/0.png", "./cat//0.png", "/own.png", "../own.png", "cat/../../own.png")
+    write_tar(tmp_path / "in" / "a.tar", [(name, picture(0)) for name in names])
+    frame, _ = find_images(tmp_path / "in")
+    found = dict(zip(frame["detail"], frame["status"], strict=True))
+    assert found == {
+        "": LISTED,
+        "the archive has this name twice": "special file",
+        **{f"{name!r} leads out of the archive": "outside" for name in names[2:]},
+    }
+    for path in frame.loc[frame["status"] == "outside", "path"]:
+        with pytest.raises(FileNotFoundError):
+            archives.read(tmp_path / "in" / path, 10**6)
 
 
 def write_table(folder, suffix=".csv"):

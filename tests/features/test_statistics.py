@@ -125,10 +125,12 @@ def test_choice_puts_planted_causes_first(table, measured):
 def test_first_seed_of_each_method_is_interpreted(tmp_path):
     (tmp_path / "coders.csv").write_text(
         "method,seed,preset,target,status,reason,folder\nmt,3,mt,y,ok,,coders/mt-s3\nmt,0,mt,y,ok,,coders/mt-s0\n"
-        "tc,0,tc,y,skipped,no labels,\n"
+        "tc,0,tc,y,skipped,no labels,\nnull,0,relu,x,ok,,coders/null-s0\n"
     )
     frame = interpreted(tmp_path)
-    assert frame["folder"].tolist() == ["coders/mt-s3", ""] and frame["reason"].tolist() == ["", "no labels"]
+    assert frame["method"].tolist() == ["mt", "tc", "null"], "pandas takes the name null for nothing"
+    assert frame["folder"].tolist() == ["coders/mt-s3", "", "coders/null-s0"]
+    assert frame["reason"].tolist() == ["", "no labels", ""]
     (tmp_path / "coders.csv").write_text("method,seed\nmt,0\n")
     with pytest.raises(ValueError, match=r"coders\.csv: no column 'folder'"):
         interpreted(tmp_path)

@@ -48,7 +48,7 @@ def test_given_arrays_are_measured_as_they_are(data, subjects, tmp_path):
     x = np.random.default_rng(1).normal(size=(60, D)).astype(np.float32)
     np.save(tmp_path / "other.npy", x)
     second = elsewhere.second_images(data, "other.npy", tmp_path, tmp_path)
-    text = elsewhere.texts(data, "other.npy", tmp_path)
+    text = elsewhere.texts(data, "other.npy", tmp_path, tmp_path)
     found = elsewhere.evaluate_there(data, subjects, [second, text])
     assert [name for name, _, _ in found] == ["second", "text"]
     assert found[0][2].summary["fvu"] == pytest.approx(evaluate(subjects[0].coder, x, x, np.arange(60)).summary["fvu"])
@@ -61,6 +61,16 @@ def test_given_arrays_are_measured_as_they_are(data, subjects, tmp_path):
         elsewhere.second_images(data, "wide.npy", tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["other.npz", "cc3m_ViT_validation_text_60_16.npy"])
+def test_arrays_may_be_of_every_kind_that_embeddings_takes(data, tmp_path, name):
+    x = np.random.default_rng(1).normal(size=(60, D)).astype(np.float32)
+    np.savez(tmp_path / name, x) if name.endswith(".npz") else x.tofile(tmp_path / name)
+    second = elsewhere.second_images(data, name, tmp_path, tmp_path / "made")
+    text = elsewhere.texts(data, name, tmp_path, tmp_path / "made")
+    assert np.array_equal(second.x, x)
+    np.testing.assert_allclose(text.x / x, text.x[0, 0] / x[0, 0], rtol=1e-4)
+
+
 def test_a_folder_needs_an_encoder(data, tmp_path):
     bare = replace(data, facts=data.facts | {"encoder": {"name": ""}})
     with pytest.raises(InputError, match="embeddings only"):
@@ -69,11 +79,11 @@ def test_a_folder_needs_an_encoder(data, tmp_path):
 
 def test_centred_texts_have_the_images_mean_and_their_own_differences(data):
     many = replace(data, vocabulary=np.random.default_rng(0).normal(size=(40, D)).astype(np.float32) + 3)
-    text = elsewhere.texts(many, "", None)
+    text = elsewhere.texts(many, "", None, None)
     moved = elsewhere.centred(many, text)
     np.testing.assert_allclose(moved.x.mean(0), data.x[data.rows("train")].mean(0), atol=1e-5)
     np.testing.assert_allclose(moved.x - moved.x[0], text.x - text.x[0], atol=1e-5)
-    assert elsewhere.texts(replace(data, vocabulary=data.vocabulary[:5]), "", None) is None
+    assert elsewhere.texts(replace(data, vocabulary=data.vocabulary[:5]), "", None, None) is None
 
 
 def test_tables_put_the_runs_own_test_images_first_and_only_these_coders(data, subjects, tmp_path):

@@ -269,6 +269,54 @@ def test_interrupted_work_resumes_and_the_command_line_tells(tmp_path, capfd):
     assert not list((tmp_path / "runs/demo").glob("*.part"))
 
 
+def test_an_interrupted_from_goes_on_where_it_was(tmp_path):
+    """Each stage says how often it began in its folder; 02 fails until the flag is there."""
+    says = (
+        "(stage.out / 'checkpoint').mkdir(exist_ok=True); c = stage.out / 'checkpoint' / 'n'; "
+        "c.write_text((c.read_text() if c.exists() else '') + 'i'); "
+        "open(stage.root / 'said', 'a').write(stage.name[:2] + c.read_text() + ' ')\n"
+    )
+    flag, said = tmp_path / "flag", tmp_path / "said"
+    places = small.write(tmp_path, make=says, use=says + f"import os; assert os.path.exists({str(flag)!r})")
+
+    def go(fails: bool, **settings) -> str:
+        said.write_text("")
+        if fails:
+            with pytest.raises(StageFailed):
+                run(places, **settings)
+        else:
+            run(places, **settings)
+        return said.read_text().strip()
+
+    assert go(True) == "01i 02i"
+    assert go(True) == "02ii"
+    assert go(True, from_stage="01") == "01i 02i", "a forced run keeps nothing of what was there before"
+    assert go(True, from_stage="01") == "02ii", "and the same command again keeps what it did itself"
+    assert go(True, from_stage="02") == "02i", "another command starts over"
+    flag.touch()
+    assert go(False, from_stage="02") == "02ii"
+    assert go(False, from_stage="02") == "02i", "a whole run is forgotten"
+    flag.unlink()
+    assert go(True, from_stage="01") == "01i 02i"
+    pipeline.clean(places, echo=lambda line: None)
+    assert go(True, from_stage="01") == "01i 02i", "so is one that was cleaned away"
+    (tmp_path / "runs/demo/again.json").write_text('{"stages"')
+    assert go(True, from_stage="01") == "01i 02i"
+
+
+def test_a_torn_list_of_stages_is_said_with_its_mend(tmp_path, capfd):
+    places = small.write(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    for text in ('{"01_make": "01_', "[]"):
+        (tmp_path / "runs" / "demo" / "stages.json").write_text(text)
+        for argv in (["demo"], ["--clean"]):
+            assert pipeline.main(argv, places) == 1
+            err = capfd.readouterr().err
+            assert (
+                "error: " in err and "runs/demo/stages.json: " in err and "delete it and run the profile again" in err
+            )
+
+
 def test_bad_params_exit_2_before_anything_runs(tmp_path, capfd):
     places = small.write(tmp_path)
     for argv, message in [

@@ -78,6 +78,47 @@ def test_hash_follows_the_users_files(tree):
     assert stage_hash(tree, given) != fourth
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("encoder", "local-dir:given"),
+        ("encoder", "local-dir:{root}/given"),
+        ("pretrained", "given"),
+        ("zero_shot_images", ["given"]),
+        ("zero_shot_images", ["torchvision:CIFAR10", "hf:given:test"]),
+        ("images", "hf:{root}/given:train"),
+        ("images", "hf:given"),
+        ("second_data", "given"),
+    ],
+)
+def test_hash_follows_whatever_name_a_parameter_gives_a_folder(tree, key, value):
+    (tree / "given").mkdir()
+    (tree / "given" / "part").write_text("1")
+    values = [v.format(root=tree) for v in value] if isinstance(value, list) else value.format(root=tree)
+    first = stage_hash(tree, {key: values})
+    assert stage_hash(tree, {key: values}) == first
+    (tree / "given" / "part").write_text("22")
+    assert stage_hash(tree, {key: values}) != first
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.lmdb", "features"])
+def test_hash_follows_the_text_beside_features_of_every_kind(tree, name):
+    if "." in name and name != "x.lmdb":
+        (tree / name).write_text("rows")
+    else:
+        (tree / name).mkdir()
+        (tree / name / "data.mdb").write_text("rows")
+    (tree / "names.txt").write_text("one")
+    first = stage_hash(tree, {"embeddings": name})
+    (tree / "names.txt").write_text("two")
+    assert stage_hash(tree, {"embeddings": name}) != first
+
+
+def test_texts_that_name_no_file_are_left_alone(tree):
+    texts = {"remark": "~5% of the images. See a/b", "images": "hf:", "pretrained": "", "embeddings": "."}
+    assert sources.external_inputs(texts, tree) == {}
+
+
 def test_fingerprint_of_a_folder_takes_odd_names_and_links(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "new\nline").write_text("")
@@ -93,7 +134,9 @@ def test_check_inputs_names_what_is_missing_or_empty(tmp_path):
     (tmp_path / "empty" / "inner").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="images = empty: the folder holds no file"):
         sources.check_inputs({"images": "empty"}, tmp_path)
-    sources.check_inputs({"images": "", "judge": "nowhere"}, tmp_path)
+    with pytest.raises(FileNotFoundError, match="zero_shot_images = nowhere: no such file or folder"):
+        sources.check_inputs({"zero_shot_images": ["torchvision:CIFAR10", "nowhere"]}, tmp_path)
+    sources.check_inputs({"images": "", "judge": "nowhere", "zero_shot_images": []}, tmp_path)
 
 
 def test_a_table_of_images_stands_for_the_files_beside_it(tree):
