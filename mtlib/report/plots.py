@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from mtlib.measure.compare import base_name
 from mtlib.run.artifacts import Stage, atomic
 
 PALETTE = sns.color_palette("colorblind")  # Okabe-Ito like; safe for the common colour deficiencies
@@ -43,7 +43,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, dict]:
     """
     members: dict[str, list[str]] = {}
     for method in dict.fromkeys(methods):
-        members.setdefault(base_name(method), []).append(method)
+        members.setdefault(re.sub(r"_\d+$", "", method), []).append(method)
     styles = {}
     for i, (base, own) in enumerate(members.items()):
         for j, name in [(0, base), *enumerate(own)]:
