@@ -77,8 +77,8 @@ def confusion(
     verdicts: dict[str, pd.DataFrame], features: dict[str, pd.DataFrame], judge: str
 ) -> tuple[Figure, pd.DataFrame]:
     """How many features a judge and the truth call an error, per method; one 2 x 2 square each."""
-    columns = min(5, len(verdicts))
-    rows = -(-len(verdicts) // columns)
+    rows = -(-len(verdicts) // 5)
+    columns = -(-len(verdicts) // rows)
     fig, axes = plt.subplots(rows, columns, figsize=(2.5 * columns + 0.5, 2.6 * rows), squeeze=False)
     lines = []
     for ax in axes.flat[len(verdicts) :]:

@@ -106,6 +106,7 @@ def training_curves(history: pd.DataFrame, styles: dict[str, dict] | None = None
                 seeds.mean().index, seeds.min(), seeds.max(), alpha=0.2, color=styles[method]["color"], lw=0
             )
         ax.set(xlabel="step", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if column != "dead":
             ax.set_yscale("log")
             log_ticks(ax.yaxis)
