@@ -106,9 +106,12 @@ def training_curves(history: pd.DataFrame, styles: dict[str, dict] | None = None
                 seeds.mean().index, seeds.min(), seeds.max(), alpha=0.2, color=styles[method]["color"], lw=0
             )
         ax.set(xlabel="step", ylabel=label)
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         if column != "dead":
             ax.set_yscale("log")
+            low, high = part.loc[part[column] > 0, column].agg(["min", "max"])
+            if high < 2 * low:  # what hardly changes is not blown up
+                ax.set_ylim(low / 1.5, high * 1.5)
             log_ticks(ax.yaxis)
     legend(fig)
     return fig, frame.reset_index(drop=True)

@@ -81,7 +81,7 @@ def legend(fig: Figure, title: str = "", handles: list | None = None) -> None:
 def log_ticks(axis: Axis) -> None:
     """Numbers such as 0.02, 0.03, 0.05, 0.1 on a logarithmic axis whose data are drawn."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 3)))
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 40 * low else (1, 3)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
 
