@@ -94,8 +94,10 @@ def table(stage: Stage, frame: pd.DataFrame, name: str) -> Path:
     return path
 
 
-def save(stage: Stage, fig: Figure, name: str, frame: pd.DataFrame) -> Path:
-    """Save a figure as figures/<NN>_<name>.png and the numbers it shows as tables/<NN>_<name>.csv."""
+def save(stage: Stage, fig: Figure | None, name: str, frame: pd.DataFrame) -> Path:
+    """Save a figure as figures/<NN>_<name>.png and the numbers it shows as tables/<NN>_<name>.csv; without one, only these."""
+    if fig is None:
+        return table(stage, frame, name)
     table(stage, frame, name)
     path = stage.out / "figures" / f"{stage.number}_{name}.png"
     with atomic(path) as tmp:
