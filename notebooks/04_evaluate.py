@@ -87,20 +87,20 @@ print(f"Zero-shot: {task.what}, one of {len(task.names)}." if task else f"No zer
 # ## A fair comparison
 #
 # **An FVU of `x` and one of `y` are different quantities**, and FVU depends on how many latents are active, so there is one
-# pair of tables per target and L0: reconstruction, then what the latents are like. A row is *matched* when the L0 measured on test is within 5% of what training aimed at;
-# *unmatched* rows are no part of the ranking. Each number is the mean over seeds; the interval is Student's t over three
-# seeds or more, and just the smaller and the larger of two. Shares are of all latents: those that fire on fewer than 10
-# test images are not assessed and count as no.
+# pair of tables per target and L0: reconstruction, then what the latents are like. A row is *matched* when the L0 measured
+# on test is within 5% of what training aimed at; *unmatched* rows are no part of the ranking. Each number is the mean over
+# seeds; the interval is Student's t over three seeds or more, and just the smaller and the larger of two. Shares are of all
+# latents: those that fire on fewer than 10 test images are not assessed and count as no.
 
 # %%
 compared = compare.comparison(metrics)
 plots.table(stage, compared, "comparison")
 reconstruction = ["matched", "n_seeds", "n_latents", "n_parameters", "l0", "fvu", "cosine", "dead_fraction"]
-further = ["assessed_rate", *(c for c in compare.MEASURES if c not in reconstruction)]
+of_latents = ["assessed_rate", *(c for c in compare.MEASURES if c not in reconstruction)]
 for (target, l0), table in words.by_aim(compared).items():
     print(f"target {target}, L0 {l0:.0f}" if l0 == l0 else f"target {target}, no L0 aimed at")
     shown = table.set_index("method").dropna(axis=1, how="all").round(3)
-    display(*[shown[[c for c in part if c in shown]] for part in (reconstruction, further)])
+    display(*[shown[[c for c in part if c in shown]] for part in (reconstruction, of_latents)])
 
 # %%
 for (target, l0), table in words.by_aim(compared).items():
@@ -111,19 +111,17 @@ for (target, l0), table in words.by_aim(compared).items():
 
 # %%
 styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in every figure of the run
-columns = ["method", "seed", "target", "l0_target", "matched", "l0", "fvu"]
-if done["method"].nunique() > 1:
-    plots.save(stage, figures.fvu_against_l0(metrics, styles), "fvu_l0", done[columns])
-elif len(done):  # one point is no figure
-    plots.table(stage, done[columns], "fvu_l0")
+if len(done):
+    columns = ["method", "seed", "target", "l0_target", "matched", "l0", "fvu"]
+    fig = figures.fvu_against_l0(metrics, styles) if done["method"].nunique() > 1 else None  # one point is no figure
+    plots.save(stage, fig, "fvu_l0", done[columns])
 
 # %%
 if "logit_fvu" in done:
     logit = done.groupby("method")[["logit_fvu", "logit_agreement"]].mean()
     for method, row in logit.sort_values("logit_fvu").iterrows():
-        print(
-            f"{method}: {row.logit_fvu:.1%} of the logit's variance is lost; same decision {row.logit_agreement:.1%}."
-        )
+        lost = f"{row.logit_fvu:.1%} of the logit's variance is lost"
+        print(f"{method}: {lost}; same decision {row.logit_agreement:.1%}.")
 else:
     print("There is no classifier, so there is no logit to compare.")
 
@@ -152,10 +150,10 @@ print(
 
 # %%
 levels = study.stacked(subjects, evaluations, "levels")
-if len(levels) and levels.groupby("method")["level"].nunique().max() > 1:
-    plots.save(stage, figures.curves(levels, "l0", "measured L0 of the level", styles), "levels", levels)
-elif len(levels):  # no coder has a second level
-    plots.table(stage, levels, "levels")
+if len(levels):
+    several = levels.groupby("method")["level"].nunique().max() > 1
+    fig = figures.curves(levels, "l0", "measured L0 of the level", styles) if several else None
+    plots.save(stage, fig, "levels", levels)
 
 # %%
 for method, part in levels.groupby("method", sort=False):
@@ -194,9 +192,8 @@ labels = {"mono_score": "MonoScore", "purity": f"purity ({class_kind.removesuffi
 labels = {column: label for column, label in labels.items() if column in latents}
 if len(latents):
     table = study.quantiles(latents, list(labels))
-    chance = {"mono_score": done["mean_cosine"].mean()} | (
-        {"purity": done["purity_null"].mean()} if classes is not None else {}
-    )
+    chance = {"mono_score": done["mean_cosine"].mean()}
+    chance |= {"purity": done["purity_null"].mean()} if classes is not None else {}
     plots.save(stage, figures.distributions(table, labels, chance, styles), "latents", table)
 
 # %%
@@ -232,13 +229,11 @@ display(card[card["method"] == card["method"].iloc[0]].round(3) if len(card) els
 if len(card):
     means = card.groupby(["quantity", "convention"], sort=False)[["shifted", "mean_predictor"]].mean()
     lenient = means.loc["fvu", "mean_predictor"].idxmin()
-    print(
-        f"By '{lenient}' the mean predictor would have FVU {means.loc[('fvu', lenient), 'mean_predictor']:.2f}, not 1."
-    )
+    by_it = means.loc[("fvu", lenient), "mean_predictor"]
+    print(f"By '{lenient}' the mean predictor would have FVU {by_it:.2f}, not 1.")
     blind = means.loc["explained_variance", "shifted"].idxmax()
-    print(
-        f"By '{blind}' a shifted reconstruction still explains {means.loc[('explained_variance', blind), 'shifted']:.2f}."
-    )
+    unseen = means.loc[("explained_variance", blind), "shifted"]
+    print(f"By '{blind}' a shifted reconstruction still explains {unseen:.2f}.")
 
 # %% [markdown]
 # ## Causes found
@@ -270,9 +265,8 @@ if checked:
 for method, part in causes.groupby("method", sort=False) if checked else ():
     worst = part.loc[part["share_of_ceiling"].idxmin()]
     reached = (part["share_of_ceiling"] >= 0.95).mean()
-    print(
-        f"{method}: {reached:.0%} of cause and seed pairs reach 0.95 of the ceiling; mean AUROC {part.auroc.mean():.3f},"
-    )
+    mean = f"mean AUROC {part.auroc.mean():.3f}"
+    print(f"{method}: {reached:.0%} of cause and seed pairs reach 0.95 of the ceiling; {mean},")
     beats = (part["auroc"] > np.fmax(part["best_x_dim"], part["best_y_dim"])).mean()
     print(f"  worst {worst.auroc:.3f} ({worst.cause}); {beats:.0%} beat the best single unit of x and of y.")
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from mtlib.explain.agreement import judge_table
 from mtlib.explain.judges import VERDICTS
 from mtlib.report.plots import PALETTE, legend
-from mtlib.report.text import escape_figure
 
 SCORES = ["n_assessed", "n_error", "n_truth", "precision", "recall", "f1", "agreement", "kappa", "n_left_out"]
 
@@ -78,8 +77,8 @@ def confusion(
     verdicts: dict[str, pd.DataFrame], features: dict[str, pd.DataFrame], judge: str
 ) -> tuple[Figure, pd.DataFrame]:
     """How many features a judge and the truth call an error, per method; one 2 x 2 square each."""
-    columns = min(5, len(verdicts))
-    rows = -(-len(verdicts) // columns)
+    rows = -(-len(verdicts) // 5)
+    columns = -(-len(verdicts) // rows)
     fig, axes = plt.subplots(rows, columns, figsize=(2.5 * columns + 0.5, 2.6 * rows), squeeze=False)
     lines = []
     for ax in axes.flat[len(verdicts) :]:
@@ -96,7 +95,7 @@ def confusion(
             ax.text(j, i, f"{square[i, j]}", ha="center", va="center", fontsize=12, color=ink)
         ax.set_xticks([0, 1], ["no error", "error"], fontsize=8)
         ax.set_yticks([0, 1], ["no error", "error"], fontsize=8, rotation=90, va="center")
-        ax.set_title(escape_figure(method))
+        ax.set_title(method)
         ax.grid(False)
         names = ("true_negative", "false_positive", "false_negative", "true_positive")
         lines.append({"method": method, "judge": judge} | dict(zip(names, square.ravel().tolist(), strict=True)))
@@ -154,6 +153,6 @@ def _method_rows(ax: Axes, methods: list[str]) -> None:
     """A share from 0 to 1 across, a row per method down, every second one shaded."""
     for i in range(0, len(methods), 2):
         ax.axhspan(i - 0.5, i + 0.5, color="0.96", lw=0, zorder=0)
-    ax.set_yticks(range(len(methods)), [escape_figure(m) for m in methods])
+    ax.set_yticks(range(len(methods)), methods)
     ax.set(xlim=(-0.03, 1.03), ylim=(len(methods) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mtlib.report.plots import PALETTE, legend
-from mtlib.report.text import escape_figure
 
 BLUE, ORANGE, GREEN, RED = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3]
 
@@ -25,7 +24,7 @@ def _panels(tables: dict[str, pd.DataFrame], height: float = 2.6, sharey: bool =
         ax.tick_params(labelbottom=True)
     panels = dict(zip(tables, axes.flat, strict=False))
     for method, ax in panels.items():
-        ax.set_title(escape_figure(method))
+        ax.set_title(method)
     return fig, panels
 
 
@@ -86,7 +85,7 @@ def densities(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
         ax.stairs(counts, edges, fill=True, color=BLUE, alpha=0.8)
         ax.axvline(np.median(density[density > 0]) if (density > 0).any() else np.nan, color="0.2", lw=1, ls="--")
         ax.set_xscale("log")
-        ax.set_title(f"{escape_figure(method)}\n{int((density == 0).sum())} of {len(density)} silent on test")
+        ax.set_title(f"{method}\n{int((density == 0).sum())} of {len(density)} silent on test")
         lines += [
             {"method": method, "from": a, "to": b, "features": int(c)}
             for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)

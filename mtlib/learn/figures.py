@@ -11,7 +11,6 @@ from sklearn.metrics import roc_curve
 
 from mtlib.learn.classifier_scores import reliability
 from mtlib.report.plots import legend, log_ticks, method_styles
-from mtlib.report.text import escape_figure, shorten
 
 
 def roc(labels: np.ndarray, logits: np.ndarray) -> tuple[Figure, pd.DataFrame]:
@@ -34,9 +33,8 @@ def confusion(labels: np.ndarray, logits: np.ndarray, names: list[str]) -> tuple
     frame = pd.DataFrame({"true": np.array(names)[true], "called": np.array(names)[called], "share": share.ravel()})
     fig, ax = plt.subplots(figsize=(1.5 + 0.45 * len(names), 1 + 0.45 * len(names)))
     shown = ax.imshow(share, cmap="cividis", vmin=0, vmax=1)
-    shown_names = [escape_figure(shorten(name, 30)) for name in names]
-    ax.set_xticks(range(len(names)), shown_names, rotation=90)
-    ax.set_yticks(range(len(names)), shown_names)
+    ax.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.set(xlabel="called", ylabel="true")
     ax.grid(False)
     fig.colorbar(shown, label="share of the true class")
@@ -69,7 +67,7 @@ def logit_histogram(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray) 
             counts, _ = np.histogram(np.clip(logits[(groups == name) & (labels == label)], -12, 12), edges)
             ax.stairs(counts, edges, fill=True, alpha=0.5, label=word)
             rows += [(name, word, a, b, n) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)]
-        ax.set_title(escape_figure(name))
+        ax.set_title(name, parse_math=False)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     fig.supxlabel("logit (positive: implausible)")
@@ -108,8 +106,12 @@ def training_curves(history: pd.DataFrame, styles: dict[str, dict] | None = None
                 seeds.mean().index, seeds.min(), seeds.max(), alpha=0.2, color=styles[method]["color"], lw=0
             )
         ax.set(xlabel="step", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         if column != "dead":
             ax.set_yscale("log")
+            low, high = part.loc[part[column] > 0, column].agg(["min", "max"])
+            if high < 2 * low:  # what hardly changes is not blown up
+                ax.set_ylim(low / 1.5, high * 1.5)
             log_ticks(ax.yaxis)
     legend(fig)
     return fig, frame.reset_index(drop=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from mtlib.measure.compare import base_name
 from mtlib.run.artifacts import Stage, atomic
 
 PALETTE = sns.color_palette("colorblind")  # Okabe-Ito like; safe for the common colour deficiencies
@@ -43,7 +43,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, dict]:
     """
     members: dict[str, list[str]] = {}
     for method in dict.fromkeys(methods):
-        members.setdefault(base_name(method), []).append(method)
+        members.setdefault(re.sub(r"_\d+$", "", method), []).append(method)
     styles = {}
     for i, (base, own) in enumerate(members.items()):
         for j, name in [(0, base), *enumerate(own)]:
@@ -79,8 +79,9 @@ def legend(fig: Figure, title: str = "", handles: list | None = None) -> None:
 
 
 def log_ticks(axis: Axis) -> None:
-    """Numbers such as 0.02, 0.03, 0.05, 0.1 on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    """Numbers such as 0.02, 0.03, 0.05, 0.1 on a logarithmic axis whose data are drawn."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 40 * low else (1, 3)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
 
@@ -93,8 +94,10 @@ def table(stage: Stage, frame: pd.DataFrame, name: str) -> Path:
     return path
 
 
-def save(stage: Stage, fig: Figure, name: str, frame: pd.DataFrame) -> Path:
-    """Save a figure as figures/<NN>_<name>.png and the numbers it shows as tables/<NN>_<name>.csv."""
+def save(stage: Stage, fig: Figure | None, name: str, frame: pd.DataFrame) -> Path:
+    """Save a figure as figures/<NN>_<name>.png and the numbers it shows as tables/<NN>_<name>.csv; without one, only these."""
+    if fig is None:
+        return table(stage, frame, name)
     table(stage, frame, name)
     path = stage.out / "figures" / f"{stage.number}_{name}.png"
     with atomic(path) as tmp:

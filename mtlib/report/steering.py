@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,7 @@ from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.measure.zero_shot import zero_shot_task
+from mtlib.report.plots import legend
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import markdown_table
@@ -138,12 +140,12 @@ def steering_figure(table: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
                 part = own[own["direction"] == direction]
                 if len(part):
                     ax.plot(part["factor"], part[column], style, color=colour, markersize=3, label=direction)
-        row[0].set_ylabel(READINGS[column], fontsize=8)
+        row[0].set_ylabel(textwrap.fill(READINGS[column], 20), fontsize=9)
     for ax, line in zip(axes[0], chosen.itertuples(), strict=True):
-        ax.set_title(f"{line.feature}\n{line.why.removeprefix('cause ')[:22]}", fontsize=8)
-    handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    fig.supxlabel("factor (0: removed, 1: as it is)", fontsize=9)
+        why = textwrap.fill(line.why.removeprefix("cause ").replace("_", " "), 20, max_lines=2, placeholder=" …")
+        ax.set_title(f"{line.feature}\n{why}", fontsize=8, parse_math=False)
+    fig.supxlabel("factor (0: removed, 1: as it is)")
+    legend(fig)
     return fig
 
 

@@ -143,6 +143,12 @@ def test_saved_figures_are_not_cut(tmp_path, n):
         assert min(edge.min() for edge in edges) > 240, f"{name}: ink at the edge"
 
 
+def test_without_a_figure_the_numbers_are_saved(tmp_path):
+    stage = Stage("04_evaluate", str(tmp_path / "run"))
+    path = plots.save(stage, None, "fvu_l0", pd.DataFrame({"fvu": [0.5]}))
+    assert path.read_text() == "fvu\n0.5\n" and not list(stage.out.rglob("*.png"))
+
+
 def test_heatmap_says_over_how_many_seeds_it_is_a_mean():
     causes = lines(MANY[:2], cause=CAUSES).assign(ceiling=0.9, best_x_dim=0.8, best_y_dim=np.nan)
     assert "mean over 2 seeds" in figures.causes_heatmap(causes).axes[0].get_title()
