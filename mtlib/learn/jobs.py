@@ -4,7 +4,8 @@
     python -m torch.distributed.run ... -m mtlib.learn.jobs ...  the same fit by several processes
 
 A job is data on disk: settings as JSON, arrays as .npy files that every process maps. Each fit resumes and verifies as
-`train.fit` does; it has the same number of threads as here, so its bytes do not depend on how it was started.
+`train.fit` does. Fits that run at a time share the threads of this process (more would wait for each other); how many
+threads a fit has may show in its last digits, and nothing else of how it was started does.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def run_all(fits: Sequence[Fit], fits_at_once: int = 1, processes: int = 1) -> N
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         paths: dict[int, str] = {}
-        written = [_write(job, paths) for job in fits]
+        threads = max(1, torch.get_num_threads() // fits_at_once)
+        written = [_write(job, paths, threads) for job in fits]
         with ThreadPoolExecutor(fits_at_once) as pool:
             try:
                 for label, log in pool.map(lambda folder: _run(folder, processes, running), written):
@@ -111,7 +113,7 @@ def _same(whole: np.ndarray, values: np.ndarray) -> bool:
     return (whole.shape, whole.dtype, whole.strides) == (values.shape, values.dtype, values.strides)
 
 
-def _write(job: Fit, paths: dict[int, str]) -> Path:
+def _write(job: Fit, paths: dict[int, str], threads: int) -> Path:
     folder = job.folder.parent / WORK / job.folder.name
     folder.mkdir()
     arrays = {name: _array(getattr(job, name), folder, paths) for name in ("x", "t")}
@@ -119,7 +121,7 @@ def _write(job: Fit, paths: dict[int, str]) -> Path:
     if job.y_scale is not None:
         arrays["y_scale"] = _array(job.y_scale, folder, paths)
     settings = {"config": asdict(job.config), "train_config": asdict(job.train_config), "label": job.label}
-    settings |= {"folder": str(job.folder.resolve()), "threads": torch.get_num_threads(), "parent": os.getpid()}
+    settings |= {"folder": str(job.folder.resolve()), "threads": threads, "parent": os.getpid()}
     write_json(folder / "job.json", settings | {"arrays": arrays})
     return folder
 
