@@ -137,11 +137,11 @@ def section(reader: Reader) -> str:
 
 
 def token_labels(reader: Reader) -> str:
-    """What a label and a ceiling are where rows are tokens; "" where each image has one row."""
+    """What a code and a ceiling are where rows are tokens; "" where each image has one row."""
     text = rows_are_tokens(reader)
     return text and (
-        f"{text}, though most show nothing of the error: the ceiling is a probe on single tokens, so read an AUROC "
-        "against it and not against 1."
+        f"{text}. A cause is one of images: a latent counts with its largest code over the tokens of an image, the probe and "
+        "the single dimensions with the mean of the tokens."
     )
 
 

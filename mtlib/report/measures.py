@@ -26,7 +26,11 @@ def coders(reader: Reader) -> str:
         parts.append(
             "One table per target and L0: only within one is a comparison fair. Means over seeds; intervals are "
             f"{_kinds(compared)}. *Matched*: the L0 measured on test is within 5% of the one aimed at."
-            + (f" {tokens}; every number here is over tokens." if (tokens := rows_are_tokens(reader)) else "")
+            + (
+                f" {tokens}; every number here is over tokens, but purity and assessed, which count images."
+                if (tokens := rows_are_tokens(reader))
+                else ""
+            )
         )
     metrics = reader.table("04_metrics")
     kinds = presets(metrics)

@@ -16,7 +16,7 @@ CAPTIONS = {
     "02_confusion": "Which classes are taken for which, test images.",
     "02_calibration": "Predicted probability against the share that comes true, test images.",
     "03_curves": "Training of the sparse coders.",
-    "04_causes": "Best single feature per cause and method as a share of the ceiling (a probe), mean over all seeds (the table above is of one), with the best single dimensions below.",
+    "04_causes": "Best single feature per cause and method as a share of the ceiling (a probe), mean over all seeds, with the best single dimensions below.",
     "04_fvu_l0": "What is left of the target (FVU) against measured L0: large marks are means, small ones seeds; down and left is better.",
     "04_progressive": "What is left when only the largest codes of each image are kept, with the same weights.",
     "04_latents": "MonoScore and purity of all latents: the share of latents below each value; chance dashed.",

@@ -212,12 +212,14 @@ def test_rows_that_are_tokens_are_said_with_what_the_ceiling_is():
     facts = {"01_embed": {"labels": "plausibility", "tokens_per_image": 16, "n_rows": 3200, "d_in": 128}}
     reader = Tables(facts=facts, t04_causes=cause_table(a=(0.6,)))
     for text in (answer.answer(reader), causes.section(reader)):
-        assert "tokens, 16 per image, and each carries its image's label" in text and "probe on single tokens" in text
+        assert (
+            "tokens, 16 per image, and each carries its image's label" in text and "with the mean of the tokens" in text
+        )
     assert "| embeddings | 200 images x 16 tokens of 128 |" in sections.run(reader)
     compared = pd.DataFrame({"method": ["a"], "base": ["a"], "target": "x", "l0_target": 8.0, "l0": 8.0, "fvu": 0.1})
     compared = compared.assign(matched="matched", n_latents=64, n_parameters=9, interval="", n_seeds=1)
     metrics = pd.DataFrame({"method": ["a"], "status": "ok"})
-    assert "every number here is over tokens" in measures.coders(
+    assert "every number here is over tokens, but purity" in measures.coders(
         Tables(facts=facts, t04_comparison=compared, t04_metrics=metrics)
     )
 
