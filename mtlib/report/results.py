@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
-import torch
 
 from mtlib.embed.store import Data
 from mtlib.explain.generators import detector_counts, failure_rates, firing_rates
 from mtlib.explain.relevance import permutation_null, relevance_table, same_denominator
 from mtlib.features.methods import interpreted
 from mtlib.learn.sparse_coder import SparseCoder
-from mtlib.measure.codes import sparse_codes
+from mtlib.measure.codes import iter_codes, sparse_codes
 from mtlib.report import browse
 from mtlib.report.reader import Reader
 
@@ -23,7 +20,6 @@ SCORES = {  # score of the long table -> short name in the wide one
     "relevance_enriched_by": "enriched_by",
 }
 APART = ("refused", "failed", "skipped", "unasked")  # what is no verdict
-BATCH = 2048
 
 
 def coder_lines(reader: Reader) -> pd.DataFrame:
@@ -134,14 +130,6 @@ def enriched_null(coder: SparseCoder, data: Data, seed: int = 0) -> dict:
     return permutation_null(active, labels[images], family.fillna("").astype(str).to_numpy()[images], seed=seed)
 
 
-def codes(coder: SparseCoder, x: np.ndarray, rows: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """(rows (B,), z (B, S)) batch by batch."""
-    for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        with torch.no_grad():
-            yield some, coder.encode(torch.from_numpy(np.asarray(x[some], dtype=np.float32))).numpy()
-
-
 # ---- generators
 
 
@@ -198,7 +186,8 @@ def generator_features(reader: Reader, data: Data, method: str, shown: pd.DataFr
     """
     generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
     rows = np.flatnonzero(generator != "")
-    frame = firing_rates(codes(load_coder(reader, method), data.x, rows), generator, shown["feature"].to_numpy())
+    codes = ((some, z.numpy()) for some, _, z in iter_codes(load_coder(reader, method), data.x, rows))
+    frame = firing_rates(codes, generator, shown["feature"].to_numpy())
     frame.insert(0, "method", method)
     frame.insert(3, "phrase", frame["feature"].map(shown["phrase"]))
     return frame
