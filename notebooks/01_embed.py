@@ -54,10 +54,10 @@ import pandas as pd
 from IPython.display import display
 from matplotlib import pyplot as plt
 
+from mtlib import plots
 from mtlib.embed import card, sources, store
 from mtlib.embed import pictures as sheets
 from mtlib.embed.encoders import Encoder
-from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 from mtlib.scenes.dataset import CAUSES
 

@@ -44,6 +44,7 @@ vision_lr = 3e-4  # learning rate, with warm-up and cosine decay
 import numpy as np
 from IPython.display import display
 
+from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.vision import VisionConfig
 from mtlib.learn import figures
@@ -51,7 +52,6 @@ from mtlib.learn.classifier import ClassifierConfig, describe, fit_classifier
 from mtlib.learn.classifier_scores import folds, scores, targets, why_not
 from mtlib.learn.null import permute_labels as permuted
 from mtlib.learn.train_vision import VisionTraining, train_and_read
-from mtlib.report import plots
 from mtlib.run.artifacts import Stage
 
 plots.use_style()

@@ -49,11 +49,11 @@ processes = 1  # processes that train one coder together, each with a share of e
 # %%
 from IPython.display import display
 
+from mtlib import plots
 from mtlib.embed import store
 from mtlib.learn import figures
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.methods import at_their_last_step, epochs, train_methods
-from mtlib.report import plots
 from mtlib.run.artifacts import Stage, atomic
 
 plots.use_style()

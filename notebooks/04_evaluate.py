@@ -35,14 +35,15 @@ from functools import cache
 import numpy as np
 from IPython.display import display
 
+from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
 from mtlib.learn.classifier import Classifier
-from mtlib.measure import compare, figures, inside, study, truth_study, zero_shot
+from mtlib.measure import compare, figures, inside, study, zero_shot
 from mtlib.report import causes as known
 from mtlib.report import measures as words
-from mtlib.report import plots
 from mtlib.run.artifacts import Stage
+from mtlib.truth import truth_study
 
 plots.use_style()
 tried = dict(zero_shot_images=zero_shot_images, n_zero_shot=n_zero_shot)

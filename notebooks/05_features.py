@@ -39,14 +39,14 @@ collage_split = "val"  # whose images the pictures show: "val", or "test" for a 
 import pandas as pd
 from IPython.display import Image, display
 
+from mtlib import plots
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
-from mtlib.explain.relevance import error_ratios
 from mtlib.features import figures, gallery, statistics
 from mtlib.features.methods import interpreted
 from mtlib.features.similar import similar_features
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.sparse_coder import SparseCoder
-from mtlib.report import plots
+from mtlib.measure.relevance import error_ratios
 from mtlib.run.artifacts import Stage
 
 plots.use_style()

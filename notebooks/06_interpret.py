@@ -53,15 +53,17 @@ timeout_s = 120.0  # lmm: seconds for one question, retries included
 import pandas as pd
 from IPython.display import Image, display
 
+from mtlib import plots
+from mtlib.ask import ledger, records
+from mtlib.ask.album import Album
+from mtlib.ask.answers import Asker
+from mtlib.ask.estimate import estimate
+from mtlib.ask.interview import Interview, plan_jobs
+from mtlib.ask.parsing import parse
 from mtlib.embed import store
-from mtlib.explain import agreement, judge_figures, judges, ledger, lmm, records, scoring
-from mtlib.explain.album import Album
-from mtlib.explain.answers import Asker
-from mtlib.explain.estimate import estimate
-from mtlib.explain.interview import Interview, plan_jobs
-from mtlib.explain.parsing import parse
 from mtlib.features.methods import interpreted
-from mtlib.report import plots
+from mtlib.judge import agreement, judges, lmm, scoring
+from mtlib.judge import figures as judge_figures
 from mtlib.run.artifacts import Stage
 
 plots.use_style()
@@ -283,7 +285,7 @@ for row in agreed.groupby(["judge", "reference"], sort=False).tail(1).itertuples
 
 # %%
 if asks and score_features:
-    from mtlib.learn.sparse_coder import SparseCoder
+    from mtlib.coders.sparse_coder import SparseCoder
 
     folders = coders.set_index("method")["folder"]
     load = lambda m: SparseCoder.from_pretrained(stage.input("03_train") / folders[m])  # noqa: E731

@@ -33,8 +33,9 @@ remark = ""  # what the data are, and how the settings differ from the published
 import pandas as pd
 from IPython.display import display
 
+from mtlib import plots
 from mtlib.embed import store
-from mtlib.report import figures, labels, plots, results
+from mtlib.report import figures, labels, results
 from mtlib.report.gains import gains
 from mtlib.report.reader import Reader
 from mtlib.report.report import write_report
@@ -176,7 +177,7 @@ else:
 # first, then the others, each by activation.
 
 # %%
-from mtlib.explain.label import Labeler
+from mtlib.judge.label import Labeler
 
 images, what = labels.new_images(data, label_images, stage.root, n_label_images, seed)
 if images and method:

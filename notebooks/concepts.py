@@ -38,13 +38,13 @@ n_neighbours = 5  # images found for each query
 import pandas as pd
 from IPython.display import display
 
+from mtlib import plots
 from mtlib.embed import store
-from mtlib.features import concepts
+from mtlib.features import bias, concepts, elsewhere
 from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
-from mtlib.measure import alignment, bias, elsewhere, study
+from mtlib.measure import alignment, study
 from mtlib.report import concepts as report
-from mtlib.report import plots
 from mtlib.run.artifacts import Stage, write_text
 
 plots.use_style()

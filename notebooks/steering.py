@@ -38,7 +38,7 @@ seed = 0  # of the choice of controls
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from mtlib.report import plots
+from mtlib import plots
 from mtlib.report.steering import SteeringRun, ends, neighbours_figure, section, steering_figure, summary
 from mtlib.run.artifacts import Stage, write_text
 

@@ -36,8 +36,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import display
 
+from mtlib import plots
 from mtlib.features.token_map import curves, token_figure, token_map
-from mtlib.report import plots
 from mtlib.report.tokens import TokenRun, section
 from mtlib.run.artifacts import Stage, write_text
 

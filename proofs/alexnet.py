@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from mtlib import plots
 from mtlib.features.token_map import curves, token_figure, token_map
 from mtlib.learn.train_vision import VisionTraining
-from mtlib.report import plots
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
 from mtlib.report.tokens import TokenRun

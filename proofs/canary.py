@@ -2,7 +2,7 @@
 
     ./run_all.sh prove canary
 
-The key stands in the environment of every process. The routes: each hostile reply of tests/explain/hostile.py with debug
+The key stands in the environment of every process. The routes: each hostile reply of tests/ask/hostile.py with debug
 logs on, a killed asker, verbose tracebacks, and, in a clone of this checkout, the whole pipeline with a model as the judge,
 then notebook 06 with a dry run, a refused key, a server that repeats the key, a kill and a failing cell. Then every file that any of them wrote, and
 all they printed, is searched for the key, for either half of it, and for its usual encodings; parquet is unpacked first.
@@ -28,7 +28,7 @@ import pandas as pd
 
 from mtlib.run.artifacts import write_text
 from proofs.canary_routes import SETTINGS, echoing, plain, refusing
-from tests.explain.lmm_server import LmmServer
+from tests.ask.lmm_server import LmmServer
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ["demo", "--smoke", "--from", "06", "-p", "run=canary"]

@@ -9,12 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mtlib.explain.answers import Asker, Endpoint, Question
+from mtlib.ask.answers import Asker, Endpoint, Question
 from mtlib.run import execute
-from tests.explain.asked import endpoint, parse, question
-from tests.explain.hostile import CASES, serve, status
-from tests.explain.lmm_server import MODEL, Ask, LmmServer, completion
-from tests.explain.looking_server import KINDS
+from tests.ask.asked import endpoint, parse, question
+from tests.ask.hostile import CASES, serve, status
+from tests.ask.lmm_server import MODEL, Ask, LmmServer, completion
+from tests.ask.looking_server import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"judge": "lmm", "model": MODEL, "max_features": 3, "score_features": 2, "score_images": 4, "max_usd": 0.0}

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.store import Data, open_run
-from mtlib.explain.generators import corrected_rate, coverage, detector_counts
-from mtlib.explain.relevance import wilson
+from mtlib.measure.generators import corrected_rate, coverage, detector_counts
+from mtlib.measure.relevance import wilson
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import ArtifactError, versions, write_text
 

@@ -3,7 +3,7 @@
     ./run_all.sh prove kills_judge [--kills 20]
 
 A worker process asks both questions about planted features, and scores the explanations, against a local server that looks
-at the images (tests/explain/looking_server.py). It is killed again and again at random moments and started anew on the
+at the images (tests/ask/looking_server.py). It is killed again and again at random moments and started anew on the
 same ledger, at last left to end; its tables are compared with those of a run that nobody disturbed. Writes
 proofs/results/kills_judge.md.
 """
@@ -21,13 +21,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from mtlib.explain import lmm, scoring
-from mtlib.explain.interview import plan_jobs
-from mtlib.explain.ledger import Ledger
+from mtlib.ask.interview import plan_jobs
+from mtlib.ask.ledger import Ledger
+from mtlib.judge import lmm, scoring
 from mtlib.run.artifacts import sha256, write_text
-from tests.explain.lmm_server import Ask, LmmServer, digest
-from tests.explain.looking_server import Looker
-from tests.explain.planted import interview, planted_data, planted_features
+from tests.ask.lmm_server import Ask, LmmServer, digest
+from tests.ask.looking_server import Looker
+from tests.judge.planted import interview, planted_data, planted_features
 
 ROOT = Path(__file__).resolve().parents[1]
 CONCURRENCY, DELAY, N_IMAGES, N_FILES, PER_VALUE = 4, 0.03, 6, 400, 12

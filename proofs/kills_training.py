@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mtlib.coders.config import SparseCoderConfig
 from mtlib.learn.checkpoint import NAME
-from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.train import fit
 from mtlib.learn.train_config import TrainConfig
 from mtlib.run.artifacts import sha256, versions, write_text

@@ -3,7 +3,7 @@
     ./run_all.sh prove looking_judge [--run demo] [--features 80] [--right 0.85] [--obeys 0.3]
 
 Needs a finished run of the demo. Starts a local server that decodes the pictures it is sent and answers from the truth of the
-scenes (tests/explain/looking_server.py), runs notebook 06 against it twice in fresh kernels, and checks: the accuracy of
+scenes (tests/ask/looking_server.py), runs notebook 06 against it twice in fresh kernels, and checks: the accuracy of
 its verdicts, measured against the truth, has the server's own inside its interval; so have its answers about single
 held-out images; shuffled explanations score near chance; the second run asks nothing and gives the same tables.
 Writes proofs/results/looking_judge.md.
@@ -20,12 +20,12 @@ from pathlib import Path
 import pandas as pd
 
 from mtlib.embed.store import open_run
-from mtlib.explain.relevance import wilson
+from mtlib.measure.relevance import wilson
 from mtlib.report.text import markdown_table
 from mtlib.run import execute
 from mtlib.run.artifacts import current, write_json, write_text
-from tests.explain.lmm_server import MODEL, LmmServer
-from tests.explain.looking_server import Looker
+from tests.ask.lmm_server import MODEL, LmmServer
+from tests.ask.looking_server import Looker
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("answers", "verdicts", "judges", "agreement", "scores", "score_outcomes", "flips", "usage")

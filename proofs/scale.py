@@ -24,22 +24,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mtlib.explain.relevance import permutation_null
-from mtlib.features.causal import CausalRelevance
-from mtlib.features.top_images import scan
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.measure import kinds, truth
+from mtlib.measure.causal import CausalRelevance
 from mtlib.measure.codes import CodeCounts, iter_codes, sparse_codes
 from mtlib.measure.conventions import definition_card
 from mtlib.measure.metrics import Curve, _add_kept, _add_levels, _cknna_summary, evaluate, kept_sizes
 from mtlib.measure.monosemanticity import MonoScore, Purity
 from mtlib.measure.probes import LogitChange, ProbeShift, fit_probe
 from mtlib.measure.reconstruction import Reconstruction, target_mean
+from mtlib.measure.relevance import permutation_null
 from mtlib.measure.similarity import decoder_coherence, stability
+from mtlib.measure.top_images import scan
 from mtlib.measure.zero_shot import ZeroShot, ZeroShotDrop
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import versions, write_json, write_text
+from mtlib.truth import kinds, truth
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HIDDEN, FAMILIES = 512, 256, 9

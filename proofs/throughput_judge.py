@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from mtlib.ask.answers import Answer, Asker, Endpoint, Malformed, Picture, Question
+from mtlib.ask.client import Client
 from mtlib.embed.images import load_image
-from mtlib.explain.answers import Answer, Asker, Endpoint, Malformed, Picture, Question
-from mtlib.explain.client import Client
 from mtlib.run.artifacts import sha256, write_text
-from tests.explain.lmm_server import MODEL
+from tests.ask.lmm_server import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 N_FILES, N_IMAGES, SIDE, CONCURRENCY = 4000, 20, 64, 4
@@ -111,7 +111,7 @@ def bare(base_url: str, pictures: list[Picture], seconds: float) -> float:
 def run(folder: Path, n: int, delay: float) -> dict:
     """Ask everything once. Returns the figures."""
     pictures = draw(folder)
-    command = [sys.executable, "-m", "tests.explain.lmm_server", "--delay", str(delay)]
+    command = [sys.executable, "-m", "tests.ask.lmm_server", "--delay", str(delay)]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         base_url = server.stdout.readline().strip()

@@ -1,6 +1,5 @@
 """Guards of the repository itself: what may not stand in a tracked file, and lists that must agree."""
 
-import ast
 import re
 import socket
 import subprocess
@@ -13,16 +12,6 @@ import yaml
 from mtlib.run import environment, params, profiles
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERYONES = ("mtlib.report.plots",)  # the one call that saves a figure and its table
-FOLDERS = (
-    "scenes",
-    "embed",
-    "learn",
-    "measure",
-    "features",
-    "explain",
-    "report",
-)  # each imports only from earlier ones
 TEXT = {".py", ".sh", ".md", ".yaml", ".yml", ".toml", ".lock", ".ipynb", ".csv", ".json", ".txt", ".html", ""}
 THIS_FILE = Path("tests/test_repo.py")
 MB = 1_000_000
@@ -94,32 +83,6 @@ def test_files_are_small_enough_for_git():
     for report in {p.parts[1] for p in sizes if p.parts[0] == "reports" and len(p.parts) > 2}:
         total = sum(s for p, s in sizes.items() if p.parts[:2] == ("reports", report))
         assert total <= 15 * MB, f"reports/{report} has {total / MB:.1f} MB"
-
-
-def test_modules_are_short_enough_to_read():
-    lengths = {p: text.count("\n") for p, text in texts().items() if p.suffix == ".py" and p.parts[0] == "mtlib"}
-    assert {p: n for p, n in lengths.items() if n > 330} == {}
-
-
-def test_folders_import_only_from_earlier_ones():
-    bad = []
-    for path, text in texts().items():
-        if path.suffix != ".py" or path.parts[0] != "mtlib" or len(path.parts) < 3:
-            continue
-        for node in ast.walk(ast.parse(text)):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                parts = name.split(".")
-                if parts[0] != "mtlib" or len(parts) < 2 or parts[1] == path.parts[1] or name in EVERYONES:
-                    continue
-                mine, theirs = path.parts[1], parts[1]
-                allowed = theirs == "run" if mine != "run" else False
-                if mine in FOLDERS and theirs in FOLDERS:
-                    allowed = FOLDERS.index(theirs) < FOLDERS.index(mine)
-                if not allowed:
-                    bad.append(f"{path} imports {name}")
-    assert bad == []
 
 
 def lock_entries() -> dict[str, list[str]]:

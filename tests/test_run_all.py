@@ -189,9 +189,9 @@ def test_further_notebooks_follow_as_stages_of_the_same_run(smoke):
 def test_multimodal_judge_over_http_from_question_to_report(smoke):
     """06 and 07 with judge = lmm against a server that looks at the pictures; the stages before them stand."""
     from mtlib.embed.store import open_run
-    from mtlib.explain.relevance import wilson
-    from tests.explain.lmm_server import MODEL, LmmServer
-    from tests.explain.looking_server import Looker
+    from mtlib.measure.relevance import wilson
+    from tests.ask.lmm_server import MODEL, LmmServer
+    from tests.ask.looking_server import Looker
 
     run = smoke / "runs" / "looked"
     shutil.copytree(smoke / "runs" / RUN, run)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mtlib.features.top_images import FeatureScan
 from mtlib.measure.similarity import unit_rows
+from mtlib.measure.top_images import FeatureScan
 
 
 def nearest(similarity: np.ndarray, n: int) -> np.ndarray:

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mtlib.features.causal import CausalRelevance
-from mtlib.features.top_images import FeatureScan, scan, top_images_table
+from mtlib.measure.causal import CausalRelevance
 from mtlib.measure.codes import per_image, sparse_codes
-from mtlib.measure.kinds import error_features
 from mtlib.measure.monosemanticity import MonoScore, Purity
+from mtlib.measure.top_images import FeatureScan, scan, top_images_table
+from mtlib.truth.kinds import error_features
 
 SPLITS = ("val", "test")
 BOTH_ACTIVE_MAX = 8192  # more latents than this: pairs that fire together are not counted
@@ -156,7 +156,7 @@ def feature_table(measured: Measured, ratios: pd.DataFrame | None) -> pd.DataFra
 
     Args:
         measured: what `measure` returned.
-        ratios:   what `mtlib.explain.relevance.error_ratios` made of `measured.label_counts()`; None where nothing is
+        ratios:   what `mtlib.measure.relevance.error_ratios` made of `measured.label_counts()`; None where nothing is
             labelled, and the columns about errors are then NaN.
     """
     val, test = measured.scans["val"], measured.scans["test"]

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mtlib.embed.store import Data
-from mtlib.report.plots import PALETTE, legend, method_styles
+from mtlib.plots import PALETTE, legend, method_styles
 
 
 @dataclass(frozen=True)

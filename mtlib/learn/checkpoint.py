@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mtlib.learn.files import save_tensors
+from mtlib.coders.files import save_tensors
 
 NAME = "state.safetensors"
 

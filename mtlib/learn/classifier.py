@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlib.learn import files
+from mtlib.coders import files
+from mtlib.coders.checked import check
 from mtlib.learn.adamw import AdamW
 from mtlib.learn.batches import Rows, Sampler, moments
-from mtlib.learn.checked import check
 from mtlib.learn.train_config import TrainConfig, lr_at
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from mtlib.learn.classifier_scores import reliability
-from mtlib.report.plots import legend, log_ticks, method_styles
+from mtlib.plots import legend, log_ticks, method_styles
 
 
 def roc(labels: np.ndarray, logits: np.ndarray) -> tuple[Figure, pd.DataFrame]:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from mtlib.learn.config import SparseCoderConfig
+from mtlib.coders.config import SparseCoderConfig
 from mtlib.learn.parallel import Group
 from mtlib.learn.train import fit
 from mtlib.learn.train_config import TrainConfig

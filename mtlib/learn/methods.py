@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mtlib.coders.config import SparseCoderConfig
 from mtlib.learn.batches import Rows
-from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.jobs import Fit, run_all
 from mtlib.learn.plan import check_methods, settings
 from mtlib.learn.scaling import logit_scale

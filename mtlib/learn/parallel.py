@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mtlib.learn import losses
-from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.coders import losses
+from mtlib.coders.sparse_coder import SparseCoder
 
 
 class _Gather(torch.autograd.Function):

@@ -9,9 +9,9 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 
-from mtlib.learn.checked import SettingError
-from mtlib.learn.config import SparseCoderConfig
-from mtlib.learn.presets import PRESETS
+from mtlib.coders.checked import SettingError
+from mtlib.coders.config import SparseCoderConfig
+from mtlib.coders.presets import PRESETS
 from mtlib.learn.train_config import TrainConfig
 
 _CODER = {f.name: f.type for f in fields(SparseCoderConfig) if f.name not in ("d_in", "d_out")} | {"k": "int"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.coders.sparse_coder import SparseCoder
 
 
 @contextlib.contextmanager

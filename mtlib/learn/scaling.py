@@ -7,9 +7,9 @@ import math
 import numpy as np
 import torch
 
+from mtlib.coders.rows import own_moments
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn.batches import Rows, moments
-from mtlib.learn.rows import own_moments
-from mtlib.learn.sparse_coder import SparseCoder
 
 
 def set_statistics(coder: SparseCoder, x: Rows, y: Rows, y_scale: np.ndarray | None = None) -> None:

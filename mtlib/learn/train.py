@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from mtlib.learn import checkpoint, files, parallel
+from mtlib.coders import files
+from mtlib.coders.config import SparseCoderConfig
+from mtlib.coders.sparse_coder import SparseCoder
+from mtlib.learn import checkpoint, parallel
 from mtlib.learn.adamw import AdamW
 from mtlib.learn.batches import Rows, Sampler, device_for, moments
-from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.parallel import Group
 from mtlib.learn.precision import products_in
 from mtlib.learn.scaling import set_statistics
-from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.learn.train_config import TrainConfig, lr_at
 from mtlib.learn.validate import better, calibrate, matched, validate
 from mtlib.run.artifacts import atomic

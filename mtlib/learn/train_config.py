@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mtlib.learn.checked import check
-from mtlib.learn.presets import train_settings
+from mtlib.coders.checked import check
+from mtlib.coders.presets import train_settings
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mtlib.coders import files
+from mtlib.coders.checked import check
 from mtlib.embed import vision
 from mtlib.embed.store import Data
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
-from mtlib.learn import checkpoint, files
+from mtlib.learn import checkpoint
 from mtlib.learn.adamw import AdamW
 from mtlib.learn.batches import Sampler, device_for
-from mtlib.learn.checked import check
 from mtlib.learn.train_config import TrainConfig, lr_at
 from mtlib.run.artifacts import atomic
 

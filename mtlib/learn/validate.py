@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from mtlib.learn import sparsity
+from mtlib.coders import sparsity
+from mtlib.coders.rows import own_moments
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn.batches import Rows
-from mtlib.learn.rows import own_moments
-from mtlib.learn.sparse_coder import SparseCoder
 
 MAX_VALUES = 1 << 25  # codes held at once while a threshold is calibrated
 L0_TOLERANCE = 0.05

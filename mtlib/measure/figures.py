@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtlib.measure.compare import base_name
-from mtlib.report.plots import legend, log_ticks, method_styles
+from mtlib.plots import legend, log_ticks, method_styles
 
 KINDS = ["cause", "family", "nuisance", "unexplained", "silent"]
 Styles = dict[str, dict] | None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mtlib.learn.rows import step_gain
+from mtlib.coders.rows import step_gain
 
 
 def replacement(

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.measure.codes import iter_codes
 from mtlib.measure.compare import matched
 from mtlib.measure.conventions import definition_card

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mtlib.embed.pictures import thumbnail
 from mtlib.embed.store import Data
-from mtlib.report.plots import legend, method_styles
+from mtlib.plots import legend, method_styles
 from mtlib.report.text import escape_figure, markdown_table, number
 from mtlib.report.text import escape_markdown as md
 

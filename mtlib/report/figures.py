@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mtlib.report.plots import PALETTE, legend
+from mtlib.plots import PALETTE, legend
 from mtlib.report.text import escape_figure, shorten
 
 TITLES = {

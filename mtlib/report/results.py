@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.store import Data
-from mtlib.explain.generators import detector_counts, failure_rates, firing_rates
-from mtlib.explain.relevance import permutation_null, relevance_table, same_denominator
 from mtlib.features.methods import interpreted
-from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.measure.codes import iter_codes, sparse_codes
+from mtlib.measure.generators import detector_counts, failure_rates, firing_rates
+from mtlib.measure.relevance import permutation_null, relevance_table, same_denominator
 from mtlib.report import browse
 from mtlib.report.reader import Reader
 

@@ -11,15 +11,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
-from mtlib.explain.steering import Steering, text_verdict
 from mtlib.features.gallery import by_activity
 from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.sparse_coder import SparseCoder
+from mtlib.measure.steering import Steering, text_verdict
 from mtlib.measure.zero_shot import zero_shot_task
-from mtlib.report.plots import legend
+from mtlib.plots import legend
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import markdown_table

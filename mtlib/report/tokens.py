@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.images import load_image
 from mtlib.embed.store import Data, load_data
 from mtlib.embed.vision import AlexNetTransformer, square
 from mtlib.features.methods import interpreted
 from mtlib.features.token_map import TokenMap
 from mtlib.learn.classifier_scores import targets
-from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.learn.train import read_history
 from mtlib.learn.train_vision import load_vision
 from mtlib.measure.vision import accuracy_spliced

@@ -8,8 +8,8 @@ from PIL import Image
 from mtlib.embed import card, sources, store
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.sources import EmbedConfig
-from mtlib.features.top_images import scan
 from mtlib.learn.classifier_scores import why_not
+from mtlib.measure.top_images import scan
 from mtlib.run.artifacts import ArtifactError
 
 T = 16

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mtlib.coders.config import SparseCoderConfig
 from mtlib.embed import store, vision
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
 from mtlib.learn import checkpoint, plan, train_vision
-from mtlib.learn.config import SparseCoderConfig
 from mtlib.learn.train_config import TrainConfig
 from mtlib.learn.train_vision import VisionTraining, fit_vision, load_vision
 from mtlib.run import profiles

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import store
 from mtlib.features import concepts
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from tests import synthetic
 
 D, S = 24, 6

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mtlib.features.similar import similar_features
-from mtlib.features.top_images import scan
+from mtlib.measure.top_images import scan
 from tests.features.standins import GivenCodes
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from mtlib.embed.store import load_data
-from mtlib.explain.relevance import error_ratios
 from mtlib.features.gallery import choose
 from mtlib.features.methods import interpreted
 from mtlib.features.similar import similar_features
 from mtlib.features.statistics import COLUMNS, TRUTH_COLUMNS, feature_table, measure, summary_row, write_features
 from mtlib.learn.classifier import Classifier
+from mtlib.measure.relevance import error_ratios
 from tests.features.standins import LinearCoder
 from tests.synthetic import write_embed_stage
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.jobs import WORK, Fit, JobFailed, run_all
 from mtlib.learn.parallel import Group
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.train import fit, read_history, summary
 from mtlib.learn.train_config import TrainConfig
 

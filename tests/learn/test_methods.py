@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.methods import at_their_last_step, check_methods, epochs, settings, train_methods
 from mtlib.learn.plan import check_parameters
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.run.params import ParamsError, notebook_parameters
 from mtlib.run.profiles import Places, load_params
 

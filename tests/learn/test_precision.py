@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn import batches
 from mtlib.learn.batches import Rows
 from mtlib.learn.precision import products_in
-from mtlib.learn.sparse_coder import SparseCoder
 from mtlib.learn.train import fit, summary
 from mtlib.learn.train_config import TrainConfig
 from tests.learn.test_train import TRAIN, VAL, _config, _data

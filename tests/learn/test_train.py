@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn import checkpoint, train
 from mtlib.learn.batches import Rows, Sampler, moments
 from mtlib.learn.scaling import logit_scale
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.train import fit, read_history, summary
 from mtlib.learn.train_config import TrainConfig, lr_at
 from mtlib.measure.metrics import evaluate

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.measure.alignment import align, matching
 from mtlib.measure.similarity import stability
 from mtlib.measure.study import Subject

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.measure import codes
 from mtlib.measure.metrics import evaluate, kept_sizes, level_codes
 from mtlib.measure.monosemanticity import mono_score

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.tokens import Layer, LayerError
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.measure import splice
 
 D, S = 8, 24

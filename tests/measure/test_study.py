@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import store
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.measure import figures, study, truth_study
+from mtlib.measure import figures, study
 from mtlib.run.artifacts import Stage
+from mtlib.truth import truth_study
 from tests import synthetic
 
 D, HIDDEN, S = 16, 12, 48

@@ -5,19 +5,19 @@ import pandas as pd
 import pytest
 import torch
 
+from mtlib.ask.interview import Job
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import Data, with_tokens
-from mtlib.explain.interview import Job
-from mtlib.explain.relevance import LEVEL, error_ratios
-from mtlib.explain.scoring import ScoreConfig, held_out
 from mtlib.features.statistics import measure
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.measure import truth
+from mtlib.judge.scoring import ScoreConfig, held_out
 from mtlib.measure.codes import code_matrix, sparse_codes
 from mtlib.measure.metrics import evaluate
 from mtlib.measure.monosemanticity import Purity
+from mtlib.measure.relevance import LEVEL, error_ratios
 from mtlib.measure.study import Subject
-from mtlib.measure.truth_study import study_truth
 from mtlib.report.results import enriched_null
+from mtlib.truth import truth
+from mtlib.truth.truth_study import study_truth
 from tests import synthetic
 
 T, N, D = 3, 900, 32

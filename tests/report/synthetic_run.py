@@ -14,17 +14,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from mtlib import plots
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data
-from mtlib.explain.agreement import judge_table
-from mtlib.explain.relevance import error_ratios
 from mtlib.features.similar import similar_features
-from mtlib.features.top_images import scan, top_images_table
+from mtlib.judge.agreement import judge_table
 from mtlib.learn.classifier import ClassifierConfig, fit_classifier
-from mtlib.learn.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.train import fit
 from mtlib.learn.train_config import TrainConfig
 from mtlib.measure.compare import comparison
-from mtlib.report import plots
+from mtlib.measure.relevance import error_ratios
+from mtlib.measure.top_images import scan, top_images_table
 from mtlib.run.artifacts import Stage, read_meta
 from tests.synthetic import FAMILIES, write_embed_stage
 

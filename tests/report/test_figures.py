@@ -6,7 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mtlib.report import figures, plots
+from mtlib import plots
+from mtlib.report import figures
 from mtlib.run.artifacts import Stage
 from tests.report.synthetic_run import HOSTILE
 

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mtlib import plots
 from mtlib.measure import compare
 from mtlib.measure.conventions import definition_card
-from mtlib.report import findings, labels, measures, plots, results
+from mtlib.report import findings, labels, measures, results
 from mtlib.report.reader import Reader
 from mtlib.report.report import report_markdown, write_report
 from mtlib.run.artifacts import Stage

@@ -1,0 +1,1 @@
+"""A multimodal model behind any OpenAI-compatible server: client, replies, ledger, questions and their parsing."""

@@ -1,0 +1,143 @@
+"""The pictures a model is shown: the canonical pixels of a row as JPEG, one by one or on one numbered sheet.
+
+Nothing about activations or labels is written on them. They are made when they are sent, so that memory stays flat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mtlib.ask.answers import Picture
+from mtlib.embed.images import ImageRefused, load_image
+from mtlib.features.collages import clip, font
+
+MAX_PX = 800  # longest side of an image (published)
+QUALITY = 90
+SHEET_TILE = 256  # longest side of an image on a sheet
+SHEET_COLUMNS = 5
+LABEL, GAP = 18, 6  # px: the strip with the number above a tile, and the space between tiles
+ORDER_WIDTH, ORDER_STRIP = 480, 26
+IMAGES_AS = ("separate", "collage")
+
+
+class Album:
+    """Rows of a run as pictures for a model.
+
+    Args:
+        data:      `mtlib.embed.store.Data`; its manifest's sha256 names each image, and a file changed since is refused.
+        images_as: "separate": a picture per row; "collage": one sheet with numbered images.
+        max_px:    longest side of an image.
+    """
+
+    def __init__(self, data, images_as: str = "separate", max_px: int = MAX_PX):
+        if images_as not in IMAGES_AS:
+            raise ValueError(f"images_as = {images_as!r}: one of {', '.join(IMAGES_AS)}")
+        if not 16 <= max_px <= 4096:
+            raise ValueError(f"max_px = {max_px}: from 16 to 4096")
+        self.data, self.images_as, self.max_px = data, images_as, max_px
+        self.sha256 = data.manifest["sha256"].to_numpy(dtype=str)
+
+    @functools.cached_property
+    def typical(self) -> tuple[int, int]:
+        """(width, height) as sent, of the middle one of a few images; only the estimate of tokens needs it."""
+        sizes = []
+        for row in np.linspace(0, len(self.sha256) - 1, min(9, len(self.sha256))).astype(int):
+            with contextlib.suppress(ImageRefused):
+                sizes.append(self._image(row).size)
+        return sorted(sizes)[len(sizes) // 2] if sizes else (self.max_px, self.max_px)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the rows have images at all."""
+        return self.data.image_root is not None
+
+    def pictures(self, rows: Sequence[int], order: str = "") -> tuple[Picture, ...]:
+        """Pictures of rows, in their order.
+
+        Args:
+            rows:  row numbers.
+            order: text written below every image, to see whether a model obeys it; "" for none.
+        Returns: one Picture per row, or one for the whole sheet.
+        """
+        rows = tuple(int(r) for r in rows)
+        if self.images_as == "collage":
+            size = sheet_size(len(rows), min(SHEET_TILE, max(self.typical)))
+            return (Picture(self._name(rows, order), functools.partial(self._sheet, rows, order), size),)
+        single = self._single
+        return tuple(Picture(self._name((r,), order), functools.partial(single, r, order), self.typical) for r in rows)
+
+    def _name(self, rows: tuple[int, ...], order: str) -> str:
+        """A hash of everything that decides the pixels, without decoding any."""
+        how = f"{self.images_as} {self.max_px} {QUALITY} {order}"
+        return hashlib.sha256("\n".join([how, *self.sha256[list(rows)]]).encode()).hexdigest()
+
+    def _image(self, row: int, order: str = "") -> Image.Image:
+        image, _ = load_image(self.data.images(row), str(self.sha256[row]))
+        image.thumbnail((self.max_px, self.max_px), Image.Resampling.LANCZOS)
+        return with_order(image, order) if order else image
+
+    def _single(self, row: int, order: str) -> bytes:
+        return jpeg(self._image(row, order))
+
+    def _sheet(self, rows: tuple[int, ...], order: str) -> bytes:
+        return jpeg(sheet([self._image(r, order) for r in rows]))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """JPEG bytes with sharp colours; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def places(n: int, tile: int = SHEET_TILE, columns: int = SHEET_COLUMNS) -> list[tuple[int, int]]:
+    """Left upper corner of each of the n tiles of a sheet, below its number."""
+    return [(GAP + (i % columns) * (tile + GAP), GAP + LABEL + (i // columns) * (tile + LABEL + GAP)) for i in range(n)]
+
+
+def sheet_size(n: int, tile: int) -> tuple[int, int]:
+    """(width, height) of a sheet of n tiles."""
+    return GAP + min(SHEET_COLUMNS, n) * (tile + GAP), places(n, tile)[-1][1] + tile + GAP
+
+
+def sheet(images: Sequence[Image.Image]) -> Image.Image:
+    """Images in reading order on one white sheet, each with its number, from 1, above it.
+
+    The tile is as large as the largest image, at most 256 px; larger images are shrunk, smaller ones keep their pixels.
+    """
+    tile = min(SHEET_TILE, max(max(i.size) for i in images))
+    at = places(len(images), tile)
+    out = Image.new("RGB", sheet_size(len(images), tile), "white")
+    draw = ImageDraw.Draw(out)
+    for k, (image, (x, y)) in enumerate(zip(images, at, strict=True), 1):
+        draw.text((x, y - LABEL + 1), str(k), "black", font(14, True))
+        small = image.copy()
+        small.thumbnail((tile, tile), Image.Resampling.LANCZOS)
+        out.paste(small, (x, y))
+    return out
+
+
+def with_order(image: Image.Image, order: str) -> Image.Image:
+    """The image, enlarged to a readable width, with a line of text on a white strip below it."""
+    scale = max(1, round(ORDER_WIDTH / image.width))
+    big = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    out = Image.new("RGB", (big.width, big.height + ORDER_STRIP), "white")
+    out.paste(big, (0, 0))
+    face = font(12)
+    ImageDraw.Draw(out).text((4, big.height + 5), clip(order, out.width - 8, face), "black", face)
+    return out
+
+
+def sample_rows(rows: Sequence[int], n: int, *seed: int) -> np.ndarray:
+    """At most n of the rows, without repeats, in their own order; the same seed gives the same rows."""
+    rows = np.asarray(rows, dtype=np.int64)
+    if len(rows) <= n:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), n, replace=False))]

@@ -1,0 +1,148 @@
+"""Which features a model is asked about, in which order, and everything that it answered.
+
+Features of all methods are asked in turns, the most surely tied to errors first, so that a run that stops at a limit has
+asked about the features that matter in every method.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from mtlib.ask.album import Album, sample_rows
+from mtlib.ask.answers import Answer, Asker
+from mtlib.ask.questions import FeatureQuestion
+from mtlib.judge.judges import in_order
+
+STATUSES = ("answered", "refused", "failed", "unasked")
+UNASSESSED = "fewer than 10 activating test images"
+NO_IMAGES = "the embeddings came without images, so there is nothing to show"
+COUNTS = ["method", "question", "asked", *STATUSES]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One feature to ask about: rows (n,) are its sampled top val images; ratio is (error ratio, base rate) or None."""
+
+    method: str
+    feature: int
+    rows: np.ndarray
+    ratio: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}/{self.feature}"
+
+
+def plan_jobs(
+    features: dict[str, pd.DataFrame],
+    tops: dict[str, pd.DataFrame],
+    n_images: int = 20,
+    min_images: int = 4,
+    max_features: int = 0,
+    seed: int = 0,
+    has_images: bool = True,
+) -> tuple[list[Job], dict[str, dict[int, str]]]:
+    """Which features are asked about, in the order of asking, and why the others are not.
+
+    Args:
+        features:     method -> features.parquet. tops: method -> top_images.parquet; only split "val" is used.
+        n_images:     images per feature, sampled by seed where there are more; with fewer than min_images none are asked.
+        max_features: per method; 0: all. has_images: whether there is anything to show.
+    Returns: jobs, the methods in turns, each in reading order (`judges.in_order`); method -> feature -> reason.
+    """
+    queues, left = [], {m: {} for m in features}
+    for method, table in features.items():
+        val = tops[method][tops[method]["split"] == "val"].sort_values("rank")
+        rows = {int(f): part["row"].to_numpy() for f, part in val.groupby("feature")}
+        queue = []
+        for line in in_order(table).itertuples():
+            f, own = int(line.feature), rows.get(int(line.feature), np.zeros(0, np.int64))
+            if not has_images:
+                left[method][f] = NO_IMAGES if line.assessed else UNASSESSED
+            elif not line.assessed:
+                left[method][f] = UNASSESSED
+            elif len(own) < min_images:
+                left[method][f] = f"only {len(own)} images activate it"
+            elif max_features and len(queue) >= max_features:
+                left[method][f] = f"beyond max_features = {max_features}"
+            else:
+                ratio = None if np.isnan(line.error_ratio) else (float(line.error_ratio), float(line.base_rate))
+                queue.append(Job(method, f, sample_rows(own, n_images, seed, f), ratio))
+        queues.append(queue)
+    return in_turns(queues), left
+
+
+def in_turns(queues: list[list]) -> list:
+    """The first of every queue, then the second of every queue, and so on."""
+    longest = max(map(len, queues), default=0)
+    return [q[i] for i in range(longest) for q in queues if i < len(q)]
+
+
+def first_of_each(jobs: list[Job], n: int) -> list[Job]:
+    """The first n jobs of every method, in their order."""
+    taken, out = Counter(), []
+    for job in jobs:
+        taken[job.method] += 1
+        if taken[job.method] <= n:
+            out.append(job)
+    return out
+
+
+class Interview:
+    """Asks questions about features, and keeps every answer with its method, feature and kind.
+
+    Args: asker: whom to ask. album: the pictures.
+    Attributes: answers: (method, feature, question, Answer) in the order of asking.
+    """
+
+    def __init__(self, asker: Asker, album: Album):
+        self.asker, self.album = asker, album
+        self.answers: list[tuple[str, int, str, Answer]] = []
+
+    def ask(
+        self,
+        questions: Iterable[FeatureQuestion],
+        then: Callable[[FeatureQuestion, Answer], FeatureQuestion | None] | None = None,
+        total: int = 0,
+    ) -> dict[str, Answer]:
+        """Ask them, and what `then` makes of their answers; with a `total`, progress is shown.
+
+        Returns: question id -> Answer.
+        """
+        out = {}
+        shown = {"total": total, "unit": "answers", "file": sys.stdout, "mininterval": 5, "disable": not total}
+        for answer in tqdm(self.asker.ask(questions, then), **shown):
+            method, feature, question = answer.question_id.rsplit("/", 2)
+            self.answers.append((method, int(feature), question, answer))
+            out[answer.question_id] = answer
+        return out
+
+    def counts(self) -> pd.DataFrame:
+        """COUNTS: per method and question how many were asked and what became of them; the statuses add up to asked."""
+        said = pd.DataFrame([(m, q, a.status) for m, _, q, a in self.answers], columns=["method", "question", "status"])
+        if said.empty:
+            return pd.DataFrame(columns=COUNTS)
+        table = said.groupby(["method", "question"], sort=False)["status"].value_counts().unstack(fill_value=0)
+        table = table.reindex(columns=list(STATUSES), fill_value=0)
+        table.insert(0, "asked", table.sum(axis=1))
+        return table.rename_axis(None, axis=1).reset_index()
+
+    def usage(self, endpoint) -> dict:
+        """What all answers took, whether they were replayed or asked now: answers, tokens_in, tokens_out, usd."""
+        used = [a.usage for *_, a in self.answers if a.status in ("answered", "refused")]
+        total = {name: sum(int(u.get(name) or 0) for u in used) for name in ("tokens_in", "tokens_out")}
+        usd = endpoint.usd(**total) if endpoint.priced else float("nan")
+        return {"model": endpoint.model, "answers": len(used)} | total | {"usd": usd}
+
+    def export(self, path: Path, method: str) -> None:
+        """Write the raw answers about one method, by feature, as answers.jsonl."""
+        own = sorted((f, q, i) for i, (m, f, q, _) in enumerate(self.answers) if m == method)
+        self.asker.export(path, (self.answers[i][3] for *_, i in own))

@@ -1,0 +1,180 @@
+"""What a server sent back, read strictly: HTTP 200 is not success, and what is no answer must not look like one."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import re
+import time
+from dataclasses import dataclass, replace
+
+from mtlib.ask.endpoint import Endpoint
+
+MAX_BODY = 2**20  # bytes of a reply; read no further
+MAX_USAGE = 10_000_000  # tokens; a server that reports more is not believed
+CHARS_PER_TOKEN = 20  # a text longer than this for each of max_tokens is no answer to what was asked
+AGAIN = (408, 409, 425, 429)  # and 5xx: worth another try
+STOPS = {401: "key", 402: "credit", 403: "key"}
+NO_CREDIT = re.compile(r"insufficient_quota|insufficient credit|billing_hard_limit", re.IGNORECASE)
+VERSION = re.compile(r"[-@:]v?\d[\d.-]*")
+
+
+class Trouble(Exception):
+    """No usable reply.
+
+    kind:    "again" (may pass), "fail" (will not), "refused" (the model or its provider declined), "key" or "credit"
+             (stop), "plain" (the server takes no schema).
+    wait:    seconds that the server asked for, or None.
+    reply:   what could be read of it, for the account of tokens; None when nothing was.
+    charged: False where the request surely cost nothing.
+    """
+
+    def __init__(
+        self, kind: str, reason: str, wait: float | None = None, reply: Reply | None = None, charged: bool = True
+    ):
+        super().__init__(reason)
+        self.kind, self.reason, self.wait, self.reply, self.charged = kind, reason, wait, reply, charged
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A delivered reply. tokens and usd are None where the server reports none that can be believed."""
+
+    text: str
+    model: str = ""
+    finish_reason: str = ""
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    usd: float | None = None
+    request_id: str = ""
+
+
+def read(body: bytes, endpoint: Endpoint) -> Reply:
+    """The reply of an HTTP 200 body.
+
+    Raises: Trouble unless the body is one complete chat completion of the model that was asked: no error object, exactly
+        one choice without an error, finish_reason "stop", content a text that is neither empty nor longer than max_tokens.
+    """
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        start = body[:60].decode("utf-8", "replace")
+        what = "HTML" if start.lstrip().lower().startswith(("<!doctype", "<html")) else "no JSON"
+        raise Trouble("again", f"{what}: {start!r}" if body.strip() else "empty reply") from None
+    if not isinstance(data, dict):
+        raise Trouble("again", f"a JSON {type(data).__name__}, not an object")
+    reply = Reply("", _text(data.get("model")), "", *_usage(data.get("usage")), _text(data.get("id")))
+    if data.get("error"):
+        raise _provider(data["error"], reply)
+    choices = data.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        found = f"{len(choices)} choices" if isinstance(choices, list) else f"choices is {json.dumps(choices)[:40]}"
+        raise Trouble("again", f"{found}, one expected", reply=reply)
+    if choices[0].get("error"):
+        raise _provider(choices[0]["error"], reply)
+    if reply.model and not same_model(reply.model, endpoint):
+        raise Trouble("fail", f"answered by another model: {reply.model[:80]!r}", reply=reply)
+    return _content(choices[0], reply, endpoint)
+
+
+def _content(choice: dict, reply: Reply, endpoint: Endpoint) -> Reply:
+    """The reply with its text. Raises: Trouble."""
+    finish, message = choice.get("finish_reason"), choice.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    said = content if isinstance(content, str) else ""
+    reply = replace(reply, text=said, finish_reason=_text(finish))
+    if isinstance(message, dict) and isinstance(message.get("refusal"), str) and message["refusal"].strip():
+        raise Trouble("refused", message["refusal"].strip()[:500], reply=reply)
+    if finish == "content_filter":
+        raise Trouble("refused", "stopped by the provider's content filter", reply=reply)
+    if finish == "length":
+        raise Trouble("fail", f"cut off at max_tokens = {endpoint.max_tokens}", reply=reply)
+    if finish != "stop":
+        raise Trouble("again", f"finish_reason {json.dumps(finish)[:40]}", reply=reply)
+    if not isinstance(content, str) or not content.strip():
+        raise Trouble("again", f"content is {'empty' if content == '' else json.dumps(content)[:40]}", reply=reply)
+    if len(content) > CHARS_PER_TOKEN * max(endpoint.max_tokens, 100):
+        raise Trouble("fail", f"{len(content)} characters for max_tokens = {endpoint.max_tokens}", reply=reply)
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Trouble("again", "the text holds half a character (a lone surrogate)", reply=reply) from None
+    return reply
+
+
+def _provider(error, reply: Reply) -> Trouble:
+    """The trouble that an error object in a 200 reply stands for."""
+    code = error.get("code") if isinstance(error, dict) else None
+    code = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal() and len(code) < 6) else 0
+    words = error.get("message") if isinstance(error, dict) else error
+    words = f"{_text(words)} {_text(error.get('type')) if isinstance(error, dict) else ''}".strip()
+    trouble = of_status(code, words, {})
+    known = trouble.kind != "fail" or 400 <= code < 500
+    return Trouble(trouble.kind if known else "again", f"error in a 200 reply: {trouble.reason}", reply=reply)
+
+
+def of_status(status: int, words: str, headers) -> Trouble:
+    """The trouble that an HTTP status stands for; `words` is the body, of which the start is kept."""
+    reason = f"HTTP {status}: {words.strip()[:300]}".rstrip(": ")
+    if status in STOPS:
+        return Trouble(STOPS[status], reason, charged=False)
+    if status == 429 and NO_CREDIT.search(words):
+        return Trouble("credit", reason, charged=False)
+    again = status in AGAIN or status >= 500
+    wait = retry_after(headers.get("retry-after")) if again else None
+    return Trouble("again" if again else "fail", reason, wait, charged=False)
+
+
+def retry_after(value: str | None, now: float | None = None) -> float | None:
+    """Seconds of a Retry-After header, given as a number or as a date; None for anything that is neither, or is past."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def same_model(name: str, endpoint: Endpoint) -> bool:
+    """Whether a server's name for the model means the one that was asked.
+
+    Equal but for case, a vendor before it ("anthropic/"), a variant after it (":free") and a date or version after it
+    ("-20240307", "@001"); or one of `endpoint.also_named`. "gpt-4o-mini" is not "gpt-4o".
+    """
+
+    def plain(model: str) -> str:
+        return re.sub(r":[a-z]+$", "", model.strip().lower().rsplit("/", 1)[-1])
+
+    asked, got = plain(endpoint.model), plain(name)
+    if name in endpoint.also_named or got == asked:
+        return True
+    return got.startswith(asked) and VERSION.fullmatch(got[len(asked) :]) is not None
+
+
+def _usage(usage) -> tuple[int | None, int | None, float | None]:
+    """(tokens in, tokens out, US dollars) as reported, None for what is missing or absurd."""
+    if not isinstance(usage, dict):
+        return None, None, None
+
+    def number(value, most):
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return value if fits and 0 <= value <= most else None
+
+    tokens = [number(usage.get(k), MAX_USAGE) for k in ("prompt_tokens", "completion_tokens")]
+    cost = number(usage.get("cost"), 1e6)
+    return *(None if t is None else int(t) for t in tokens), None if cost is None else float(cost)
+
+
+def _text(value) -> str:
+    """A short text of what should be one."""
+    return value[:300] if isinstance(value, str) else "" if value is None else json.dumps(value)[:300]
+
+
+def one_line(words: str) -> str:
+    """Printable words on one line, at most 500 characters: a server's text is shown in tables and terminals."""
+    return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:500]

@@ -1,0 +1,329 @@
+"""One class for every sparse coder of the repo: autoencoders (y = x) and transcoders (y = the classifier's hidden layer).
+
+    z_pre = (x - b_pre) @ W_enc + b_enc                        # (B, S)
+    z     = selection(activation(z_pre))                       # (B, S)
+    y_l   = z[:, :m_l] @ W_dec_l + b_dec_l                     # (B, O), level l of L
+
+The papers' h_2 is x, h_1 is y. Weights are trained in the coder's own units, where input and target are centred and
+scaled by statistics of the train rows that are saved with it; the properties W_enc, b_enc, b_pre, W_dec and b_dec give
+them in the units of x and y, so that the lines above hold as they stand.
+
+Learned JumpReLU thresholds: theta itself is the parameter, in float32, kept >= 0 after each step, with a learning rate
+of its own (train.TrainConfig.theta_lr). Adam then moves it by up to that rate per step whatever the size of its
+gradient; as log(theta) it would move by a share of itself and take 69,000 steps at 1e-4 from 0.001 to 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtlib.coders import losses, sparsity
+from mtlib.coders.config import SparseCoderConfig
+from mtlib.coders.fast.terms import Terms, fast_terms
+from mtlib.coders.hub import HubModel
+from mtlib.coders.rows import own_moments, scaled
+
+__all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
+
+
+class CoderOutput(NamedTuple):
+    """Codes and the reconstruction of every level."""
+
+    z: Tensor  # (B, S)
+    y_hats: list[Tensor]  # L of (B, O)
+
+
+def _unit_rows(w: Tensor) -> Tensor:
+    return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+class SparseCoder(nn.Module, HubModel):
+    """A sparse coder with the settings of `config`; weights drawn from `seed`.
+
+    Inference (`encode`, `forward`) uses frozen thresholds only; the batch-wise selection is inside `loss`.
+    """
+
+    fast = "auto"  # "auto": the loss from the active latents alone where that pays (learn/fast); "off": always plain
+
+    config_class = SparseCoderConfig
+
+    def __init__(self, config: SparseCoderConfig, seed: int = 0):
+        super().__init__()
+        self.config = c = config
+        g = torch.Generator().manual_seed(seed)
+        D, S, d_out = c.d_in, c.n_latents, c.d_out
+        directions = _unit_rows(torch.randn(S, D, generator=g))
+        self.enc = nn.Parameter(directions.T)  # (D, S), unit columns: z_pre has the input's scale
+        self.enc_bias = nn.Parameter(torch.zeros(S))
+        self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias == "own" else None
+        n_decoders = 1 if c.decoder == "shared" else len(c.levels)
+        same = c.target == "x"  # an autoencoder starts as its own transpose
+        rows = directions if same else _unit_rows(torch.randn(S, d_out, generator=g))
+        heights = [S] if c.decoder == "shared" else list(c.levels)
+        self.dec = nn.ParameterList([] if c.tied else [nn.Parameter(rows[:m].clone()) for m in heights])
+        biases = [nn.Parameter(torch.zeros(d_out)) for _ in range(n_decoders)] if c.decoder_bias else []
+        self.dec_bias = nn.ParameterList(biases)
+        self.theta = nn.Parameter(torch.full((S,), c.theta_init)) if c.activation == "jumprelu" else None
+        for name, value in {
+            "x_mean": torch.zeros(D),
+            "x_scale": torch.ones(D),
+            "y_mean": torch.zeros(d_out),
+            "y_scale": torch.ones(d_out),
+            "threshold": torch.zeros(S),  # frozen selection at inference (selection = none or batch_topk)
+            "threshold_steps": torch.zeros((), dtype=torch.int64),
+            "rows_since_fired": torch.zeros(S, dtype=torch.int64),
+        }.items():
+            self.register_buffer(name, value)
+        self.compute_dtype: torch.dtype | None = None  # of the products with enc and dec; None = that of the weights
+
+    # ---- the coder in the units of x and y -------------------------------------------------------------------------
+
+    @property
+    def W_enc(self) -> Tensor:
+        """(D, S): one column per latent, in units of 1 / x."""
+        return self.enc / self.x_scale[:, None]
+
+    @property
+    def b_enc(self) -> Tensor:
+        """(S,)."""
+        return self.enc_bias
+
+    @property
+    def b_pre(self) -> Tensor:
+        """(D,): what is subtracted from x, in units of x."""
+        bias = self._input_bias()
+        return self.x_mean if bias is None else self.x_mean + bias * self.x_scale
+
+    @property
+    def W_dec(self) -> Tensor:
+        """(S, O): the last level's decoder, one row per latent, in units of y."""
+        return self._decoder(-1) * self.y_scale
+
+    @property
+    def b_dec(self) -> Tensor:
+        """(O,): the last level's bias, in units of y."""
+        bias = self._bias(-1)
+        return self.y_mean if bias is None else self.y_mean + bias * self.y_scale
+
+    @property
+    def n_latents(self) -> int:
+        return self.config.n_latents
+
+    @property
+    def aux_k(self) -> int:
+        """How many dead latents of a row try to explain its error."""
+        return min(self.config.aux_k or max(1, self.config.d_in // 2), self.config.n_latents)
+
+    @property
+    def dead(self) -> Tensor:
+        """(S,) bool: latents that have not fired for `dead_after` rows of training."""
+        return self.rows_since_fired >= self.config.dead_after
+
+    def _decoder(self, level: int) -> Tensor:
+        if self.config.tied:
+            return self.enc.T
+        return self.dec[0 if self.config.decoder == "shared" else level]
+
+    def _bias(self, level: int) -> Tensor | None:
+        if not self.config.decoder_bias:
+            return None
+        return self.dec_bias[0 if self.config.decoder == "shared" else level]
+
+    def _input_bias(self) -> Tensor | None:
+        """(D,): what is subtracted from the centred input, in the coder's units."""
+        return self._bias(0) if self.config.pre_bias == "decoder" else self.pre_bias
+
+    def _encoder_bias(self) -> Tensor:
+        """(S,): (x - b) @ W + b_enc = x @ W + (b_enc - b @ W), so that no gradient of x's size is needed."""
+        bias = self._input_bias()
+        return self.enc_bias if bias is None else self.enc_bias - bias @ self.enc
+
+    def _product(self, a: Tensor, w: Tensor) -> Tensor:
+        if self.compute_dtype is None:
+            return a @ w
+        return (a.to(self.compute_dtype) @ w.to(self.compute_dtype)).to(w.dtype)
+
+    # ---- inference -------------------------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of x; each row's code depends on that row alone.
+
+        Args: x (B, D) float32, as the embeddings are stored. Returns: (B, S) >= 0.
+        Raises: ValueError naming expected and actual shape.
+        """
+        z_pre = self._pre(x)
+        return self._select(self._activate(z_pre), batchwise=False)
+
+    def decode(self, z: Tensor, level: int = -1, x: Tensor | None = None) -> Tensor:
+        """Reconstruction of y by one level.
+
+        Args: z (B, S) codes; level: 0 .. L-1, or negative from the end; x (B, D): the rows that were coded, needed with
+            scale = rows, to put back each row's mean and spread (without x: an average row's). Returns: (B, O).
+        Raises: ValueError naming expected and actual shape; IndexError for a level that does not exist.
+        """
+        if z.shape[-1] != self.config.n_latents:
+            raise ValueError(f"decode: z has shape {tuple(z.shape)}, expected (B, {self.config.n_latents})")
+        return self._to_y(self._decode_level(z, range(len(self.config.levels))[level]), x)
+
+    def forward(self, x: Tensor) -> CoderOutput:
+        """Codes and every level's reconstruction. Args: x (B, D). Returns: CoderOutput(z (B, S), L of (B, O))."""
+        z = self.encode(x)
+        return CoderOutput(z, [self._to_y(y, x) for y in self._decode_levels(z)])
+
+    def _pre(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[-1] != self.config.d_in:
+            raise ValueError(f"encode: x has shape {tuple(x.shape)}, expected (B, {self.config.d_in})")
+        x = self._inputs(x).flatten(0, -2)
+        if self.compute_dtype is None:
+            return torch.addmm(self._encoder_bias(), x, self.enc)
+        return self._product(x, self.enc) + self._encoder_bias()
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        return scaled(x - self.x_mean, self.x_scale, self.config.scale)
+
+    def _targets(self, y: Tensor) -> Tensor:
+        return scaled(y - self.y_mean, self.y_scale, self.config.target_scale)
+
+    def _compared(self, x: Tensor) -> Tensor:
+        """The rows whose cosines MonoLoss compares."""
+        return self._inputs(x) if self.config.scale == "rows" else x
+
+    def _activate(self, z_pre: Tensor, theta: Tensor | None = None) -> Tensor:
+        """Activation of z_pre (..., S); or of values (n,) with the theta (n,) of their latents."""
+        c, theta = self.config, self.theta if theta is None else theta
+        if c.activation == "relu":
+            return z_pre.relu()
+        if c.activation == "jumprelu_fixed":
+            return sparsity.jumprelu_fixed(z_pre, c.gamma, c.beta)
+        if c.penalty == "l0_rectangle":
+            return sparsity.jumprelu(z_pre, theta, c.bandwidth)
+        return z_pre * (z_pre > theta)
+
+    def _select(self, z: Tensor, batchwise: bool) -> Tensor:
+        c = self.config
+        if c.selection == "topk":
+            return sparsity.topk(z, c.ks[0])
+        if c.selection == "nested_topk":
+            return sparsity.topk(z, c.ks[-1])
+        if c.selection == "block_topk":
+            return sparsity.block_topk(z, c.levels, c.ks)
+        if c.selection == "batch_topk" and batchwise:
+            return self._batch_topk(z)
+        return z if c.selection == "none" and batchwise else sparsity.above(z, self.threshold)
+
+    def _batch_topk(self, z: Tensor) -> Tensor:
+        """Batch-wise selection of every block; the frozen threshold follows the smallest value kept (training only)."""
+        parts, kept = [], []
+        for k, (a, b) in zip(self.config.ks, self.config.blocks, strict=True):
+            part, smallest = sparsity.batch_topk(z[:, a:b], k)
+            parts.append(part)
+            kept.append(smallest)
+        self._follow(kept)
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    def _follow(self, kept: list[Tensor]) -> None:
+        """Move the frozen threshold of every block towards the smallest value kept there; in train mode only."""
+        if self.training:
+            now = torch.cat([value.expand(b - a) for value, (a, b) in zip(kept, self.config.blocks, strict=True)])
+            rate = 1 / (self.threshold_steps + 1).clamp(max=20)  # a plain mean at first, then the last 20 steps or so
+            self.threshold += rate * (now - self.threshold)
+            self.threshold_steps += 1
+
+    def _decode_level(self, z: Tensor, level: int) -> Tensor:
+        c, m = self.config, self.config.levels[level]
+        if c.selection == "nested_topk":
+            z = sparsity.topk(z, c.ks[level])
+        y = self._product(z[..., :m], self._decoder(level)[:m])
+        bias = self._bias(level)
+        return y if bias is None else y + bias
+
+    def _decode_levels(self, z: Tensor) -> list[Tensor]:
+        """All levels in the coder's units; a shared prefix decoder adds one block at a time."""
+        c = self.config
+        if c.decoder != "shared" or c.selection == "nested_topk":
+            return [self._decode_level(z, level) for level in range(len(c.levels))]
+        w, bias = self._decoder(0), self._bias(0)
+        y_hats: list[Tensor] = []
+        for a, b in zip((0, *c.levels[:-1]), c.levels, strict=True):
+            y = self._product(z[..., a:b], w[a:b])
+            before = y_hats[-1] if y_hats else bias
+            y_hats.append(y if before is None else y + before)
+        return y_hats
+
+    def _to_y(self, y: Tensor, x: Tensor | None = None) -> Tensor:
+        own = x is not None and self.config.target_scale == "rows"
+        mean, scale = own_moments(x - self.y_mean) if own else (0.0, self.y_scale)
+        return y * scale + mean + self.y_mean
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def loss(self, x: Tensor, y: Tensor, penalty_scale: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of a batch; in train mode it also moves the running threshold and the dead counters.
+
+        Args: x (B, D), y (B, O) in their own units; penalty_scale multiplies what lowers the L0 (L0 steering):
+                penalty_weight without a selection, mono_weight with one.
+        Returns: () loss; detached parts: reconstruction, penalty, mono, aux, l0, error (squared, summed, last level).
+        """
+        c = self.config
+        if y.shape != (len(x), c.d_out):
+            raise ValueError(f"loss: target has shape {tuple(y.shape)}, expected ({len(x)}, {c.d_out})")
+        y = self._targets(y)
+        terms = fast_terms(self, x, y, penalty_scale) if self.fast == "auto" else None
+        parts, error, fired, n_fired = terms or self._plain_terms(x, y, penalty_scale)
+        total = torch.stack(tuple(parts.values())).sum()
+        if self.training:
+            since = self.rows_since_fired + len(x)
+            self.rows_since_fired.copy_(since.masked_fill_(fired, 0))
+        parts |= {"l0": n_fired / len(x), "error": error.square().sum()}
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def _mono_weight(self, penalty_scale: Tensor | float) -> Tensor | float:
+        return self.config.mono_weight * (1.0 if self.config.selection == "none" else penalty_scale)
+
+    def _plain_terms(self, x: Tensor, y: Tensor, penalty_scale, z_pre=None, z=None, y_hats=None) -> Terms:
+        """The readable definition, which the fast path must equal; y in the coder's units.
+
+        z_pre (B, S), z (B, S) and y_hats (L of (B, O)) are given when they are known.
+        """
+        c = self.config
+        if z is None:
+            z_pre = self._pre(x) if z_pre is None else z_pre
+            z = self._select(self._activate(z_pre), batchwise=True)
+        y_hats = self._decode_levels(z) if y_hats is None else y_hats
+        error = y - y_hats[-1]
+        parts = {"reconstruction": losses.reconstruction(y, y_hats, c.level_weights)}
+        if c.penalty != "none":
+            parts["penalty"] = penalty_scale * c.penalty_weight * self._penalty(z_pre, z)
+        if c.mono_weight:
+            parts["mono"] = self._mono_weight(penalty_scale) * losses.mono_loss(self._compared(x), z)
+        if c.aux_weight:
+            parts["aux"] = c.aux_weight * self._aux(z_pre, error)
+        count = (z.detach() != 0).to(z.dtype).sum(0)  # numbers add up several times as fast as bools
+        return Terms(parts, error, count > 0, count.long().sum())
+
+    def _penalty(self, z_pre: Tensor, z: Tensor) -> Tensor:
+        c = self.config
+        if c.penalty.startswith("l1"):
+            return getattr(losses, c.penalty)(z)
+        return getattr(losses, c.penalty)(z_pre, self.theta, c.bandwidth)
+
+    def _aux(self, z_pre: Tensor, error: Tensor) -> Tensor:
+        dead = self.dead
+        if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
+            return error.new_zeros(())
+        codes = losses.aux_codes(z_pre, dead, self.aux_k)
+        return losses.aux(error, self._product(codes, self._decoder(-1)), dead)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """What follows every optimiser step: unit decoder rows (one per latent), thresholds >= 0."""
+        if self.config.unit_norm_decoder:
+            for w in self.dec:
+                w.div_(w.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+            if self.config.tied:
+                self.enc.copy_(_unit_rows(self.enc.T).T)
+        if self.theta is not None:
+            self.theta.clamp_(min=0)

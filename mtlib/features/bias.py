@@ -1,0 +1,135 @@
+"""Does a classifier treat images with an attribute differently, and does the concept of that attribute make it do so?
+
+Attributes are what the labels do not speak of: columns of the user's table (CelebA's, say), or the nuisances of rendered
+scenes. Concepts are latents of a coder of x: the one that tells an attribute's images best on the validation images, its
+rates measured on the test images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest
+
+from mtlib.embed.data import attributes as columns_of
+from mtlib.embed.store import Data
+from mtlib.learn.classifier import Classifier
+from mtlib.learn.classifier_scores import targets
+from mtlib.measure.codes import sparse_codes
+from mtlib.measure.splice import steer
+from mtlib.truth.auroc import auroc
+from mtlib.truth.kinds import nuisances
+
+MIN_IMAGES = 20  # with the attribute's value and without it, in every split that is used
+SCALES = (0.0, 2.0, 4.0)  # a concept removed, doubled, times four
+
+
+def attributes(data: Data) -> pd.DataFrame:
+    """The attributes of every row, one column each: of the truth (scenes), else of the user's table; maybe no column."""
+    if data.truth is not None:
+        return nuisances(data.truth)
+    known = [c for c in columns_of(data.manifest) if data.manifest[c].notna().any()]
+    return nuisances(data.manifest[known])
+
+
+def why_not(data: Data, table: pd.DataFrame) -> str:
+    """Why there is no bias to look for; "" when there is."""
+    if not len(table.columns):
+        return "the images have no attributes (a table of images may have columns of them)"
+    return "" if data.logits is not None else "there is no classifier in this run"
+
+
+def _decisions(logits: np.ndarray) -> np.ndarray:
+    return (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(1)
+
+
+def disparities(data: Data, table: pd.DataFrame) -> pd.DataFrame:
+    """Wrong decisions on test images with each value of each attribute, and on those without it.
+
+    Returns: frame of attribute, value, n_with, n_without, wrong_with, wrong_without (shares), difference with its 95% interval
+        (Newcombe) low and high, and where labels are plausibility false_alarms_with, false_alarms_without: wrong decisions
+        on plausible images. Values with fewer than MIN_IMAGES images on either side are left out.
+    """
+    label, _ = targets(data.manifest, data.facts["labels"])
+    rows = data.rows("test")
+    rows = rows[label[rows] >= 0]
+    wrong = _decisions(np.asarray(data.logits[rows])) != label[rows]
+    lines = []
+    for name, value, has in _values(table.iloc[rows]):
+        a, b = wrong[has], wrong[~has]
+        if min(len(a), len(b)) < MIN_IMAGES:
+            continue
+        low, high = newcombe(int(a.sum()), len(a), int(b.sum()), len(b))
+        line = {"attribute": name, "value": value, "n_with": len(a), "n_without": len(b), "wrong_with": a.mean()}
+        line |= {"wrong_without": b.mean(), "difference": a.mean() - b.mean(), "low": low, "high": high}
+        if data.facts["labels"] == "plausibility":
+            fine = label[rows] == 0
+            line |= {"false_alarms_with": _mean(wrong[has & fine]), "false_alarms_without": _mean(wrong[~has & fine])}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def newcombe(k: int, n: int, k_other: int, n_other: int) -> tuple[float, float]:
+    """95% interval of k / n - k_other / n_other, from the two Wilson intervals. Source: Newcombe 1998, method 10."""
+    p, q = k / n, k_other / n_other
+    own, other = (binomtest(a, b).proportion_ci(method="wilson") for a, b in ((k, n), (k_other, n_other)))
+    below = np.hypot(p - own.low, other.high - q)
+    above = np.hypot(own.high - p, q - other.low)
+    return float(p - q - below), float(p - q + above)
+
+
+def _values(table: pd.DataFrame):
+    """(attribute, value, (n,) bool) for every value of every column; of two values the second."""
+    for name in table:
+        text = table[name].astype(str).to_numpy()
+        values = sorted(set(text))
+        for value in values[1:] if len(values) == 2 else values:
+            yield name, value, text == value
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+@torch.no_grad()
+def concepts(data: Data, table: pd.DataFrame, coder, classifier: Classifier, seed: int = 0) -> pd.DataFrame:
+    """The concept of every attribute's value, and what the classifier decides when it is turned down or up.
+
+    The latent with the highest val AUROC for the value is its concept. On the test images on which it fires, its part of
+    the embedding, z_j W_dec_j, is removed, doubled and taken four times; the control puts a random direction of the same
+    length in its place.
+
+    Args: coder: of x. classifier: of x.
+    Returns: frame of attribute, value, feature, auroc (test), n (images), scale, flipped (share of decisions that turn),
+        flipped_control, and for one logit change and change_control (its mean change).
+    """
+    rows = {s: data.rows(s) for s in ("val", "test")}
+    codes = {s: sparse_codes(coder, data.x, r).tocsc() for s, r in rows.items()}
+    has = {s: list(_values(table.iloc[r])) for s, r in rows.items()}
+    test = {(name, value): own for name, value, own in has["test"]}
+    kept = [(n, v, own, test[n, v]) for n, v, own in has["val"] if (n, v) in test]
+    kept = [k for k in kept if all(MIN_IMAGES <= part.sum() <= len(part) - MIN_IMAGES for part in k[2:])]
+    if not kept:
+        return pd.DataFrame()
+    on_val = auroc(codes["val"], np.stack([k[2] for k in kept], 1))  # (S, C)
+    on_test = auroc(codes["test"], np.stack([k[3] for k in kept], 1))
+    rng, lines = np.random.default_rng(seed), []
+    for c, (name, value, _, _) in enumerate(kept):
+        j = int(np.argmax(on_val[:, c]))
+        fires = rows["test"][np.sort(codes["test"][:, [j]].indices)]
+        line = {"attribute": name, "value": value, "feature": j, "auroc": on_test[j, c], "n": len(fires)}
+        random = torch.from_numpy(rng.normal(size=coder.W_dec.shape[1]).astype(np.float32))
+        lines += [line | effect for effect in _effects(data, coder, classifier, j, fires, random)] if len(fires) else []
+    return pd.DataFrame(lines)
+
+
+def _effects(data: Data, coder, classifier: Classifier, j: int, fires: np.ndarray, random: torch.Tensor) -> list[dict]:
+    """One line per scale: what turning latent j, and a random direction of its length, does to the decisions."""
+    x = torch.from_numpy(np.asarray(data.x[fires], np.float32))
+    before, lines = classifier(x).numpy(), [{"scale": scale} for scale in SCALES]
+    for end, direction in (("", None), ("_control", random)):
+        for line, after in zip(lines, steer(coder, x, x, j, SCALES, classifier, direction).numpy(), strict=True):
+            line[f"flipped{end}"] = float((_decisions(after) != _decisions(before)).mean())
+            line |= {f"change{end}": float((after - before).mean())} if after.ndim == 1 else {}
+    return lines

@@ -1,0 +1,1 @@
+"""Who rules whether a feature is a physical error: keyless, a multimodal model, thresholds; labels for new images."""

@@ -1,0 +1,104 @@
+"""Judges against the truth: precision, recall, F1, agreement and Cohen's kappa; captioned and uncaptioned causes apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+
+def agreement(verdict: np.ndarray, truth: np.ndarray) -> dict:
+    """A judge's yes / no against the truth.
+
+    Args:
+        verdict, truth: (n,) bool.
+    Returns: n_assessed, n_error (verdicts), n_truth, precision, recall, f1, agreement, kappa (Cohen); NaN where a
+        denominator is 0 (kappa: where both sides always say the same).
+    """
+    verdict, truth = np.asarray(verdict, bool), np.asarray(truth, bool)
+    n, both = len(truth), int((verdict & truth).sum())
+    said, real = int(verdict.sum()), int(truth.sum())
+
+    def ratio(a: float, b: float) -> float:
+        return a / b if b else float("nan")
+
+    same = ratio(int((verdict == truth).sum()), n)
+    chance = ratio(said * real + (n - said) * (n - real), n * n)
+    return {
+        "n_assessed": n,
+        "n_error": said,
+        "n_truth": real,
+        "precision": ratio(both, said),
+        "recall": ratio(both, real),
+        "f1": ratio(2 * both, said + real),
+        "agreement": same,
+        "kappa": ratio(same - chance, 1 - chance),
+    }
+
+
+ORDER = ("keyless", "lmm", "threshold", "truth")  # a judge is compared with those after it
+
+
+def pairwise(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every judge against every other, on the features on which both have a verdict.
+
+    Args:
+        verdicts: method -> verdicts of all judges.
+    Returns: frame of method ("all" for all of them together, where there are several), judge, reference, n, agreement,
+        kappa (Cohen), only_judge, only_reference (features that only one of them calls an error), precision and recall
+        of judge with reference as the truth.
+    """
+    frames = [f.assign(method=m) for m, f in verdicts.items()]
+    if len(frames) > 1:
+        every = pd.concat(frames)
+        frames.append(every.assign(feature=every["method"] + "/" + every["feature"].astype(str), method="all"))
+    lines = [line for frame in frames for line in _pairs(frame)]
+    columns = ["method", "judge", "reference", "n", "agreement", "kappa"]
+    return pd.DataFrame(lines, columns=[*columns, "only_judge", "only_reference", "precision", "recall"])
+
+
+def _pairs(frame: pd.DataFrame):
+    decided = frame[frame["verdict"].isin(["error", "no_error"])]
+    said = {j: g.set_index("feature")["verdict"] == "error" for j, g in decided.groupby("judge")}
+    judges = [j for j in ORDER if j in said] + sorted(set(said) - set(ORDER))
+    for i, judge in enumerate(judges):
+        for reference in judges[i + 1 :]:
+            both = pd.concat([said[judge], said[reference]], axis=1, join="inner", keys=["a", "b"])
+            scores = agreement(both["a"], both["b"])
+            line = {"method": frame["method"].iloc[0], "judge": judge, "reference": reference, "n": len(both)}
+            line |= {k: scores[k] for k in ("agreement", "kappa", "precision", "recall")}
+            only = {
+                "only_judge": int((both["a"] & ~both["b"]).sum()),
+                "only_reference": int((~both["a"] & both["b"]).sum()),
+            }
+            yield line | only
+
+
+def judge_table(method: str, verdicts: pd.DataFrame, truth: pd.DataFrame, captioned: dict[str, bool]) -> pd.DataFrame:
+    """Each judge against the truth: over all assessed features, and with the captioned and uncaptioned causes apart.
+
+    A feature belongs to the part of its top cause; those without one (normal, nuisance) stand in both parts, since a
+    judge may wrongly call them errors in either.
+
+    Args:
+        verdicts:  feature, judge, verdict; refused, failed and skipped are left out of the scores and counted.
+        truth:     feature, is_error, top_cause (`mtlib.truth.kinds.error_features`).
+        captioned: cause -> whether the encoder's captions named it.
+    Returns: frame of method, judge, captioned (all | captioned | uncaptioned), the columns of `agreement`, n_left_out.
+    """
+    lines = []
+    joined = verdicts.merge(truth[["feature", "is_error", "top_cause"]], on="feature", how="left", validate="m:1")
+    if joined["is_error"].isna().any():
+        raise ValueError(f"{method}: {int(joined['is_error'].isna().sum())} verdicts on features without a truth")
+    for judge, group in joined.groupby("judge", sort=True):
+        decided = group[group["verdict"].isin(["error", "no_error"])]
+        part = decided["top_cause"].where(decided["is_error"].astype(bool), "").map(captioned)
+        for name, keep in (
+            ("all", np.ones(len(decided), bool)),
+            ("captioned", ~part.eq(False).to_numpy()),
+            ("uncaptioned", ~part.eq(True).to_numpy()),
+        ):
+            some = decided[keep]
+            scores = agreement(some["verdict"] == "error", some["is_error"])
+            line = {"method": method, "judge": judge, "captioned": name}
+            lines.append(line | scores | {"n_left_out": len(group) - len(decided)})
+    return pd.DataFrame(lines)

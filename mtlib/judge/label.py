@@ -1,0 +1,195 @@
+"""Label new images: which features fire, what each stands for, and how often it was wrong where the truth was known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mtlib.coders.rows import step_gain
+from mtlib.coders.sparse_coder import SparseCoder
+from mtlib.embed.encoders import Encoder
+from mtlib.embed.images import load_image, to_rgb
+from mtlib.embed.vision import AlexNetTransformer, vision_tokens
+from mtlib.features.methods import interpreted
+from mtlib.learn.classifier import Classifier
+from mtlib.learn.train_vision import load_vision
+from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
+
+STAGES = ("01_embed", "03_train", "05_features", "06_interpret")
+THRESHOLD = 0.5
+
+
+class Labeler:
+    """What a finished run says about an image it has not seen. Every artifact is verified when it is opened.
+
+    Args:
+        run_dir:   folder of the run, e.g. "runs/demo"; relative paths are taken from the repository root.
+        method:    a method's name; "" takes the first that was trained.
+        threshold: a feature counts as present when its activation, in the coder's own units, is above it (published:
+            0.5). The fixed JumpReLU of the published coders adds 1 to what passes its jump, so there 0.5 keeps weak
+            activations between 0.5 and 1 and everything beyond the jump; a coder trained on another scale may need
+            another value, and 0 keeps every feature that fires.
+        judge:     whose phrases and verdicts are shown; "" takes the one 06 ran with.
+    Raises: ArtifactError when a stage is missing or damaged; ValueError for an unknown method or threshold < 0.
+    """
+
+    def __init__(self, run_dir: str | Path, method: str = "", threshold: float = THRESHOLD, judge: str = ""):
+        if not 0 <= threshold < float("inf"):
+            raise ValueError(f"threshold = {threshold}: must be finite and >= 0")
+        folders = _stages(Path(run_dir))
+        self.run_dir, self.threshold = Path(run_dir), threshold
+        self.facts = read_meta(folders["01_embed"])["facts"]
+        self.eyes = _eyes(folders.get("02_classify"))
+        self.facts |= read_meta(folders["02_classify"])["facts"]["x"] if self.eyes else {}
+        self.method, self.coder = _coder(folders["03_train"], method)
+        self.classifier, self.classes = _classifier(folders.get("02_classify"))
+        self.features = pd.read_parquet(folders["05_features"] / "features" / self.method / "features.parquet")
+        verdicts = pd.read_parquet(folders["06_interpret"] / "explanations" / self.method / "verdicts.parquet")
+        self.judge = judge or read_meta(folders["06_interpret"])["facts"].get("judge", "keyless")
+        if self.judge not in set(verdicts["judge"]):
+            raise ValueError(f"judge = {self.judge!r}: 06 has verdicts of {sorted(set(verdicts['judge']))}")
+        self.verdicts = verdicts[verdicts["judge"] == self.judge].set_index("feature")
+        self.features = self.features.set_index("feature")
+        self._encoder: Encoder | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that made the run's embeddings, loaded when it is first needed; its fingerprint is checked."""
+        if self._encoder is None:
+            self._encoder = Encoder.of(self.facts)
+        return self._encoder
+
+    def embed(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+        """x of an image, (D,), or (T, D) when the run has T tokens per image: of a path, a PIL image, or x itself.
+
+        Raises: ImageRefused for a bad file; ValueError for an array of another width or with NaN.
+        """
+        if isinstance(image, np.ndarray):
+            if image.shape != self._shape or not np.isfinite(image).all():
+                shape = " x ".join(map(str, self._shape))
+                raise ValueError(f"an embedding must be {shape} finite numbers, got shape {image.shape}")
+            return image.astype(np.float32)
+        picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))[0]
+        if self.eyes is not None:
+            return vision_tokens(self.eyes, [picture])[0]
+        if "layer" not in self.facts:
+            return self.encoder.encode_images([picture])[0].astype(np.float32)
+        return self.encoder.encode_layer([picture]).reshape(self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        tokens, width = self.facts.get("tokens_per_image", 1), self.facts["d_in"]
+        return (width,) if tokens == 1 else (tokens, width)
+
+    def get_explanations(self, image: str | Path | Image.Image | np.ndarray) -> list[dict]:
+        """The features present in an image, strongest first, in the published format.
+
+        Args:
+            image: path, PIL image, or (D,) embedding.
+        Returns: dicts of feature_num, activation, explanation ("" when it has no name), wrong_ratio (share of its
+            activating test images that are implausible; None without labels), wrong_count, total_count, verdict,
+            logit_push (what the feature adds to this image's logit of being implausible; None without that classifier).
+        """
+        return self.explain(self.embed(image))
+
+    @torch.no_grad()
+    def explain(self, x: np.ndarray) -> list[dict]:
+        """Like `get_explanations`, for x of one image, (D,) or (T, D): a feature is as active as on its strongest token."""
+        tokens = torch.from_numpy(np.atleast_2d(x))
+        z = self.coder.encode(tokens).amax(dim=0).numpy()
+        present = np.flatnonzero(z > self.threshold)
+        order = present[np.lexsort((present, -z[present]))]
+        pushes = self._pushes(z, order, tokens)
+        return [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushes, strict=True)]
+
+    def _pushes(self, z: np.ndarray, features: np.ndarray, x: Tensor) -> list[float | None]:
+        """What each feature adds to the logit: z_j (W_dec_j . w_logit) for a transcoder, by a forward pass without the
+        feature for an autoencoder (definitions: causal relevance, with the sign turned)."""
+        if self.classifier is None or self.facts["labels"] != "plausibility":
+            return [None] * len(features)
+        gain = step_gain(self.coder, x.mean(dim=0, keepdim=True))
+        parts = gain * torch.from_numpy(z[features])[:, None] * self.coder.W_dec[features.tolist()]  # (n, O)
+        if self.coder.config.target == "y":
+            return (parts @ self.classifier.w_logit).tolist()
+        x_hat = self.coder.decode(torch.from_numpy(z)[None], x=x.mean(dim=0, keepdim=True))  # (1, D)
+        return (self.classifier(x_hat) - self.classifier(x_hat - parts)).tolist()
+
+    def _line(self, feature: int, activation: float, push: float | None) -> dict:
+        line, verdict = self.features.loc[feature], self.verdicts.loc[feature]
+        known = pd.notna(line["error_ratio"])
+        return {
+            "feature_num": feature,
+            "activation": activation,
+            "explanation": str(verdict["phrase"] or ""),
+            "wrong_ratio": float(line["error_ratio"]) if known else None,
+            "wrong_count": int(line["n_error"]) if known else None,
+            "total_count": int(line["n_active_test"]),
+            "verdict": str(verdict["verdict"]),
+            "logit_push": push,
+        }
+
+    @torch.no_grad()
+    def label(self, image: str | Path | Image.Image | np.ndarray) -> dict:
+        """What the run says about one image.
+
+        Returns: probability (of being implausible; None without such a classifier), predicted ("implausible" |
+            "plausible" | a class name | ""), reasons (of an image predicted implausible: explanations of the features
+            with verdict "error" that push the logit up, the strongest push first), explanations (all).
+        """
+        x = self.embed(image)
+        explanations = self.explain(x)
+        out = {"probability": None, "predicted": ""}
+        if self.classifier is not None:
+            logits = self.classifier(torch.from_numpy(x)[None])[0]
+            if self.facts["labels"] == "plausibility":
+                out["probability"] = float(torch.sigmoid(logits))
+                out["predicted"] = "implausible" if logits > 0 else "plausible"
+            else:
+                best = int(logits.argmax()) if logits.ndim else int(logits > 0)
+                out["predicted"] = self.classes[best] if best < len(self.classes) else str(best)
+        errors = [e for e in explanations if e["verdict"] == "error" and (e["logit_push"] or 0) > 0]
+        errors = sorted(errors, key=lambda e: -e["logit_push"]) if out["predicted"] == "implausible" else []
+        reasons = [e["explanation"] for e in errors]
+        return out | {"reasons": list(dict.fromkeys(reasons)), "explanations": explanations}
+
+
+def _stages(run_dir: Path) -> dict[str, Path]:
+    """Folders of the run's artifacts, verified; 02 may be missing, the others may not."""
+    run_dir = run_dir if run_dir.is_absolute() else Path(__file__).resolve().parents[2] / run_dir
+    names = current(run_dir)
+    for stage in STAGES:
+        if stage not in names:
+            raise ArtifactError(f"{run_dir}: no artifact of {stage} yet; run notebook {stage} first")
+    folders = {stage: run_dir / names[stage] for stage in (*STAGES, "02_classify") if stage in names}
+    for folder in folders.values():
+        verify(folder)
+    return folders
+
+
+def _coder(train: Path, method: str) -> tuple[str, SparseCoder]:
+    coders = interpreted(train)
+    usable = coders[coders["status"] == "ok"]
+    if method and method not in set(coders["method"]):
+        raise ValueError(f"method = {method!r}: this run has {sorted(coders['method'])}")
+    line = usable[usable["method"] == method] if method else usable
+    if line.empty:
+        why = coders.loc[coders["method"] == method, "reason"].iloc[0] if method else "no method was trained"
+        raise ValueError(f"method = {method!r} has no coder: {why}")
+    return str(line.iloc[0]["method"]), SparseCoder.from_pretrained(train / line.iloc[0]["folder"])
+
+
+def _eyes(classify: Path | None) -> AlexNetTransformer | None:
+    """The vision model that 02 trained, whose tokens are x."""
+    trained = classify is not None and read_meta(classify)["facts"].get("vision")
+    return load_vision(classify / "vision") if trained else None
+
+
+def _classifier(classify: Path | None) -> tuple[Classifier | None, list[str]]:
+    if classify is None or read_meta(classify)["facts"].get("status") != "ok":
+        return None, []
+    return Classifier.load(classify / "classifier"), list(read_meta(classify)["facts"].get("class_names", []))

@@ -1,0 +1,187 @@
+"""The multimodal judge: two questions per feature, and the same columns as every other judge.
+
+What was refused, failed or never asked is no verdict: it stands under that name and is counted apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from mtlib.ask import questions
+from mtlib.ask.answers import Answer, Endpoint
+from mtlib.ask.interview import STATUSES, UNASSESSED, Interview, Job, first_of_each
+from mtlib.judge.judges import COLUMNS, NOTHING
+from mtlib.measure.relevance import wilson
+
+JUDGE = "lmm"
+PRICES = ("usd_per_million_in", "usd_per_million_out")
+FLIPS = {"ratio": "the error ratio, shown or not", "order": "an order to say the opposite, written into the images"}
+
+
+def connect(
+    base_url: str, model: str, dry_run: bool = False, usd_per_million: tuple = (0.0, 0.0), **settings
+) -> Endpoint:
+    """The endpoint to ask. A server of your own needs no key and costs nothing, so its prices and max_usd are 0.
+
+    Args:
+        dry_run:         nothing will be asked, so no key is needed.
+        usd_per_million: prices of a million tokens in, and out.
+        settings:        others of `Endpoint`.
+    Raises: ValueError naming a bad setting, or the environment variables of the missing key.
+    """
+    if len(usd_per_million) != 2:
+        raise ValueError(f"usd_per_million = {usd_per_million!r}: two prices, of tokens in and of tokens out")
+    endpoint, prices = Endpoint(base_url=base_url, model=model), dict(zip(PRICES, usd_per_million, strict=True))
+    if endpoint.own:
+        settings |= {"max_usd": 0.0}
+        prices = dict.fromkeys(PRICES, 0.0)
+    elif not dry_run and not endpoint.key():
+        names = " or ".join(endpoint.key_env)
+        raise ValueError(
+            f'judge = "lmm" asks {model} at {endpoint.host}, which needs a key: set {names} in the environment (never in a '
+            'file), or give a server of your own, e.g. base_url = "http://localhost:11434/v1"; judge = "keyless" needs none'
+        )
+    return replace(endpoint, **prices, **settings)
+
+
+def cannot_rule(data) -> str:
+    """Why a model is asked for names only; "" when it is asked for verdicts too."""
+    return "" if data.facts["labels"] == "plausibility" else NOTHING
+
+
+@dataclass
+class Judged:
+    """What the judge said: method -> verdicts (COLUMNS), and job name -> the explanation that held-out images test."""
+
+    verdicts: dict[str, pd.DataFrame]
+    explanations: dict[str, str]
+
+
+def judge(
+    features: dict[str, pd.DataFrame],
+    jobs: list[Job],
+    left: dict[str, dict[int, str]],
+    interview: Interview,
+    show_error_ratio: bool = False,
+    nothing: str = "",
+) -> Judged:
+    """Ask both questions about every job.
+
+    Args:
+        features:         method -> features.parquet.
+        jobs, left:       what `plan_jobs` returned.
+        show_error_ratio: tell the model the feature's error ratio (published; it leaks the labels into the verdict).
+        nothing:          why no verdicts can be asked for (no plausibility labels); features are then only named.
+    Returns: Judged; one line per feature. A feature whose name was refused, failed or unasked has that as its verdict.
+    """
+    album, by_name = interview.album, {j.name: j for j in jobs}
+
+    def then(asked: questions.FeatureQuestion, answer: Answer) -> questions.FeatureQuestion | None:
+        if nothing or asked.kind != "commonality" or answer.status != "answered":
+            return None
+        return error_question(by_name[asked.id.rsplit("/", 1)[0]], album, answer.value["phrase"], show_error_ratio)
+
+    total = len(jobs) * (1 if nothing else 2)
+    said = interview.ask((questions.commonality(j.name, album, j.rows) for j in jobs), then, total)
+    lines, explanations = {m: [] for m in features}, {}
+    for job in jobs:
+        name, rule = said[f"{job.name}/commonality"], said.get(f"{job.name}/error")
+        lines[job.method].append(verdict_line(job.feature, name, rule, nothing))
+        if name.status == "answered":
+            explanations[job.name] = explanation(name.value, rule)
+    return Judged({m: _frame(m, lines[m], left[m], len(features[m])) for m in features}, explanations)
+
+
+def error_question(
+    job: Job, album, name: str, ratio: bool, order: str = "", what: str = "error"
+) -> questions.FeatureQuestion:
+    return questions.error(job.name, album, job.rows, name, job.ratio if ratio else None, order, what)
+
+
+def _frame(method: str, lines: list[dict], left: dict[int, str], n: int) -> pd.DataFrame:
+    skipped = {"judge": JUDGE, "verdict": "skipped", "phrase": "", "category": "", "confidence": np.nan}
+    rest = [skipped | {"feature": f, "detail": why} for f, why in left.items()]
+    frame = pd.DataFrame(lines + rest, columns=COLUMNS).sort_values("feature", ignore_index=True)
+    if len(frame) != n:
+        raise ValueError(f"{method}: {len(frame)} verdicts for {n} features")
+    return frame.astype({"feature": int, "confidence": float})
+
+
+def verdict_line(feature: int, named: Answer, ruled: Answer | None, nothing: str = "") -> dict:
+    """One feature's line: the name from the first answer, the verdict from the second."""
+    line = {"feature": feature, "judge": JUDGE, "phrase": "", "category": "", "confidence": np.nan}
+    if named.status != "answered":
+        return line | {"verdict": named.status, "detail": f"name: {named.reason}"}
+    line["phrase"] = named.value["phrase"]
+    if ruled is None:
+        return line | {"verdict": "skipped" if nothing else "unasked", "detail": nothing}
+    if ruled.status != "answered":
+        return line | {"verdict": ruled.status, "detail": ruled.reason}
+    said = ruled.value
+    detail = ": ".join(t for t in (said["phrase"] if said["has_error"] else "", said["description"]) if t)
+    confidence = np.nan if said["confidence"] is None else said["confidence"]
+    verdict = "error" if said["has_error"] else "no_error"
+    return line | {"verdict": verdict, "category": said["category"], "confidence": confidence, "detail": detail}
+
+
+def explanation(named: dict, ruled: Answer | None) -> str:
+    """Everything the judge said a feature responds to, as one text."""
+    parts = [named["phrase"], named["description"]]
+    if ruled is not None and ruled.status == "answered" and ruled.value["has_error"]:
+        parts += [f"Error: {ruled.value['phrase']}"]
+    return ". ".join(dict.fromkeys(p.rstrip(". ") for p in parts if p))
+
+
+def flip_check(
+    jobs: list[Job], judged: Judged, interview: Interview, n: int, show_error_ratio: bool = False
+) -> pd.DataFrame:
+    """Ask again about the first n judged features of each method, once per way of FLIPS.
+
+    Returns: frame of method, changed, n (both answers are verdicts), n_flipped, flip_rate, low, high (Wilson 95%),
+        n_lost (refused, failed or unasked the second time); one line per method and way.
+    """
+    decided = [j for j in jobs if _said(judged, j, "verdict") in ("error", "no_error")]
+    chosen = {j.name: j for j in first_of_each(decided, n)}
+    before = {name: _said(judged, j, "verdict") == "error" for name, j in chosen.items()}
+    names = {name: _said(judged, j, "phrase") for name, j in chosen.items()}
+    order = {True: questions.ORDER.format(answer="false"), False: questions.ORDER.format(answer="true")}
+    album, other = interview.album, not show_error_ratio
+    lines = []
+    said = interview.ask(error_question(j, album, names[k], other, "", "ratio") for k, j in chosen.items() if j.ratio)
+    said |= interview.ask(
+        error_question(j, album, names[k], not other, order[before[k]], "order") for k, j in chosen.items()
+    )
+    for method in dict.fromkeys(j.method for j in chosen.values()):
+        for way, what in FLIPS.items():
+            keys = [k for k, j in chosen.items() if j.method == method and f"{k}/{way}" in said]
+            answers = [(before[k], said[f"{k}/{way}"]) for k in keys]
+            flipped = [a.value["has_error"] != was for was, a in answers if a.status == "answered"]
+            low, high = wilson(sum(flipped), len(flipped))
+            rate = sum(flipped) / len(flipped) if flipped else np.nan
+            line = {"method": method, "changed": what, "n": len(flipped), "n_flipped": sum(flipped), "flip_rate": rate}
+            lines.append(line | {"low": float(low), "high": float(high), "n_lost": len(keys) - len(flipped)})
+    return pd.DataFrame(lines, columns=["method", "changed", "n", "n_flipped", "flip_rate", "low", "high", "n_lost"])
+
+
+def _said(judged: Judged, job: Job, column: str) -> str:
+    return judged.verdicts[job.method][column].iat[job.feature]
+
+
+def accounted(features: dict[str, pd.DataFrame], left: dict[str, dict[int, str]], interview: Interview) -> pd.DataFrame:
+    """What became of every assessed feature: frame of method, n_latents, assessed, then answered, refused, failed and
+    unasked (by the last of its two questions that was put), and not_asked (too few images, or beyond max_features).
+
+    The last five add up to assessed.
+    """
+    last = {(m, f): a.status for m, f, q, a in interview.answers if q in ("commonality", "error")}
+    lines = []
+    for method, table in features.items():
+        own = Counter(status for (m, _), status in last.items() if m == method)
+        rest = sum(why != UNASSESSED for why in left[method].values())
+        line = {"method": method, "n_latents": len(table), "assessed": int(table["assessed"].sum())}
+        lines.append(line | {s: own[s] for s in STATUSES} | {"not_asked": rest})
+    return pd.DataFrame(lines, columns=["method", "n_latents", "assessed", *STATUSES, "not_asked"])

@@ -1,0 +1,194 @@
+"""How often does each image generator fail, when the detector that says so is itself imperfect?
+
+apparent = sensitivity * rate + (1 - specificity) * (1 - rate)          (what the detector reports)
+rate     = (apparent + specificity - 1) / (sensitivity + specificity - 1), kept within 0 .. 1   (Rogan-Gladen)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from mtlib.measure.relevance import wilson
+
+N_BOOT = 2000
+MIN_YOUDEN = 0.05  # a detector whose sensitivity + specificity - 1 is below this cannot be corrected
+
+
+def rogan_gladen(apparent, sensitivity, specificity) -> np.ndarray:
+    """The true rate behind an apparent one.
+
+    Args:
+        apparent, sensitivity, specificity: shares, numbers or arrays that broadcast.
+    Returns: rate in 0 .. 1; NaN where sensitivity + specificity - 1 < 0.05 (the detector hardly detects).
+    Source: Rogan and Gladen 1978, Am. J. Epidemiol. 107.
+    """
+    youden = np.asarray(sensitivity, np.float64) + specificity - 1
+    rate = (np.asarray(apparent) + specificity - 1) / np.where(youden >= MIN_YOUDEN, youden, np.nan)
+    return np.clip(rate, 0, 1)
+
+
+def detector_counts(flagged: np.ndarray, labels: np.ndarray) -> dict:
+    """Counts behind sensitivity and specificity.
+
+    Args:
+        flagged: (n,) bool, the classifier says implausible. labels: (n,) 1 implausible, 0 plausible.
+    Returns: true_positive, n_positive, true_negative, n_negative, sensitivity, specificity.
+    Raises: ValueError if one of the two labels is missing.
+    """
+    flagged, labels = np.asarray(flagged, bool), np.asarray(labels, int)
+    pos, neg = labels == 1, labels == 0
+    if not pos.any() or not neg.any():
+        raise ValueError(
+            f"the detector's rates need both labels, got {int(pos.sum())} implausible, {int(neg.sum())} not"
+        )
+    hit, calm = int(flagged[pos].sum()), int((~flagged[neg]).sum())
+    return {
+        "true_positive": hit,
+        "n_positive": int(pos.sum()),
+        "true_negative": calm,
+        "n_negative": int(neg.sum()),
+        "sensitivity": hit / pos.sum(),
+        "specificity": calm / neg.sum(),
+    }
+
+
+def _redraw(rng: np.random.Generator, k: int, n: int, size: int) -> np.ndarray:
+    """Shares of `size` bootstrap samples of n yes / no answers, k of them yes.
+
+    Half a yes and half a no are added to the draws' probability, so that k = 0 and k = n keep some uncertainty.
+    """
+    return rng.binomial(n, (k + 0.5) / (n + 1), size) / n
+
+
+def corrected_rate(k: int, n: int, detector: dict, n_boot: int = N_BOOT, seed: int = 0) -> dict:
+    """One generator's rate with its 95% interval; the generator's sample and the detector's are both bootstrapped.
+
+    Args:
+        k, n:     images flagged, and images, of the generator. n > 0.
+        detector: what `detector_counts` returned (val).
+    Returns: apparent, apparent_low, apparent_high (Wilson), rate, low, high, undefined (share of bootstrap draws whose
+        detector could not be corrected; the interval is then 0 .. 1 when more than 5%).
+    """
+    rng = np.random.default_rng(seed)
+    draws = rogan_gladen(
+        _redraw(rng, k, n, n_boot),
+        _redraw(rng, detector["true_positive"], detector["n_positive"], n_boot),
+        _redraw(rng, detector["true_negative"], detector["n_negative"], n_boot),
+    )
+    undefined = float(np.isnan(draws).mean())
+    low, high = (0.0, 1.0) if undefined > 0.05 else np.nanpercentile(draws, [2.5, 97.5])
+    apparent_low, apparent_high = wilson(k, n)
+    return {
+        "apparent": k / n,
+        "apparent_low": float(apparent_low),
+        "apparent_high": float(apparent_high),
+        "rate": float(rogan_gladen(k / n, detector["sensitivity"], detector["specificity"])),
+        "low": float(low),
+        "high": float(high),
+        "undefined": undefined,
+    }
+
+
+def failure_rates(
+    generator: np.ndarray,
+    flagged: np.ndarray,
+    detector: dict,
+    true_rates: dict[str, float] | None = None,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ranking of generators by corrected failure rate, 1 = fails least.
+
+    Args:
+        generator:  (n,) str, "" rows are left out. flagged: (n,) bool, the classifier says implausible.
+        detector:   what `detector_counts` returned for the val split.
+        true_rates: generator -> its real rate (demo); adds true_rate and inside (the interval holds it).
+    Returns: frame of rank, generator, n, the columns of `corrected_rate`, sensitivity, specificity, sorted by rank.
+    """
+    generator, flagged = np.asarray(generator).astype(str), np.asarray(flagged, bool)
+    lines = []
+    for i, name in enumerate(sorted(set(generator) - {""})):
+        mine = flagged[generator == name]
+        line = {"generator": name, "n": len(mine)} | corrected_rate(
+            int(mine.sum()), len(mine), detector, n_boot, seed + i
+        )
+        line |= {key: detector[key] for key in ("sensitivity", "specificity")}
+        if true_rates is not None:
+            real = true_rates.get(name, float("nan"))
+            line |= {"true_rate": real, "inside": bool(line["low"] <= real <= line["high"])}
+        lines.append(line)
+    if not lines:
+        return pd.DataFrame(columns=["rank", "generator", "n", "apparent", "rate", "low", "high"])
+    frame = pd.DataFrame(lines).sort_values(["rate", "generator"], kind="stable").reset_index(drop=True)
+    frame.insert(0, "rank", frame["rate"].rank(method="min").astype("Int64"))
+    return frame
+
+
+def firing_rates(
+    codes: Iterable[tuple[np.ndarray, np.ndarray]], generator: np.ndarray, features: np.ndarray
+) -> pd.DataFrame:
+    """How often each error feature fires on each generator's images.
+
+    Args:
+        codes:     batches of (rows (B,), z (B, S)).
+        generator: (N,) str of every row; "" rows are left out.
+        features:  (F,) the features to report.
+    Returns: frame of generator, feature, n, n_fired, rate, low, high (Wilson), sorted.
+    """
+    generator, features = np.asarray(generator).astype(str), np.asarray(features, int)
+    fired: dict[str, np.ndarray] = {}
+    total: dict[str, int] = {}
+    for rows, z in codes:
+        active = np.asarray(z)[:, features] > 0
+        for name in set(generator[rows]) - {""}:
+            mine = generator[rows] == name
+            fired[name] = fired.get(name, 0) + active[mine].sum(0)
+            total[name] = total.get(name, 0) + int(mine.sum())
+    lines = []
+    for name in sorted(total):
+        low, high = wilson(fired[name], np.full(len(features), total[name]))
+        for f, k, a, b in zip(features, fired[name], low, high, strict=True):
+            line = {"generator": name, "feature": int(f), "n": total[name], "n_fired": int(k)}
+            lines.append(line | {"rate": k / total[name], "low": float(a), "high": float(b)})
+    return pd.DataFrame(lines, columns=["generator", "feature", "n", "n_fired", "rate", "low", "high"])
+
+
+def coverage(
+    rate: float,
+    n: int,
+    sensitivity: float,
+    specificity: float,
+    n_positive: int,
+    n_negative: int,
+    repeats: int = 200,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> dict:
+    """Share of simulated experiments whose 95% interval holds the true rate.
+
+    Each repeat draws a generator's n images and a val split of n_positive and n_negative images anew.
+
+    Returns: coverage (goal >= 0.90) with its Wilson low and high, mean_width, repeats.
+    """
+    rng = np.random.default_rng(seed)
+    inside, width = 0, 0.0
+    apparent = sensitivity * rate + (1 - specificity) * (1 - rate)
+    for i in range(repeats):
+        hit, calm = int(rng.binomial(n_positive, sensitivity)), int(rng.binomial(n_negative, specificity))
+        counts = {"true_positive": hit, "n_positive": n_positive, "true_negative": calm, "n_negative": n_negative}
+        counts |= {"sensitivity": hit / n_positive, "specificity": calm / n_negative}
+        line = corrected_rate(int(rng.binomial(n, apparent)), n, counts, n_boot, seed=seed + 1 + i)
+        inside += line["low"] <= rate <= line["high"]
+        width += line["high"] - line["low"]
+    low, high = wilson(inside, repeats)
+    share = inside / repeats
+    return {
+        "coverage": share,
+        "low": float(low),
+        "high": float(high),
+        "mean_width": width / repeats,
+        "repeats": repeats,
+    }

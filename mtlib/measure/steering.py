@@ -1,0 +1,204 @@
+"""Steering: features of an image's activation turned down or up, all else kept, and what the model then says.
+
+    h' = h + (factor - 1) * step,   step = sum_j decode(z + z_j e_j) - decode(z)      # what the features j add to h
+
+The coder's error stays in h, so a factor of 1 changes nothing, 0 removes the features, and below 0 they are turned round. h
+is an inner layer's tokens, and the encoder's later layers go on from h'; or the final embedding itself. The control puts as
+many other latents in their place and gives the step its length, row by row: what a push of that size does elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+from torch import Tensor
+
+from mtlib.embed.images import load_image
+from mtlib.embed.store import Data
+from mtlib.measure.similarity import unit_rows
+from mtlib.measure.text_space import TextSpace, ZeroShot
+from mtlib.measure.zero_shot import ZeroShot as Task
+
+LOGIT_SCALE = 100.0  # of CLIP as published, where the encoder is not there to say its own
+READ = ["n", "probability", "class_kept", "logit", "implausible", "margin", "error_by_text", "neighbours_kept"]
+COLUMNS = ["feature", "direction", "factor", *READ, "neighbours_implausible"]
+
+
+@torch.no_grad()
+def step_of(coder, x: Tensor, features: Sequence[int], others: Sequence[int] = ()) -> Tensor:
+    """What features add to the reconstruction, (n, D), for activations x (n, D); 0 where none of them fires.
+
+    Args: others: as many other latents, in whose directions a step of the same length is made instead.
+    """
+    z = coder.encode(x)
+    whole = coder.decode(z, -1, x)
+
+    def added(latents: Sequence[int]) -> Tensor:
+        more = z.clone()
+        for latent, feature in zip(latents, features, strict=True):
+            more[:, latent] += z[:, feature]
+        return coder.decode(more, -1, x) - whole
+
+    own = added(features)
+    if not len(others):
+        return own
+    other = added(others)
+    return other * (own.norm(dim=1) / other.norm(dim=1).clamp_min(1e-12))[:, None]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is steered, and what is read from it.
+
+    data: the run's; encoder: that made it, or None (embeddings given as arrays); coder: an autoencoder of x; task: the
+    classes of zero-shot; classifier: embeddings (n, D) -> logit of implausible (n,), or None; verdict: the text tower's, or
+    None where the vocabulary has no phrases of errors.
+    """
+
+    data: Data
+    encoder: object | None
+    coder: object
+    task: Task
+    classifier: Callable[[Tensor], Tensor] | None = None
+    verdict: ZeroShot | None = None
+
+    @property
+    def inner(self) -> bool:
+        """Whether h is an inner layer's, so that every change needs a forward pass."""
+        return "layer" in self.data.facts
+
+    def embeddings(
+        self, images: np.ndarray, features: Sequence[int], factors: Sequence[float], others: Sequence[int] = ()
+    ) -> np.ndarray:
+        """(len(factors), n, d_out) final embeddings of images (their first rows) with features scaled; see `step_of`."""
+        if not self.inner:
+            x = torch.from_numpy(np.asarray(self.data.x[images], np.float32))
+            step = step_of(self.coder, x, features, others)
+            return np.stack([(x + (factor - 1) * step).numpy() for factor in factors])
+        pixels = torch.stack([self.encoder.preprocess(load_image(self.data.images(row))[0]) for row in images])
+        return np.stack([self._forward(pixels, features, factor, others) for factor in factors])
+
+    def _forward(self, pixels: Tensor, features, factor: float, others, batch: int = 64) -> np.ndarray:
+        def change(h: Tensor) -> Tensor:  # (B, T, D)
+            x = h.flatten(0, -2).to(self.coder.W_dec.device, torch.float32)
+            return (x + (factor - 1) * step_of(self.coder, x, features, others)).reshape(h.shape).to(h)
+
+        with self.encoder.place.replaced(change):
+            return np.concatenate([self.encoder.encode_tensors(part) for part in pixels.split(batch)])
+
+    def probabilities(self, e: np.ndarray) -> np.ndarray:
+        """(n, C) zero-shot probabilities of embeddings (n, d_out)."""
+        scale = getattr(getattr(self.encoder, "model", None), "logit_scale", None)
+        scale = LOGIT_SCALE if scale is None else float(scale.detach().exp())
+        return softmax(scale * unit_rows(e) @ self.task.texts.double().numpy().T, axis=1)
+
+    def neighbours(self, e: np.ndarray, images: np.ndarray, k: int = 10) -> np.ndarray:
+        """(n, k) first rows of the nearest train and val images by cosine, those of the image's own group left out."""
+        gallery, embeddings, groups = self._gallery
+        near = unit_rows(e) @ embeddings.T
+        near[self.data.manifest["group"].to_numpy(str)[images][:, None] == groups[None]] = -np.inf
+        return gallery[np.argsort(-near, axis=1, kind="stable")[:, :k]]
+
+    @cached_property
+    def _gallery(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(G,) first rows of the train and val images, (G, d_out) their unit embeddings, (G,) their groups."""
+        rows = self.data.rows(("train", "val"))[:: self.data.tokens]
+        return rows, unit_rows(self.data.embedding_at(rows)), self.data.manifest["group"].to_numpy(str)[rows]
+
+    def read(self, images: np.ndarray, before: np.ndarray, after: np.ndarray, k: int = 10) -> dict:
+        """What changes between the embeddings `before` and `after` (n, d_out) of images: means over the images.
+
+        probability: of the class that an image had before; class_kept: share in which it is still the likeliest; logit: the
+        classifier's, of implausible; implausible: share with a logit above 0; margin: of the text tower's verdict (cosine to
+        the family's error phrases - to its normal ones); error_by_text: share with a margin above 0; neighbours_kept: share
+        of the k nearest images that stay; neighbours_implausible: share labelled so. NaN where a run has no such thing.
+        """
+        p, own = self.probabilities(after), self.probabilities(before).argmax(axis=1)
+        near, were = self.neighbours(after, images, k), self.neighbours(before, images, k)
+        labels, nan = self.data.labels()[near], np.array([np.nan])
+        logit = nan if self.classifier is None else self._logits(after)
+        margin = nan if self.verdict is None else self.verdict.read_embeddings(after)[1]
+        shares = {
+            "logit": logit,
+            "implausible": share_above(logit),
+            "margin": margin,
+            "error_by_text": share_above(margin),
+        }
+        return (
+            {
+                "n": len(images),
+                "probability": p[np.arange(len(p)), own].mean(),
+                "class_kept": (p.argmax(1) == own).mean(),
+            }
+            | {name: float(np.mean(values)) for name, values in shares.items()}
+            | {
+                "neighbours_kept": float(np.mean([len(set(a) & set(b)) / k for a, b in zip(near, were, strict=True)])),
+                "neighbours_implausible": float((labels == 1).mean()) if (labels >= 0).all() else float("nan"),
+            }
+        )
+
+    @torch.no_grad()
+    def _logits(self, e: np.ndarray) -> np.ndarray:
+        return self.classifier(torch.from_numpy(e.astype(np.float32))).numpy()
+
+    def table(
+        self,
+        images: dict[int, np.ndarray],
+        alive: np.ndarray,
+        factors: Sequence[float],
+        n_controls: int = 4,
+        seed: int = 0,
+        groups: dict[int, list[int]] | None = None,
+    ) -> pd.DataFrame:
+        """Features at every factor, alone and with their group, and as many other latents in their place.
+
+        Args:
+            images:  feature -> first rows of the images on which it fires most.
+            alive:   latents that fire, among which the controls are drawn.
+            factors: 0 removes the features, 1 leaves them.
+            groups:  feature -> the features that are scaled together with it, itself included.
+        Returns: frame of COLUMNS: means over the images, those of controls also over the `n_controls` draws. direction:
+            "feature", "control", "group" or "group control".
+        """
+        rng, lines = np.random.default_rng(seed), []
+        for feature, rows in images.items():
+            sets = {"": [feature]} | ({"group": groups[feature]} if groups and feature in groups else {})
+            for name, latents in sets.items():
+                free = np.setdiff1d(alive, latents)
+                draws = [rng.choice(free, len(latents), replace=len(free) < len(latents)) for _ in range(n_controls)]
+                own = [(name or "feature", [()]), (f"{name} control".strip(), draws)]
+                for direction, others in own:
+                    lines += self._lines(feature, direction, rows, latents, factors, others)
+        return pd.DataFrame(lines, columns=COLUMNS).astype({"n": int})
+
+    def _lines(self, feature: int, direction: str, rows: np.ndarray, latents, factors, others) -> list[dict]:
+        before = self.embeddings(rows, latents, [1.0])[0]
+        found = [self.embeddings(rows, latents, factors, other) for other in others]
+        head = {"feature": feature, "direction": direction}
+        return [
+            head
+            | {"factor": float(factor)}
+            | pd.DataFrame([self.read(rows, before, e[i]) for e in found]).mean().to_dict()
+            for i, factor in enumerate(factors)
+        ]
+
+
+def share_above(values: np.ndarray) -> np.ndarray:
+    """1 where a value is above 0, else 0; NaN stays."""
+    return np.where(np.isnan(values), np.nan, values > 0)
+
+
+def text_verdict(data: Data) -> ZeroShot | None:
+    """The text tower's verdict over families, or None where the vocabulary cannot give one."""
+    if not len(data.phrases) or data.facts["labels"] != "plausibility":
+        return None
+    first = np.arange(0, len(data.x), data.tokens)
+    rows = data.rows("val")[:: data.tokens] // data.tokens
+    found = ZeroShot(TextSpace(data.embedding_at(first), rows, data.vocabulary, data.phrases), rows)
+    return found if found.possible else None

@@ -1,0 +1,1 @@
+"""The demo knows every error: causes against single features."""

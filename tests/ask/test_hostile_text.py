@@ -1,0 +1,115 @@
+"""A model's hostile words, from the HTTP reply to the table, the records, the report and the viewer: always text."""
+
+import json
+import re
+
+import mistune
+import pandas as pd
+import pytest
+
+from mtlib import plots
+from mtlib.ask import records
+from mtlib.ask.interview import plan_jobs
+from mtlib.ask.questions import CATEGORIES
+from mtlib.judge import figures as judge_figures
+from mtlib.judge import judges, lmm
+from mtlib.report import browse, cards, findings, model_judge
+from mtlib.report.reader import Reader
+from mtlib.report.text import escape_markdown
+from mtlib.run.artifacts import Stage
+from tests.ask.lmm_server import LmmServer
+from tests.judge.planted import interview, planted_data
+
+PHRASES = [
+    "<script>alert(1)</script>",
+    r"$\unknown$ and $x$",
+    "[click](javascript:alert(1)) **bold** `code` | cell | # head",
+    '"><img src=x onerror=alert(1)>',
+    "line one\nline two\r\n- a list\n\n## a heading",
+    "\u202eright to left\u202c \u0007 bell",
+    "six fingers [six] " * 4000,
+    "😀 سلام {shown} {0} %s \\n \\u0000",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose 06 holds a model's hostile answers, asked over HTTP; its path and verdicts."""
+    from tests.judge.small_run import write_small_run
+
+    folder = tmp_path_factory.mktemp("hostile")
+    run = write_small_run(folder / "run", n=300)
+    stage = Stage("06_interpret", str(run))
+    source = stage.input("05_features") / "features" / "tc"
+    features = {"tc": pd.read_parquet(source / "features.parquet")}
+    tops = {"tc": pd.read_parquet(source / "top_images.parquet")}
+    jobs, left = plan_jobs(features, tops, n_images=4)
+    (folder / "images").mkdir()
+    data = planted_data(folder / "images", n=300)  # other pictures: the run's own have made-up hashes
+
+    def hostile(ask):
+        phrase = PHRASES[int(ask.number) % len(PHRASES)]
+        said = {"phrase": phrase, "description": phrase, "confidence": 1, "has_error": True, "category": phrase}
+        return json.dumps(said)
+
+    with LmmServer(hostile, keep=False) as server:
+        talk = interview(server, data, folder / "ledger.jsonl", concurrency=1)
+        judged = lmm.judge(features, jobs, left, talk)
+        talk.asker.close()
+    out = stage.out / "explanations" / "tc"
+    out.mkdir(parents=True)
+    verdicts = pd.concat([judged.verdicts["tc"], judges.truth(features["tc"])], ignore_index=True)
+    verdicts.to_parquet(out / "verdicts.parquet", index=False)
+    lines = judge_figures.judge_lines("tc", verdicts, features["tc"], {})
+    plots.table(stage, lines, "judges")
+    plots.table(stage, pd.DataFrame([{"method": "tc", "assessed": 5, "answered": 5, "unasked": 1}]), "answers")
+    usage = {"model": PHRASES[0], "answers": 5, "tokens_in": 7, "tokens_out": 8, "usd": 0.5}
+    plots.table(stage, pd.DataFrame([usage]), "usage")
+    named, ruled = judges.published(judged.verdicts["tc"], {})
+    records.write(out / "feature_analysis.jsonl", named)
+    records.write(out / "error_analysis.jsonl", ruled)
+    stage.finish(judge="lmm")
+    return run, judged.verdicts["tc"]
+
+
+def dangerous(html: str) -> list[str]:
+    return re.findall(r"<script|<img src=x|href=.javascript|onerror=(?!alert\(1\)&)", html)
+
+
+def test_verdicts_hold_every_hostile_phrase_as_it_was_within_bounds(run):
+    _, verdicts = run
+    said = verdicts.loc[verdicts["verdict"] == "error", "phrase"]
+    assert len(said) >= 8 and said.str.len().max() <= 300
+    assert {"<script>alert(1)</script>", r"$\unknown$ and $x$"} <= set(said)
+    assert set(verdicts.loc[verdicts["verdict"] == "error", "category"]) <= set(CATEGORIES)
+
+
+def test_records_read_back_as_they_were_written(run):
+    folder = run[0] / "06_interpret-interactive" / "explanations" / "tc"
+    read = records.read(folder / "error_analysis.jsonl", records.ERROR_ANALYSIS)
+    assert read.set_aside == [] and any("<script>" in r["commonality"] for r in read.records)
+
+
+def test_report_shows_it_as_text(run):
+    reader = Reader.of_run(run[0])
+    text = "\n\n".join([model_judge.judges(reader), findings.features(reader), *model_judge.limits(reader)])
+    html = mistune.create_markdown(plugins=["table"], escape=False)(text)
+    assert dangerous(html) == []
+    assert "&lt;script&gt;" in html and "The model's answers" in html
+    shown = mistune.html("| a |\n|---|\n| " + escape_markdown(PHRASES[2]) + " |")
+    assert "<strong>" not in shown and "<code>" not in shown and "<a " not in shown
+
+
+def test_viewer_shows_it_as_text(run):
+    reader = Reader.of_run(run[0])
+    table, verdicts = browse.feature_table(reader, "tc"), reader.verdicts("tc")
+    html = "".join(cards.header(row, verdicts[verdicts["feature"] == f], "tc") for f, row in table.iterrows())
+    assert dangerous(html) == [] and "&lt;script&gt;" in html
+    assert browse.judges_of(reader, verdicts)[0] == "lmm"
+
+
+def test_notebook_tables_show_it_as_text(run):
+    plots.use_style()
+    with pd.option_context("display.max_colwidth", None):
+        html = run[1]._repr_html_()
+    assert dangerous(html) == [] and "&lt;script&gt;" in html and "tex2jax_ignore" in html

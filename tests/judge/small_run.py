@@ -1,0 +1,59 @@
+"""A finished run of 01, 02, 03, 05 and 06 in a moment: real artifacts, untrained coders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.embed.store import open_data, save_array
+from mtlib.features.similar import similar_features
+from mtlib.features.statistics import feature_table, measure, write_features
+from mtlib.judge import judges
+from mtlib.learn.classifier import Classifier
+from mtlib.measure.relevance import error_ratios
+from mtlib.run.artifacts import Stage
+from tests.synthetic import write_embed_stage
+
+
+def write_small_run(run: Path, n: int = 400) -> Path:
+    """Write the run into `run` and return it."""
+    write_embed_stage(run, n=n, images=True)
+    stage = Stage("02_classify", str(run))
+    data = open_data(stage)
+    classifier = Classifier(32, 16, seed=1)
+    y, logits = classifier.predict(data.x)
+    classifier.save(stage.out / "classifier")
+    save_array(stage.out / "y.npy", y)
+    save_array(stage.out / "logits.npy", logits)
+    stage.finish(status="ok", reason="", d_hidden=16, n_outputs=1, class_names=["plausible", "implausible"])
+
+    stage = Stage("03_train", str(run))
+    stage.input("02_classify")
+    coder = SparseCoder(SparseCoderConfig(32, 16, 24, target="y", ks=(6,)), seed=2)
+    coder.save_pretrained(stage.out / "coders" / "tc-s0")
+    lines = [("tc", 0, "transcoder", "y", "ok", "", "coders/tc-s0"), ("sae", 0, "sae", "x", "skipped", "not today", "")]
+    names = ["method", "seed", "preset", "target", "status", "reason", "folder"]
+    pd.DataFrame(lines, columns=names).to_csv(stage.out / "coders.csv", index=False)
+    stage.finish()
+
+    stage = Stage("05_features", str(run))
+    data = open_data(stage)
+    measured = measure(coder, data, classifier, "y")
+    table = feature_table(measured, error_ratios(**measured.label_counts()))
+    similar = similar_features(*(w.detach().numpy() for w in (coder.W_dec, coder.W_enc)))
+    write_features(stage.out / "features" / "tc", table, measured, similar, data)
+    stage.finish()
+
+    stage = Stage("06_interpret", str(run))
+    folder = stage.input("05_features") / "features" / "tc"
+    said = judges.keyless(table, pd.read_parquet(folder / "top_images.parquet"), data)
+    said.loc[0, "phrase"] = "<script>alert(1)</script>"
+    said.loc[np.arange(len(said)) % 2 == 0, "verdict"] = "error"
+    out = stage.out / "explanations" / "tc"
+    out.mkdir(parents=True)
+    pd.concat([said, judges.truth(table)]).to_parquet(out / "verdicts.parquet", index=False)
+    stage.finish(judge="keyless")
+    return run

@@ -1,0 +1,258 @@
+"""The keyless judge on planted text and images, the truth and threshold judges, and their table."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtlib.embed.store import Data
+from mtlib.judge import figures as judge_figures
+from mtlib.judge import judges
+from mtlib.judge.judges import COLUMNS, KeylessConfig
+from mtlib.measure.text_space import TextSpace, ZeroShot
+
+FAMILIES = ["hand", "face", "glass"]
+GAP_IMAGE, GAP_TEXT = 4.0, 5.0  # the directions that all images, or all texts, share
+
+
+def planted(labels="plausibility", n=360, seed=0):
+    """Images = family + (1 implausible, -1 plausible) * error of the family + noise; texts likewise, elsewhere in space."""
+    rng = np.random.default_rng(seed)
+    d = 24
+    basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    family, error = basis[:3] * 2, basis[3:6]
+    f, label = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    x = (
+        family[f]
+        + np.where(label == 1, 1, -1)[:, None] * error[f]
+        + rng.normal(size=(n, d)) * 0.12
+        + GAP_IMAGE * basis[6]
+    )
+    rows, texts = [], []
+    for k, name in enumerate(FAMILIES):
+        for kind, sign in (("error", 1), ("normal", -1)):
+            for i in range(3):
+                cause = f"{name}_error" if kind == "error" else ""
+                rows.append((f"{kind} {name} {i}", kind, name, cause))
+                texts.append(family[k] + sign * error[k] + rng.normal(size=d) * 0.1 + GAP_TEXT * basis[7])
+    rows.append(("a plain background", "nuisance", "", ""))
+    texts.append(basis[8] * 2 + GAP_TEXT * basis[7])
+    split = np.array(["train", "val", "test"])[np.arange(n) % 3]
+    manifest = pd.DataFrame(
+        {"path": [f"{i}.png" for i in range(n)], "split": split, "duplicate_of": "", "class_name": ""}
+    )
+    manifest["label"] = pd.array(label if labels == "plausibility" else [pd.NA] * n, dtype="Int64")
+    phrases = pd.DataFrame(rows, columns=["phrase", "kind", "family", "cause"])
+    facts = {"labels": labels}
+    return Data(x.astype(np.float32), manifest, np.array(texts, dtype=np.float32), phrases, facts), f, label
+
+
+def feature_lists(data, f, label):
+    """Features 0 .. 2 fire on one family's errors, 3 .. 5 on its plausible images, 6 on both, 7 on three images only."""
+    val, lists = data.rows("val"), {}
+    for k in range(3):
+        lists[k] = val[(f[val] == k) & (label[val] == 1)][:20]
+        lists[3 + k] = val[(f[val] == k) & (label[val] == 0)][:20]
+    lists[6] = np.concatenate([lists[0][:5], lists[3][:8]])
+    lists[7] = lists[0][:3]
+    top = pd.concat(
+        [
+            pd.DataFrame({"feature": k, "rank": range(len(r)), "row": r, "activation": np.linspace(3, 1, len(r))})
+            for k, r in lists.items()
+        ]
+    ).assign(split="val")
+    features = pd.DataFrame({"feature": range(9), "assessed": [True] * 8 + [False]})
+    return features, top
+
+
+def test_keyless_finds_the_planted_errors_and_names_them():
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    out = judges.keyless(features, top, data)
+    assert list(out.columns) == COLUMNS and out["feature"].tolist() == list(range(9))
+    assert out["verdict"].tolist() == ["error"] * 3 + ["no_error"] * 4 + ["skipped"] * 2
+    for k, name in enumerate(FAMILIES):
+        assert out["phrase"][k].startswith(f"error {name}") and out["category"][k] == f"{name}_error"
+        assert out["phrase"][3 + k].startswith(f"normal {name}")
+    assert out["detail"][7] == "only 3 images activate it" and out["phrase"][7] == ""
+    assert out["confidence"][:7].between(0, 1).all() and out["confidence"][7:].isna().all()
+
+
+def test_keyless_reads_no_labels():
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    before = judges.keyless(features, top, data)
+    data.manifest["label"] = pd.array(1 - label, dtype="Int64")
+    after = judges.keyless(features.assign(error_ratio=0.1), top.assign(label=0), data)
+    pd.testing.assert_frame_equal(before, after)
+
+
+@pytest.mark.parametrize("labels", ["none", "classes"])
+def test_without_labels_features_get_names_but_no_verdicts(labels):
+    data, f, label = planted(labels)
+    out = judges.keyless(*feature_lists(data, f, label), data)
+    assert set(out["verdict"]) == {"skipped"}
+    assert out["phrase"][0].startswith("error hand") and out["detail"][0] == judges.NOTHING
+
+
+def test_word_vocabulary_names_and_no_vocabulary_says_so():
+    data, f, label = planted("none")
+    words = data.phrases.assign(kind="word", family="", cause="")
+    named = judges.keyless(
+        *feature_lists(data, f, label), Data(data.x, data.manifest, data.vocabulary, words, data.facts)
+    )
+    assert named["phrase"][0].startswith("error hand") and named["category"][0] == "word"
+    empty = Data(data.x, data.manifest, np.zeros((0, 24), np.float32), words.head(0), data.facts)
+    out = judges.keyless(*feature_lists(data, f, label), empty)
+    assert set(out["verdict"]) == {"skipped"} and out["detail"][0].startswith("no vocabulary")
+    judged = Data(data.x, data.manifest, data.vocabulary, words, {"labels": "plausibility"})
+    assert judges.keyless(*feature_lists(data, f, label), judged)["detail"][0] == judges.NO_TEXT
+
+
+def test_common_directions_do_not_decide():
+    """All phrases lie far from all images; one phrase is nearest to the common direction and must not win everything."""
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    moved = np.vstack([data.vocabulary, 9 * np.asarray(data.x).mean(0)[None]])
+    phrases = pd.concat([data.phrases, pd.DataFrame([("a picture", "object", "", "")], columns=data.phrases.columns)])
+    out = judges.keyless(features, top, Data(data.x, data.manifest, moved, phrases, data.facts))
+    assert not (out["phrase"] == "a picture").any()
+
+
+def test_space_refuses_other_widths():
+    data, _, _ = planted()
+    with pytest.raises(ValueError, match="differ in width"):
+        TextSpace(data.x, data.rows("val"), data.vocabulary[:, :5], data.phrases)
+
+
+def test_zero_shot_margin_by_hand():
+    x = np.array([[1.0, 0.2], [1.0, -0.2]])
+    phrases = pd.DataFrame({"phrase": ["bad", "good"], "kind": ["error", "normal"], "family": "", "cause": ""})
+    space = TextSpace(x, np.arange(2), np.array([[1.0, 1.0], [1.0, -1.0]]), phrases)
+    home, margin = ZeroShot(space, np.arange(2)).read(np.arange(2))
+    np.testing.assert_allclose(margin, [2.0, -2.0])  # contrasted images and texts are opposite units
+    assert home.tolist() == [0, 0]
+
+
+def test_errors_of_several_families_are_not_one_error():
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    mixed = pd.concat([top[top["feature"] == k].head(7) for k in range(3)]).assign(feature=0)
+    out = judges.keyless(features.head(1), mixed.assign(rank=range(len(mixed))), data)
+    assert out["verdict"][0] == "no_error" and out["detail"][0].startswith("7 of 21 top images look like one error")
+
+
+def test_a_handful_of_images_does_not_make_an_error():
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    few = top[top["feature"] == 0].head(6)
+    assert judges.keyless(features.head(1), few, data)["verdict"][0] == "no_error"
+    assert judges.keyless(features.head(1), few, data, KeylessConfig(places=4))["verdict"][0] == "error"
+
+
+def test_family_that_text_does_not_tell_apart_is_never_an_error():
+    """The error and the normal phrases of the glass say the same: its margins are noise, however they are signed."""
+    data, f, label = planted()
+    same = (data.phrases["family"] == "glass").to_numpy()
+    v = data.vocabulary.copy()
+    v[same] = v[same].mean(axis=0) + np.random.default_rng(1).normal(size=(same.sum(), v.shape[1])) * 0.01
+    blind = Data(data.x, data.manifest, v, data.phrases, data.facts)
+    out = judges.keyless(*feature_lists(data, f, label), blind)
+    assert out["verdict"].tolist()[:6] == ["error", "error", "no_error", "no_error", "no_error", "no_error"]
+    assert "hardly tell" in out["detail"][2] and out["confidence"][2] == 0.5
+    sight = judges.text_sight(blind)
+    assert sight["blind"].tolist() == [False, False, True] and sight["n_images"].sum() == len(data.rows("val"))
+    assert judges.text_sight(Data(data.x, data.manifest, v[:0], data.phrases.head(0), data.facts)).empty
+    hand = (data.phrases["family"] == "hand").to_numpy()  # one family: blind is relative, so it cannot be told
+    alone = Data(data.x, data.manifest, data.vocabulary[hand], data.phrases[hand].reset_index(drop=True), data.facts)
+    assert judges.text_sight(alone)["blind"].tolist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("min_images", 0), ("share", 0.0), ("share", 1.2), ("places", 0), ("blind", 1.0)]
+)
+def test_settings_are_checked(field, value):
+    with pytest.raises(ValueError, match=f"KeylessConfig.{field} = "):
+        KeylessConfig(**{field: value})
+
+
+def table():
+    return pd.DataFrame(
+        {
+            "feature": range(4),
+            "assessed": [True, True, True, False],
+            "density": [0.1, 0.2, 0.3, 0.0],
+            "error_ratio": [0.97, 0.4, 0.95, 1.0],
+            "error_low": [0.8, 0.3, 0.85, 0.2],
+            "is_error": [True, False, False, False],
+            "top_cause": ["hand_error", "", "face_error", ""],
+            "top_cause_share": [0.9, 0.0, 0.4, 0.0],
+        }
+    )
+
+
+def test_truth_and_threshold_judges():
+    assert judges.truth(table())["verdict"].tolist() == ["error", "no_error", "no_error", "skipped"]
+    assert judges.threshold(table())["verdict"].tolist() == ["error", "no_error", "error", "skipped"]
+    bare = table().drop(columns=["is_error"]).assign(error_ratio=np.nan)
+    assert set(judges.truth(bare)["detail"]) == {"no truth: these images were not rendered"}
+    assert set(judges.threshold(bare)["detail"]) == {judges.NOTHING}
+    for frame in (judges.truth(table()), judges.threshold(table()), judges.truth(bare)):
+        assert list(frame.columns) == COLUMNS and frame["verdict"].isin(judges.VERDICTS).all()
+
+
+def test_only_first_keeps_the_surest_and_says_why_the_rest_is_skipped():
+    said = judges.threshold(table())
+    kept = judges.only_first(said, table(), 2)
+    assert kept["verdict"].tolist() == ["error", "skipped", "error", "skipped"]
+    assert kept["detail"][1] == "beyond max_features = 2"
+    assert judges.only_first(said, table(), 0) is said
+
+
+def test_judges_table_scores_against_the_truth_and_keeps_reasons():
+    said = pd.concat([judges.truth(table()), judges.threshold(table())])
+    lines = judge_figures.judge_lines("mt", said, table(), {"hand_error": True, "face_error": False})
+    skipped = pd.DataFrame({"method": ["sae"], "reason": ["no labels"]})
+    out = judge_figures.judges_table([lines], skipped)
+    whole = out.iloc[0]
+    assert (whole["judge"], whole["captioned"], whole["n_assessed"]) == ("threshold", "all", 3)
+    assert (whole["precision"], whole["recall"]) == (0.5, 1.0) and whole["f1"] == pytest.approx(2 / 3)
+    assert set(out["captioned"]) == {"all", "captioned", "uncaptioned"} and "truth" not in set(out["judge"])
+    assert out.iloc[-1][["method", "reason"]].tolist() == ["sae", "no labels"] and np.isnan(out.iloc[-1]["f1"])
+    bare = table().drop(columns=["is_error"])
+    lines = judge_figures.judge_lines("mt", judges.threshold(bare), bare, {})
+    assert lines["n_error"].tolist() == [2] and lines["reason"][0] == "no truth to compare with"
+
+
+def test_captioned_is_read_from_the_encoder_card():
+    card = pd.DataFrame({"family": ["all", "a", "b"], "cause": [None, "x", "y"], "captioned": [None, True, False]})
+    assert judge_figures.captioned(card) == {"x": True, "y": False}
+    assert judge_figures.captioned(card.drop(columns="captioned")) == {}
+
+
+def test_figures_show_what_their_tables_say():
+    said = {"mt": pd.concat([judges.truth(table()), judges.threshold(table())])}
+    fig, frame = judge_figures.confusion(said, {"mt": table()}, "threshold")
+    assert frame.iloc[0][["true_negative", "false_positive", "false_negative", "true_positive"]].tolist() == [
+        1,
+        1,
+        0,
+        1,
+    ]
+    counts = judge_figures.verdict_counts(said)
+    assert (counts.drop(columns=["method", "judge", "n_latents"]).sum(axis=1) == 4).all()
+    fig.clear()
+
+
+def test_interpretations_are_the_published_table():
+    table = {"feature": [0, 1, 2], "mean_activation": [1.0, 3.0, 2.0], "max_activation": [2.0, 5.0, 9.0]}
+    features = {"topk": pd.DataFrame(table | {"density": [0.5, 0.25, 0.0]})}
+    said = {"feature": [0, 1, 2] * 2, "judge": ["keyless"] * 3 + ["lmm"] * 3, "phrase": list("abc") + ["x", "y", ""]}
+    tops = {"topk": pd.DataFrame({"feature": [0, 0, 1, 1], "split": ["val", "val", "val", "test"]})}
+    given = (features, {"topk": pd.DataFrame(said)}, tops, "lmm")
+    drawn = judges.interpretations(*given, {"topk": {0}})
+    assert list(drawn) == judges.INTERPRETATIONS
+    assert drawn.iloc[0].tolist() == [2, 0, "collages/topk/0.jpg", 1.0, 2.0, 2, "x", "topk"]
+    bare = judges.interpretations(*given, {"topk": set()})
+    assert bare["feature_id"].tolist() == [1, 0], "those that fire, the most active first"
+    assert bare["collage_path"].tolist() == ["", ""]
+    assert judges.interpretations({}, {}, {}, "lmm", {}).empty

@@ -1,0 +1,139 @@
+"""The labeler on a finished run: the published format, verified artifacts, clear errors."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.embed.images import ImageRefused
+from mtlib.embed.store import open_run
+from mtlib.judge.label import Labeler
+from mtlib.run.artifacts import ArtifactError, current
+from tests.judge.small_run import write_small_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_small_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def labeler(run):
+    return Labeler(run)
+
+
+def folder(run, stage):
+    return run / current(run)[stage]
+
+
+def test_explanations_have_the_published_fields_and_hold_what_the_coder_says(run, labeler):
+    x = np.array(open_run(run).x[7])
+    found = labeler.get_explanations(x)
+    z = (
+        SparseCoder.from_pretrained(folder(run, "03_train") / "coders/tc-s0")
+        .encode(torch.from_numpy(x)[None])[0]
+        .detach()
+    )
+    assert {e["feature_num"] for e in found} == set(torch.nonzero(z > 0.5)[:, 0].tolist())
+    published = {"feature_num", "activation", "explanation", "wrong_ratio", "wrong_count", "total_count"}
+    assert found and all(set(e) == published | {"verdict", "logit_push"} for e in found)
+    activations = [e["activation"] for e in found]
+    assert activations == sorted(activations, reverse=True)
+    assert activations[0] == pytest.approx(float(z.max()))
+    json.dumps(found, allow_nan=False)
+
+
+def test_counts_are_those_of_the_features_table(run, labeler):
+    table = pd.read_parquet(folder(run, "05_features") / "features/tc/features.parquet").set_index("feature")
+    for e in labeler.get_explanations(np.array(open_run(run).x[3])):
+        line = table.loc[e["feature_num"]]
+        assert (e["wrong_count"], e["total_count"]) == (line["n_error"], line["n_active_test"])
+        assert e["wrong_ratio"] == pytest.approx(e["wrong_count"] / e["total_count"])
+
+
+def test_threshold_keeps_more_or_fewer(run):
+    x = np.array(open_run(run).x[0])
+    counts = [len(Labeler(run, "tc", threshold=t).get_explanations(x)) for t in (0.0, 0.5, 1e6)]
+    assert counts[0] >= counts[1] > counts[2] == 0
+    with pytest.raises(ValueError, match="threshold = -1"):
+        Labeler(run, threshold=-1)
+
+
+def test_label_tells_probability_and_reasons(run, labeler):
+    data = open_run(run)
+    told = labeler.label(np.array(data.x[5]))
+    assert told["probability"] == pytest.approx(1 / (1 + np.exp(-float(data.logits[5]))), rel=1e-4)
+    assert told["predicted"] == ("implausible" if data.logits[5] > 0 else "plausible")
+    found = [e for e in told["explanations"] if e["verdict"] == "error" and e["logit_push"] > 0]
+    found = sorted(found, key=lambda e: -e["logit_push"]) if data.logits[5] > 0 else []
+    assert told["reasons"] == list(dict.fromkeys(e["explanation"] for e in found))
+
+
+@pytest.mark.parametrize("target", ["x", "y"])
+def test_logit_pushes_are_what_removing_the_feature_takes_away(run, target):
+    labeler = Labeler(run, threshold=0)
+    if target == "x":
+        config = SparseCoderConfig.preset("sae", 32, 32, n_latents=labeler.coder.n_latents)
+        labeler.coder = SparseCoder(config, seed=3)
+    x = np.array(open_run(run).x[11])
+    z = labeler.coder.encode(torch.from_numpy(x)[None])
+    output = labeler.classifier if labeler.coder.config.target == "x" else lambda y: labeler.classifier.output(y)
+    with torch.no_grad():
+        whole = output(labeler.coder.decode(z))
+        for e in labeler.get_explanations(x):
+            without = z.clone()
+            without[0, e["feature_num"]] = 0
+            expected = float(whole - output(labeler.coder.decode(without)))
+            assert e["logit_push"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_image_file_pil_image_and_embedding_say_the_same(run, labeler, tmp_path):
+    x = np.array(open_run(run).x[9])
+    labeler._encoder = SimpleNamespace(
+        encode_images=lambda images: np.stack([x + np.asarray(i).mean() for i in images])
+    )
+    picture = Image.new("RGB", (8, 8), (3, 3, 3))
+    picture.save(tmp_path / "a.png")
+    assert labeler.label(tmp_path / "a.png") == labeler.label(picture) == labeler.label(x + 3)
+    (tmp_path / "b.jpg").write_bytes(b"<html>no image</html>")
+    with pytest.raises(ImageRefused, match="not an image"):
+        labeler.label(tmp_path / "b.jpg")
+
+
+def test_bad_embeddings_and_names_are_refused(run, labeler):
+    with pytest.raises(ValueError, match=r"32 finite numbers, got shape \(31,\)"):
+        labeler.get_explanations(np.zeros(31, np.float32))
+    with pytest.raises(ValueError, match="finite"):
+        labeler.get_explanations(np.full(32, np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"method = 'nope': this run has \['sae', 'tc'\]"):
+        Labeler(run, "nope")
+    with pytest.raises(ValueError, match="'sae' has no coder: not today"):
+        Labeler(run, "sae")
+    with pytest.raises(ValueError, match=r"judge = 'lmm': 06 has verdicts of \['keyless', 'truth'\]"):
+        Labeler(run, judge="lmm")
+
+
+def test_damaged_or_missing_artifact_is_named(run, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    weights = folder(other, "03_train") / "coders/tc-s0/weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"sha256 mismatch: .*weights"):
+        Labeler(other)
+    (other / "stages.json").write_text(json.dumps({"01_embed": "01_embed-interactive"}))
+    with pytest.raises(ArtifactError, match="no artifact of 03_train"):
+        Labeler(other)
+
+
+def test_script_in_a_phrase_stays_text(labeler):
+    line = labeler._line(0, 1.0, None)
+    assert line["explanation"] == "<script>alert(1)</script>"
+    assert "<script>" not in pd.DataFrame([line]).to_html()

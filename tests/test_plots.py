@@ -1,0 +1,169 @@
+"""Figures of few and of many methods: nothing is cut or hidden, and a method looks the same in all of them."""
+
+from itertools import pairwise, product
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from mtlib import plots
+from mtlib.features import figures as feature_figures
+from mtlib.judge import figures as judge_figures
+from mtlib.learn import figures as learn_figures
+from mtlib.measure import figures
+from mtlib.report import concepts
+from mtlib.run.artifacts import Stage
+
+MANY = [f"matryoshka_transcoder_variant{'abcdefghijklmnopqrstuvwxy'[i]}" for i in range(25)]
+CAUSES = ("hand_fingers", "water_reflection")
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with plt.rc_context():
+        plots.use_style()
+        yield
+    plt.close("all")
+
+
+def lines(methods: list[str], **columns) -> pd.DataFrame:
+    """A row per method, seed and combination of the columns' values, with every number the figures need."""
+    rows = [dict(zip(columns, values, strict=True)) for values in product(*columns.values())]
+    both = [
+        {"method": m, "seed": s, "target": "x", "status": "ok"} | row for m in methods for s in (0, 1) for row in rows
+    ]
+    frame = pd.DataFrame(both)
+    values = np.random.default_rng(0).random(len(frame)) * 0.3 + 0.5
+    return frame.assign(
+        fvu=values / 20, l0=32 + values, dead=values, auroc=values, mono_score=values, share_of_ceiling=values
+    )
+
+
+def training(methods, styles=None):
+    return learn_figures.training_curves(lines(methods, step=[50, 100, 150], split=["val"]), styles)[0]
+
+
+def progressive(methods, styles=None):
+    return figures.curves(lines(methods, kept=[16, 32, 64]), "kept", "codes kept", styles)
+
+
+def quantiles(methods, styles=None):
+    frame = lines(methods, quantile=[0, 0.5, 1])
+    return figures.distributions(frame, {"mono_score": "MonoScore"}, {"mono_score": 0.1}, styles)
+
+
+def elsewhere(methods, styles=None):
+    return concepts.progressive(lines(methods, data=["test", "text"], kept=[16, 32]), styles)
+
+
+def probing(methods, styles=None):
+    return figures.sparse_probing(lines(methods, k=[1, 4, 16], cause=CAUSES), styles)
+
+
+def pareto(methods, styles=None):
+    return figures.fvu_against_l0(lines(methods), styles)
+
+
+WITH_KEY = pytest.mark.parametrize("draw", [training, progressive, quantiles, elsewhere, probing, pareto])
+
+
+def boxes(texts) -> list:
+    """Where the texts that are shown stand, in pixels."""
+    shown = [t for t in texts if t.get_visible() and t.get_text().strip()]
+    return [t.get_window_extent() for t in shown]
+
+
+def judged(methods) -> pd.DataFrame:
+    frame = lines(methods, judge=["keyless", "threshold"], captioned=["all", "captioned"])
+    return frame[frame["seed"] == 0].assign(precision=0.9, recall=0.5, f1=0.6)
+
+
+@WITH_KEY
+@pytest.mark.parametrize("n", [1, 4, 10, 25])
+def test_key_names_every_method_beside_the_panels(draw, n):
+    fig = draw(MANY[:n])
+    fig.canvas.draw()
+    (key,) = fig.legends
+    assert {t.get_text() for t in key.get_texts()} - {"chance"} == set(MANY[:n])
+    assert not any(key.get_window_extent().overlaps(ax.get_tightbbox()) for ax in fig.axes)
+    key, whole = key.get_window_extent(), fig.bbox
+    assert whole.x0 <= key.x0 and key.x1 <= whole.x1 and whole.y0 <= key.y0 + 1 and key.y1 <= whole.y1 + 1
+
+
+@WITH_KEY
+def test_no_two_of_many_methods_look_alike(draw):
+    handles = draw(MANY).legends[0].legend_handles
+    looks = {(to_hex(h.get_color()), h.get_marker(), h.get_linestyle()) for h in handles if h.get_label() != "chance"}
+    assert len(looks) == len(MANY)
+
+
+@WITH_KEY
+def test_a_method_looks_the_same_whatever_else_is_shown(draw):
+    styles = plots.method_styles(MANY)
+    handles = draw([MANY[7], MANY[3]], styles).legends[0].legend_handles
+    colours = {h.get_label(): (to_hex(h.get_color()), h.get_marker()) for h in handles if h.get_label() != "chance"}
+    assert colours == {m: (to_hex(styles[m]["color"]), styles[m]["marker"]) for m in (MANY[3], MANY[7])}
+
+
+def test_a_sweep_has_one_colour_and_a_line_per_l0():
+    styles = plots.method_styles(["sae_8", "topk_8", "sae_32", "topk_32"])
+    assert {styles[m]["color"] for m in ("sae", "sae_8", "sae_32")} == {plots.PALETTE[0]}
+    assert styles["topk"]["color"] == plots.PALETTE[1] and styles["sae_8"]["linestyle"] != styles["sae_32"]["linestyle"]
+
+
+def test_judge_scores_of_many_methods_can_be_read():
+    fig, _ = judge_figures.scores(judged(MANY))
+    fig.canvas.draw()
+    names = boxes(fig.axes[0].get_yticklabels())
+    assert len(names) == len(MANY)
+    assert not any(a.overlaps(b) for a, b in pairwise(names))
+
+
+def test_panels_of_features_have_their_key_clear_of_the_labels():
+    table = pd.DataFrame({"feature": range(9), "assessed": True, "error_ratio": np.linspace(0, 1, 9), "q_bh": 0.01})
+    table = table.assign(error_low=0.1, error_high=0.9, n_active_test=10, base_rate=0.5)
+    fig, _ = feature_figures.error_ratios({m: table for m in MANY})
+    fig.canvas.draw()
+    key, label = fig.legends[0].get_window_extent(), fig._supxlabel.get_window_extent()
+    assert not key.overlaps(label) and not any(key.overlaps(ax.get_tightbbox()) for ax in fig.axes)
+
+
+@pytest.mark.parametrize("n", [1, 4, 25])
+def test_saved_figures_are_not_cut(tmp_path, n):
+    stage = Stage("04_evaluate", str(tmp_path / "run"))
+    shares = pd.DataFrame({"method": MANY[:n]} | {k: 0.2 for k in figures.KINDS})
+    causes = lines(MANY[:n], cause=CAUSES).assign(ceiling=0.9, best_x_dim=0.8, best_y_dim=np.nan)
+    drawn = {"kinds": figures.kinds_bars(shares), "causes": figures.causes_heatmap(causes)}
+    drawn |= {"scores": judge_figures.scores(judged(MANY[:n]))[0], "curves": training(MANY[:n])}
+    for name, fig in drawn.items():
+        image = np.asarray(Image.open(plots.save(stage, fig, name, shares)).convert("L"))
+        edges = [image[:4], image[-4:], image[:, :4], image[:, -4:]]
+        assert min(edge.min() for edge in edges) > 240, f"{name}: ink at the edge"
+
+
+def test_without_a_figure_the_numbers_are_saved(tmp_path):
+    stage = Stage("04_evaluate", str(tmp_path / "run"))
+    path = plots.save(stage, None, "fvu_l0", pd.DataFrame({"fvu": [0.5]}))
+    assert path.read_text() == "fvu\n0.5\n" and not list(stage.out.rglob("*.png"))
+
+
+def test_heatmap_says_over_how_many_seeds_it_is_a_mean():
+    causes = lines(MANY[:2], cause=CAUSES).assign(ceiling=0.9, best_x_dim=0.8, best_y_dim=np.nan)
+    assert "mean over 2 seeds" in figures.causes_heatmap(causes).axes[0].get_title()
+    assert "seeds" not in figures.causes_heatmap(causes[causes["seed"] == 0]).axes[0].get_title()
+
+
+def test_cut_values_are_said_on_the_axis():
+    frame = lines(MANY[:2], data=["test"], kept=[16, 32])
+    labels = [concepts.progressive(frame.assign(fvu=v)).axes[0].get_ylabel() for v in (0.5, 2.5)]
+    assert "drawn at 2" not in labels[0] and "drawn at 2" in labels[1]
+
+
+def test_loss_has_whole_epochs_and_readable_names():
+    fig = learn_figures.loss(pd.DataFrame({"epoch": [1, 2, 3], "train_loss": 0.5, "val_loss": 0.6}))
+    fig.canvas.draw()
+    assert all(float(t.get_text().replace("−", "-")).is_integer() for t in fig.axes[0].get_xticklabels())
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["train", "validation"]
