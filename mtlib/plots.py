@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axis import Axis
@@ -84,6 +85,48 @@ def log_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 40 * low else (1, 3)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
+
+
+def image_grid(
+    lines: Sequence[Sequence[Image.Image | None]],
+    *,
+    names: Sequence[str] = (),
+    heads: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    strips: Sequence[Sequence[object | None]] = (),
+    side: float = 1.3,
+) -> Figure:
+    """Images in lines and columns: the one way in which figures show pictures.
+
+    Args:
+        lines:    images of each line, which need not be equally many; None leaves a place empty.
+        names:    text left of each line; heads: text above each column.
+        captions: text under each image, in lists like those of `lines`.
+        strips:   colour of a strip under each image, in lists like those of `lines`; None: no strip.
+        side:     inches of a place.
+    Returns: the figure; `fig.axes` are the places, line by line, for those who draw on the images.
+    """
+    columns = max(map(len, lines), default=1)
+    size = (side * columns + (1.0 if names else 0.0), (side + 0.2 * bool(captions)) * len(lines))
+    fig, axes = plt.subplots(len(lines), columns, figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+    for i, line in enumerate(lines):
+        for j, image in enumerate(line):
+            ax = axes[i, j]
+            if image is not None:
+                ax.imshow(np.asarray(image.convert("RGB")))
+            if captions:
+                ax.set_xlabel(captions[i][j], fontsize=8, parse_math=False)
+            if strips and strips[i][j] is not None:
+                ax.spines["bottom"].set(visible=True, color=strips[i][j], linewidth=5)
+    for ax, name in zip(axes[:, 0], names, strict=False):
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
+    for ax, head in zip(axes[0], heads, strict=False):
+        ax.set_title(head, fontsize=9, parse_math=False)
+    return fig
 
 
 def table(stage: Stage, frame: pd.DataFrame, name: str) -> Path:

@@ -167,3 +167,18 @@ def test_loss_has_whole_epochs_and_readable_names():
     fig.canvas.draw()
     assert all(float(t.get_text().replace("−", "-")).is_integer() for t in fig.axes[0].get_xticklabels())
     assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["train", "validation"]
+
+
+def test_image_grid_places_images_texts_and_strips_line_by_line():
+    red, blue = Image.new("L", (4, 4), 9), Image.new("RGB", (4, 4), "blue")
+    fig = plots.image_grid(
+        [[red, blue], [blue]],
+        names=["a_b", "$c"],
+        heads=["one", "two"],
+        captions=[["x", "y"], ["z"]],
+        strips=[["C1", None], ["C2"]],
+    )
+    assert [len(ax.images) for ax in fig.axes] == [1, 1, 1, 0]
+    assert [ax.get_xlabel() for ax in fig.axes] == ["x", "y", "z", ""]
+    assert [ax.spines["bottom"].get_visible() for ax in fig.axes] == [True, False, True, False]
+    assert [ax.get_ylabel() for ax in fig.axes] == ["a_b", "", "$c", ""] and fig.axes[1].get_title() == "two"

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from mtlib.embed.images import load_image
 from mtlib.embed.store import Data
+from mtlib.plots import image_grid
 
 
 def scene_pairs(data: Data, n_pairs: int = 3, seed: int = 0) -> tuple[Figure, pd.DataFrame]:
@@ -22,19 +23,14 @@ def scene_pairs(data: Data, n_pairs: int = 3, seed: int = 0) -> tuple[Figure, pd
 
     truth = data.truth[(data.truth["label"] == 1) & (data.truth["generator"] == "")]
     causes = truth[["family", "cause"]].drop_duplicates().sort_values("cause").to_numpy().tolist()
-    fig, axes = plt.subplots(len(causes), 2 * n_pairs, figsize=(1.5 * 2 * n_pairs, 1.55 * len(causes)), squeeze=False)
-    shown = []
-    for line, (family, cause) in zip(axes, causes, strict=True):
+    lines, shown = [], []
+    for family, cause in causes:
         scenes = truth.loc[truth["cause"] == cause, "scene"].sort_values()
-        for i, scene in enumerate(scenes.sample(min(n_pairs, len(scenes)), random_state=seed)):
-            for j, error in enumerate((False, True)):
-                line[2 * i + j].imshow(np.asarray(render(Spec(int(scene), family, error))[0]))
-            shown.append({"family": family, "cause": cause, "scene": int(scene), "place": i})
-        line[0].set_ylabel(cause.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=9)
-    for i, ax in enumerate(axes[0]):
-        ax.set_title(("plausible", "implausible")[i % 2], fontsize=9)
-    _bare(axes)
-    return fig, pd.DataFrame(shown)
+        chosen = [int(s) for s in scenes.sample(min(n_pairs, len(scenes)), random_state=seed)]
+        lines.append([render(Spec(scene, family, error))[0] for scene in chosen for error in (False, True)])
+        shown += [{"family": family, "cause": cause, "scene": s, "place": i} for i, s in enumerate(chosen)]
+    names = [cause.replace("_", "\n") for _, cause in causes]
+    return image_grid(lines, names=names, heads=["plausible", "implausible"] * n_pairs, side=1.5), pd.DataFrame(shown)
 
 
 def sample_sheet(data: Data, n_lines: int = 8, n_columns: int = 8, seed: int = 0) -> tuple[Figure, pd.DataFrame]:
@@ -52,31 +48,19 @@ def sample_sheet(data: Data, n_lines: int = 8, n_columns: int = 8, seed: int = 0
     names = (
         names if len(names) <= 2 * n_lines else [names[i] for i in np.sort(rng.permutation(len(names))[: 2 * n_lines])]
     )
-    fig, axes = plt.subplots(len(names), n_columns, figsize=(1.3 * n_columns, 1.3 * len(names)), squeeze=False)
-    shown = []
-    for line, name in zip(axes, names, strict=True):
-        rows = np.flatnonzero(lines == name)
-        for ax, row in zip(line, rng.permutation(rows)[:n_columns], strict=False):
-            ax.imshow(np.asarray(thumbnail(data, int(row))))
-            shown.append({"line": name.replace("\n", " "), "path": data.manifest["path"].iloc[row]})
-        text = name.replace("_", " ")[:48] or "images"
-        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
-    _bare(axes)
-    return fig, pd.DataFrame(shown)
+    pictures, shown = [], []
+    for name in names:
+        rows = rng.permutation(np.flatnonzero(lines == name))[:n_columns]
+        pictures.append([thumbnail(data, int(row)) for row in rows])
+        shown += [{"line": name.replace("\n", " "), "path": data.manifest["path"].iloc[row]} for row in rows]
+    texts = [name.replace("_", " ")[:48] or "images" for name in names]
+    return image_grid(pictures, names=texts), pd.DataFrame(shown)
 
 
 def thumbnail(data: Data, row: int, side: int = 128) -> Image.Image:
     """The image of a row, fitted into a white square. Raises: ImageRefused "changed" when the file is not what was embedded."""
     image, _ = load_image(data.images(row), unchanged=data.manifest["sha256"].iloc[row])
     return ImageOps.pad(image, (side, side), color=(255, 255, 255))
-
-
-def _bare(axes) -> None:
-    for ax in np.ravel(axes):
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
 
 
 def plane(x: np.ndarray, fit_rows: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
