@@ -59,7 +59,7 @@ from mtlib.embed import card, sources, store
 from mtlib.embed import pictures as sheets
 from mtlib.embed.encoders import Encoder
 from mtlib.run.artifacts import Stage
-from mtlib.scenes.dataset import CAUSES
+from mtlib.scenes.causes import CAUSES
 
 plots.use_style()
 params = dict(images=images, embeddings=embeddings, vocabulary=vocabulary, vocabulary_names=vocabulary_names)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from mtlib.embed import towers
+from mtlib.embed.store import unit_rows
 from mtlib.embed.tokens import Layer
 from mtlib.embed.towers import EncoderError
 from mtlib.run.artifacts import ArtifactError
@@ -166,7 +167,7 @@ class Encoder:
             filled = [template.format(text) for text in texts]
             for i in range(0, len(filled), batch_size):
                 total[i : i + batch_size] += _text(self.model, self.tokenizer, filled[i : i + batch_size], self.device)
-        return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+        return unit_rows(total, np.float32)
 
 
 def _device(device: str) -> torch.device:

@@ -63,6 +63,13 @@ def save_array(path: Path, value: np.ndarray) -> None:
         np.save(f, np.ascontiguousarray(value), allow_pickle=False)
 
 
+def unit_rows(w: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+    """Rows of w (..., D) divided by their norms, computed in `dtype`; rows of norm 0 stay 0."""
+    w = np.asarray(w, dtype)
+    norm = np.linalg.norm(w, axis=-1, keepdims=True)
+    return np.divide(w, norm, out=np.zeros_like(w), where=norm > 0)
+
+
 def write_manifest(folder: Path, manifest: pd.DataFrame, tokens: int = 1) -> None:
     """Write folder/manifest.parquet after checking it against folder/x.npy, which has `tokens` rows per image.
 

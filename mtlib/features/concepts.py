@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mtlib.embed.store import Data
+from mtlib.embed.store import Data, unit_rows
 from mtlib.features.similar import nearest
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.reconstruction import target_mean
-from mtlib.measure.similarity import unit_rows
 
 TOP = 10  # strongest images that a name is tried on
 ROWS = 5000  # test images at most among which they are looked for

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from mtlib.embed.store import unit_rows
+
 SAMPLE, N_SAMPLES, NEIGHBOURS = 2000, 5, 10
 
 
@@ -56,13 +58,6 @@ def sample_rows(rows: np.ndarray, seed: int = 0, size: int = SAMPLE, n_samples: 
     if len(rows) <= size:
         return [rows]
     return [np.sort(np.random.default_rng([seed, i]).choice(rows, size, replace=False)) for i in range(n_samples)]
-
-
-def unit_rows(w: np.ndarray) -> np.ndarray:
-    """Rows of w (..., O) divided by their norms, in float64; rows of norm 0 stay 0."""
-    w = np.asarray(w, np.float64)
-    norm = np.linalg.norm(w, axis=-1, keepdims=True)
-    return np.divide(w, norm, out=np.zeros_like(w), where=norm > 0)
 
 
 def _directions(w: np.ndarray) -> np.ndarray:

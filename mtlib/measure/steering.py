@@ -20,8 +20,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from mtlib.embed.images import load_image
-from mtlib.embed.store import Data
-from mtlib.measure.similarity import unit_rows
+from mtlib.embed.store import Data, unit_rows
 from mtlib.measure.text_space import TextSpace, ZeroShot
 from mtlib.measure.zero_shot import ZeroShot as Task
 

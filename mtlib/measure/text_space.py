@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mtlib.measure.similarity import unit_rows
+from mtlib.embed.store import unit_rows
 
 
 class TextSpace:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.embed.store import Data
+from mtlib.embed.store import Data, unit_rows
 
 TOP = 5
 
@@ -74,10 +74,6 @@ class ZeroShotDrop:
         }
 
 
-def _unit(a: np.ndarray) -> np.ndarray:
-    return a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
-
-
 def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
     """The zero-shot task that a run's data allow, or (None, why not).
 
@@ -124,7 +120,7 @@ def _families(data: Data) -> tuple[ZeroShot | None, str]:
     known = (data.phrases["kind"] == "object") & (data.phrases["family"] != "")
     if not known.any():
         return None, "no phrase names a family"
-    texts = _unit(np.asarray(data.vocabulary, np.float64))[known.to_numpy()]
+    texts = unit_rows(data.vocabulary)[known.to_numpy()]
     merged = _merged(texts, list(data.phrases.loc[known, "family"]))
     return _task(*merged, data.truth["family"].to_numpy(str), "family of the scene"), ""
 
@@ -133,11 +129,11 @@ def _merged(texts: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]
     """Texts of one name become their mean."""
     unique, index = np.unique(np.array(names, dtype=str), return_inverse=True)
     total = np.zeros((len(unique), texts.shape[1]))
-    np.add.at(total, index, _unit(texts))
+    np.add.at(total, index, unit_rows(texts))
     return total, unique.tolist()
 
 
 def _task(texts: np.ndarray, names: list[str], of_rows: np.ndarray, what: str) -> ZeroShot:
     place = {name: i for i, name in enumerate(names)}
     truth = np.array([place.get(name, -1) for name in of_rows])
-    return ZeroShot(torch.from_numpy(_unit(np.asarray(texts, np.float64))), names, truth, what)
+    return ZeroShot(torch.from_numpy(unit_rows(texts)), names, truth, what)

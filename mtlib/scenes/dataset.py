@@ -10,6 +10,8 @@ import pandas as pd
 from mtlib.scenes import families_bodies as bodies
 from mtlib.scenes import families_physics as physics
 from mtlib.scenes.canvas import Canvas, sample_nuisance
+from mtlib.scenes.captions import caption
+from mtlib.scenes.causes import CAUSE_OF
 
 SCENES_PER_SEED = 10_000_000
 
@@ -25,27 +27,7 @@ FAMILIES = {
     "blocks": (physics.blocks, 0),
     "water": (physics.water, 0),
 }
-CAUSES = {
-    "hand_fingers": {"family": "hand", "captioned": True, "description": "the hand has three, six or seven fingers"},
-    "face_features": {"family": "face", "captioned": True, "description": "an eye, the nose or the mouth is misplaced"},
-    "person_limbs": {"family": "person", "captioned": True, "description": "an arm or a leg too many or too few"},
-    "animal_legs": {"family": "animal", "captioned": True, "description": "the animal has two or six legs"},
-    "table_floating": {
-        "family": "table",
-        "captioned": False,
-        "description": "an object hangs in the air above the table",
-    },
-    "light_shadow": {"family": "light", "captioned": True, "description": "the shadow points towards the light"},
-    "glass_surface": {
-        "family": "glass",
-        "captioned": False,
-        "description": "the liquid's surface tilts with the glass",
-    },
-    "blocks_balance": {"family": "blocks", "captioned": True, "description": "the upper blocks would topple"},
-    "water_reflection": {"family": "water", "captioned": True, "description": "the reflection does not match"},
-}
 GENERATORS = {"gen_a": 0.10, "gen_b": 0.25, "gen_c": 0.40, "gen_d": 0.55}
-CAUSE_OF = {v["family"]: k for k, v in CAUSES.items()}
 
 
 @dataclass(frozen=True)
@@ -92,8 +74,6 @@ def render(spec, size=128):
 def _one(job):
     """Draws and writes one picture of a data set; returns its row of the truth."""
     folder, name, spec, generator, size = job
-    from mtlib.scenes.captions import caption
-
     image, truth = render(spec, size)
     path = Path(folder) / name
     image.save(path, "PNG", compress_level=6)

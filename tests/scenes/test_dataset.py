@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 from scipy.stats import chi2_contingency, ks_2samp
 
+from mtlib.scenes.causes import CAUSE_OF, CAUSES
 from mtlib.scenes.dataset import (
-    CAUSE_OF,
-    CAUSES,
     FAMILIES,
     GENERATORS,
     SCENES_PER_SEED,
