@@ -21,6 +21,17 @@ def repo() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture
+def one_thread():
+    """A single thread for PyTorch: processes share what there is, and sums end in other digits with other threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared_data(repo):
     """A function: name -> folder of real data beside the repository; the test skips when it is not there."""

@@ -27,7 +27,7 @@ def test_l1_mean_and_sum_by_hand():
 def test_l0_surrogates_count_clear_cases():
     z_pre, theta = torch.tensor([[5.0, -5.0], [5.0, 5.0]]), torch.zeros(2)
     assert losses.l0_sigmoid(z_pre, theta, 1e-3).item() == pytest.approx(1.5)
-    assert losses.l0_rectangle(z_pre, theta, 1e-3).item() == 1.5
+    assert losses.l0_rectangle(z_pre, theta, 1e-3).item() == pytest.approx(1.5)
 
 
 def _pairwise(x: torch.Tensor, z: torch.Tensor, latent: int) -> float:

@@ -111,7 +111,7 @@ def test_eight_exif_orientations_have_equal_embeddings(tiny, tmp_path):
     x = tiny.encode_images([load_image(tmp_path / f"{i}.png")[0] for i in range(1, 9)])
     same = [np.asarray(load_image(tmp_path / f"{i}.png")[0]).tobytes() for i in range(1, 9)]
     assert len(set(same)) == 1
-    assert np.abs(x - x[0]).max() <= 1e-6
+    assert np.abs(x - x[0]).max() <= 1e-5 * np.abs(x).max()
 
 
 def test_same_weights_same_fingerprint_other_weights_another(tiny, tiny_name, tmp_path):

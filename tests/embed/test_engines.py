@@ -33,14 +33,14 @@ def embed(encoder, folder, out, **options):
     return (out / "x.npy").read_bytes(), outcomes["status"].tolist()
 
 
-def test_processes_give_the_bytes_of_one(tiny, folder, tmp_path):
+def test_processes_give_the_bytes_of_one(one_thread, tiny, folder, tmp_path):
     done = []
     local = embed(tiny, folder, tmp_path / "local", workers=2)
     assert embed(tiny, folder, tmp_path / "two", workers=2, engine="processes", progress=done.append) == local
     assert sum(done) == 18 and len(done) == 6 and local[1].count("empty") == 1  # nothing stood yet, then five shards
 
 
-def test_ray_gives_the_bytes_of_one(tiny, folder, tmp_path):
+def test_ray_gives_the_bytes_of_one(one_thread, tiny, folder, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed (extra ray)")
     local = embed(tiny, folder, tmp_path / "local")
     assert embed(tiny, folder, tmp_path / "ray", workers=2, engine="ray") == local

@@ -40,6 +40,11 @@ def find(tower, layer, tokens):
     return Layer.find(tower, lambda n: tower(torch.zeros(n, 3, SIDE, SIDE)), layer, tokens)
 
 
+def same(a, b):
+    """Equal up to the order in which a processor adds."""
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def read(tower, pixels, layer, tokens):
     place = find(tower, layer, tokens)
     with torch.no_grad(), place.recorded() as seen:
@@ -53,12 +58,12 @@ def test_open_clip_blocks_are_read_as_the_model_computes_them(pixels):
     with torch.no_grad():
         wanted = tower.forward_intermediates(pixels, indices=[1], output_fmt="NLC", normalize_intermediates=False)
     patches, place = read(tower, pixels, "1", "patches")
-    assert torch.equal(patches, wanted["image_intermediates"][0]) and place.name == "transformer.resblocks.1"
+    assert same(patches, wanted["image_intermediates"][0]) and place.name == "transformer.resblocks.1"
     everything, place = read(tower, pixels, "-2", "all")
     cls, _ = read(tower, pixels, "transformer.resblocks.1", "cls")
     mean, _ = read(tower, pixels, "visual.transformer.resblocks.1", "mean")
-    assert torch.equal(everything, torch.cat([cls, patches], dim=1)) and place.facts["first_patch"] == 1
-    assert torch.equal(mean[:, 0], patches.mean(dim=1)) and place.facts["token_grid"] == [4, 4]
+    assert same(everything, torch.cat([cls, patches], dim=1)) and place.facts["first_patch"] == 1
+    assert same(mean[:, 0], patches.mean(dim=1)) and place.facts["token_grid"] == [4, 4]
 
 
 def test_sequence_first_towers_give_the_same_tokens(pixels):
@@ -81,8 +86,8 @@ def test_timm_register_tokens_are_no_patches(pixels):
     x, place = read(tower, pixels, "0", "patches")
     with torch.no_grad():
         _, wanted = tower.forward_intermediates(pixels, indices=[0], output_fmt="NLC")
-    assert place.prefix == 5 and torch.equal(x, wanted[0]) and place.name == "blocks.0"
-    assert torch.equal(read(tower, pixels, "0", "cls")[0][:, 0], read(tower, pixels, "0", "all")[0][:, 0])
+    assert place.prefix == 5 and same(x, wanted[0]) and place.name == "blocks.0"
+    assert same(read(tower, pixels, "0", "cls")[0][:, 0], read(tower, pixels, "0", "all")[0][:, 0])
 
 
 def test_towers_without_a_class_token_say_so(pixels):
@@ -99,10 +104,10 @@ def test_maps_become_tokens_row_by_row(pixels):
     with torch.no_grad():
         wanted = tower.layer2(tower.layer1(tower.maxpool(tower.act1(tower.bn1(tower.conv1(pixels))))))
     assert place.name == "layer2" and place.grid == (4, 4) and place.form == "map"
-    assert torch.equal(x[:, 4 * 1 + 2], wanted[:, :, 1, 2])
+    assert same(x[:, 4 * 1 + 2], wanted[:, :, 1, 2])
     with torch.no_grad(), place.replaced(torch.zeros_like):
-        assert torch.equal(tower(pixels)[0], tower(-pixels)[1])  # nothing of the image is left
-    assert torch.equal(place.write(wanted, x), wanted)
+        assert same(tower(pixels)[0], tower(-pixels)[1])  # nothing of the image is left
+    assert same(place.write(wanted, x), wanted)
     with pytest.raises(LayerError, match="no class token"):
         find(tower, "2", "cls")
 
@@ -114,11 +119,7 @@ def test_maps_with_channels_last_become_the_same_tokens(pixels):
     x, place = read(tower, pixels, "0", "patches")
     with torch.no_grad():
         wanted = tower.layers[0](tower.patch_embed(pixels))  # (B, H, W, C)
-    assert (
-        place.form == "map_last"
-        and torch.equal(x, wanted.flatten(1, 2))
-        and torch.equal(place.write(wanted, x), wanted)
-    )
+    assert place.form == "map_last" and same(x, wanted.flatten(1, 2)) and same(place.write(wanted, x), wanted)
 
 
 def test_vectors_are_one_token(pixels):
@@ -133,13 +134,13 @@ def test_replacing_with_what_was_read_changes_nothing_and_the_hook_is_gone_after
         for tokens in ("cls", "patches", "all"):
             place = find(tower, "1", tokens)
             with place.replaced(lambda x: x.clone()):
-                assert torch.equal(tower(pixels), plain)
+                assert same(tower(pixels), plain)
             with place.replaced(torch.zeros_like):
                 assert not torch.allclose(tower(pixels), plain)
-            assert torch.equal(tower(pixels), plain)
+            assert same(tower(pixels), plain)
         with pytest.raises(RuntimeError, match="stop"), find(tower, "1", "cls").replaced(stop):
             tower(pixels)
-        assert torch.equal(tower(pixels), plain)
+        assert same(tower(pixels), plain)
         with pytest.raises(LayerError, match="mean"), find(tower, "1", "mean").replaced(torch.zeros_like):
             tower(pixels)
         wide = find(tower, "1", "cls").replaced(lambda x: x.expand(-1, 2, -1))
@@ -202,7 +203,7 @@ def test_timm_models_embed_images_and_refuse_texts(tmp_path, pixels):
     model.reset_classifier(0)
     image = torch.randn(2, *encoder.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert np.array_equal(encoder.encode_tensors(image), model.eval()(image).numpy()) and encoder.d_out == 64
+        assert same(torch.from_numpy(encoder.encode_tensors(image)), model.eval()(image)) and encoder.d_out == 64
     with pytest.raises(EncoderError, match="images only"):
         encoder.encode_texts(["a hand"])
     for name, pretrained, say in (

@@ -1,6 +1,7 @@
 """Neighbours by hand, and against a plain double loop."""
 
 import numpy as np
+import pytest
 
 from mtlib.features.similar import similar_features
 from mtlib.measure.top_images import scan
@@ -11,7 +12,7 @@ def test_nearest_by_hand():
     W_dec = np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 3.0]])
     frame = similar_features(W_dec, W_dec.T, n=1)
     assert frame[["feature", "neighbour"]].to_numpy().tolist() == [[0, 1], [1, 0], [2, 1]]
-    assert frame["cosine"][0] == np.float64(2 / np.hypot(2, 0.1))
+    assert frame["cosine"][0] == pytest.approx(2 / np.hypot(2, 0.1))
     assert frame["jaccard"].isna().all()
 
 

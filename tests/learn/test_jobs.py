@@ -43,7 +43,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_workers_write_the_same_bytes_as_one_after_another(tmp_path):
+def test_workers_write_the_same_bytes_as_one_after_another(one_thread, tmp_path):
     names = ["matryoshka_transcoder_shared", "sae"]
     run_all(_fits(tmp_path / "serial", names))
     run_all(_fits(tmp_path / "pool", names), fits_at_once=2)
