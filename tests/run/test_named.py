@@ -1,7 +1,7 @@
-"""Scripts called by name, and the comparison that the proof `repeat` rests on."""
+"""Scripts called by name, and what the proofs `repeat` and `processors` rest on."""
 
 from mtlib.run import named
-from proofs import repeat
+from proofs import processors, repeat
 
 
 def test_available_lists_first_lines_and_hides_private(tmp_path):
@@ -35,3 +35,16 @@ def test_repeat_compares_every_published_file(tmp_path):
     text = repeat.summary(verdicts, "./run_all.sh demo", [1.0, 2.0])
     assert "| tables | 2 | 1 |" in text
     assert "- tables/01_other.csv: differs" in text
+
+
+def test_processors_counts_what_pytest_reports_and_sets_threads(tmp_path, monkeypatch):
+    cases = '<testcase classname="a" name="fine"/><testcase classname="a" name="bad"><failure>no</failure></testcase>'
+    cases += '<testcase classname="a" name="left"><skipped/></testcase>'
+    counted = '<testsuite tests="3" failures="1" errors="0" skipped="1" time="1.6">'
+    (tmp_path / "r.xml").write_text(f"<testsuites>{counted}{cases}</testsuite></testsuites>")
+    counts, failed = processors.outcome(tmp_path / "r.xml")
+    assert counts == {"passed": 1, "failed": 1, "skipped": 1, "seconds": 2} and failed == ["a::bad"]
+    monkeypatch.setenv("MKL_CBWR", "AVX512")
+    env = processors.environment({"threads": "3", "ATEN_CPU_CAPABILITY": "avx2"})
+    assert env["OMP_NUM_THREADS"] == "3" and env["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert "MKL_CBWR" not in env and "threads" not in env
