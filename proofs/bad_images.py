@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
 
-from mtlib.embed.data import check_bad_fraction, complete
 from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import check_bad_fraction, complete
 from mtlib.embed.store import open_array
 from mtlib.run.artifacts import versions, write_text
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mtlib.embed.data import complete
 from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import complete
 from mtlib.embed.store import open_array, write_manifest
 from mtlib.run.artifacts import sha256, versions, write_text
 

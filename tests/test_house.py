@@ -62,6 +62,6 @@ KNOWN_UP = {
     "mtlib.ask.interview -> mtlib.judge.judges",
     "mtlib.plots -> mtlib.run.artifacts",
 }
-KNOWN_CYCLES = {"mtlib.embed.embedding", "mtlib.embed.engines"}
+KNOWN_CYCLES = set()
 KNOWN_FULL = {"mtlib/learn", "mtlib/ask", "mtlib/report", "mtlib/embed", "mtlib/measure"}
 KNOWN_LONG = {"mtlib.coders.sparse_coder"}

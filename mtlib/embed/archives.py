@@ -104,7 +104,7 @@ def read(path: str | os.PathLike, max_bytes: int) -> tuple[bytes, int, int]:
     if not archive:
         raise FileNotFoundError(path)
     info = os.stat(archive)
-    place = _index(archive, info.st_mtime_ns, info.st_size).get(name)
+    place = index(archive, info.st_mtime_ns, info.st_size).get(name)
     if place is None:
         raise FileNotFoundError(path)
     with open(archive, "rb") as f:
@@ -113,7 +113,7 @@ def read(path: str | os.PathLike, max_bytes: int) -> tuple[bytes, int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _index(archive: str, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]:
+def index(archive: str, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]:
     """Member name -> (offset, size), of the first regular file of each name."""
     found: dict[str, tuple[int, int]] = {}
     with tarfile.open(archive, "r:") as tar:

@@ -1,43 +1,46 @@
-"""From files to rows: decoding in threads ahead of the encoder, rows in the order of the files."""
+"""From files to rows: decoding in threads ahead of the encoder, in shards, by one process or several; the bytes are the same.
+
+    local      this process; `workers` threads decode
+    processes  `workers` processes of this machine, each with the encoder and a share of the threads
+    ray        at most `workers` Ray actors (extra `ray`), on this machine or on the cluster that RAY_ADDRESS names, if it sees
+               the same folders
+
+A shard is a fixed range of files: <index>.<name>.npy for each array, then <index>.json with their hashes and the outcome
+of every file, which makes the shard count. Workers write whole shards, in any order: no array travels between processes,
+and a kill loses at most the shards in work.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import shutil
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from mtlib.embed.data import LISTED
+from mtlib.embed.datasets import extra
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import ImageRefused, load_image
-from mtlib.embed.names import unescape
-from mtlib.embed.shards import OUTCOME, Shards
+from mtlib.embed.manifest import LISTED, unescape
+from mtlib.embed.store import save_array
+from mtlib.run.artifacts import ArtifactError, atomic, sha256, write_json
 
 AHEAD = 2  # batches that are decoded while one is in the encoder
 SHARD_FILES = 1024  # files per shard, rounded up to whole batches
+ENGINES = ("local", "processes", "ray")
+OUTCOME = ("status", "detail", "sha256")  # what embedding adds to the line of each file
 Batch = tuple[Mapping[str, np.ndarray], pd.DataFrame]  # arrays of the ok files, outcomes of all files
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be embedded: lines of (path, size, mtime_ns) below a folder, in shards."""
-
-    folder: Path
-    lines: list[tuple[str, int, int]]
-    batch_size: int
-    shards: Shards
-
-    def batches(self, shard: int) -> list[list[tuple[str, int, int]]]:
-        """Lines of a shard, batch by batch."""
-        lines = [self.lines[i] for i in self.shards.range(shard)]
-        return [lines[i : i + self.batch_size] for i in range(0, len(lines), self.batch_size)]
 
 
 def embed_images(
@@ -55,32 +58,50 @@ def embed_images(
     """Embed the listed files of a folder into out/x.npy; a killed run continues where it stopped.
 
     Args:
-        encoder:    the tower; with a layer, x.npy holds the tokens and out/embedding.npy the final embeddings.
-        folder:     where the paths of the listing start.
-        listing:    of `find_images`; only lines with status LISTED are read.
-        out, shards: folder of x.npy; scratch folder.
+        encoder:    with a layer, x.npy holds its tokens and out/embedding.npy the final embeddings.
+        folder, listing: of `find_images`; only lines with status LISTED are read.
+        shards:     scratch folder.
         batch_size: images per forward pass; a bad file leaves its place in the batch empty, so rows do not depend on it.
         workers:    decoding threads of the local engine (decoding releases Python's lock), else processes.
         progress:   called with the number of files of each finished batch (of each shard, by other engines).
-        engine:     one of `engines.ENGINES`; the bytes do not depend on it, nor on `workers`.
-        shard_files: files per shard, rounded up to whole batches.
     Returns: frame of status, detail and sha256 of the listed files, in order.
+    Raises: ValueError for an unknown engine; InputError naming the extra when Ray is not installed.
     """
-    from mtlib.embed import engines  # which needs the functions of this module
-
+    if engine not in ENGINES:
+        raise ValueError(f"engine = {engine!r} is not one of {', '.join(ENGINES)}")
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size = {batch_size} and workers = {workers} must be at least 1")
-    lines = list(
-        listing.loc[listing["status"] == LISTED, ["path", "size", "mtime_ns"]].itertuples(index=False, name=None)
-    )
+    listed = listing.loc[listing["status"] == LISTED, ["path", "size", "mtime_ns"]]
+    lines = list(listed.itertuples(index=False, name=None))
     files = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
     key = {"encoder": encoder.record, "batch_size": batch_size, "device": encoder.device.type, "files": files}
     size = -(-max(shard_files, batch_size) // batch_size) * batch_size
     job = Job(Path(folder).absolute(), lines, batch_size, Shards(Path(shards).absolute(), len(lines), size, key))
     todo = job.shards.todo()
     progress(len(lines) - sum(len(job.shards.range(i)) for i in todo))
-    engines.run(engine, encoder, job, todo, workers, progress)
+    if engine == "local" or not todo:
+        embed_shards(encoder, job, todo, workers, progress)
+    else:
+        workers = min(workers, len(todo))
+        threads = max(1, torch.get_num_threads() // workers)
+        spread = _processes if engine == "processes" else _ray
+        for shard in spread(encoder.record, encoder.device.type, job, todo, workers, threads):
+            progress(len(job.shards.range(shard)))
     return job.shards.join(out)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be embedded: lines of (path, size, mtime_ns) below a folder, in shards and batches."""
+
+    folder: Path
+    lines: list[tuple[str, int, int]]
+    batch_size: int
+    shards: Shards
+
+    def batches(self, shard: int) -> list[list[tuple[str, int, int]]]:
+        lines = [self.lines[i] for i in self.shards.range(shard)]
+        return [lines[i : i + self.batch_size] for i in range(0, len(lines), self.batch_size)]
 
 
 def embed_shards(
@@ -114,7 +135,6 @@ def forward_batches(encoder: Encoder, folder: Path, parts: Iterator[list[tuple]]
 
 
 def _read(encoder: Encoder, folder: Path, path: str, size: int, mtime_ns: int) -> tuple[torch.Tensor | None, tuple]:
-    """(pixels or None, outcome) of one file."""
     try:
         image, info = load_image(folder / unescape(path), (size, mtime_ns))
         return encoder.preprocess(image), ("ok", info["note"], info["sha256"])
@@ -130,3 +150,149 @@ def _forward(encoder: Encoder, read: list[tuple[torch.Tensor | None, tuple]]) ->
             place.copy_(pixels)
     ok = (outcomes["status"] == "ok").to_numpy()
     return {name: x[ok] for name, x in encoder.encode_arrays(batch).items()}, outcomes
+
+
+class Worker:
+    """An encoder and the job, in a process of its own."""
+
+    def __init__(self, record: dict, device: str, job: Job, threads: int):
+        torch.set_num_threads(threads)
+        self.encoder, self.job = Encoder.of({"encoder": record}, device), job
+
+    def embed(self, shard: int) -> int:
+        """Embed and write a shard; returns its number."""
+        embed_shards(self.encoder, self.job, [shard], workers=1)
+        return shard
+
+
+def _processes(record: dict, device: str, job: Job, todo: list[int], workers: int, threads: int) -> Iterator[int]:
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that PyTorch's threads hold
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(record, device, job, threads))
+    try:
+        for future in as_completed([pool.submit(_embed, shard) for shard in todo]):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(*arguments) -> None:
+    global _worker
+    end_with_parent()
+    _worker = Worker(*arguments)
+
+
+def _embed(shard: int) -> int:
+    return _worker.embed(shard)
+
+
+def _ray(record: dict, device: str, job: Job, todo: list[int], workers: int, threads: int) -> Iterator[int]:
+    ray = extra("ray", "ray")
+    from ray.util.actor_pool import ActorPool
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        needs = {"CPU": threads} | ({"GPU": 1} if device == "cuda" else {})
+        there = ray.cluster_resources()  # an actor for which there is no room would be waited for without end
+        workers = max(1, min(workers, *(int(there.get(name, 0) // n) for name, n in needs.items())))
+        actor = ray.remote(num_cpus=threads, num_gpus=needs.get("GPU", 0))(Worker)
+        shared = ray.put(job)
+        pool = ActorPool([actor.remote(record, device, shared, threads) for _ in range(workers)])
+        yield from pool.map_unordered(lambda worker, shard: worker.embed.remote(shard), todo)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def end_with_parent() -> None:
+    """In a process that `multiprocessing` started: a thread waits for the parent's end, also by a kill, and then ends this one."""
+    sentinel = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+
+
+class Shards:
+    """The shards of `n_files` files, `size` each, in a scratch folder.
+
+    Those of an earlier run with the same `key` (JSON values: encoder, files, batch size) are kept, others removed.
+    """
+
+    def __init__(self, folder: Path, n_files: int, size: int, key: dict):
+        self.folder, self.n_files, self.size = Path(folder), n_files, size
+        key = json.loads(json.dumps(key | {"n_files": n_files, "size": size}))
+        if _read_json(self.folder / "key.json") != key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_json(self.folder / "key.json", key)
+
+    def __len__(self) -> int:
+        return -(-self.n_files // self.size)
+
+    def range(self, index: int) -> range:
+        return range(index * self.size, min((index + 1) * self.size, self.n_files))
+
+    def todo(self) -> list[int]:
+        """Shards that are missing or damaged, ascending."""
+        return [i for i in range(len(self)) if not self._whole(i)]
+
+    def write(self, index: int, batches: Sequence[Batch]) -> None:
+        """Write one shard from its batches, in order. Raises: ArtifactError when they do not add up to its range."""
+        outcomes = pd.concat([o for _, o in batches])[list(OUTCOME)]
+        if len(outcomes) != len(self.range(index)):
+            raise ArtifactError(f"shard {index}: {len(outcomes)} files embedded, expected {len(self.range(index))}")
+        n_ok, arrays = int((outcomes["status"] == "ok").sum()), {}
+        for name in batches[0][0]:
+            x = np.concatenate([arrays[name] for arrays, _ in batches]).astype("<f4", copy=False)
+            if len(x) != n_ok:
+                raise ArtifactError(f"shard {index}: {len(x)} embeddings for {n_ok} ok files")
+            save_array(self._array(index, name), x)
+            arrays[name] = {"shape": list(x.shape), "sha256": sha256(self._array(index, name))}
+        write_json(self._record(index), {"arrays": arrays, "outcomes": outcomes.to_numpy().tolist()})
+
+    def join(self, folder: Path) -> pd.DataFrame:
+        """Concatenate the shards into folder/<name>.npy (float32; tokens of an image become rows), one in memory at a time.
+
+        Returns: frame of n_files lines with the columns OUTCOME.
+        Raises: ArtifactError when a shard is missing, no file was embedded, or widths differ.
+        """
+        records = [_read_json(self._record(i)) for i in range(len(self))]
+        if missing := [i for i, record in enumerate(records) if record is None]:
+            raise ArtifactError(f"{self.folder}: shard {missing[0]} and {len(missing) - 1} more are not written")
+        if not any(r["arrays"]["x"]["shape"][0] for r in records):
+            raise ArtifactError("no file could be embedded: all of them are bad (see tables/01_files.csv)")
+        for name in records[0]["arrays"]:
+            self._join(records, name, Path(folder) / f"{name}.npy")
+        return pd.DataFrame([o for r in records for o in r["outcomes"]], columns=list(OUTCOME))
+
+    def _join(self, records: list[dict], name: str, target: Path) -> None:
+        shapes = [r["arrays"][name]["shape"] for r in records]
+        widths = {tuple(s[1:]) for s in shapes if s[0]}
+        if len(widths) != 1:
+            raise ArtifactError(f"shards of different widths: {sorted(widths)}")
+        *tokens, width = widths.pop()
+        n_rows = sum(s[0] for s in shapes) * (tokens[0] if tokens else 1)
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n_rows, width)}
+        with atomic(target) as tmp, open(tmp, "wb") as f:
+            np.lib.format.write_array_header_1_0(f, header)
+            for i, shape in enumerate(shapes):
+                if shape[0]:
+                    f.write(np.load(self._array(i, name), mmap_mode="r", allow_pickle=False).data)
+
+    def _array(self, index: int, name: str) -> Path:
+        return self.folder / f"{index:05d}.{name}.npy"
+
+    def _record(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.json"
+
+    def _whole(self, index: int) -> bool:
+        record = _read_json(self._record(index))
+        return record is not None and all(
+            self._array(index, name).is_file() and sha256(self._array(index, name)) == about["sha256"]
+            for name, about in record["arrays"].items()
+        )
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

@@ -4,7 +4,15 @@ folder/human_correct/[category/]x.jpg, folder/human_error/[category/]x.jpg   lab
 folder/generators/<name>/x.jpg                                                new images of a generator, unlabelled
 folder/<class>/x.jpg, at least two classes                                    labels "classes"
 anything else                                                                 labels "none"
-A .tar file counts as a folder of its members (see archives.py); instead of a folder a table may be given (see tables.py).
+A .tar file counts as a folder of its members (see archives.py). Instead of a folder a table may be given, .csv or .parquet:
+
+    path        relative to the table's folder (may lead into a .tar)
+    label       0 plausible, 1 implausible, empty unknown
+    class       (or class_name) name of its class, or of the kind of error
+    split       train | val | test | unlabelled, empty: assigned here; val and test are cut out of train where none is given
+    group       images that belong together, e.g. of one person or scene
+    generator   the model that drew it; such images stay unlabelled
+Other columns (attributes) are kept in the manifest as they are.
 """
 
 from __future__ import annotations
@@ -15,12 +23,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.embed import archives, tables
-from mtlib.embed.data import COLUMNS, LISTED, InputError, attributes
+from mtlib.embed import archives
 from mtlib.embed.images import SUFFIXES
-from mtlib.embed.names import escape
+from mtlib.embed.manifest import COLUMNS, LISTED, InputError, attributes, escape
 
 LABEL_FOLDERS = {"human_correct": 0, "human_error": 1}
+TABLES = (".csv", ".parquet")
+SPLITS = {name: name for name in ("train", "val", "test", "unlabelled")} | {"valid": "val", "validation": "val"}
+LABELS = {"0": 0, "1": 1, "plausible": 0, "implausible": 1, "0.0": 0, "1.0": 1}
+KNOWN = ("path", "label", "class_name", "split", "group", "generator")
+RESERVED = ("row", "status", "detail", "sha256", "duplicate_of", "size", "mtime_ns", "token")
 
 
 def root_of(images: Path) -> Path:
@@ -43,7 +55,7 @@ def find_images(images: Path) -> tuple[pd.DataFrame, str]:
         raise InputError(f"images = {images}: no such file or folder")
     if not os.access(images, os.R_OK | os.X_OK if images.is_dir() else os.R_OK):
         raise InputError(f"images = {images}: permission denied")
-    if images.suffix.lower() in tables.SUFFIXES and images.is_file():
+    if images.suffix.lower() in TABLES and images.is_file():
         return _find_listed(images)
     if not images.is_dir() and not archives.is_archive(images.name):
         raise InputError(f"images = {images}: not a folder, a table (.csv, .parquet) or an archive (.tar)")
@@ -72,11 +84,8 @@ def find_images(images: Path) -> tuple[pd.DataFrame, str]:
 
 def _find_listed(path: Path) -> tuple[pd.DataFrame, str]:
     """As `find_images`, of a table."""
-    try:
-        frame = tables.read_table(path)
-    except tables.TableError as e:
-        raise InputError(str(e)) from e
-    lines = tables.stat_lines(path.parent, frame["path"].tolist())
+    frame = read_table(path)
+    lines = [_stat(path.parent, name) for name in frame["path"]]
     for i, name in enumerate(("path", "status", "detail", "size", "mtime_ns")):
         frame[name] = [line[i] for line in lines]
     frame["status"] = frame["status"].replace("", LISTED)
@@ -156,3 +165,76 @@ def _place(path: str, labels: str) -> tuple[object, str, str]:
             return pd.NA, "", below
         return LABEL_FOLDERS.get(parts[0], pd.NA) if len(parts) > 1 else pd.NA, below, ""
     return pd.NA, parts[0] if len(parts) > 1 else "", ""
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table with the columns KNOWN first (text, "" when empty; label Int64), then its own; sorted by path.
+
+    Raises: InputError naming the file, the line and the mend.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except Exception as e:  # several libraries' errors; all mean that it is no table
+        raise InputError(
+            f"images = {path}: no readable table ({type(e).__name__}: {str(e).splitlines()[0][:200]})"
+        ) from e
+    if "class_name" not in table and "class" in table:
+        table = table.rename(columns={"class": "class_name"})
+    if "path" not in table:
+        raise InputError(f"images = {path}: no column path; it has {', '.join(map(str, table.columns))}")
+    if not len(table):
+        raise InputError(f"images = {path}: no rows")
+    if taken := [c for c in table.columns if c in RESERVED]:
+        raise InputError(f"images = {path}: column {taken[0]} is written here; rename it")
+    for name in KNOWN:
+        given = table[name].astype(object) if name in table else pd.Series("", index=table.index, dtype=object)
+        table[name] = given.where(given.notna(), "").map(str).str.strip()
+    table["label"] = pd.array(_known(path, table["label"], LABELS, "label"), dtype="Int64")
+    table["split"] = [s or "" for s in _known(path, table["split"], SPLITS, "split")]
+    table["path"] = [p[2:] if p.startswith("./") else p for p in table["path"]]
+    line = table["path"].duplicated()
+    if line.any():
+        raise InputError(f"images = {path}: line {_line(line)}: {table['path'][line].iloc[0]} is listed twice")
+    if (empty := table["path"] == "").any():
+        raise InputError(f"images = {path}: line {_line(empty)}: empty path")
+    order = sorted(range(len(table)), key=lambda i: os.fsencode(table["path"].iloc[i]))
+    return table.iloc[order].reset_index(drop=True)[[*KNOWN, *(c for c in table.columns if c not in KNOWN)]]
+
+
+def _stat(root: Path, path: str) -> tuple[str, str, str, int, int]:
+    """(stored path, status, detail, size, mtime_ns) of a path, without opening it; status "" for a regular file."""
+    stored = escape(path)
+    if os.path.isabs(path) or ".." in path.split("/"):
+        return stored, "outside", "only paths below the table's folder are read", 0, 0
+    try:
+        if place := archives.split(root / path):
+            info = os.stat(place[0])
+            found = archives.index(place[0], info.st_mtime_ns, info.st_size).get(place[1])
+            size = found[1] if found else 0
+            return stored, "" if found else "missing", "" if found else "not in the archive", size, info.st_mtime_ns
+        info = os.lstat(root / path)
+    except (FileNotFoundError, NotADirectoryError):
+        return stored, "missing", "no such file", 0, 0
+    except PermissionError:
+        return stored, "permission", "not readable", 0, 0
+    if os.path.islink(root / path):
+        return stored, "symlink", "not followed", info.st_size, info.st_mtime_ns
+    regular = os.path.isfile(root / path)
+    return stored, "" if regular else "special file", "" if regular else "no file", info.st_size, info.st_mtime_ns
+
+
+def _known(path: Path, values: pd.Series, names: dict, column: str) -> list:
+    lower = values.str.lower()
+    wrong = (lower != "") & ~lower.isin(list(names))
+    if wrong.any():
+        raise InputError(
+            f"images = {path}: line {_line(wrong)}: {column} = {values[wrong].iloc[0]!r} is not one of {', '.join(names)}"
+        )
+    return [names.get(value) for value in lower]
+
+
+def _line(where: pd.Series) -> int:
+    return int(where.to_numpy().argmax()) + 2  # line 1 holds the names

@@ -1,4 +1,7 @@
-"""Where the rows come from: rendered scenes, a folder of images, or arrays; each writes the artifact's embeddings folder."""
+"""Where the rows come from (rendered scenes, a folder of images, or arrays), and the phrases that may name them.
+
+Each source writes the artifact's embeddings folder. What loads an encoder's libraries is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mtlib.embed import arrays, engines, imports, vocabulary
-from mtlib.embed.data import LISTED, InputError, check_bad_fraction, complete, sample
-from mtlib.embed.embedding import embed_images
-from mtlib.embed.encoders import Encoder
+from mtlib.embed import arrays, datasets
 from mtlib.embed.listing import find_images, root_of
-from mtlib.embed.store import write_manifest
-from mtlib.run.artifacts import write_json
+from mtlib.embed.manifest import LISTED, InputError, check_bad_fraction, complete, sample
+from mtlib.embed.store import save_array, write_manifest
+from mtlib.run.artifacts import atomic, write_json
+
+if TYPE_CHECKING:
+    from mtlib.embed.encoders import Encoder
+
+ENGINES = ("local", "processes", "ray")  # see embedding.py
+PHRASES = ("phrase", "kind", "family", "cause")  # columns of a vocabulary
+KINDS = ("error", "normal", "object", "nuisance", "word")
+NO_PHRASES = pd.DataFrame(columns=list(PHRASES))
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image showing {}")
+WORDS = "wordfreq"  # of the extra `data`: lists come with the package
 
 
 @dataclass(frozen=True)
@@ -57,8 +69,8 @@ class EmbedConfig:
             raise InputError("vocabulary of embeddings = ... must be a .npy of text embeddings in the same space")
         if self.vocabulary_names and not self.vocabulary.endswith(".npy"):
             raise InputError("vocabulary_names = ... goes with vocabulary = ....npy")
-        if self.engine not in engines.ENGINES:
-            raise ValueError(f"engine = {self.engine!r} is not one of {', '.join(engines.ENGINES)}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine = {self.engine!r} is not one of {', '.join(ENGINES)}")
         if wrong := [t for t in self.templates if t.count("{}") != 1]:
             raise ValueError(f"templates: {wrong[0]!r} must hold {{}} once, for the phrase")
         for name, low in (
@@ -111,6 +123,8 @@ def from_images(
     Returns: (manifest, facts).
     Raises: InputError when the folder or too many of its files cannot be used.
     """
+    from mtlib.embed.embedding import embed_images
+
     source = "images" if truth is None else "scenes"
     listing, labels = find_images(images)
     root, tokens = root_of(images), encoder.layer.n_tokens if encoder.layer else 1
@@ -128,11 +142,11 @@ def from_images(
     n_bad = check_bad_fraction(manifest, config.max_bad_fraction, f"images = {config.images or 'scenes'}")
     write_manifest(folder, manifest, tokens)
     if encoder.tokenizer is None:
-        vocabulary.write_vocabulary(folder, np.zeros((0, encoder.d_out), np.float32), vocabulary.NONE)
+        write_vocabulary(folder, np.zeros((0, encoder.d_out), np.float32), NO_PHRASES)
     else:
-        table, templates = vocabulary.phrases(source, config.vocabulary, Path(__file__).resolve().parents[2])
-        v = vocabulary.embed_phrases(encoder, table, tuple(config.templates) or templates)
-        vocabulary.write_vocabulary(folder, v, table)
+        table, templates = phrases(source, config.vocabulary, Path(__file__).resolve().parents[2])
+        v = encoder.encode_texts(list(table["phrase"]), tuple(config.templates) or templates)
+        write_vocabulary(folder, v, table)
     ok = manifest[manifest["status"] == "ok"]
     names = sorted(set(ok["class_name"]) - {""}) if labels == "classes" else []
     facts = {
@@ -146,9 +160,9 @@ def from_images(
 
 def import_images(config: EmbedConfig, images: Path, out: Path) -> Path:
     """What `from_images` is to read: the path given, or the table of a data set that is copied into out/images first."""
-    if not config.images.startswith(imports.SCHEMES):
+    if not config.images.startswith(datasets.SCHEMES):
         return images
-    return imports.import_images(config.images, out / "images")
+    return datasets.import_images(config.images, out / "images")
 
 
 def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFrame, dict]:
@@ -163,15 +177,15 @@ def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFram
     path, scratch = root / config.embeddings, out / "shards"
     x = arrays.checked(path, "embeddings", scratch)
     d_in = x.shape[1]
-    v, table, used = None, vocabulary.NONE, ()
+    v, table, used = x[:0], NO_PHRASES, ()
     if config.vocabulary:
         names = str(root / config.vocabulary_names) if config.vocabulary_names else ""
         v, table, file = arrays.read_vocabulary(root / config.vocabulary, names, d_in, scratch)
         used = (file,)
     manifest = arrays.rows_manifest(x, path, used, config.splits, config.seed)
-    arrays.copy_rows(x, folder / "x.npy")
+    save_array(folder / "x.npy", np.asarray(x, np.float32))
     write_manifest(folder, manifest)
-    vocabulary.write_vocabulary(folder, v if v is not None else x[:0], table)
+    write_vocabulary(folder, v, table)
     facts = {"labels": "none", "class_names": [], "image_root": ""}
     return manifest, facts | _facts("arrays", manifest, d_in, {"name": "", "pretrained": "", "fingerprint": ""}, 0)
 
@@ -181,3 +195,71 @@ def _facts(source: str, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad:
     return {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": source, "encoder": encoder} | {
         "has_truth": source == "scenes"
     }
+
+
+def phrases(source: str, vocabulary: str = "", root: Path = Path()) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The phrases that may name a feature, with the templates to embed them in.
+
+    Args:
+        source:     "scenes" for rendered scenes, "images" for photographs; each has phrases of its own.
+        vocabulary: other phrases: "wordfreq[:<count>]", the most frequent English words (20,000); a text file with a phrase
+            per line; or a .csv with a column phrase, and kind, family, cause where they are known.
+        root:       folder that relative paths start from.
+    Returns: (frame with PHRASES, for the packaged photographs also category: the published kind of error; templates).
+    Raises: InputError when the vocabulary cannot be read, is empty or repeats a phrase.
+    """
+    if vocabulary:
+        return _given(vocabulary, root), TEMPLATES
+    if source == "scenes":
+        from mtlib.scenes.captions import vocabulary as of_scenes
+
+        return of_scenes(), ("{}",)  # its encoder was trained on exactly these phrases
+    table = pd.read_csv(Path(__file__).with_name("phrases.csv"), keep_default_na=False, dtype=str)
+    return table, TEMPLATES
+
+
+def _given(vocabulary: str, root: Path) -> pd.DataFrame:
+    name, _, count = vocabulary.partition(":")
+    if name == WORDS:
+        if count and not count.isdigit():
+            raise InputError(f"vocabulary = {vocabulary}: {count!r} is no number of words, e.g. wordfreq:20000")
+        table = pd.DataFrame({"phrase": words(int(count or 20_000))})
+    else:
+        path = root / vocabulary
+        if not path.is_file():
+            raise InputError(f"vocabulary = {vocabulary}: no such file (a list of phrases, or wordfreq:<count>)")
+        if path.suffix.lower() == ".csv":
+            table = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig")
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+            table = pd.DataFrame({"phrase": [line.strip() for line in text.splitlines() if line.strip()]}, dtype=str)
+    if "phrase" not in table or not len(table):
+        raise InputError(f"vocabulary = {vocabulary}: no phrases in it")
+    if (again := table["phrase"].duplicated()).any():
+        raise InputError(f"vocabulary = {vocabulary}: {table['phrase'][again].iloc[0]!r} stands there twice")
+    for column in PHRASES[1:]:
+        if column not in table:
+            table[column] = "word" if column == "kind" else ""
+    return table
+
+
+def words(count: int) -> list[str]:
+    """The `count` most frequent English words of at least three letters and without digits, most frequent first."""
+    frequent = datasets.extra("wordfreq", "data").top_n_list("en", 4 * count + 1000)
+    found = [word for word in frequent if len(word) > 2 and word.isalpha()][:count]
+    if len(found) < count:
+        raise InputError(f"vocabulary = {WORDS}:{count}: its list holds {len(found)} words")
+    return found
+
+
+def write_vocabulary(folder: Path, v: np.ndarray, table: pd.DataFrame) -> None:
+    """Write folder/vocabulary.npy and vocabulary.csv. Raises: ValueError when they do not fit or a phrase repeats."""
+    if len(v) != len(table):
+        raise ValueError(f"vocabulary: {len(v)} embeddings for {len(table)} phrases")
+    if table["phrase"].duplicated().any():
+        raise ValueError(f"vocabulary: phrase {table['phrase'][table['phrase'].duplicated()].iloc[0]!r} appears twice")
+    if unknown := set(table["kind"]) - set(KINDS):
+        raise ValueError(f"vocabulary: kind {sorted(unknown)[0]!r} is not one of {KINDS}")
+    save_array(folder / "vocabulary.npy", v)
+    with atomic(folder / "vocabulary.csv") as tmp:
+        table.to_csv(tmp, index=False, lineterminator="\n")

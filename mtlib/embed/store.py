@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mtlib.embed.names import unescape
+from mtlib.embed.manifest import unescape
 from mtlib.run.artifacts import ArtifactError, Stage, atomic, current, digest, read_meta, verify
 
 SPLITS = ("train", "val", "test", "unlabelled")

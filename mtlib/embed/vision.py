@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlib.embed.images import ImageRefused, load_image
+from mtlib.embed.layers import Layer
 from mtlib.embed.store import Data, open_array
-from mtlib.embed.tokens import Layer
 from mtlib.run.artifacts import ArtifactError, atomic
 
 CHANNELS = (96, 256, 384, 384, 256)  # AlexNet's

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 
-from mtlib.embed.data import attributes as columns_of
+from mtlib.embed.manifest import attributes as columns_of
 from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.classifier_scores import targets

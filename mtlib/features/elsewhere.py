@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mtlib.embed import arrays, features
-from mtlib.embed.data import InputError
+from mtlib.embed import arrays
+from mtlib.embed.manifest import InputError
 from mtlib.embed.store import Data, load_parts
 from mtlib.measure.metrics import Evaluation, evaluate
 from mtlib.measure.probes import fit_probe
@@ -53,7 +53,7 @@ def second_images(
         what = f"{len(rows)} images of the generators, which no stage has learned from"
         return Elsewhere("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
     path = root / given
-    if features.is_features(path):
+    if arrays.is_features(path):
         return Elsewhere("second", f"{path.name}", *_array(path, data, "second_data", out))
     if not (data.facts.get("encoder") or {}).get("name"):
         raise InputError(f"second_data = {given}: this run has embeddings only; give a .npy in the same space")

@@ -22,9 +22,8 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tu
     Raises: FileNotFoundError when the folder does not exist.
     """
     if folder:
-        from mtlib.embed.data import LISTED
         from mtlib.embed.listing import find_images
-        from mtlib.embed.names import unescape
+        from mtlib.embed.manifest import LISTED, unescape
 
         base = root / folder
         if not base.is_dir():

@@ -10,18 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mtlib.embed.data import (
+from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import (
     COLUMNS,
     LISTED,
     InputError,
     assign_splits,
     check_bad_fraction,
     complete,
+    escape,
     merge_groups,
     sample,
+    unescape,
 )
-from mtlib.embed.listing import find_images
-from mtlib.embed.names import escape, unescape
 
 SHARES = (0.6, 0.2, 0.2)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mtlib.embed.data import complete
 from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder, EncoderError
 from mtlib.embed.images import load_image
 from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import complete
 from mtlib.embed.store import open_array
 from mtlib.run.artifacts import ArtifactError
 from tests.embed.conftest import write_tiny_clip
@@ -183,7 +183,7 @@ def test_checkpoint_holding_code_is_not_executed(tmp_path):
 
 
 def test_openai_tags_switch_to_the_activation_they_were_trained_with():
-    from mtlib.embed.towers import _checked_name
+    from mtlib.embed.encoders import _checked_name
 
     assert _checked_name("ViT-L-14", "openai") == ("ViT-L-14", {"force_quick_gelu": True})
     assert _checked_name("ViT-B-32", "laion2b_s34b_b79k") == ("ViT-B-32", {})

@@ -59,7 +59,7 @@ def test_unknown_engine_and_absent_ray_are_clear_errors(tiny, folder, tmp_path, 
 PARENT = """
 import os, time
 from multiprocessing import get_context
-from mtlib.embed.orphans import end_with_parent
+from mtlib.embed.embedding import end_with_parent
 
 def child():
     end_with_parent()

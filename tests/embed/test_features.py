@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mtlib.embed import imports, sources, store, vocabulary
-from mtlib.embed.data import LISTED, InputError
-from mtlib.embed.features import as_npy
+from mtlib.embed import datasets, sources, store
+from mtlib.embed.arrays import as_npy
 from mtlib.embed.images import read_file
 from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import LISTED, InputError
 from mtlib.embed.sources import EmbedConfig
 from mtlib.embed.store import open_array
 
@@ -162,7 +162,7 @@ def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tm
         row = int(by_path.loc[path, "row"])
         assert np.allclose(data.x[row], tiny.encode_images([image(i)])[0], atol=1e-5)
         assert by_path.loc[path, "class_name"] == ["cat", "dog"][i % 2] and len(content) > 0
-    again = imports.import_images(config.images, tmp_path / "again", shard_bytes=600)
+    again = datasets.import_images(config.images, tmp_path / "again", shard_bytes=600)
     assert len(list(again.parent.glob("train-*.tar"))) == 3  # cut by size
     assert {
         p.name: p.read_bytes() for p in sources.import_images(config, tmp_path, tmp_path / "out").parent.iterdir()
@@ -176,9 +176,9 @@ def test_parts_of_one_split_that_do_not_follow_one_another_keep_their_images(tmp
         image(i).save(buffer, "PNG")
     parts = [("", i) for i in range(3)] + [("train", i) for i in range(3, 6)] + [("", i) for i in range(6, 9)]
     monkeypatch.setattr(
-        imports, "_hugging_face", lambda name: ((of, encoded[i].getvalue(), "ab"[i % 2]) for of, i in parts)
+        datasets, "_hugging_face", lambda name: ((of, encoded[i].getvalue(), "ab"[i % 2]) for of, i in parts)
     )
-    table = imports.import_images("hf:x", tmp_path / "out")
+    table = datasets.import_images("hf:x", tmp_path / "out")
     frame, _ = find_images(table)
     assert set(frame["status"]) == {LISTED}
     names = {path.split("/")[0] for path in frame["path"]}
@@ -192,7 +192,7 @@ def test_parts_of_one_split_that_do_not_follow_one_another_keep_their_images(tmp
 def test_one_part_alone_is_split_here(tmp_path):
     hugging_face(tmp_path / "set")
     for part, n in (("train", 6), ("validation", 3)):
-        table = pd.read_parquet(imports.import_images(f"hf:{tmp_path / 'set'}:{part}", tmp_path / part))
+        table = pd.read_parquet(datasets.import_images(f"hf:{tmp_path / 'set'}:{part}", tmp_path / part))
         assert table["split"].tolist() == [""] * n
 
 
@@ -219,41 +219,41 @@ def test_torchvision_data_sets_become_shards(tmp_path, monkeypatch):
         for split in ("train", "val"):
             (root / split / name).mkdir()
             image(9).save(root / split / name / "0.JPEG", "JPEG")
-    table = pd.read_parquet(imports.import_images("torchvision:Imagenette", tmp_path / "out"))
+    table = pd.read_parquet(datasets.import_images("torchvision:Imagenette", tmp_path / "out"))
     assert len(table) == 20 and set(table["split"]) == {"train", "test"} and table["class_name"].iloc[0] == "tench"
     with pytest.raises(InputError, match="no such data set"):
-        imports.import_images("torchvision:Imagenet22k", tmp_path / "out2")
+        datasets.import_images("torchvision:Imagenet22k", tmp_path / "out2")
 
 
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lmdb", None)
     with pytest.raises(InputError, match=r"lmdb is not installed; it comes with the extra `data`"):
-        imports.extra("lmdb", "data")
+        datasets.extra("lmdb", "data")
 
 
 def test_vocabularies_by_file_and_from_the_word_list(tmp_path):
     (tmp_path / "words.txt").write_text("a hand\n\n a glass \n")
-    table, templates = vocabulary.phrases("images", "words.txt", tmp_path)
+    table, templates = sources.phrases("images", "words.txt", tmp_path)
     assert table["phrase"].tolist() == ["a hand", "a glass"] and set(table["kind"]) == {"word"} and len(templates) == 4
     (tmp_path / "words.csv").write_text("phrase,kind,family\nsix fingers,error,hand\n")
-    table, _ = vocabulary.phrases("scenes", "words.csv", tmp_path)
+    table, _ = sources.phrases("scenes", "words.csv", tmp_path)
     assert table.loc[0, ["phrase", "kind", "family", "cause"]].tolist() == ["six fingers", "error", "hand", ""]
     for text, say in (("a\na\n", "'a' stands there twice"), ("\n", "no phrases")):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(InputError, match=say):
-            vocabulary.phrases("images", "bad.txt", tmp_path)
+            sources.phrases("images", "bad.txt", tmp_path)
     with pytest.raises(InputError, match="no such file"):
-        vocabulary.phrases("images", "gone.txt", tmp_path)
+        sources.phrases("images", "gone.txt", tmp_path)
     with pytest.raises(InputError, match="'many' is no number"):
-        vocabulary.phrases("images", "wordfreq:many", tmp_path)
+        sources.phrases("images", "wordfreq:many", tmp_path)
 
 
 def test_packaged_word_list_is_long_enough_and_without_short_words():
     pytest.importorskip("wordfreq", reason="wordfreq is not installed (extra data)")
-    words = vocabulary.words(20_000)
+    words = sources.words(20_000)
     assert len(set(words)) == 20_000 and min(map(len, words)) == 3 and "hand" in words[:1000]
     with pytest.raises(InputError, match="its list holds"):
-        vocabulary.words(10_000_000)
+        sources.words(10_000_000)
 
 
 def test_templates_are_checked_and_used(tiny, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from mtlib.embed import archives, sources, store
-from mtlib.embed.data import LISTED, InputError, complete
 from mtlib.embed.images import ImageRefused, load_image, read_file
 from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import LISTED, InputError, complete
 from mtlib.embed.sources import EmbedConfig
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtlib.embed.shards import Shards
+from mtlib.embed.embedding import Shards
 from mtlib.embed.store import load_parts, open_array, open_data, save_array, write_manifest
 from mtlib.run.artifacts import ArtifactError, Stage
 from tests.synthetic import write_embed_stage

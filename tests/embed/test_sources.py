@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlib.embed import arrays, card, pictures, sources, store, vocabulary
-from mtlib.embed.data import InputError
+from mtlib.embed import arrays, card, pictures, sources, store
+from mtlib.embed.manifest import InputError
 from mtlib.embed.sources import EmbedConfig
 from mtlib.run.artifacts import ArtifactError
 
@@ -148,7 +148,7 @@ def test_arrays_without_fitting_names_are_refused(tmp_path):
 
 
 def test_packaged_phrases_are_unique_and_of_known_kinds():
-    table, templates = vocabulary.phrases("images")
+    table, templates = sources.phrases("images")
     assert (
         150 <= len(table) <= 250
         and table["phrase"].is_unique

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mtlib.embed.data import complete
 from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder, EncoderError
+from mtlib.embed.layers import Layer, LayerError, blocks
 from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import complete
 from mtlib.embed.store import open_array
-from mtlib.embed.tokens import Layer, LayerError, blocks
 
 SIDE, B = 32, 3
 

@@ -8,7 +8,7 @@ import pytest
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import store
-from mtlib.embed.data import InputError
+from mtlib.embed.manifest import InputError
 from mtlib.features import elsewhere
 from mtlib.measure.metrics import evaluate
 from mtlib.measure.study import Subject

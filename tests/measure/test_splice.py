@@ -6,7 +6,7 @@ import torch
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.encoders import Encoder
-from mtlib.embed.tokens import Layer, LayerError
+from mtlib.embed.layers import Layer, LayerError
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import splice
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.embed.data import InputError
+from mtlib.embed.manifest import InputError
 from mtlib.run.artifacts import atomic, write_json
 
 SCHEMES = ("hf:", "torchvision:")
