@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from mtlib.run.artifacts import Stage, atomic
-
 PALETTE = sns.color_palette("colorblind")  # Okabe-Ito like; safe for the common colour deficiencies
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":", "-.")
@@ -129,26 +127,20 @@ def image_grid(
     return fig
 
 
-def table(stage: Stage, frame: pd.DataFrame, name: str) -> Path:
-    """Save `frame` as tables/<NN>_<name>.csv of the stage: six significant digits, no index, "\\n" line ends."""
-    path = stage.out / "tables" / f"{stage.number}_{name}.csv"
-    with atomic(path) as tmp:
-        frame.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
-    return path
+def table(stage, frame: pd.DataFrame, name: str) -> Path:
+    """The same as `stage.table`, for the path."""
+    stage.table(frame, name)
+    return stage.out / "tables" / f"{stage.number}_{name}.csv"
 
 
-def save(stage: Stage, fig: Figure | None, name: str, frame: pd.DataFrame) -> Path:
-    """Save a figure as figures/<NN>_<name>.png and the numbers it shows as tables/<NN>_<name>.csv; without one, only these."""
-    if fig is None:
-        return table(stage, frame, name)
-    table(stage, frame, name)
-    path = stage.out / "figures" / f"{stage.number}_{name}.png"
-    with atomic(path) as tmp:
-        tmp.write_bytes(_png(fig))
-    return path
+def save(stage, fig: Figure | None, name: str, frame: pd.DataFrame) -> Path:
+    """The same as `stage.figure`, for the path."""
+    stage.figure(fig, name, frame)
+    kind, end = ("figures", "png") if fig is not None else ("tables", "csv")
+    return stage.out / kind / f"{stage.number}_{name}.{end}"
 
 
-def _png(fig: Figure) -> bytes:
+def png(fig: Figure) -> bytes:
     """PNG bytes of a figure; a large one (it shows photographs or many points) is stored with 256 colours."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)

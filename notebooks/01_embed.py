@@ -58,7 +58,7 @@ from mtlib import plots
 from mtlib.embed import card, sources, store
 from mtlib.embed import pictures as sheets
 from mtlib.embed.encoders import Encoder
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from mtlib.scenes.causes import CAUSES
 
 plots.use_style()

@@ -52,7 +52,7 @@ from mtlib.learn.classifier import ClassifierConfig, describe, fit_classifier
 from mtlib.learn.classifier_scores import folds, scores, targets, why_not
 from mtlib.learn.null import permute_labels as permuted
 from mtlib.learn.train_vision import VisionTraining, train_and_read
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 plots.use_style()
 config = ClassifierConfig(d_hidden, epochs, classifier_lr, classifier_batch, weight_decay, seed=seed)

@@ -54,7 +54,8 @@ from mtlib.embed import store
 from mtlib.learn import figures
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.methods import at_their_last_step, epochs, train_methods
-from mtlib.run.artifacts import Stage, atomic
+from mtlib.run.artifacts import atomic
+from mtlib.run.stage import Stage
 
 plots.use_style()
 train = dict(steps=steps, batch=batch, lr=lr, val_every=val_every, precision=precision)

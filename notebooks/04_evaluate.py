@@ -42,7 +42,7 @@ from mtlib.learn.classifier import Classifier
 from mtlib.measure import compare, figures, inside, study, zero_shot
 from mtlib.report import causes as known
 from mtlib.report import measures as words
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from mtlib.truth import truth_study
 
 plots.use_style()

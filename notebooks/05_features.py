@@ -47,7 +47,7 @@ from mtlib.features.methods import interpreted
 from mtlib.features.similar import similar_features
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.relevance import error_ratios
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 plots.use_style()
 gallery.check_settings(collages_of, collage_images, collage_columns, n_collages, collage_split)

@@ -64,7 +64,7 @@ from mtlib.embed import store
 from mtlib.features.methods import interpreted
 from mtlib.judge import agreement, judges, lmm, scoring
 from mtlib.judge import figures as judge_figures
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 plots.use_style()
 

@@ -39,7 +39,7 @@ from mtlib.report import figures, labels, results
 from mtlib.report.gains import gains
 from mtlib.report.reader import Reader
 from mtlib.report.report import write_report
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 plots.use_style()
 params = dict(seed=seed, label_images=label_images, n_label_images=n_label_images, remark=remark)

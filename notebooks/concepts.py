@@ -45,7 +45,8 @@ from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import alignment, study
 from mtlib.report import concepts as report
-from mtlib.run.artifacts import Stage, write_text
+from mtlib.run.artifacts import write_text
+from mtlib.run.stage import Stage
 
 plots.use_style()
 params = dict(seed=seed, second_data=second_data, second_text=second_text, concept_method=concept_method)

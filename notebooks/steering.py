@@ -40,7 +40,8 @@ from IPython.display import display
 
 from mtlib import plots
 from mtlib.report.steering import SteeringRun, ends, neighbours_figure, section, steering_figure, summary
-from mtlib.run.artifacts import Stage, write_text
+from mtlib.run.artifacts import write_text
+from mtlib.run.stage import Stage
 
 plots.use_style()
 if not {0.0, 1.0} <= set(factors):

@@ -39,7 +39,8 @@ from IPython.display import display
 from mtlib import plots
 from mtlib.features.token_map import curves, token_figure, token_map
 from mtlib.report.tokens import TokenRun, section
-from mtlib.run.artifacts import Stage, write_text
+from mtlib.run.artifacts import write_text
+from mtlib.run.stage import Stage
 
 plots.use_style()
 params = dict(method=method, image=image, row=row, column=column, n_features=n_features, n_spliced=n_spliced)

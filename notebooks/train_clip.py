@@ -53,7 +53,7 @@ from mtlib import plots
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.store import unit_rows
 from mtlib.measure.probes import fit_probe
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from mtlib.scenes import clip_training as terms
 from mtlib.scenes.captions import CONTEXT_LENGTH, caption, phrases, tokenizer
 from mtlib.scenes.causes import CAUSES

@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from mtlib.ask.answers import Asker, Endpoint, Question
-from mtlib.run import execute
+from mtlib.run.artifacts import current, provided
+from mtlib.run.notebook import StageFailed, prepare, run_notebook
 from tests.ask.asked import endpoint, parse, question
 from tests.ask.hostile import CASES, serve, status
 from tests.ask.lmm_server import MODEL, Ask, LmmServer, completion
@@ -108,9 +109,11 @@ def notebook(base_url: str, *switches: str) -> None:
     logs = ROOT / "runs" / "canary" / "logs"
     name = "-".join(["06", *switches, str(os.getpid())])
     try:
+        run_dir = ROOT / given["run_dir"]
+        have = provided(run_dir / folder for folder in current(run_dir).values())
         source, executed = ROOT / "notebooks" / "06_interpret.py", logs / f"{name}.ipynb"
-        execute.run_notebook(source, executed, logs / f"{name}.log", given, ROOT, 600)
-    except execute.StageFailed as e:
+        run_notebook("06_interpret", prepare(source, have, given)[0], executed, logs / f"{name}.log", given, ROOT, 600)
+    except StageFailed as e:
         sys.exit(str(e))
 
 

@@ -22,8 +22,8 @@ import pandas as pd
 from mtlib.embed.store import open_run
 from mtlib.measure.relevance import wilson
 from mtlib.report.text import markdown_table
-from mtlib.run import execute
-from mtlib.run.artifacts import current, write_json, write_text
+from mtlib.run.artifacts import current, provided, write_json, write_text
+from mtlib.run.notebook import prepare, run_notebook
 from tests.ask.lmm_server import MODEL, LmmServer
 from tests.ask.looking_server import Looker
 
@@ -45,7 +45,10 @@ def interpret(run: Path, base_url: str, out: Path, **parameters) -> tuple[dict[s
     """Run notebook 06 in a fresh kernel. Returns its tables and the seconds it took."""
     values = {"run_dir": str(run), "judge": "lmm", "base_url": base_url, "model": MODEL} | parameters
     notebook = ROOT / "notebooks" / "06_interpret.py"
-    seconds = execute.run_notebook(notebook, out / "06.ipynb", out / "06.log", values, ROOT, 3600)
+    have = provided(run / folder for folder in current(run).values())
+    seconds = run_notebook(
+        "06_interpret", prepare(notebook, have, values)[0], out / "06.ipynb", out / "06.log", values, ROOT, 3600
+    )
     folder = run / "06_interpret-interactive" / "tables"
     return {name: pd.read_csv(folder / f"06_{name}.csv") for name in TABLES}, seconds
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 FAMILIES = ("hand", "face", "glass", "blocks")
 

@@ -60,8 +60,7 @@ KNOWN_UP = {
     "mtlib.ask.estimate -> mtlib.judge.lmm",
     "mtlib.ask.estimate -> mtlib.judge.scoring",
     "mtlib.ask.interview -> mtlib.judge.judges",
-    "mtlib.plots -> mtlib.run.artifacts",
 }
 KNOWN_CYCLES = set()
-KNOWN_FULL = {"mtlib/learn", "mtlib/ask", "mtlib/report", "mtlib/embed", "mtlib/measure"}
+KNOWN_FULL = {"mtlib/run", "mtlib/learn", "mtlib/ask", "mtlib/report", "mtlib/embed", "mtlib/measure"}
 KNOWN_LONG = {"mtlib.coders.sparse_coder"}

@@ -15,7 +15,7 @@ from mtlib.judge import figures as judge_figures
 from mtlib.learn import figures as learn_figures
 from mtlib.measure import figures
 from mtlib.report import concepts
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 MANY = [f"matryoshka_transcoder_variant{'abcdefghijklmnopqrstuvwxy'[i]}" for i in range(25)]
 CAUSES = ("hand_fingers", "water_reflection")

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.manifest import unescape
-from mtlib.run.artifacts import ArtifactError, Stage, atomic, current, digest, read_meta, verify
+from mtlib.run.artifacts import ArtifactError, atomic, current, digest, read_meta, verify
+from mtlib.run.stage import Stage
 
 SPLITS = ("train", "val", "test", "unlabelled")
 

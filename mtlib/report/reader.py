@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.run.artifacts import ArtifactError, Stage, current, read_meta, verify
+from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
+from mtlib.run.stage import Stage
 
 STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
 TEXT = (

@@ -9,7 +9,8 @@ from mtlib.report.answer import answer
 from mtlib.report.reader import STAGES, Reader
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import number
-from mtlib.run.artifacts import Stage, write_text
+from mtlib.run.artifacts import write_text
+from mtlib.run.stage import Stage
 
 FEW = 2000  # labelled images below which one split says little
 TERMS = {

@@ -23,7 +23,7 @@ from mtlib.plots import legend
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown as md
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 READINGS = {
     "probability": "probability of its class",

@@ -21,7 +21,8 @@ from mtlib.learn.train_vision import load_vision
 from mtlib.measure.vision import accuracy_spliced
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import ArtifactError, Stage, current
+from mtlib.run.artifacts import ArtifactError, current
+from mtlib.run.stage import Stage
 
 SIDE = 224  # pixels of a picture where no vision model says otherwise
 

@@ -16,17 +16,14 @@ import hashlib
 import json
 import os
 import platform
-import resource
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 META = "meta.json"
 MEND = "delete it and run the profile again: finished stages are found where they are"
-SCRATCH = ("checkpoint", "shards")  # folders for resuming, removed when a stage finishes
 VERSIONED = ("torch", "open_clip_torch", "numpy", "scipy", "scikit-learn", "pandas", "pillow")
 
 
@@ -148,9 +145,17 @@ def current(run_dir: Path) -> dict[str, str]:
     return found
 
 
-def set_current(run_dir: Path, stage: str, folder_name: str) -> None:
-    """Record that `folder_name` now holds the artifact of `stage`."""
-    write_json(Path(run_dir) / "stages.json", current(run_dir) | {stage: folder_name})
+def set_current(run_dir: Path, stage: str, folder_name: str | None) -> None:
+    """Record that `folder_name` now holds the artifact of `stage`; None: that it has none."""
+    before = current(run_dir)
+    after = {s: f for s, f in (before | {stage: folder_name}).items() if f is not None}
+    if after != before:
+        write_json(Path(run_dir) / "stages.json", after)
+
+
+def provided(folders: Iterable[Path]) -> set[str]:
+    """What finished stages provide for later ones: "labels", "truth" and the like."""
+    return set().union(*(read_meta(folder)["facts"].get("provides", []) for folder in folders))
 
 
 def git_commit() -> str:
@@ -164,69 +169,3 @@ def git_commit() -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
-
-
-def prefix(stage: str) -> str:
-    """What the names of a stage's figures and tables start with: its number, or the whole name where it has none."""
-    return stage.split("_")[0] if stage[:1].isdigit() else stage
-
-
-class Stage:
-    """One notebook's place on disk: verified inputs, an output folder, and its record.
-
-    Args:
-        name:      the notebook's name, e.g. "02_classify".
-        run_dir:   folder of the run, e.g. "runs/demo"; relative paths are taken from the repository root.
-        stage_dir: working folder that the pipeline prepared; "" in an interactive session.
-        params:    this notebook's parameters, recorded in meta.json.
-    """
-
-    def __init__(self, name: str, run_dir: str, stage_dir: str = "", params: dict | None = None):
-        self.name = name
-        self.number = prefix(name)
-        self.root = Path(__file__).resolve().parents[2]
-        self.run_dir = self.root / run_dir
-        self.interactive = not stage_dir
-        self.out = self.root / stage_dir if stage_dir else self.run_dir / f"{name}-interactive"
-        self.params = params or {}
-        self.inputs: dict[str, str] = {}
-        if self.interactive and (self.out / META).exists():
-            shutil.rmtree(self.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / META).unlink(missing_ok=True)
-
-    def input(self, stage: str) -> Path:
-        """Folder of an earlier stage's artifact, verified; recorded as an input of this one."""
-        name = current(self.run_dir).get(stage)
-        if name is None:
-            raise ArtifactError(f"{self.run_dir.name}: no artifact of {stage} yet; run notebook {stage} first")
-        folder = self.run_dir / name
-        if stage not in self.inputs:
-            verify(folder)
-            self.inputs[stage] = digest(folder)
-        return folder
-
-    def facts(self, stage: str) -> dict:
-        """What an earlier stage recorded about its artifact (d_in, class names, ...)."""
-        return read_meta(self.input(stage))["facts"]
-
-    def finish(self, **facts) -> None:
-        """Close the stage: hash every file, write meta.json last. Facts must be JSON values without NaN."""
-        for name in SCRATCH:
-            shutil.rmtree(self.out / name, ignore_errors=True)
-        for left in self.out.rglob(".*.tmp*"):  # of a process that was killed within `atomic`
-            left.unlink()
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        meta = {
-            "stage": self.name,
-            "params": self.params,
-            "inputs": self.inputs,
-            "facts": facts,
-            "files": hash_files(self.out),
-            "versions": versions(),
-            "git_commit": git_commit(),
-            "peak_mb": round(usage / (1024 if sys.platform != "darwin" else 1024**2)),
-        }
-        write_json(self.out / META, meta)
-        if self.interactive:
-            set_current(self.run_dir, self.name, self.out.name)

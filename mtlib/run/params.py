@@ -7,7 +7,6 @@ under the key `smoke` follow the same rules.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import keyword
@@ -16,6 +15,9 @@ import re
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mtlib.run import needs
 
 RESERVED = ("run_dir", "stage_dir")  # filled in by the pipeline
 SMOKE = "smoke"  # key of a profile: values that its --smoke run sets after those of params/smoke.yaml
@@ -23,13 +25,66 @@ MAX_BYTES = 1_000_000
 SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
 SECRET_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)  # user:password@host
-TAGGED = re.compile(r"""\btags\s*=\s*\[[^\]]*["']parameters["']""")
-CHECKED = re.compile(r"""\bcheck\s*=\s*["']([\w.]+):(\w+)["']""")
+KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "list": "a list",
+    "dict": "a dict",
+}
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 class ParamsError(ValueError):
     """A parameter or params file that cannot be used; the message says which, why and the mend."""
+
+
+class Settings(BaseModel):
+    """The base of all settings: field, type, range and default stand in one place.
+
+    Values are never converted (a text is no number); a whole number may stand for a float.
+    Raises: ValueError, one line: `k = 0: should be greater than or equal to 1`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as e:
+            raise ValueError(message(e, type(self), values)) from None
+
+    def with_(self, **changes) -> Settings:
+        """A copy with some fields changed, validated again."""
+        return type(self)(**({name: getattr(self, name) for name in type(self).model_fields} | changes))
+
+
+def message(error: ValidationError, model: type[Settings], values: dict) -> str:
+    """The first fault of a pydantic error in one line."""
+    faults = error.errors()
+    fault = next(
+        (f for f in faults if f["type"] == "extra_forbidden"), faults[0]
+    )  # a wrong name explains a missing one
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    own = str(fault["ctx"]["error"]) if "error" in fault.get("ctx", {}) else ""
+    if not path:  # a rule of several fields speaks for itself
+        return own or fault["msg"]
+    if own and isinstance(fault["input"], dict):  # of settings within settings
+        return f"{path}.{own}"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(fault["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(model.model_fields)}"
+        return f"{path} is no setting of {model.__name__}; {hint}"
+    if fault["type"] == "missing":
+        return f"{path} is missing"
+    if fault["type"].endswith("_type"):
+        said = f"expected {KINDS.get(fault['type'].removesuffix('_type'), fault['type'])}"
+    elif own:
+        said = own
+    else:
+        said = fault["msg"].removeprefix("Input ")
+    return f"{path} = {fault['input']!r}: {said}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -158,20 +213,15 @@ def notebook_parameters(path: Path) -> dict:
     """
     if not path.is_file():
         raise ParamsError(f"notebooks/{path.name} is missing; every stage of the pipeline is a notebook")
-    # Read here, not by jupytext: importing it takes longer than a whole run in which nothing changed.
-    parts = re.split(r"^# %%(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    cells = [source for head, source in zip(parts[1::2], parts[2::2], strict=True) if TAGGED.search(head)]
+    cells = needs.parameter_cells(path)
     if len(cells) != 1:
         raise ParamsError(
             f'{path.name}: {len(cells)} cells are tagged "parameters"; exactly one must be (# %% tags=["parameters"])'
         )
-    values = {}
-    for line in ast.parse(cells[0]).body:
-        target = line.targets[0] if isinstance(line, ast.Assign) and len(line.targets) == 1 else None
-        try:
-            values[target.id] = ast.literal_eval(line.value)
-        except (AttributeError, ValueError) as e:
-            raise ParamsError(f"{path.name}: `{ast.unparse(line)}` in its parameters cell is not name = literal") from e
+    try:
+        values = needs.literals(cells[0][1])
+    except ValueError as e:
+        raise ParamsError(f"{path.name}: {e}") from e
     missing = [name for name in RESERVED if name not in values]
     if missing:
         raise ParamsError(f"{path.name}: its parameters cell has no {missing[0]}; add `{missing[0]} = ...`")
@@ -179,23 +229,25 @@ def notebook_parameters(path: Path) -> dict:
 
 
 def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
-    """Call the check that a notebook names at its parameters cell: `# %% tags=["parameters"] check="module:function"`.
+    """Try the settings that a notebook names at its parameters cell: `# %% tags=["parameters"] settings="module:Model ..."`.
 
-    So values are refused before anything runs by the module that knows their ranges; it should import in no time.
+    So values are refused before anything runs by the model that knows their ranges; its module should import in no time.
 
     Args:
         path:   the notebook. values: its parameters.
         origin: parameter -> where its value came from; others are the notebook's own.
-    Raises: ParamsError with the check's ValueError, which starts with the parameter's name.
+    Raises: ParamsError with the model's ValueError, which starts with the parameter's name.
     """
-    heads = re.findall(r"^# %%(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    named = [found.groups() for head in heads if TAGGED.search(head) and (found := CHECKED.search(head))]
-    for module, function in named:
+    told = needs.attributes(path)
+    for name in f"{told.get('settings', '')} {told.get('check', '')}".split():
+        module, _, attribute = name.partition(":")
+        checked = getattr(importlib.import_module(module), attribute)
+        fields = getattr(checked, "model_fields", None)
         try:
-            getattr(importlib.import_module(module), function)(values)
+            checked(values) if fields is None else checked(**{k: v for k, v in values.items() if k in fields})
         except ValueError as e:
-            name = re.match(r"\w*", str(e))[0]
-            raise ParamsError(f"{origin.get(name, f'notebooks/{path.name}')}: {e}") from e
+            first = re.match(r"\w*", str(e))[0]
+            raise ParamsError(f"{origin.get(first, f'notebooks/{path.name}')}: {e}") from e
 
 
 def check(values: dict, notebooks: dict[str, dict], where: str) -> dict[str, dict]:

@@ -18,24 +18,28 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtlib.run import artifacts, execute, params, publish, sources
-from mtlib.run.again import Again
+from mtlib.run import artifacts, dependencies, needs, params, publish
+from mtlib.run.notebook import StageFailed
 from mtlib.run.profiles import Places, forced, load_params, run_name, with_notebooks
+from mtlib.run.rerun import Rerun
+from mtlib.run.stage import SKIPPED, read_report
 
 CELL_TIMEOUT = 6 * 3600.0
 
 
 @dataclass
 class Result:
-    """What a pipeline did: its report folder, the stages that ran, and those that stood."""
+    """What a pipeline did: its report folder, the stages that ran, those that stood, and those that were left out."""
 
     run: str
     report: Path
     ran: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)  # stage -> why
 
 
 @contextlib.contextmanager
@@ -81,7 +85,7 @@ def run(
         cell_timeout: seconds that one cell may take.
         places:       the repository (tests give a small one).
         echo:         where lines of progress go.
-    Raises: ParamsError or OSError before anything ran; execute.StageFailed; artifacts.ArtifactError.
+    Raises: ParamsError or OSError before anything ran; StageFailed; artifacts.ArtifactError.
     """
     places, overrides = places or Places(), overrides or {}
     checked = load_params(profile, smoke, overrides, places)
@@ -90,30 +94,38 @@ def run(
     repeated = forced(from_stage, places.stages)
     run_dir, report = places.root / "runs" / name, places.root / "reports" / name
     with locked(run_dir):
-        result, folders, again = Result(name, report), {}, Again(run_dir, repeated)
+        result, folders, rerun = Result(name, report), {}, Rerun(run_dir, repeated)
         timings = {s: t for s, t in publish.read_timings(run_dir / "timings.csv").items() if s in places.stages}
         for stage in places.stages:
-            notebook = places.notebooks / f"{stage}.py"
-            read = sources.stages_read(notebook, places.package, list(folders))
+            notebook, values = places.notebooks / f"{stage}.py", checked[stage]
+            provided = artifacts.provided(folders.values())
+            if lacking := needs.missing(needs.attributes(notebook).get("needs", ""), provided, values):
+                result.left_out[stage] = needs.reason(lacking)
+                timings.pop(stage, None)
+                echo(f"{stage:<14} left out: {result.left_out[stage]}")
+                artifacts.set_current(run_dir, stage, None)
+                continue
+            read = dependencies.stages_read(notebook, places.package, list(folders))
             inputs = {s: artifacts.digest(folders[s]) for s in read}
-            key = sources.stage_hash(notebook, places.package, checked[stage], inputs, places.root)
+            met = needs.answers(notebook, provided, values)
+            key = dependencies.stage_hash(notebook, places.package, values, inputs, places.root, met)
             folder = run_dir / f"{stage}-{key}"
-            if not again.due(stage, folder) and _stands(folder, echo):
+            if not rerun.due(stage, folder) and _stands(folder, echo):
                 seconds = f", {float(timings[stage]['seconds']):.0f} s when it ran" if stage in timings else ""
                 echo(f"{stage:<14} unchanged{seconds}")
-                result.skipped.append(stage)
+                result.unchanged.append(stage)
             else:
-                timings[stage] = _run_stage(
-                    notebook, folder, checked[stage], places.root, cell_timeout, set(read), again, echo
-                )
+                one = _Notebook(notebook, folder, values, provided, set(read), places.root, echo)
+                timings[stage] = one.run(cell_timeout, rerun)
                 timings = {s: timings[s] for s in places.stages if s in timings}
                 publish.write_timings(run_dir / "timings.csv", timings)
                 echo(f"{stage:<14} done in {timings[stage]['seconds']:.0f} s, {timings[stage]['peak_mb']} MB")
                 result.ran.append(stage)
             artifacts.set_current(run_dir, stage, folder.name)
             folders[stage] = folder
-        publish.publish(report, folders, run_dir / "rendered", timings)
-        again.end()
+        artifacts.write_json(run_dir / "left_out.json", result.left_out)
+        publish.publish(report, folders, run_dir, timings, places)
+        rerun.end()
     return result
 
 
@@ -129,52 +141,65 @@ def _stands(folder: Path, echo) -> bool:
     return True
 
 
-def _run_stage(notebook, folder, values, root, cell_timeout, declared, again, echo) -> dict:
-    """Run one notebook in `folder`.part and rename it when it is finished. Returns its timing."""
-    part, run_dir = folder.with_name(folder.name + ".part"), folder.parent
-    stage, logs = notebook.stem, run_dir / "logs"
-    again.begin(stage, folder, part)
-    if part.is_dir():
-        echo(f"{stage:<14} resumes in {part.relative_to(root)}")
-    part.mkdir(parents=True, exist_ok=True)
-    (part / artifacts.META).unlink(missing_ok=True)
-    logs.mkdir(exist_ok=True)
-    log, executed = logs / f"{stage}.log", logs / f"{stage}.ipynb"
-    executed.unlink(missing_ok=True)
-    echo(f"{stage:<14} runs")
-    given = values | {"run_dir": _relative(run_dir, root), "stage_dir": _relative(part, root)}
-    try:
-        seconds = execute.run_notebook(notebook, executed, log, given, root, cell_timeout, echo)
-        meta = _check_finished(stage, part, declared)
-        private = list(sources.external_inputs(values, root))
-        from mtlib.run import render
+@dataclass
+class _Notebook:
+    """One stage about to run: its source, the folder it will become, its parameters, what it may need and read."""
 
-        render.render(executed, run_dir / "rendered" / folder.name, root, private)
-    except execute.StageFailed as e:
-        raise execute.StageFailed(
-            f"{e}\n  log: {_relative(log, root)}  notebook: {_relative(executed, root)}"
-        ) from None
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(part, folder)
-    again.finish(stage, folder)
-    return {"seconds": seconds, "peak_mb": meta["peak_mb"]}
+    source: Path
+    folder: Path
+    values: dict
+    provided: set[str]
+    reads: set[str]
+    root: Path
+    echo: Callable[[str], None]
+
+    def run(self, cell_timeout: float, rerun: Rerun) -> dict:
+        """Run it in `folder`.part and rename that when it is finished. Returns its timing."""
+        from mtlib.run import notebook, render
+
+        part, run_dir, stage = self.folder.with_name(self.folder.name + ".part"), self.folder.parent, self.source.stem
+        logs = run_dir / "logs"
+        rerun.begin(stage, self.folder, part)
+        if part.is_dir():
+            self.echo(f"{stage:<14} resumes in {part.relative_to(self.root)}")
+        part.mkdir(parents=True, exist_ok=True)
+        (part / artifacts.META).unlink(missing_ok=True)
+        logs.mkdir(exist_ok=True)
+        log, executed = logs / f"{stage}.log", logs / f"{stage}.ipynb"
+        executed.unlink(missing_ok=True)
+        self.echo(f"{stage:<14} runs")
+        given = self.values | {"run_dir": _relative(run_dir, self.root), "stage_dir": _relative(part, self.root)}
+        try:
+            prepared, left_out = notebook.prepare(self.source, self.provided, self.values)
+            artifacts.write_json(part / SKIPPED, left_out)
+            seconds = notebook.run_notebook(stage, prepared, executed, log, given, self.root, cell_timeout, self.echo)
+            meta = _check_finished(stage, part, self.reads)
+            private = list(dependencies.external_inputs(self.values, self.root))
+            render.render(executed, run_dir / "rendered" / self.folder.name, self.root, private)
+        except StageFailed as e:
+            where = f"log: {_relative(log, self.root)}  notebook: {_relative(executed, self.root)}"
+            raise StageFailed(f"{e}\n  {where}") from None
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        os.replace(part, self.folder)
+        rerun.finish(stage, self.folder)
+        return {"seconds": seconds, "peak_mb": meta["peak_mb"]}
 
 
 def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
     """The artifact's record, if the notebook closed its own artifact and read what its source says it reads."""
     if not (part / artifacts.META).is_file():
-        raise execute.StageFailed(f"{stage} failed: it ended without stage.finish(), so its artifact is not complete")
+        raise StageFailed(f"{stage} failed: it ended without stage.finish(), so its artifact is not complete")
     try:
         meta = artifacts.verify(part)
-        publish.check_names(stage, part)
+        publish.check_names(stage, part, read_report(part)["prefix"])
     except (artifacts.ArtifactError, ValueError) as e:
-        raise execute.StageFailed(f"{stage} failed: {e}") from None
+        raise StageFailed(f"{stage} failed: {e}") from None
     if meta["stage"] != stage:
-        raise execute.StageFailed(f'{stage} failed: its Stage is named "{meta["stage"]}"; name it "{stage}"')
+        raise StageFailed(f'{stage} failed: its Stage is named "{meta["stage"]}"; name it "{stage}"')
     hidden = sorted(set(meta["inputs"]) - declared)
     if hidden:
-        raise execute.StageFailed(
+        raise StageFailed(
             f'{stage} failed: it read {hidden[0]}, which neither it nor its modules spell out as "{hidden[0]}", '
             "so a change there would go unnoticed"
         )
@@ -190,7 +215,7 @@ def clean(places: Places, echo=print) -> None:
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
         with locked(run_dir):
             keep = set(artifacts.current(run_dir).values())
-            Again(run_dir, set()).end()
+            Rerun(run_dir, set()).end()
             for folder in sorted(run_dir.glob("*-*")):
                 if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
                     shutil.rmtree(folder)
@@ -228,7 +253,7 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
         )
     except (params.ParamsError, FileNotFoundError, PermissionError, BlockingIOError) as e:
         return _say(f"error: {e}", 2)
-    except (execute.StageFailed, artifacts.ArtifactError, OSError, SyntaxError) as e:
+    except (StageFailed, artifacts.ArtifactError, OSError, SyntaxError) as e:
         return _say(f"error: {e}", 1)
     except KeyboardInterrupt:
         return _say("interrupted; the same command resumes", 130)
@@ -237,7 +262,7 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
     readme = result.report / "README.md"
     print(
         f"Report: {_relative(readme if readme.is_file() else result.report, places.root)} "
-        f"({len(result.ran)} stages run, {len(result.skipped)} unchanged, {time.monotonic() - start:.0f} s)"
+        f"({len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s)"
     )
     return 0
 

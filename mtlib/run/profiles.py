@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mtlib.run import params, sources
+from mtlib.run import dependencies, needs, params
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
@@ -98,7 +98,7 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
     checked = params.check(given | plain, notebooks, f"params/{profile}.yaml")
     origin |= dict.fromkeys(plain, "-p")
     for stage, values in checked.items():
-        sources.check_inputs(values, places.root)
+        dependencies.check_inputs(values, places.root)
         params.check_values(places.notebooks / f"{stage}.py", values, origin)
     return checked
 
@@ -145,7 +145,27 @@ def with_notebooks(profile: str, overrides: dict, places: Places) -> Places:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
             raise params.ParamsError(f"{where}: {NOTEBOOKS}: {name!r} is no notebook that can run as a stage; {hint}")
-    return replace(places, stages=(*places.stages, *names))
+    return replace(places, stages=in_order(places.stages, names, places))
+
+
+def in_order(stages: tuple[str, ...], names: list[str], places: Places) -> tuple[str, ...]:
+    """The numbered stages with further notebooks where each says, `after="04_evaluate"` or `before="01_embed"` at its
+    parameters cell, else at the end; in the order of the list."""
+    ordered = list(stages)
+    for name in names:
+        told = needs.attributes(places.notebooks / f"{name}.py")
+        if told.get("before") in ordered:
+            ordered.insert(ordered.index(told["before"]), name)
+        elif told.get("after") in ordered:
+            same = [
+                n
+                for n in names[: names.index(name)]
+                if needs.attributes(places.notebooks / f"{n}.py").get("after") == told["after"]
+            ]
+            ordered.insert(ordered.index(told["after"]) + 1 + len(same), name)
+        else:
+            ordered.append(name)
+    return tuple(ordered)
 
 
 def forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:

@@ -10,22 +10,27 @@ from __future__ import annotations
 import csv
 import filecmp
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-from mtlib.run.artifacts import prefix, write_text
+from mtlib.run.artifacts import atomic, write_text
+from mtlib.run.notebook import StageFailed
+from mtlib.run.profiles import Places
+from mtlib.run.stage import prefix_of as prefix
 
 TIMING_COLUMNS = ("stage", "seconds", "peak_mb")
 
 
-def check_names(stage: str, folder: Path) -> None:
-    """Refuse a figure, table or folder of collages whose name does not start with its stage's number (or name).
+def check_names(stage: str, folder: Path, prefix: str) -> None:
+    """Refuse a figure, table or folder of collages whose name does not start with the prefix that its stage declares.
 
     Raises: ValueError naming the file and the name expected.
     """
     for kind in ("figures", "tables", "collages"):
         for file in sorted((folder / kind).glob("*")):
-            if not file.name.startswith(f"{prefix(stage)}_"):
-                raise ValueError(f"{stage} wrote {kind}/{file.name}; its name must start with {prefix(stage)}_")
+            if not file.name.startswith(f"{prefix}_"):
+                raise ValueError(f"{stage} wrote {kind}/{file.name}; its name must start with {prefix}_")
 
 
 def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]:
@@ -44,37 +49,47 @@ def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]
     return files
 
 
-def publish(report: Path, folders: dict[str, Path], rendered: Path, timings: dict[str, dict]) -> None:
-    """Make `report` show exactly these stages: copy what changed, remove what an earlier run left behind.
+def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict[str, dict], places: Places) -> None:
+    """Make `report` show exactly these stages: copy what changed, remove what an earlier run left behind, write its pages.
 
     Args:
-        report:   reports/<run>.
-        folders:  stage -> its artifact's folder.
-        rendered: folder of the executed notebooks' copies.
-        timings:  stage -> {"seconds", "peak_mb"}.
+        report:  reports/<run>.
+        folders: stage -> its artifact's folder.
+        run_dir: runs/<run>; the executed notebooks' copies are in `rendered` there.
+        timings: stage -> {"seconds", "peak_mb"}.
+        places:  the repository, whose mtlib.report writes the pages in a process of its own.
     """
     files: dict[str, Path] = {}
     for stage, folder in folders.items():
-        files |= published_files(stage, folder, rendered)
-    ours = {*folders, *read_timings(report / "timings.csv")}  # also what an earlier run had and this one has not
+        files |= published_files(stage, folder, run_dir / "rendered")
     for kind in ("figures", "tables", "notebooks", "collages"):
         for old in sorted((report / kind).rglob("*")) if (report / kind).is_dir() else []:
-            owned = kind == "collages" or old.stem in ours or old.name.startswith(tuple(f"{prefix(s)}_" for s in ours))
-            if old.is_file() and owned and old.relative_to(report).as_posix() not in files:
+            if old.is_file() and old.relative_to(report).as_posix() not in files:
                 old.unlink()
     for name, file in files.items():
         target = report / name
         if not target.is_file() or not filecmp.cmp(file, target, shallow=False):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            with atomic(target) as tmp:
+                shutil.copyfile(file, tmp)
     for folder in sorted((p for p in report.rglob("*") if p.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    if readme := next((f / "README.md" for s, f in folders.items() if _numbered(s) and _has_readme(f)), None):
+    write_timings(report / "timings.csv", timings)
+    if (places.package / "report" / "build.py").is_file():
+        done = subprocess.run(
+            [sys.executable, "-m", "mtlib.report.build", str(run_dir), str(report)],
+            cwd=places.root,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise StageFailed(
+                f"the report could not be written: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+            )
+    elif readme := next((f / "README.md" for s, f in folders.items() if _numbered(s) and _has_readme(f)), None):
         text = between(readme.read_text(encoding="utf-8"), "timings", timings_table(timings))
         further = [section(s, f, files) for s, f in folders.items() if not _numbered(s)]
         write_text(report / "README.md", between(text, "notebooks", "\n\n".join(further)))
-    write_timings(report / "timings.csv", timings)
 
 
 def _numbered(stage: str) -> bool:

@@ -16,7 +16,7 @@ from mtlib.judge import judges, lmm
 from mtlib.report import browse, cards, findings, model_judge
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from tests.ask.lmm_server import LmmServer
 from tests.judge.planted import interview, planted_data
 

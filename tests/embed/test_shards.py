@@ -12,7 +12,8 @@ import pytest
 
 from mtlib.embed.embedding import Shards
 from mtlib.embed.store import load_parts, open_array, open_data, save_array, write_manifest
-from mtlib.run.artifacts import ArtifactError, Stage
+from mtlib.run.artifacts import ArtifactError
+from mtlib.run.stage import Stage
 from tests.synthetic import write_embed_stage
 
 N, D, BATCH = 200, 8, 7

@@ -14,7 +14,7 @@ from mtlib.features.statistics import feature_table, measure, write_features
 from mtlib.judge import judges
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.relevance import error_ratios
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from tests.synthetic import write_embed_stage
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from mtlib.embed import store
 from mtlib.learn.null import permute_labels
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from tests import synthetic
 
 

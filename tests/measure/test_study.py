@@ -8,7 +8,7 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import store
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import figures, study
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from mtlib.truth import truth_study
 from tests import synthetic
 

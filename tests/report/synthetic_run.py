@@ -25,7 +25,8 @@ from mtlib.learn.train_config import TrainConfig
 from mtlib.measure.compare import comparison
 from mtlib.measure.relevance import error_ratios
 from mtlib.measure.top_images import scan, top_images_table
-from mtlib.run.artifacts import Stage, read_meta
+from mtlib.run.artifacts import read_meta
+from mtlib.run.stage import Stage
 from tests.synthetic import FAMILIES, write_embed_stage
 
 HOSTILE = r"<script>window.hacked=1</script> $\unknown$ [six](http://x) | *b*"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mtlib import plots
 from mtlib.report import figures
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from tests.report.synthetic_run import HOSTILE
 
 

@@ -18,7 +18,7 @@ from mtlib.measure.conventions import definition_card
 from mtlib.report import findings, labels, measures, results
 from mtlib.report.reader import Reader
 from mtlib.report.report import report_markdown, write_report
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 from tests.report.synthetic_run import HOSTILE
 
 render = mistune.create_markdown(plugins=["table"], escape=False)

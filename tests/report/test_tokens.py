@@ -13,7 +13,8 @@ from mtlib.features.token_map import token_figure, token_map
 from mtlib.learn.methods import train_methods
 from mtlib.learn.train_vision import VisionTraining, train_and_read
 from mtlib.report.tokens import TokenRun
-from mtlib.run.artifacts import ArtifactError, Stage, atomic, sha256, verify
+from mtlib.run.artifacts import ArtifactError, atomic, sha256, verify
+from mtlib.run.stage import Stage
 from tests.synthetic import write_embed_stage
 
 METHODS = [{"name": "topk", "preset": "topk", "k": 4}, {"name": "transcoder", "preset": "transcoder", "l0": 4}]

@@ -29,7 +29,7 @@ stage_dir = ""
 
 MAKE = """# %%
 from mtlib.tiny import value
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 stage = Stage("01_make", run_dir, stage_dir, params=dict(n=n))
 {extra}
@@ -42,7 +42,7 @@ stage.finish(n=n)
 """
 
 USE = """# %%
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 stage = Stage("02_use", run_dir, stage_dir, params=dict(factor=factor))
 n = stage.facts("01_make")["n"]
@@ -57,7 +57,7 @@ stage.finish()
 """
 
 EXTRA = """# %%
-from mtlib.run.artifacts import Stage
+from mtlib.run.stage import Stage
 
 stage = Stage("more_words", run_dir, stage_dir, params=dict(word=word))
 text = f"{{word}}: {{stage.facts('01_make')['n']}}"

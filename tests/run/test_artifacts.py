@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mtlib.run import artifacts
-from mtlib.run.artifacts import ArtifactError, Stage
+from mtlib.run.artifacts import ArtifactError
+from mtlib.run.stage import Stage
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def folder(tmp_path):
 
 def test_finish_records_files_and_drops_scratch(folder):
     meta = artifacts.verify(folder)
-    assert set(meta["files"]) == {"x.npy"}
+    assert set(meta["files"]) == {"x.npy", "report.json"}
     assert meta["facts"] == {"n_rows": 100}
     assert meta["params"] == {"seed": 1}
     assert meta["peak_mb"] > 1
@@ -93,4 +94,4 @@ def test_what_a_killed_write_left_is_no_part_of_the_artifact(tmp_path):
     (stage.out / "embeddings" / ".x.npy.tmp123").write_bytes(b"half")
     (stage.out / "a.txt").write_text("whole")
     assert stage.finish() is None, "the last line of a notebook shows nothing"
-    assert set(artifacts.read_meta(stage.out)["files"]) == {"a.txt"}
+    assert set(artifacts.read_meta(stage.out)["files"]) == {"a.txt", "report.json"}

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mtlib.run import artifacts, pipeline, profiles
-from mtlib.run.execute import StageFailed
+from mtlib.run.notebook import StageFailed
 from mtlib.run.params import ParamsError
 from tests.run import small
 
@@ -70,7 +70,7 @@ def test_unchanged_run_redoes_nothing_and_restores_the_report(done):
     stale.write_text("x")
     start = time.monotonic()
     result, lines = run(done)
-    assert (result.ran, result.skipped) == ([], ["01_make", "02_use"])
+    assert (result.ran, result.unchanged) == ([], ["01_make", "02_use"])
     assert time.monotonic() - start < 20
     assert "unchanged" in lines[0]
     assert product.exists()
@@ -106,7 +106,7 @@ def test_from_runs_again_and_clean_removes_old_hashes(done):
     before = dict(os.environ)
     result, _ = run(done, from_stage="02")
     assert dict(os.environ) == before, "what the kernel is given stays in its process"
-    assert (result.ran, result.skipped) == (["02_use"], ["01_make"])
+    assert (result.ran, result.unchanged) == (["02_use"], ["01_make"])
     with pytest.raises(ParamsError, match="--from 09: no such stage"):
         run(done, from_stage="09")
     run_dir = done.root / "runs/demo"
@@ -159,7 +159,7 @@ def test_notebooks_of_a_profile_run_as_further_stages(done):
     again = pipeline.run("more", {"run": "mine", "word": "lines"}, places=done, echo=lines.append)
     assert again.ran == ["01_make", "02_use", "more_words"]
     again = pipeline.run("more", {"run": "mine", "word": "x"}, from_stage="more_words", places=done, echo=lines.append)
-    assert (again.ran, again.skipped) == (["more_words"], ["01_make", "02_use"])
+    assert (again.ran, again.unchanged) == (["more_words"], ["01_make", "02_use"])
     without = pipeline.run("more", {"run": "mine", "notebooks": []}, places=done, echo=lines.append)
     assert without.ran == []
     left = {p.name for p in without.report.rglob("*") if p.is_file()}
@@ -300,7 +300,7 @@ def test_an_interrupted_from_goes_on_where_it_was(tmp_path):
     assert go(True, from_stage="01") == "01i 02i"
     pipeline.clean(places, echo=lambda line: None)
     assert go(True, from_stage="01") == "01i 02i", "so is one that was cleaned away"
-    (tmp_path / "runs/demo/again.json").write_text('{"stages"')
+    (tmp_path / "runs/demo/rerun.json").write_text('{"stages"')
     assert go(True, from_stage="01") == "01i 02i"
 
 

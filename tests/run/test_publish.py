@@ -3,6 +3,7 @@
 import pytest
 
 from mtlib.run import publish
+from mtlib.run.profiles import Places
 
 TIMINGS = {"01_a": {"seconds": 1.24, "peak_mb": 10}, "05_features": {"seconds": "2", "peak_mb": "200"}}
 
@@ -21,11 +22,10 @@ def test_publish_replaces_what_a_stage_published_before(tmp_path):
         tmp_path, "report", {"figures/01_old.png": "o", "figures/08_other.png": "o", "collages/gone/1.jpg": "o"}
     )
     rendered = make(tmp_path, "rendered", {"01_a-1.html": "h", "01_a-0.html": "old"})
-    publish.publish(report, {"01_a": first, "05_features": features}, rendered, TIMINGS)
+    publish.publish(report, {"01_a": first, "05_features": features}, rendered.parent, TIMINGS, Places(tmp_path))
     files = {p.relative_to(report).as_posix() for p in report.rglob("*") if p.is_file()}
     assert files == {
         "figures/01_x.png",
-        "figures/08_other.png",
         "tables/01_x.csv",
         "collages/topk/7.jpg",
         "notebooks/01_a.html",
@@ -49,4 +49,4 @@ def test_timings_go_between_the_markers_and_replace_older_ones():
 def test_names_without_the_stages_number_are_refused(tmp_path):
     folder = make(tmp_path, "01_a-1", {"tables/x.csv": ""})
     with pytest.raises(ValueError, match=r"01_a wrote tables/x\.csv; its name must start with 01_"):
-        publish.check_names("01_a", folder)
+        publish.check_names("01_a", folder, "01")

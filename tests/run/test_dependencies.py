@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mtlib.run import sources
+from mtlib.run import dependencies
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def tree(tmp_path):
 
 
 def reached(tree):
-    return set(sources.modules(tree / "nb.py", tree / "pkg"))
+    return set(dependencies.modules(tree / "nb.py", tree / "pkg"))
 
 
 def test_modules_follow_imports_in_functions_and_relative(tree):
@@ -40,11 +40,11 @@ def test_modules_follow_dotted_text(tree):
 
 
 def test_stages_read_are_those_spelled_out(tree):
-    assert sources.stages_read(tree / "nb.py", tree / "pkg", ["01_a", "02_b", "03_c"]) == ["01_a", "02_b"]
+    assert dependencies.stages_read(tree / "nb.py", tree / "pkg", ["01_a", "02_b", "03_c"]) == ["01_a", "02_b"]
 
 
 def stage_hash(tree, params=None, inputs=None):
-    return sources.stage_hash(tree / "nb.py", tree / "pkg", params or {}, inputs or {}, tree)
+    return dependencies.stage_hash(tree / "nb.py", tree / "pkg", params or {}, inputs or {}, tree)
 
 
 def test_hash_follows_each_part_and_nothing_else(tree):
@@ -66,7 +66,7 @@ def test_hash_follows_the_users_files(tree):
     (tree / "photos/a.png").write_text("a")
     given = {"images": "photos", "pretrained": "w.npy", "judge": "pkg"}
     (tree / "w.npy").write_text("w")
-    assert set(sources.external_inputs(given, tree)) == {"photos", "w.npy"}
+    assert set(dependencies.external_inputs(given, tree)) == {"photos", "w.npy"}
     first = stage_hash(tree, given)
     (tree / "photos/b.png").write_text("b")
     assert (second := stage_hash(tree, given)) != first
@@ -116,7 +116,7 @@ def test_hash_follows_the_text_beside_features_of_every_kind(tree, name):
 
 def test_texts_that_name_no_file_are_left_alone(tree):
     texts = {"remark": "~5% of the images. See a/b", "images": "hf:", "pretrained": "", "embeddings": "."}
-    assert sources.external_inputs(texts, tree) == {}
+    assert dependencies.external_inputs(texts, tree) == {}
 
 
 def test_fingerprint_of_a_folder_takes_odd_names_and_links(tmp_path):
@@ -125,35 +125,35 @@ def test_fingerprint_of_a_folder_takes_odd_names_and_links(tmp_path):
     open(os.fsencode(tmp_path / "d") + b"/\xff.png", "w").close()
     (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
     os.mkfifo(tmp_path / "d" / "pipe")
-    assert len(sources.fingerprint(tmp_path / "d")) == 16
+    assert len(dependencies.fingerprint(tmp_path / "d")) == 16
 
 
 def test_check_inputs_names_what_is_missing_or_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match="images = nowhere: no such file or folder"):
-        sources.check_inputs({"images": "nowhere"}, tmp_path)
+        dependencies.check_inputs({"images": "nowhere"}, tmp_path)
     (tmp_path / "empty" / "inner").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="images = empty: the folder holds no file"):
-        sources.check_inputs({"images": "empty"}, tmp_path)
+        dependencies.check_inputs({"images": "empty"}, tmp_path)
     with pytest.raises(FileNotFoundError, match="zero_shot_images = nowhere: no such file or folder"):
-        sources.check_inputs({"zero_shot_images": ["torchvision:CIFAR10", "nowhere"]}, tmp_path)
-    sources.check_inputs({"images": "", "judge": "nowhere", "zero_shot_images": []}, tmp_path)
+        dependencies.check_inputs({"zero_shot_images": ["torchvision:CIFAR10", "nowhere"]}, tmp_path)
+    dependencies.check_inputs({"images": "", "judge": "nowhere", "zero_shot_images": []}, tmp_path)
 
 
 def test_a_table_of_images_stands_for_the_files_beside_it(tree):
     (tree / "photos").mkdir()
     (tree / "photos" / "list.csv").write_text("path\na.png\n")
     (tree / "photos" / "a.png").write_bytes(b"1")
-    before = sources.external_inputs({"images": "photos/list.csv"}, tree)
+    before = dependencies.external_inputs({"images": "photos/list.csv"}, tree)
     (tree / "photos" / "a.png").write_bytes(b"22")
-    assert sources.external_inputs({"images": "photos/list.csv"}, tree) != before
-    assert set(sources.external_inputs({"images": "hf:photos"}, tree)) == {"hf:photos"}
+    assert dependencies.external_inputs({"images": "photos/list.csv"}, tree) != before
+    assert set(dependencies.external_inputs({"images": "hf:photos"}, tree)) == {"hf:photos"}
 
 
 def test_named_data_sets_and_word_lists_are_no_missing_files(tree):
-    sources.check_inputs({"images": "torchvision:CIFAR10", "vocabulary": "wordfreq:20000"}, tree)
+    dependencies.check_inputs({"images": "torchvision:CIFAR10", "vocabulary": "wordfreq:20000"}, tree)
     with pytest.raises(FileNotFoundError, match="images = torchvision/CIFAR10"):
-        sources.check_inputs({"images": "torchvision/CIFAR10"}, tree)
+        dependencies.check_inputs({"images": "torchvision/CIFAR10"}, tree)
 
 
 def test_a_long_text_names_no_file(tmp_path):
-    assert sources.external_inputs({"remark": "a/b. " * 200}, tmp_path) == {}
+    assert dependencies.external_inputs({"remark": "a/b. " * 200}, tmp_path) == {}

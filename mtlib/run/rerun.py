@@ -14,8 +14,8 @@ from mtlib.run.artifacts import write_json
 BEGUN, FINISHED = "begun", "finished"
 
 
-class Again:
-    """The stages that run again even if nothing changed; kept in runs/<run>/again.json until the whole run is done.
+class Rerun:
+    """The stages that run again even if nothing changed; kept in runs/<run>/rerun.json until the whole run is done.
 
     Args:
         run_dir: folder of the run.
@@ -23,7 +23,7 @@ class Again:
     """
 
     def __init__(self, run_dir: Path, stages: set[str]):
-        self.path, self.stages = run_dir / "again.json", sorted(stages)
+        self.path, self.stages = run_dir / "rerun.json", sorted(stages)
         self.state: dict[str, str] = {}  # folder name -> BEGUN | FINISHED
         if stages and self.path.is_file():
             try:

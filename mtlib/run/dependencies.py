@@ -177,11 +177,19 @@ def _check_path(key: str, value: str, root: Path) -> None:
         raise FileNotFoundError(f"{key} = {value}: the folder holds no file")
 
 
-def stage_hash(notebook: Path, package: Path, params: dict, inputs: dict[str, str], root: Path) -> str:
+def stage_hash(
+    notebook: Path,
+    package: Path,
+    params: dict,
+    inputs: dict[str, str],
+    root: Path,
+    needs: dict[str, bool] | None = None,
+) -> str:
     """Eight hex digits for the folder's name.
 
     Args:
         inputs: earlier stage -> `artifacts.digest` of the artifact that will be read.
+        needs:  what its cells need -> whether that is met.
     """
     body = {
         "notebook": artifacts.sha256(notebook),
@@ -189,5 +197,6 @@ def stage_hash(notebook: Path, package: Path, params: dict, inputs: dict[str, st
         "params": params,
         "inputs": inputs,
         "external": external_inputs(params, root),
+        "needs": needs or {},
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]

@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+from mtlib.run import needs
+
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Fixed, so that a run repeats to the last bit on one machine: sums are split by the number of threads.
 KERNEL_ENV = {
@@ -108,13 +110,30 @@ def _stderr_to(log: Path):
         os.close(target)
 
 
-def run_notebook(
-    source: Path, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float, echo=print
-):
-    """Run `source` (.py, percent format) with papermill in a fresh kernel.
+def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None = None):
+    """A .py notebook as a node to run, without the cells whose needs are not met.
 
     Args:
-        source:       the notebook.
+        source:   percent format.
+        provided: what earlier stages provide. values: the notebook's own parameters.
+    Returns: (node, lines of the sections left out; `needs.leave_out`).
+    """
+    import jupytext
+
+    notebook = jupytext.read(source)
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i + 1}"
+    return notebook, needs.leave_out(notebook, provided, values or {})
+
+
+def run_notebook(
+    stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float, echo=print
+) -> float:
+    """Run a notebook with papermill in a fresh kernel.
+
+    Args:
+        stage:        what to call it in messages.
+        notebook:     a node, from `prepare`.
         executed:     where the executed .ipynb goes, also after a failure.
         log:          where the kernel's output goes, line by line as it comes.
         parameters:   names and values injected after the `parameters` cell.
@@ -123,17 +142,12 @@ def run_notebook(
     Returns: seconds it took.
     Raises: StageFailed naming the cell and the reason. Whether the stage finished its artifact is the caller's check.
     """
-    import jupytext
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    stage = source.stem
-    notebook = jupytext.read(source)
     prepared = executed.with_suffix(".input.ipynb")
     prepared.parent.mkdir(parents=True, exist_ok=True)
-    for i, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{i + 1}"
     nbformat.write(notebook, prepared)
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)

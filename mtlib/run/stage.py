@@ -1,0 +1,168 @@
+"""A stage: one notebook's verified inputs, its output folder, and what it declares for the report.
+
+A quantity is declared once, in the cell that makes it: `table`, `figure` and `say` write its file, note its caption,
+headings or sentence in the stage's `report.json`, and hand back what the notebook shows. The report is one template over
+these files.
+
+    runs/<run>/02_classify-1a2b3c4d/report.json     {"stage", "prefix", "items": [...], "skipped": [...]}
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+from mtlib.run import artifacts
+from mtlib.run import params as parameters
+from mtlib.run.artifacts import ArtifactError
+
+REPORT, SKIPPED = "report.json", "skipped.json"
+SCRATCH = ("checkpoint", "shards")  # folders for resuming, removed when a stage finishes
+DIGITS = 3  # of the numbers that a notebook shows; the CSV has six
+
+
+def prefix_of(stage: str) -> str:
+    """What the names of a stage's figures and tables start with: its number, or the whole name where it has none."""
+    return stage.split("_")[0] if stage[:1].isdigit() else stage
+
+
+class Stage:
+    """One notebook's place on disk.
+
+    Args:
+        name:      the notebook's name, e.g. "02_classify".
+        given:     the notebook's `globals()`: `run_dir`, `stage_dir` and the parameters that its parameters cell names are
+                   read from there; or just the folder of the run, e.g. "runs/demo".
+        stage_dir: working folder that the pipeline prepared, where `given` is a folder; "" in an interactive session.
+        params:    the parameters, where `given` is a folder.
+        prefix:    what names of figures and tables start with; None: the stage's number or name.
+    """
+
+    def __init__(
+        self, name: str, given: dict | str, stage_dir: str = "", params: dict | None = None, prefix: str | None = None
+    ):
+        self.name, self.root = name, Path(__file__).resolve().parents[2]
+        if isinstance(given, dict):
+            stage_dir, params = given["stage_dir"], _values(self.root / "notebooks" / f"{name}.py", given)
+            given = given["run_dir"]
+        self.number = prefix_of(name) if prefix is None else prefix
+        self.run_dir = self.root / given
+        self.interactive = not stage_dir
+        self.out = self.root / stage_dir if stage_dir else self.run_dir / f"{name}-interactive"
+        self.params, self.inputs, self.items = params or {}, {}, {}
+        if self.interactive and (self.out / artifacts.META).exists():
+            shutil.rmtree(self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / artifacts.META).unlink(missing_ok=True)
+
+    def settings(self, model: type[parameters.Settings]) -> parameters.Settings:
+        """A settings model filled from the parameters of its fields' names. Raises ValueError with the field and range."""
+        return model(**{name: self.params[name] for name in model.model_fields if name in self.params})
+
+    def has(self, stage: str) -> bool:
+        """Whether an earlier stage has an artifact; one that the pipeline skipped has none."""
+        return stage in artifacts.current(self.run_dir)
+
+    def input(self, stage: str) -> Path:
+        """Folder of an earlier stage's artifact, verified; recorded as an input of this one."""
+        name = artifacts.current(self.run_dir).get(stage)
+        if name is None:
+            raise ArtifactError(f"{self.run_dir.name}: no artifact of {stage} yet; run notebook {stage} first")
+        folder = self.run_dir / name
+        if stage not in self.inputs:
+            artifacts.verify(folder)
+            self.inputs[stage] = artifacts.digest(folder)
+        return folder
+
+    def facts(self, stage: str) -> dict:
+        """What an earlier stage recorded about its artifact (d_in, class names, ...)."""
+        return artifacts.read_meta(self.input(stage))["facts"]
+
+    def table(self, frame, name: str, caption: str = "", headings: dict[str, str] | None = None):
+        """Write tables/<NN>_<name>.csv: six significant digits, no index, "\\n" line ends; and declare it.
+
+        Args:
+            frame:    pandas DataFrame.
+            name:     without the stage's prefix and ".csv".
+            caption:  one sentence for notebook and report.
+            headings: column -> heading, of the columns to show and in that order; columns that `frame` lacks are left out.
+                      None: the notebook shows all of them, and the report links the CSV.
+        Returns: the frame to show, the last line of a cell.
+        """
+        with artifacts.atomic(self.out / "tables" / f"{self.number}_{name}.csv") as tmp:
+            frame.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
+        self._declare("table", name, caption, headings=headings)
+        shown = frame if headings is None else frame[[c for c in headings if c in frame]].rename(columns=headings)
+        return shown.round(DIGITS)
+
+    def figure(self, fig, name: str, frame, caption: str = "") -> None:
+        """Write figures/<NN>_<name>.png, and as tables/<NN>_<name>.csv the numbers it shows; without one, only these."""
+        from mtlib import plots
+
+        self.table(frame, name, caption)
+        if fig is None:
+            return
+        with artifacts.atomic(self.out / "figures" / f"{self.number}_{name}.png") as tmp:
+            tmp.write_bytes(plots.png(fig))
+        self._declare("figure", name, caption)
+
+    def say(self, key: str, sentence: str):
+        """Declare the one sentence that the report repeats. Returns it as Markdown to show."""
+        from IPython.display import Markdown
+
+        self._declare("say", key, sentence)
+        return Markdown(sentence)
+
+    def _declare(self, kind: str, name: str, caption: str, **more) -> None:
+        self.items[name if kind != "say" else f"say {name}"] = dict(kind=kind, name=name, caption=caption) | more
+
+    def finish(self, provides: list[str] | tuple[str, ...] = (), **facts) -> None:
+        """Close the stage: write report.json, hash every file, write meta.json last.
+
+        Args:
+            provides: what later stages and sections may need, e.g. "labels", "truth".
+            facts:    JSON values without NaN.
+        """
+        for name in SCRATCH:
+            shutil.rmtree(self.out / name, ignore_errors=True)
+        for left in self.out.rglob(".*.tmp*"):  # of a process that was killed within `atomic`
+            left.unlink()
+        skipped = self.out / SKIPPED
+        left_out = json.loads(skipped.read_text(encoding="utf-8")) if skipped.is_file() else []
+        skipped.unlink(missing_ok=True)
+        declared = {"stage": self.name, "prefix": self.number, "items": list(self.items.values()), "skipped": left_out}
+        artifacts.write_json(self.out / REPORT, declared)
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        meta = {
+            "stage": self.name,
+            "params": self.params,
+            "inputs": self.inputs,
+            "facts": facts | ({"provides": sorted(provides)} if provides else {}),
+            "files": artifacts.hash_files(self.out),
+            "versions": artifacts.versions(),
+            "git_commit": artifacts.git_commit(),
+            "peak_mb": round(usage / (1024 if sys.platform != "darwin" else 1024**2)),
+        }
+        artifacts.write_json(self.out / artifacts.META, meta)
+        if self.interactive:
+            artifacts.set_current(self.run_dir, self.name, self.out.name)
+
+
+def _values(notebook: Path, namespace: dict) -> dict:
+    """The values that a notebook's names of parameters have in its namespace."""
+    return {
+        name: namespace[name] for name in parameters.notebook_parameters(notebook) if name not in parameters.RESERVED
+    }
+
+
+def read_report(folder: Path) -> dict:
+    """What a finished stage declared, and `facts`. Raises ArtifactError where it is damaged."""
+    meta = artifacts.read_meta(folder)
+    try:
+        declared = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ArtifactError(f"{folder / REPORT}: {e}; delete {folder} and run the stage again") from e
+    return declared | {"facts": meta["facts"]}
