@@ -15,6 +15,7 @@ usage() {
     Relative paths in parameters are taken from this folder.
 
 ./run_all.sh test [pytest arguments]     ruff check, ruff format --check, pytest
+./run_all.sh keep run ...                copy what is worth keeping of reports/<run>/ into reports/kept/<run>/
 ./run_all.sh prove [name]                one of the long proofs (without a name: list them)
 ./run_all.sh bench [name]                one of the benchmarks (without a name: list them)
 ./run_all.sh viewer                      JupyterLab, opened on the feature viewer
@@ -81,6 +82,17 @@ set_up_bench() { # the libraries that benchmarks compare with, in an environment
   PY=$PWD/$env/bin/python
 }
 
+named() { # named FOLDER [NAME [argument ...]]: run FOLDER/NAME.py, or list what there is
+  local folder=$1 name=${2:-} file
+  if [[ $name =~ ^[A-Za-z0-9]\w*$ ]] && [ -f "$folder/$name.py" ]; then
+    exec "$PY" -m "$folder.$name" "${@:3}"
+  fi
+  for file in "$folder"/[!_]*.py; do
+    printf '  %-20s %s\n' "$(basename "$file" .py)" "$(head -n 1 "$file" | sed 's/^"""//; s/"""$//')"
+  done
+  [ -z "$name" ] || fail "$folder has no $name; there are those above"
+}
+
 main() {
   local status=0
   export JUPYTER_PREFER_ENV_PATH=1 # the environment's own kernel
@@ -94,14 +106,18 @@ main() {
       OMP_NUM_THREADS=1 "$PY" -m pytest -n 2 --dist loadfile "${@:2}" || status=1
       exit $status
       ;;
+    keep)
+      set_up
+      exec "$PY" -m mtlib.run.keep "${@:2}"
+      ;;
     prove)
       set_up test
-      exec "$PY" -m mtlib.run.named proofs "${@:2}"
+      named proofs "${@:2}"
       ;;
     bench)
       set_up test
       case " ${*:2} " in "  " | *" --quick "* | *" --help "*) ;; *) set_up_bench ;; esac # our own part needs no others
-      exec "$PY" -m mtlib.run.named benchmarks "${@:2}"
+      named benchmarks "${@:2}"
       ;;
     viewer)
       set_up viewer

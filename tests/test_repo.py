@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from mtlib.run import environment, params, profiles
+from mtlib.run.keep import ALL_BYTES, DEMO_BYTES, REPORT_BYTES, TABLE_BYTES
+from mtlib.run.profiles import KEPT
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {".py", ".sh", ".md", ".yaml", ".yml", ".toml", ".lock", ".ipynb", ".csv", ".json", ".txt", ".html", ""}
@@ -80,9 +82,17 @@ def test_files_are_small_enough_for_git():
     assert {p: s for p, s in sizes.items() if s > 15 * MB} == {}
     weights = {".safetensors", ".png", ".jpg", ".html", ".ipynb", ".parquet"}
     assert {p: s for p, s in sizes.items() if s > 1 * MB and p.suffix not in weights} == {}
-    for report in {p.parts[1] for p in sizes if p.parts[0] == "reports" and len(p.parts) > 2}:
-        total = sum(s for p, s in sizes.items() if p.parts[:2] == ("reports", report))
-        assert total <= 15 * MB, f"reports/{report} has {total / MB:.1f} MB"
+
+
+def test_kept_reports_are_small_and_no_other_report_is_tracked():
+    sizes = {p: (ROOT / p).stat().st_size for p in tracked() if p.parts[0] == "reports" and len(p.parts) > 2}
+    assert {p.parts[1] for p in sizes} <= {KEPT}
+    runs = {p.parts[2] for p in sizes}
+    total = {run: sum(s for p, s in sizes.items() if p.parts[2] == run) for run in runs}
+    assert {r: s for r, s in total.items() if s > (DEMO_BYTES if r == "demo" else REPORT_BYTES)} == {}
+    assert sum(total.values()) <= ALL_BYTES
+    assert {p for p, s in sizes.items() if p.suffix == ".html" or (p.suffix == ".csv" and s > TABLE_BYTES)} == set()
+    assert {p.parts[2] for p in sizes if p.suffix == ".ipynb"} <= {"demo"}
 
 
 def lock_entries() -> dict[str, list[str]]:

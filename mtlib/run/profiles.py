@@ -14,6 +14,7 @@ from mtlib.run import dependencies, needs, params
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
 NOTEBOOKS = "notebooks"  # key of a profile: unnumbered notebooks that run as stages after the numbered ones
+KEPT = "kept"  # below reports/; the name of no run
 RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
 
 
@@ -45,6 +46,8 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
         taken = [p.stem for p in places.profiles.glob("*.yaml")]
         if not isinstance(name, str) or not RUN_NAME.match(name):
             raise params.ParamsError(f"-p run={name}: a run's name has letters, digits, _ . - only")
+        if name == KEPT:
+            raise params.ParamsError(f"-p run={name}: reports/{KEPT}/ holds what is kept of runs; choose another name")
         if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
             return name  # the profile's own run, with what it leaves to be given and nothing else
         if name in taken or name.removesuffix("-smoke") in taken:

@@ -1,0 +1,47 @@
+"""What is kept of a report: small, and without links to what is not there."""
+
+import pytest
+
+from mtlib.run import keep
+from mtlib.run.params import ParamsError
+from mtlib.run.profiles import Places
+
+
+def report(root, name: str, text: str, **sizes: int):
+    folder = root / "reports" / name
+    for path, size in ({"README.md": 0} | sizes).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x" * size)
+    (folder / "README.md").write_text(text)
+
+
+TEXT = "![a](figures/01_a.png) [all](tables/big.csv) [small](tables/small.csv) [page](notebooks/01_a.html) [web](https://x.y)"
+FILES = {"figures/01_a.png": 10, "figures/01_b.png": 10, "tables/big.csv": 60_000, "tables/small.csv": 10}
+
+
+def test_pages_shown_pictures_and_small_tables_are_kept_and_dead_links_are_text(tmp_path):
+    report(tmp_path, "mine", TEXT, **FILES, **{"notebooks/01_a.ipynb": 5, "notebooks/01_a.html": 5})
+    target = keep.keep("mine", Places(tmp_path))
+    files = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()}
+    assert files == {"README.md", "figures/01_a.png", "tables/small.csv"}
+    kept = (target / "README.md").read_text()
+    assert kept == "![a](figures/01_a.png) all [small](tables/small.csv) page [web](https://x.y)"
+    report(tmp_path, "mine", "nothing")
+    files = {p.name for p in keep.keep("mine", Places(tmp_path)).rglob("*") if p.is_file()}
+    assert files == {"README.md", "small.csv"}, "what was kept before is replaced"
+
+
+def test_the_demos_executed_notebooks_are_kept(tmp_path):
+    report(tmp_path, "demo", TEXT, **FILES, **{"notebooks/01_a.ipynb": 5, "notebooks/01_a.html": 5})
+    target = keep.keep("demo", Places(tmp_path))
+    assert [p.name for p in (target / "notebooks").iterdir()] == ["01_a.ipynb"]
+
+
+def test_too_much_and_nothing_are_refused(tmp_path):
+    report(tmp_path, "mine", "![a](figures/01_a.png)", **{"figures/01_a.png": 1_000_001})
+    with pytest.raises(
+        ParamsError, match=r"keep mine: 1,000,0\d\d bytes, at most 1,000,000 are kept; the largest is figures/01_a"
+    ):
+        keep.keep("mine", Places(tmp_path))
+    with pytest.raises(ParamsError, match="holds no page"):
+        keep.keep("other", Places(tmp_path))
