@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 META = "meta.json"
 MEND = "delete it and run the profile again: finished stages are found where they are"
 VERSIONED = ("torch", "open_clip_torch", "numpy", "scipy", "scikit-learn", "pandas", "pillow")
@@ -143,6 +144,27 @@ def current(run_dir: Path) -> dict[str, str]:
     if not isinstance(found, dict):
         raise ArtifactError(f"{path}: no list of stages by name; {MEND}")
     return found
+
+
+def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]:
+    """Verified folders of the stages that a run has finished: how the viewer, the labeler and other readers open it.
+
+    Args:
+        run_dir: folder of the run, e.g. "runs/demo"; a relative path is taken from the repository's root.
+        needed:  stages that must be there.
+    Raises: ArtifactError naming the stage that is missing, or the file that is damaged.
+    """
+    run_dir = ROOT / run_dir
+    names = current(run_dir)
+    for stage in needed:
+        if stage not in names:
+            raise ArtifactError(f"{run_dir}: no artifact of {stage} yet; run notebook {stage} first")
+    if not names:
+        raise ArtifactError(f"{run_dir}: no finished stage here; run ./run_all.sh or the notebooks first")
+    folders = {stage: run_dir / name for stage, name in names.items()}
+    for folder in folders.values():
+        verify(folder)
+    return folders
 
 
 def set_current(run_dir: Path, stage: str, folder_name: str | None) -> None:
