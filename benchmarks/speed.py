@@ -28,7 +28,7 @@ from benchmarks._report import write_report  # noqa: E402
 from benchmarks._timing import Step, interleaved, rows, training_step  # noqa: E402
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig  # noqa: E402
 from mtlib.measure.monosemanticity import mono_score  # noqa: E402
-from mtlib.measure.top_images import TopK  # noqa: E402
+from mtlib.measure.scan import TopK  # noqa: E402
 from mtlib.run.artifacts import write_json  # noqa: E402
 
 HERE = Path(__file__).resolve().parent

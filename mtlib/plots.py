@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -54,6 +55,41 @@ def method_styles(methods: Iterable[str]) -> dict[str, dict]:
 def run_styles(train: Path) -> dict[str, dict]:
     """`method_styles` of a run. Args: train: its artifact of 03_train."""
     return method_styles(pd.read_csv(train / "coders.csv", usecols=["method"], keep_default_na=False)["method"])
+
+
+def base_name(method: str, l0_target: float | None = None) -> str:
+    """A method's name without the L0 that it ends in: "sae_32" is the method "sae" at 32."""
+    found = re.fullmatch(r"(.+)_(\d+)", method)
+    same = found and (l0_target is None or pd.isna(l0_target) or int(found[2]) == int(l0_target))
+    return found[1] if same else method
+
+
+def panels(
+    frame: pd.DataFrame, columns: Sequence[str], height: float = 3.0
+) -> tuple[Figure, list[tuple[Axes, str, str, list[tuple[str, pd.DataFrame]]]]]:
+    """A panel for each of `columns`; where methods were trained at several L0 ("sae_8", "sae_32"), in a row for each L0.
+
+    Args: frame: lines of methods, with method and maybe l0_target.
+    Returns: the figure; for each panel its axes, the L0 of its row ("" when there is one row), its column, and the lines of
+        each method in that row under the method's name without the L0.
+    """
+    l0 = frame["l0_target"] if "l0_target" in frame else pd.Series(float("nan"), frame.index)
+    names = pd.DataFrame(
+        {"base": map(base_name, frame["method"], l0), "method": frame["method"].to_numpy()}, frame.index
+    )
+    row = pd.Series("", frame.index)
+    if names.groupby("base")["method"].nunique().gt(1).any():
+        row = ("L0 " + l0.map("{:.0f}".format)).where(names["base"] != names["method"], "other L0")
+    else:
+        names["base"] = names["method"]
+    places = [(r, column) for r in dict.fromkeys(row) or [""] for column in columns]
+    across = max(len(columns), min(2, len(places)), 1)  # rows of one panel stand two and two
+    down = max(-(-len(places) // across), 1)
+    fig, axes = plt.subplots(down, across, figsize=(4.6 * across + 0.4, height * down + 0.3), squeeze=False)
+    for ax in axes.flat[len(places) :]:
+        ax.remove()
+    parts = {r: list(frame[row == r].groupby(names["base"][row == r], sort=False)) for r, _ in places}
+    return fig, [(ax, r, column, parts[r]) for (r, column), ax in zip(places, axes.flat, strict=False)]
 
 
 def legend(fig: Figure, title: str = "", handles: list | None = None) -> None:

@@ -28,6 +28,7 @@ stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the samples for CKNNA and of the permutations behind the purity null
 zero_shot_images = []  # other images on which zero-shot is tried with the coders inside: class folders, "torchvision:CIFAR10"
 n_zero_shot = 1000  # at most so many images of each, evenly over the classes
+top_n = 20  # strongest images kept of each feature, per split
 
 # %%
 from functools import cache
@@ -39,14 +40,19 @@ from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
 from mtlib.learn.classifier import Classifier
-from mtlib.measure import compare, figures, inside, study, zero_shot
+from mtlib.measure import compare, scan, zero_shot
+from mtlib.measure.codes import first_seeds, open_subjects
+from mtlib.measure.monosemanticity import image_classes
+from mtlib.measure.reconstruction import definitions
 from mtlib.report import causes as known
 from mtlib.report import measures as words
 from mtlib.run.stage import Stage
-from mtlib.truth import truth_study
+from mtlib.truth import tables as truth
 
 plots.use_style()
-tried = dict(zero_shot_images=zero_shot_images, n_zero_shot=n_zero_shot)
+if top_n < 1:
+    raise ValueError(f"top_n = {top_n} must be at least 1")
+tried = dict(top_n=top_n, zero_shot_images=zero_shot_images, n_zero_shot=n_zero_shot)
 stage = Stage("04_evaluate", run_dir, stage_dir, params=dict(seed=seed, **tried))
 
 # %% [markdown]
@@ -54,11 +60,11 @@ stage = Stage("04_evaluate", run_dir, stage_dir, params=dict(seed=seed, **tried)
 
 # %%
 data = store.open_data(stage)
-subjects, skipped = study.open_subjects(stage.input("03_train"))
+subjects, skipped = open_subjects(stage.input("03_train"))
 classifier = Classifier.load(stage.input("02_classify") / "classifier") if data.y is not None else None
-classes, class_kind = study.class_index(data, data.rows("test"))
+classes, class_names = image_classes(data)
 print(f"{len(subjects)} coders, measured on {len(data.rows('test'))} test images.")
-print(f"Classes for purity: {class_kind if classes is not None else 'none: ' + class_kind}.")
+print(f"Classes for purity: {len(class_names)}.")
 for row in skipped.itertuples():
     print(f"{row.method} was not trained: {row.reason}.")
 
@@ -76,10 +82,11 @@ for row in skipped.itertuples():
 # %%
 tower = cache(lambda: Encoder.of(data.facts))
 task, no_task = zero_shot.zero_shot_task(data, tower)
-evaluations = study.evaluate_all(data, subjects, classifier, seed, task)
+scans = compare.scan_all(data, subjects, classifier, seed, task, top_n)
+summaries = [s.summary for s in scans]
 further = (zero_shot_images, stage.out / "shards", stage.root, n_zero_shot, seed)
-spliced, left = inside.study_inside(data, subjects, evaluations, task, tower, *further)
-metrics = study.metrics_table(subjects, evaluations, skipped)
+spliced, left = zero_shot.inside_encoder(data, subjects, summaries, task, tower, *further)
+metrics = compare.metrics_table(subjects, summaries, skipped)
 plots.table(stage, metrics, "metrics")
 done = metrics[metrics["status"] == "ok"]
 print(f"Zero-shot: {task.what}, one of {len(task.names)}." if task else f"No zero-shot: {no_task}.")
@@ -111,10 +118,16 @@ for (target, l0), table in words.by_aim(compared).items():
     print(f"{target}, {where}: {said or 'no ranking: it takes two methods trained to one L0.'} Unmatched: {left_out}.")
 
 # %%
+for s in first_seeds(subjects):
+    val = scan.activity(s.coder, data.x, data.rows("val"), tokens=data.tokens, top_n=top_n)
+    folder = stage.out / "scan" / s.method
+    scan.write_scan(folder, scans[subjects.index(s)], val, data.manifest, class_names)
+
+# %%
 styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in every figure of the run
 if len(done):
     columns = ["method", "seed", "target", "l0_target", "matched", "l0", "fvu"]
-    fig = figures.fvu_against_l0(metrics, styles) if done["method"].nunique() > 1 else None  # one point is no figure
+    fig = compare.fvu_against_l0(metrics, styles) if done["method"].nunique() > 1 else None  # one point is no figure
     plots.save(stage, fig, "fvu_l0", done[columns])
 
 # %%
@@ -150,10 +163,10 @@ print(
 # the levels did not learn to build on each other.
 
 # %%
-levels = study.stacked(subjects, evaluations, "levels")
+levels = compare.stacked(subjects, [s.levels for s in scans])
 if len(levels):
     several = levels.groupby("method")["level"].nunique().max() > 1
-    fig = figures.curves(levels, "l0", "measured L0 of the level", styles) if several else None
+    fig = compare.curves(levels, "l0", "measured L0 of the level", styles) if several else None
     plots.save(stage, fig, "levels", levels)
 
 # %%
@@ -170,9 +183,9 @@ for method, part in levels.groupby("method", sort=False):
 # what matters into its strongest codes.
 
 # %%
-progressive = study.stacked(subjects, evaluations, "progressive")
+progressive = compare.stacked(subjects, [s.progressive for s in scans])
 if len(progressive):
-    plots.save(stage, figures.curves(progressive, "kept", "codes kept per image", styles), "progressive", progressive)
+    plots.save(stage, compare.curves(progressive, "kept", "codes kept per image", styles), "progressive", progressive)
 
 # %%
 for method, part in progressive.groupby("method", sort=False):
@@ -188,14 +201,14 @@ for method, part in progressive.groupby("method", sort=False):
 # latents, so they too depend on L0.
 
 # %%
-latents = study.stacked(subjects, evaluations, "latents")
-labels = {"mono_score": "MonoScore", "purity": f"purity ({class_kind.removesuffix('_name')})"}
+latents = compare.stacked(subjects, [s.latents for s in scans])
+labels = {"mono_score": "MonoScore", "purity": "purity (class)"}
 labels = {column: label for column, label in labels.items() if column in latents}
 if len(latents):
-    table = study.quantiles(latents, list(labels))
+    table = compare.quantiles(latents, list(labels))
     chance = {"mono_score": done["mean_cosine"].mean()}
     chance |= {"purity": done["purity_null"].mean()} if classes is not None else {}
-    plots.save(stage, figures.distributions(table, labels, chance, styles), "latents", table)
+    plots.save(stage, compare.distributions(table, labels, chance, styles), "latents", table)
 
 # %%
 for method, part in done.groupby("method", sort=False):
@@ -210,7 +223,7 @@ for method, part in done.groupby("method", sort=False):
 # %%
 pairs = compare.mono_pairs(compared)
 if len(pairs):
-    plots.save(stage, figures.mono_pairs(pairs, styles), "monoloss", pairs)
+    plots.save(stage, compare.mono_figure(pairs, styles), "monoloss", pairs)
     display(pairs[[c for c in pairs if not c.endswith("_apart")]].round(3))
 print(words.monoloss_count(pairs) or "No method was trained both without and with MonoLoss.")
 
@@ -222,7 +235,7 @@ print(words.monoloss_count(pairs) or "No method was trained both without and wit
 # that gives the mean a good score, or does not see the shift, cannot be compared with it.
 
 # %%
-card = study.definitions(data, subjects)
+card = definitions(data, subjects)
 plots.table(stage, card, "definitions")
 display(card[card["method"] == card["method"].iloc[0]].round(3) if len(card) else card)
 
@@ -247,18 +260,17 @@ if len(card):
 # %%
 labelled = data.truth is not None and data.facts["labels"] == "plausibility"
 reason = "" if labelled else "no truth: the errors of these images are not known, so there is nothing to check"
-captioned = truth_study.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
-found = truth_study.study_truth(data, subjects, captioned) if labelled and subjects else None
-checked = found is not None and len(found.causes) > 0
+captioned = truth.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
+checked = bool(labelled and subjects)
 if not checked:
-    reason = reason or "no coder, or no cause with images in every split"
-    plots.table(stage, truth_study.no_causes(subjects, skipped, reason), "causes")
     print(f"Not checked: {reason}.")
 
 # %%
 if checked:
-    causes = found.causes
-    plots.save(stage, figures.causes_heatmap(causes), "causes", causes)
+    known_causes = truth.Known.of(data)
+    codes = [known_causes.codes(s) for s in subjects]
+    causes = truth.causes_table(known_causes, subjects, codes, captioned)
+    plots.save(stage, truth.causes_figure(causes), "causes", causes[truth.CAUSES])
     limits = causes.groupby("cause")[["ceiling", "best_x_dim", "best_y_dim"]].mean()
     display(causes.pivot_table(index="cause", columns="method", values="auroc", sort=False).join(limits).round(3))
 
@@ -279,8 +291,9 @@ for method, part in causes.groupby("method", sort=False) if checked else ():
 
 # %%
 if checked:
-    plots.save(stage, figures.sparse_probing(found.sparse, styles), "sparse_probing", found.sparse)
-    for method, part in found.sparse.groupby("method", sort=False):
+    sparse = truth.sparse_table(known_causes, subjects, codes)
+    plots.save(stage, truth.sparse_figure(sparse, styles), "sparse_probing", sparse)
+    for method, part in sparse.groupby("method", sort=False):
         mean = part.groupby("k")["auroc"].mean()
         print(f"{method}: " + ", ".join(f"{auroc:.3f} with {k}" for k, auroc in mean.items()) + ".")
 
@@ -294,8 +307,8 @@ if checked:
 
 # %%
 if checked and classifier is not None:
-    steered = truth_study.steering(data, subjects, classifier, causes, seed=seed)
-    plots.save(stage, figures.steering(steered, styles), "steering", steered)
+    steered = truth.steering_table(data, subjects, classifier, causes, seed=seed)
+    plots.save(stage, truth.steering_figure(steered, styles), "steering", steered)
     ends = steered.pivot_table(index="method", columns="scale", values=["change", "control"], sort=False)
     for method, line in (ends.round(2) + 0.0).iterrows():  # + 0.0: never -0.00
         print(f"{method}: logit {line['change', 0]:+.2f} without, {line['change', 4]:+.2f} at four times;", end=" ")
@@ -311,14 +324,15 @@ if checked and classifier is not None:
 
 # %%
 if checked:
-    shares = figures.kinds_table(found.kinds)
-    plots.save(stage, figures.kinds_bars(shares), "kinds", shares)
-    truly = found.kinds[found.kinds["is_error"]].groupby("method", sort=False)
+    kinds = truth.attributes_table(known_causes, subjects, codes)
+    shares = truth.attribute_shares(kinds)
+    plots.save(stage, truth.attributes_figure(shares), "kinds", shares)
+    truly = kinds[kinds["is_error"]].groupby("method", sort=False)
     print("Truly error features per coder:", {m: round(len(p) / p["seed"].nunique(), 1) for m, p in truly})
 
 # %%
 if checked:
-    nuisance = found.kinds[found.kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False)
+    nuisance = kinds[kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False)
     table = nuisance.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean")).reset_index()
     plots.table(stage, table, "nuisances")
     print(f"The {min(8, len(table))} most frequent of {len(table)}:")
@@ -332,9 +346,10 @@ if checked:
 
 # %%
 if checked:
-    plots.table(stage, found.splitting, "splitting")
+    split = truth.splitting_table(known_causes, subjects, codes, causes, kinds)
+    plots.table(stage, split, "splitting")
     columns = ["n_features", "recall_parent", "recall_any", "absorption"]
-    shown = found.splitting.groupby("method", sort=False)[columns].mean()
+    shown = split.groupby("method", sort=False)[columns].mean()
     display(shown.round(2))
     print(f"Most split: {shown.n_features.idxmax()}, {shown.n_features.max():.1f} error features per cause;")
     absorbed = shown.absorption.dropna()

@@ -26,12 +26,11 @@
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the control directions and of the permuted classes
-top_n = 20  # strongest images kept of each feature, per split
 n_collages = 30  # pictures drawn per method
 collages_of = (
     "surest"  # of which features: "surest" (of errors, of their absence, some active ones) or the most "active"
 )
-collage_images = 20  # images on a picture, at most top_n
+collage_images = 20  # images on a picture, at most the top_n of 04
 collage_columns = 5  # of them side by side
 collage_split = "val"  # whose images the pictures show: "val", or "test" for a held-out look
 
@@ -46,14 +45,13 @@ from mtlib.features import figures, gallery, statistics
 from mtlib.features.methods import interpreted
 from mtlib.features.similar import similar_features
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.relevance import error_ratios
+from mtlib.measure.codes import fire_together
+from mtlib.measure.logit import causal_relevance
 from mtlib.run.stage import Stage
 
 plots.use_style()
 gallery.check_settings(collages_of, collage_images, collage_columns, n_collages, collage_split)
-if top_n < 1:
-    raise ValueError(f"top_n = {top_n} must be at least 1")
-params = dict(seed=seed, top_n=top_n, n_collages=n_collages, collage_split=collage_split, collages_of=collages_of)
+params = dict(seed=seed, n_collages=n_collages, collage_split=collage_split, collages_of=collages_of)
 params |= dict(collage_images=collage_images, collage_columns=collage_columns)
 stage = Stage("05_features", run_dir, stage_dir, params=params)
 
@@ -77,19 +75,22 @@ for row in coders[coders["status"] != "ok"].itertuples():
 # Names and choices will use the val images; every rate below is of test images, which took no part in any choice.
 
 # %%
-measured, models = {}, {}
-for row in usable.itertuples():
-    models[row.method] = SparseCoder.from_pretrained(stage.input("03_train") / row.folder)
-    measured[row.method] = statistics.measure(models[row.method], data, classifier, row.target, top_n, seed)
+scans, test = stage.input("04_evaluate") / "scan", data.rows("test")
+models = {r.method: SparseCoder.from_pretrained(stage.input("03_train") / r.folder) for r in usable.itertuples()}
+causal = {}
+for row in usable.itertuples() if classifier is not None else ():
+    causal[row.method] = causal_relevance(models[row.method], classifier, data.x, test, row.target, seed=seed)
 
 # %%
 tables = {}
-for method, found in measured.items():
-    ratios = error_ratios(**found.label_counts()) if labelled else None
-    tables[method] = statistics.feature_table(found, ratios)
-    W_dec, W_enc = (w.detach().numpy() for w in (models[method].W_dec, models[method].W_enc))
-    similar = similar_features(W_dec, W_enc, found.scans["test"])
-    statistics.write_features(stage.out / "features" / method, tables[method], found, similar, data)
+for method, coder in models.items():
+    latents = pd.read_parquet(scans / method / "latents.parquet")
+    truth = statistics.truth_columns(coder, data) if data.truth is not None else None
+    tables[method] = statistics.feature_table(latents, data, causal.get(method), truth)
+    W_dec, W_enc = (w.detach().numpy() for w in (coder.W_dec, coder.W_enc))
+    together = fire_together(coder, data.x, test, data.tokens)
+    similar = similar_features(W_dec, W_enc, latents["n_active"].to_numpy(), together)
+    statistics.write_features(stage.out / "features" / method, tables[method], similar, scans / method)
 
 # %%
 rows = [statistics.summary_row(r.method, tables.get(r.method), r.reason) for r in coders.itertuples()]

@@ -26,20 +26,18 @@ import torch
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.causal import CausalRelevance
 from mtlib.measure.codes import CodeCounts, iter_codes, sparse_codes
-from mtlib.measure.conventions import definition_card
-from mtlib.measure.metrics import Curve, _add_kept, _add_levels, _cknna_summary, evaluate, kept_sizes
+from mtlib.measure.logit import LogitChange, causal_relevance
 from mtlib.measure.monosemanticity import MonoScore, Purity
-from mtlib.measure.probes import LogitChange, ProbeShift, fit_probe
-from mtlib.measure.reconstruction import Reconstruction, target_mean
+from mtlib.measure.probes import ProbeShift, fit_probe
+from mtlib.measure.reconstruction import Levels, Progressive, Reconstruction, definition_card, target_mean
 from mtlib.measure.relevance import permutation_null
-from mtlib.measure.similarity import decoder_coherence, stability
-from mtlib.measure.top_images import scan
+from mtlib.measure.scan import activity, scan
+from mtlib.measure.similarity import decoder_coherence, neighbours_kept, stability
 from mtlib.measure.zero_shot import ZeroShot, ZeroShotDrop
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import versions, write_json, write_text
-from mtlib.truth import kinds, truth
+from mtlib.truth import attributes, causes
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HIDDEN, FAMILIES = 512, 256, 9
@@ -95,7 +93,7 @@ def one_pass(made: Made) -> dict[str, float]:
     mean, n_latents = target_mean(x, rows), made.coder.n_latents
     total, counts, mono = Reconstruction(mean), CodeCounts(n_latents), MonoScore(n_latents, WIDTH)
     purity = Purity(family, rows, n_latents)
-    levels, kept = Curve(list(range(len(made.coder.config.levels))), mean), Curve(kept_sizes(n_latents), mean)
+    levels, kept = Levels(made.coder, mean), Progressive(made.coder, mean)
     texts = torch.nn.functional.normalize(torch.randn(1000, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
     drop = ZeroShotDrop(ZeroShot(texts, [str(i) for i in range(1000)], rows % 1000, "made up"))
     start = time.process_time()
@@ -107,8 +105,8 @@ def one_pass(made: Made) -> dict[str, float]:
         "l0, density, dead, silent": lambda r, x, z, y: counts.update(z),
         "MonoScore": lambda r, x, z, y: mono.update(x, z),
         "purity, weighted purity and their null": lambda r, x, z, y: purity.update(r, z),
-        "levels (5)": lambda r, x, z, y: _add_levels(levels, made.coder, x, z, x, y),
-        f"progressive recovery ({len(kept.keys)} sizes)": lambda r, x, z, y: _add_kept(kept, made.coder, x, z, x, y),
+        "levels (5)": lambda r, x, z, y: levels.update(x, z, x, y),
+        f"progressive recovery ({len(kept.keys)} sizes)": lambda r, x, z, y: kept.update(x, z, x, y),
         "probe_kl, probe_agreement": lambda r, x, z, y: probe.update(x, y),
         "logit_change, logit_fvu": lambda r, x, z, y: logit.update(x, y),
         "zero_shot_drop (1,000 texts)": lambda r, x, z, y: drop.update(r, x, y),
@@ -129,15 +127,15 @@ def one_pass(made: Made) -> dict[str, float]:
 
 
 def all_at_once(made: Made) -> dict[str, float]:
-    """`evaluate`, as notebook 04 calls it: everything above, dead latents on train, CKNNA and coherence."""
+    """`scan`, as notebook 04 calls it: everything above, dead latents on train, CKNNA, coherence, top images."""
     family = pd.factorize(made.truth["family"])[0]
-    return _timed("evaluate: all of them", lambda: evaluate(made.coder, made.x, made.x, made.rows, made.rows, classes=family, readout=made.classifier))  # fmt: skip
+    return _timed("scan: all of them", lambda: scan(made.coder, made.x, made.x, made.rows, made.rows, classes=family, readout=made.classifier))  # fmt: skip
 
 
 def decoders(made: Made) -> dict[str, float]:
     other = coder(made.coder.n_latents, seed=1).W_dec.detach().numpy()
     own = made.coder.W_dec.detach().numpy()
-    seconds = _timed("CKNNA, 5 samples of 2,000 rows", lambda: _cknna_summary(made.coder, made.x, made.rows, 0))
+    seconds = _timed("CKNNA, 5 samples of 2,000 rows", lambda: neighbours_kept(made.coder, made.x, made.rows))
     seconds |= _timed("decoder_coherence", lambda: decoder_coherence(own))
     return seconds | _timed("stability of two seeds (Hungarian)", lambda: stability(own, other))
 
@@ -155,9 +153,8 @@ def card(made: Made) -> dict[str, float]:
 
 def features(made: Made) -> dict[str, float]:
     labels, fifth = made.truth["label"].to_numpy(), made.rows[::5]
-    seconds = _timed("top images, densities, error counts, all rows", lambda: scan(made.coder, made.x, {"test": made.rows}, classes=labels))  # fmt: skip
-    causal = CausalRelevance(made.coder, made.classifier, "x")
-    seconds |= _timed("causal relevance with controls, a fifth of the rows", lambda: scan(made.coder, made.x, {"test": fifth}, observers=[causal]))  # fmt: skip
+    seconds = _timed("top images, densities, error counts, all rows", lambda: activity(made.coder, made.x, made.rows, labels=labels))  # fmt: skip
+    seconds |= _timed("causal relevance with controls, a fifth of the rows", lambda: causal_relevance(made.coder, made.classifier, made.x, fifth, "x"))  # fmt: skip
     active = sparse_codes(made.coder, made.x, fifth).toarray() > 0
     family = made.truth["family"].to_numpy(str)[fifth]
     return seconds | _timed("permutation null of enriched, 200 runs, a fifth", lambda: permutation_null(active, labels[fifth], family))  # fmt: skip
@@ -167,17 +164,19 @@ def against_truth(made: Made) -> dict[str, float]:
     """The measures against the truth, split 60 / 20 / 20."""
     n = len(made.x)
     rows = dict(zip(("train", "val", "test"), np.split(made.rows, [int(0.6 * n), int(0.8 * n)]), strict=True))
-    tasks, cause, seconds, codes = truth.tasks(made.truth, rows), made.truth["cause"].to_numpy(str), {}, {}
+    tasks, cause, seconds, codes = causes.tasks(made.truth, rows), made.truth["cause"].to_numpy(str), {}, {}
     seconds |= _timed("codes of train, val and test", lambda: codes.update({s: sparse_codes(made.coder, made.x, r) for s, r in rows.items()}))  # fmt: skip
     found, truly = [], []
-    seconds |= _timed(f"causes found ({len(tasks)} causes)", lambda: found.append(truth.causes_found(tasks, codes["val"], codes["test"])))  # fmt: skip
-    seconds |= _timed("k-sparse probing, one cause", lambda: truth.sparse_probe(tasks[0], codes))
-    seconds |= _timed("linear ceiling, one cause", lambda: truth.linear_ceiling(tasks[0], {s: made.x[r] for s, r in rows.items()}))  # fmt: skip
+    seconds |= _timed(f"causes found ({len(tasks)} causes)", lambda: found.append(causes.causes_found(tasks, codes["val"], codes["test"])))  # fmt: skip
+    seconds |= _timed("k-sparse probing, one cause", lambda: causes.sparse_probe(tasks[0], codes))
+    seconds |= _timed("linear ceiling, one cause", lambda: causes.linear_ceiling(tasks[0], {s: made.x[r] for s, r in rows.items()}))  # fmt: skip
     labels = cause[rows["val"]], cause[rows["test"]]
-    seconds |= _timed("truly error features", lambda: truly.append(kinds.error_features(codes["val"], codes["test"], *labels)))  # fmt: skip
-    seconds |= _timed("kinds of features", lambda: kinds.feature_kinds(codes["test"], made.truth.iloc[rows["test"]]))
+    seconds |= _timed("truly error features", lambda: truly.append(attributes.error_features(codes["val"], codes["test"], *labels)))  # fmt: skip
+    seconds |= _timed(
+        "kinds of features", lambda: attributes.feature_kinds(codes["test"], made.truth.iloc[rows["test"]])
+    )
     best = dict(zip(found[0]["cause"], found[0]["fires_for"], strict=True))
-    return seconds | _timed("splitting and absorption", lambda: kinds.splitting(truly[0], codes["test"], labels[1], best))  # fmt: skip
+    return seconds | _timed("splitting and absorption", lambda: attributes.splitting(truly[0], codes["test"], labels[1], best))  # fmt: skip
 
 
 GROUPS = {f.__name__: f for f in (one_pass, all_at_once, decoders, card, features, against_truth)}

@@ -13,9 +13,10 @@ from mtlib import plots
 from mtlib.features import figures as feature_figures
 from mtlib.judge import figures as judge_figures
 from mtlib.learn import figures as learn_figures
-from mtlib.measure import figures
+from mtlib.measure import compare
 from mtlib.report import concepts
 from mtlib.run.stage import Stage
+from mtlib.truth import tables as truth
 
 MANY = [f"matryoshka_transcoder_variant{'abcdefghijklmnopqrstuvwxy'[i]}" for i in range(25)]
 CAUSES = ("hand_fingers", "water_reflection")
@@ -47,12 +48,12 @@ def training(methods, styles=None):
 
 
 def progressive(methods, styles=None):
-    return figures.curves(lines(methods, kept=[16, 32, 64]), "kept", "codes kept", styles)
+    return compare.curves(lines(methods, kept=[16, 32, 64]), "kept", "codes kept", styles)
 
 
 def quantiles(methods, styles=None):
     frame = lines(methods, quantile=[0, 0.5, 1])
-    return figures.distributions(frame, {"mono_score": "MonoScore"}, {"mono_score": 0.1}, styles)
+    return compare.distributions(frame, {"mono_score": "MonoScore"}, {"mono_score": 0.1}, styles)
 
 
 def elsewhere(methods, styles=None):
@@ -60,11 +61,11 @@ def elsewhere(methods, styles=None):
 
 
 def probing(methods, styles=None):
-    return figures.sparse_probing(lines(methods, k=[1, 4, 16], cause=CAUSES), styles)
+    return truth.sparse_figure(lines(methods, k=[1, 4, 16], cause=CAUSES), styles)
 
 
 def pareto(methods, styles=None):
-    return figures.fvu_against_l0(lines(methods), styles)
+    return compare.fvu_against_l0(lines(methods), styles)
 
 
 WITH_KEY = pytest.mark.parametrize("draw", [training, progressive, quantiles, elsewhere, probing, pareto])
@@ -134,9 +135,9 @@ def test_panels_of_features_have_their_key_clear_of_the_labels():
 @pytest.mark.parametrize("n", [1, 4, 25])
 def test_saved_figures_are_not_cut(tmp_path, n):
     stage = Stage("04_evaluate", str(tmp_path / "run"))
-    shares = pd.DataFrame({"method": MANY[:n]} | {k: 0.2 for k in figures.KINDS})
+    shares = pd.DataFrame({"method": MANY[:n]} | {k: 0.2 for k in truth.KINDS})
     causes = lines(MANY[:n], cause=CAUSES).assign(ceiling=0.9, best_x_dim=0.8, best_y_dim=np.nan)
-    drawn = {"kinds": figures.kinds_bars(shares), "causes": figures.causes_heatmap(causes)}
+    drawn = {"kinds": truth.attributes_figure(shares), "causes": truth.causes_figure(causes)}
     drawn |= {"scores": judge_figures.scores(judged(MANY[:n]))[0], "curves": training(MANY[:n])}
     for name, fig in drawn.items():
         image = np.asarray(Image.open(plots.save(stage, fig, name, shares)).convert("L"))
@@ -152,8 +153,8 @@ def test_without_a_figure_the_numbers_are_saved(tmp_path):
 
 def test_heatmap_says_over_how_many_seeds_it_is_a_mean():
     causes = lines(MANY[:2], cause=CAUSES).assign(ceiling=0.9, best_x_dim=0.8, best_y_dim=np.nan)
-    assert "mean over 2 seeds" in figures.causes_heatmap(causes).axes[0].get_title()
-    assert "seeds" not in figures.causes_heatmap(causes[causes["seed"] == 0]).axes[0].get_title()
+    assert "mean over 2 seeds" in truth.causes_figure(causes).axes[0].get_title()
+    assert "seeds" not in truth.causes_figure(causes[causes["seed"] == 0]).axes[0].get_title()
 
 
 def test_cut_values_are_said_on_the_axis():

@@ -17,9 +17,9 @@ from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.classifier_scores import targets
 from mtlib.measure.codes import sparse_codes
-from mtlib.measure.splice import steer
+from mtlib.measure.logit import steer
+from mtlib.truth.attributes import nuisances
 from mtlib.truth.auroc import auroc
-from mtlib.truth.kinds import nuisances
 
 MIN_IMAGES = 20  # with the attribute's value and without it, in every split that is used
 SCALES = (0.0, 2.0, 4.0)  # a concept removed, doubled, times four

@@ -15,10 +15,12 @@ import pandas as pd
 from mtlib.embed import arrays
 from mtlib.embed.manifest import InputError
 from mtlib.embed.store import Data, load_parts
-from mtlib.measure.metrics import Evaluation, evaluate
+from mtlib.learn.classifier_scores import targets
+from mtlib.measure.codes import Subject
+from mtlib.measure.monosemanticity import image_classes
 from mtlib.measure.probes import fit_probe
 from mtlib.measure.reconstruction import target_mean
-from mtlib.measure.study import Subject, class_index, probe_labels
+from mtlib.measure.scan import Scan, scan
 
 MIN_ROWS = 20  # below which nothing is measured
 SHOWN = ["explained_variance", "fvu", "nmae", "cosine", "l0", "silent_fraction", "cknna", "cknna_rows", "mono_score"]
@@ -49,7 +51,7 @@ def second_images(
     """
     if not given:
         rows = data.rows("unlabelled")
-        classes, _ = class_index(data, rows) if len(rows) else (None, "")
+        classes, _ = image_classes(data) if len(rows) else (None, [])
         what = f"{len(rows)} images of the generators, which no stage has learned from"
         return Elsewhere("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
     path = root / given
@@ -64,9 +66,7 @@ def second_images(
     _, facts = sources.from_images(config, Encoder.of(data.facts), path, out)
     other = load_parts(out, facts)
     rows = other.rows("all")
-    return Elsewhere(
-        "second", f"{len(rows)} images of {path.name}", np.asarray(other.x), rows, class_index(other, rows)[0]
-    )
+    return Elsewhere("second", f"{len(rows)} images of {path.name}", np.asarray(other.x), rows, image_classes(other)[0])
 
 
 def texts(data: Data, given: str, root: Path, out: Path) -> Elsewhere | None:
@@ -105,18 +105,18 @@ def centred(data: Data, text: Elsewhere) -> Elsewhere:
 
 def evaluate_there(
     data: Data, subjects: list[Subject], sets: list[Elsewhere], seed: int = 0
-) -> list[tuple[str, Subject, Evaluation]]:
-    """`metrics.evaluate` of every subject (target x) on every set; the linear probe is fitted on the run's train rows."""
-    labels = probe_labels(data)
-    probe = fit_probe(data.x, data.rows("train"), labels) if labels is not None else None
+) -> list[tuple[str, Subject, Scan]]:
+    """`scan` of every subject (target x) on every set; the linear probe is fitted on the run's train rows."""
+    labels, _ = targets(data.manifest, data.facts["labels"])
+    probe = fit_probe(data.x, data.rows("train"), labels)
     return [
-        (there.name, s, evaluate(s.coder, there.x, there.x, there.rows, classes=there.classes, probe=probe, seed=seed))
+        (there.name, s, scan(s.coder, there.x, there.x, there.rows, classes=there.classes, probe=probe, seed=seed))
         for there in sets
         for s in subjects
     ]
 
 
-def summary(found: list[tuple[str, Subject, Evaluation]], test: pd.DataFrame) -> pd.DataFrame:
+def summary(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame) -> pd.DataFrame:
     """One line per data set and method: the run's own test images first.
 
     Args: found: of `evaluate_there`; test: 04_metrics of the same coders.
@@ -129,7 +129,7 @@ def summary(found: list[tuple[str, Subject, Evaluation]], test: pd.DataFrame) ->
     return frame[["data", "method", "seed", *(c for c in SHOWN if c in frame)]]
 
 
-def progressive(found: list[tuple[str, Subject, Evaluation]], test: pd.DataFrame) -> pd.DataFrame:
+def progressive(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame) -> pd.DataFrame:
     """Progressive recovery on every set under each other: data, method, seed, kept, fvu, l0; `test` is 04_progressive."""
     frames = [e.progressive.assign(data=name, **s.key) for name, s, e in found]
     own = {(s.method, s.seed) for _, s, _ in found}

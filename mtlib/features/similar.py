@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.store import unit_rows
-from mtlib.measure.top_images import FeatureScan
 
 
 def nearest(similarity: np.ndarray, n: int) -> np.ndarray:
@@ -16,20 +15,25 @@ def nearest(similarity: np.ndarray, n: int) -> np.ndarray:
 
 
 def similar_features(
-    W_dec: np.ndarray, W_enc: np.ndarray, found: FeatureScan | None = None, n: int = 8, chunk: int = 1024
+    W_dec: np.ndarray,
+    W_enc: np.ndarray,
+    n_active: np.ndarray | None = None,
+    together: np.ndarray | None = None,
+    n: int = 8,
+    chunk: int = 1024,
 ) -> pd.DataFrame:
     """The n nearest features of each feature that fires, by decoder cosine and by firing together.
 
     Args:
-        W_dec: (S, O) decoder rows; W_enc: (D, S) encoder columns.
-        found: a scan made with both_active=True; without it only decoder cosines are used.
-        n:     neighbours by each of the two orders.
+        W_dec:    (S, O) decoder rows; W_enc: (D, S) encoder columns.
+        n_active: (S,) images on which each feature fires; without it all features are taken to fire.
+        together: (S, S) of `codes.fire_together`; without it only decoder cosines are used.
+        n:        neighbours by each of the two orders.
     Returns: frame with feature, neighbour, cosine (decoder), cosine_encoder, jaccard (rows on which both fire over rows
-        on which either does; NaN without a scan), by ("decoder" | "together" | "both"); sorted by feature, then cosine.
+        on which either does; NaN without `together`), by ("decoder" | "together" | "both"); sorted by feature, then cosine.
     """
     decoder, encoder = unit_rows(W_dec), unit_rows(np.asarray(W_enc).T)
-    alive = np.ones(len(decoder), bool) if found is None else found.n_active > 0
-    together = found is not None and found.both_active is not None
+    alive = np.ones(len(decoder), bool) if n_active is None else n_active > 0
     parts = []
     for start in range(0, len(decoder), chunk):
         own = np.arange(start, min(start + chunk, len(decoder)))
@@ -37,9 +41,9 @@ def similar_features(
         skip = ~alive[None, :] | (own[:, None] == np.arange(len(decoder)))
         pairs = {"decoder": nearest(np.where(skip, -np.inf, cosine), n)}
         jaccard = np.full(cosine.shape, np.nan)
-        if together:
-            either = found.n_active[own, None] + found.n_active[None, :] - found.both_active[own]
-            jaccard = found.both_active[own] / np.maximum(either, 1)
+        if together is not None:
+            either = n_active[own, None] + n_active[None, :] - together[own]
+            jaccard = together[own] / np.maximum(either, 1)
             pairs["together"] = nearest(np.where(skip, -np.inf, jaccard), n)
         for by, neighbours in pairs.items():
             i, j = np.repeat(np.arange(len(own)), neighbours.shape[1]), neighbours.ravel()

@@ -81,7 +81,7 @@ def judge_table(method: str, verdicts: pd.DataFrame, truth: pd.DataFrame, captio
 
     Args:
         verdicts:  feature, judge, verdict; refused, failed and skipped are left out of the scores and counted.
-        truth:     feature, is_error, top_cause (`mtlib.truth.kinds.error_features`).
+        truth:     feature, is_error, top_cause (`mtlib.truth.attributes.error_features`).
         captioned: cause -> whether the encoder's captions named it.
     Returns: frame of method, judge, captioned (all | captioned | uncaptioned), the columns of `agreement`, n_left_out.
     """

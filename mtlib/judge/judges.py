@@ -17,7 +17,7 @@ import pandas as pd
 
 from mtlib.ask import records
 from mtlib.features.gallery import by_activity
-from mtlib.measure.text_space import TextSpace, ZeroShot
+from mtlib.judge.text_space import TextSpace, ZeroShot
 
 VERDICTS = ("error", "no_error", "refused", "failed", "skipped", "unasked")
 COLUMNS = ["feature", "judge", "phrase", "verdict", "category", "confidence", "detail"]

@@ -1,4 +1,4 @@
-"""Codes of a coder over many rows: in batches, and what can be counted about them in one pass.
+"""The coders of a run, and their codes over many rows: in batches, and what can be counted about them.
 
 A coder is any object with encode(x) -> (B, S), decode(z, level, x) -> (B, O), W_dec (S, O) and config.levels, config.target.
 """
@@ -6,14 +6,70 @@ A coder is any object with encode(x) -> (B, S), decode(z, level, x) -> (B, O), W
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
 
+from mtlib.coders.sparse_coder import SparseCoder
+from mtlib.embed.store import Data
+
 BATCH = 2048
 SPARSE_BELOW = 0.05  # densities under which a sparse product beats the dense one
+TOGETHER_MAX = 8192
+MIN_ACTIVE = 10  # activating test images from which a latent is assessed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One trained coder of the run."""
+
+    method: str
+    seed: int
+    preset: str
+    target: str
+    coder: SparseCoder
+    l0_target: float = float("nan")  # what training aimed at; NaN: none
+
+    @property
+    def key(self) -> dict:
+        """The columns that name it in every table."""
+        return {"method": self.method, "seed": self.seed, "target": self.target, "l0_target": self.l0_target}
+
+
+def open_subjects(train: Path) -> tuple[list[Subject], pd.DataFrame]:
+    """The coders of a finished 03_train artifact.
+
+    Returns: subjects in the order of coders.csv; frame of the lines that are not ok (method, seed, preset, target,
+        status, reason).
+    """
+    lines = pd.read_csv(train / "coders.csv", keep_default_na=False)
+    lines["l0_target"] = pd.to_numeric(lines.get("l0_target", np.nan), errors="coerce")
+    ok = lines["status"] == "ok"
+    subjects = [
+        Subject(r.method, int(r.seed), r.preset, r.target, SparseCoder.from_pretrained(train / r.folder), r.l0_target)
+        for r in lines[ok].itertuples()
+    ]
+    return subjects, lines.loc[~ok, ["method", "seed", "preset", "target", "status", "reason"]].reset_index(drop=True)
+
+
+def first_seeds(subjects: list[Subject]) -> list[Subject]:
+    """The first seed of each method, in order: the coder of a method that is interpreted."""
+    first: dict[str, Subject] = {}
+    for s in subjects:
+        first.setdefault(s.method, s)
+    return list(first.values())
+
+
+def target_of(data: Data, subject: Subject) -> np.ndarray:
+    """The array a subject reconstructs: x (N, D) or y (N, O)."""
+    if subject.target == "y" and data.y is None:
+        raise ValueError(f"{subject.method}: a transcoder, but the run has no hidden layer y (02_classify)")
+    return data.y if subject.target == "y" else data.x
 
 
 def iter_codes(
@@ -121,17 +177,20 @@ class CodeCounts:
         return {"l0": self.l0, "sparsity": 1 - self.l0 / len(self.fired), "silent_fraction": self.silent_fraction}
 
 
-def count_codes(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> CodeCounts:
-    """CodeCounts of one pass over rows."""
-    counts = CodeCounts(coder.W_dec.shape[0])
-    for _, _, z in iter_codes(coder, x, rows, batch):
-        counts.update(z)
-    return counts
-
-
 def keep_largest(z: Tensor, k: int) -> Tensor:
     """z (B, S) with all but the k largest by magnitude of each row set to 0."""
     if k >= z.shape[1]:
         return z
     index = z.abs().topk(k, dim=1, sorted=False).indices
     return torch.zeros_like(z).scatter(1, index, z.gather(1, index))
+
+
+def fire_together(coder, x: np.ndarray, rows: np.ndarray, tokens: int = 1, batch: int = BATCH) -> np.ndarray | None:
+    """(S, S) int64 images of rows on which two latents fire (code > 0) together; None for more than 8,192 latents."""
+    if len(coder.W_dec) > TOGETHER_MAX:
+        return None
+    together = torch.zeros(len(coder.W_dec), len(coder.W_dec), dtype=torch.int64)
+    for _, _, z in iter_codes(coder, x, rows, max(1, batch // tokens) * tokens):
+        fires = (per_image(z, tokens) > 0).float().cpu()
+        together += (fires.T @ fires).round().long()  # exact: counts stay far below 2 ** 24
+    return together.numpy()

@@ -1,12 +1,28 @@
-"""Fair comparison: one target, one L0 and one denominator per table, a mean over seeds with its interval."""
+"""Every coder of a run measured alike, and compared fairly: one target, one L0 and one denominator per table, means over seeds.
+
+Each figure takes the table it shows; `styles` are those of the run's methods (`plots.run_styles`), so that a method looks the
+same in all of them.
+"""
 
 from __future__ import annotations
 
-import re
-
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.stats import t as student
+
+from mtlib.embed.store import Data
+from mtlib.learn.classifier import Classifier
+from mtlib.learn.classifier_scores import targets
+from mtlib.measure.codes import Subject, target_of
+from mtlib.measure.logit import readout
+from mtlib.measure.monosemanticity import image_classes
+from mtlib.measure.probes import fit_probe
+from mtlib.measure.scan import TOP_N, Scan, scan
+from mtlib.measure.similarity import seed_stability
+from mtlib.measure.zero_shot import ZeroShot
+from mtlib.plots import base_name, legend, method_styles, panels
 
 TOLERANCE = 0.05  # measured test L0 within this share of its target is matched
 GROUP = ["target", "l0_target"]
@@ -27,18 +43,75 @@ MEASURES = {  # column -> label, in the order of the tables
 MONO = ("l0", "fvu", "explained_variance", "mono_score", "mono_score_median", "mono_score_p90", "purity")
 
 
+def scan_all(
+    data: Data,
+    subjects: list[Subject],
+    classifier: Classifier | None,
+    seed: int = 0,
+    zero_shot: ZeroShot | None = None,
+    top_n: int = TOP_N,
+) -> list[Scan]:
+    """`scan` of every subject on the test rows, dead latents counted on train; zero-shot for coders of the final embedding."""
+    rows, train = data.rows("test"), data.rows("train")
+    labels, probes = targets(data.manifest, data.facts["labels"])[0], {}
+    settings = dict(classes=image_classes(data)[0], labels=data.labels(), tokens=data.tokens, top_n=top_n, seed=seed)
+    out = []
+    for s in subjects:
+        target = target_of(data, s)
+        if s.target not in probes:
+            probes[s.target] = fit_probe(target, train, labels)
+        head = None if classifier is None else readout(classifier, s.target)
+        task = zero_shot if s.target == "x" and "layer" not in data.facts else None
+        found = scan(
+            s.coder, data.x, target, rows, train, probe=probes[s.target], readout=head, zero_shot=task, **settings
+        )
+        out.append(found)
+    return out
+
+
+def metrics_table(subjects: list[Subject], summaries: list[dict], skipped: pd.DataFrame) -> pd.DataFrame:
+    """One line per method and seed, x before y, with the stability over seeds; then the skipped ones with reasons.
+
+    FVU and its kin are comparable within one target only, which `target` names. `matched` compares the measured L0 with
+    the target that training aimed at.
+    """
+    agree, lines = seed_stability(subjects), []
+    for s, summary in zip(subjects, summaries, strict=True):
+        size = {"n_latents": s.coder.n_latents, "n_parameters": sum(p.numel() for p in s.coder.parameters())}
+        head = {**s.key, "preset": s.preset, "status": "ok", "reason": "", **size}
+        head["matched"] = matched(summary["l0"], s.l0_target)
+        lines.append(head | summary | {"stability": agree.get(s.method, float("nan"))})
+    frame = pd.DataFrame(lines).sort_values("target", kind="stable") if lines else pd.DataFrame()
+    return pd.concat([frame, skipped], ignore_index=True)
+
+
+def stacked(subjects: list[Subject], frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Frames of all subjects (`levels`, `progressive` or `latents` of their scans) under each other, with `Subject.key`."""
+    keys = ["method", "seed", "target", "l0_target"]
+    if not frames:
+        return pd.DataFrame(columns=keys)
+    frame = pd.concat([f.assign(**s.key) for s, f in zip(subjects, frames, strict=True)], ignore_index=True)
+    return frame[keys + [c for c in frame if c not in keys]]
+
+
+def quantiles(latents: pd.DataFrame, columns: list[str], steps: int = 100) -> pd.DataFrame:
+    """Distribution of per-latent measures by method: quantile 0 .. 1 in `steps` steps over all its seeds' latents."""
+    levels = np.linspace(0, 1, steps + 1)
+    frames = [
+        pd.DataFrame(
+            {"method": m, "target": g["target"].iloc[0], "l0_target": g["l0_target"].iloc[0], "quantile": levels}
+            | {c: g[c].quantile(levels).values for c in columns}
+        )
+        for m, g in latents.groupby("method", sort=False)
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["method", "target", "quantile"])
+
+
 def matched(l0: float, target: float, tolerance: float = TOLERANCE) -> str:
     """ "matched" when the measured L0 lies within `tolerance` of the target, else "unmatched"; "" without a target."""
     if not target or pd.isna(target):
         return ""
     return "matched" if abs(l0 / target - 1) <= tolerance else "unmatched"
-
-
-def base_name(method: str, l0_target: float | None = None) -> str:
-    """A method's name without the L0 that it ends in: "sae_32" is the method "sae" at 32."""
-    found = re.fullmatch(r"(.+)_(\d+)", method)
-    same = found and (l0_target is None or pd.isna(l0_target) or int(found[2]) == int(l0_target))
-    return found[1] if same else method
 
 
 def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float, str]:
@@ -136,3 +209,89 @@ def check_fair(table: pd.DataFrame) -> pd.DataFrame:
         if len(values) > 1:
             raise ValueError(f"one table mixes {what} {values}; make one table for each")
     return table
+
+
+def fvu_against_l0(metrics: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
+    """FVU against measured L0: a line per method through its L0, a small point per seed, one panel per target."""
+    ok = metrics[metrics["status"] == "ok"]
+    styles, named = styles or method_styles(ok["method"]), map(base_name, ok["method"], ok["l0_target"])
+    ok = ok.assign(trained=ok["method"], method=list(named), l0_target=np.nan)  # all L0 of a method share a panel
+    fig, found = panels(ok, sorted(set(ok["target"])))
+    for ax, _, target, parts in found:
+        for base, part in parts:
+            part = part[part["target"] == target]
+            mean = part.groupby("trained")[["l0", "fvu"]].mean().sort_values("l0")
+            if len(part):
+                ax.plot(mean["l0"], mean["fvu"], label=base, ms=7, **styles[base])
+                ax.plot(part["l0"], part["fvu"], ms=3, alpha=0.5, **styles[base] | {"linestyle": ""})
+        _fvu_panel(ax, target, "measured L0 (latents per image)")
+    legend(fig)
+    return fig
+
+
+def _fvu_panel(ax, target: str, label: str, l0: str = "") -> None:
+    ax.set(xlabel=label, ylabel=f"FVU of {target}", title=f"target {target}" + (f", {l0}" if l0 else ""))
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+
+
+def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | None = None) -> Figure:
+    """FVU against a column, mean over seeds with the seeds' range, one panel per target (and L0).
+
+    Args:
+        frame: method, seed, target, fvu, `x`, and level where points of the seeds belong together by level, not by `x`.
+    """
+    key, styles = "level" if "level" in frame else x, styles or method_styles(frame["method"])
+    fig, found = panels(frame, sorted(set(frame["target"])))
+    for ax, l0, target, parts in found:
+        for base, part in parts:
+            mean = part[part["target"] == target].groupby(key)
+            mean = mean.agg(x=(x, "mean"), y=("fvu", "mean"), low=("fvu", "min"), high=("fvu", "max"))
+            if len(mean):
+                ax.plot(mean["x"], mean["y"], label=base, ms=5, **styles[base])
+                ax.fill_between(mean["x"], mean["low"], mean["high"], alpha=0.2, color=styles[base]["color"], lw=0)
+        _fvu_panel(ax, target, label, l0)
+    legend(fig)
+    return fig
+
+
+def distributions(
+    table: pd.DataFrame,
+    columns: dict[str, str],
+    reference: dict[str, float] | None = None,
+    styles: dict[str, dict] | None = None,
+) -> Figure:
+    """Quantiles of per-latent measures, one panel per measure (and L0): value against the share of latents below it.
+
+    Args:
+        table:     method, quantile and the columns. columns: column -> axis label.
+        reference: column -> a value to mark, what chance would give.
+    """
+    styles = styles or method_styles(table["method"])
+    fig, found = panels(table, list(columns))
+    for ax, l0, column, parts in found:
+        for base, part in parts:
+            ax.plot(part[column], part["quantile"], label=base, markevery=20, ms=5, **styles[base])
+        if reference and column in reference:
+            ax.axvline(reference[column], color="0.3", ls="--", lw=1, label="chance")
+        ax.set(xlabel=columns[column], ylabel="share of latents below", ylim=(0, 1), title=l0)
+    legend(fig)
+    return fig
+
+
+def mono_figure(pairs: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
+    """What MonoLoss buys (MonoScore, purity) and costs (R²): from without it (hollow) to with it, an arrow per method."""
+    columns = {"mono_score": "MonoScore", "purity": "purity"}
+    shown = {c: label for c, label in columns.items() if f"{c}_off" in pairs and pairs[f"{c}_off"].notna().any()}
+    styles = styles or method_styles(pairs["method"])
+    fig, axes = plt.subplots(1, max(len(shown), 1), figsize=(4.6 * max(len(shown), 1) + 0.4, 3.6), squeeze=False)
+    for ax, (column, label) in zip(axes[0], shown.items(), strict=False):
+        for row in pairs.to_dict("records"):
+            (x0, y0), (x1, y1) = ((row[f"explained_variance_{e}"], row[f"{column}_{e}"]) for e in ("off", "on"))
+            style = styles[row["method"]] | {"linestyle": ""}
+            ax.plot([x0, x1], [y0, y1], lw=1, color=style["color"])
+            ax.plot(x0, y0, ms=6, mfc="white", **style)
+            ax.plot(x1, y1, ms=7, label=row["method"], **style)
+        ax.set(xlabel="R² (1 - FVU)", ylabel=label)
+    legend(fig, "hollow: without MonoLoss")
+    return fig

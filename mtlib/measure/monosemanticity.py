@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
 
-from mtlib.measure.codes import cross, matrix
+from mtlib.embed.store import Data
+from mtlib.measure.codes import MIN_ACTIVE, cross, matrix
 
 TINY = 1e-12
-SUPPORT = 10  # activating images a latent needs for a purity
 NULL_CELLS = 2e7  # bound on permutations * latents * classes kept at once
 
 
@@ -70,6 +71,17 @@ class MonoScore:
         above = length / span**2 - square
         return np.where(ok, above / np.where(ok, below, 1.0), np.nan)
 
+    def summary(self) -> dict:
+        """mono_score (mean over latents), mono_score_median, _p90, _undefined (latents without one), and mean_cosine."""
+        score = pd.Series(self.scores())
+        return {
+            "mono_score": float(score.mean()),
+            "mono_score_median": float(score.median()),
+            "mono_score_p90": float(score.quantile(0.9)),
+            "mono_score_undefined": int(score.isna().sum()),
+            "mean_cosine": self.mean_cosine(),
+        }
+
     def mean_cosine(self) -> float:
         """Mean cosine of all pairs of distinct rows of the split: what a latent that says nothing scores."""
         return float((self.e @ self.e - self.n) / (self.n * (self.n - 1))) if self.n > 1 else float("nan")
@@ -93,6 +105,20 @@ def mono_score(x: np.ndarray, z: np.ndarray) -> np.ndarray:
     sums = MonoScore(z.shape[1], x.shape[1])
     sums.update(torch.as_tensor(np.asarray(x)), torch.as_tensor(np.asarray(z)))
     return sums.scores()
+
+
+def image_classes(data: Data) -> tuple[np.ndarray | None, list[str]]:
+    """What a latent's images can be pure in: (N,) the class of every row, -1 where it has no name, and the names in order.
+
+    A class is the folder below the label's folder (of rendered scenes their family), or what a table of the images says.
+    It is never the label itself: how many of a latent's images are implausible is its error ratio.
+    Returns: (None, []) for fewer than two classes, or where nearly every image has one of its own (words of an array).
+    """
+    name = data.manifest["class_name"].fillna("").to_numpy(str)
+    names = sorted(set(name) - {""})
+    if not 2 <= len(names) < len(name) / data.tokens / 2:
+        return None, []
+    return np.where(name == "", -1, np.searchsorted(names, name)), names
 
 
 class Purity:
@@ -133,7 +159,7 @@ class Purity:
     def result(self) -> dict[str, np.ndarray]:
         """(S,) purity, weighted_purity, their nulls, dominant_class (-1 without support) and support."""
         support = self.count[0].sum(1)
-        ok = support >= SUPPORT
+        ok = support >= MIN_ACTIVE
 
         def share(table: np.ndarray) -> np.ndarray:  # (P, S, C) -> (P, S)
             total = table.sum(2)
@@ -148,3 +174,9 @@ class Purity:
             "weighted_purity_null": weighted[1:].mean(0),
             "dominant_class": np.where(ok, self.count[0].argmax(1), -1),
         }
+
+    def summary(self) -> dict:
+        """Means over the latents with support, of purity, weighted_purity and their nulls, and n_purity, how many these are."""
+        found = pd.DataFrame(self.result())
+        names = ("purity", "weighted_purity", "purity_null", "weighted_purity_null")
+        return {name: float(found[name].mean()) for name in names} | {"n_purity": int(found["purity"].notna().sum())}

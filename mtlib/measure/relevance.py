@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.special import gammaln
 from scipy.stats import false_discovery_control, hypergeom, norm
 
-MIN_ACTIVE = 10
+from mtlib.measure.codes import MIN_ACTIVE
+
 PUBLISHED_RATIO = 0.95
 LEVEL = 0.05
 PERMUTATIONS = 200

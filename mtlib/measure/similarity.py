@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
+import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from mtlib.embed.store import unit_rows
+from mtlib.measure.codes import Subject, code_matrix
 
 SAMPLE, N_SAMPLES, NEIGHBOURS = 2000, 5, 10
+SHARED = 0.7  # cosine from which a matched latent counts as the same one
 
 
 def _neighbours(kernel: np.ndarray, k: int) -> np.ndarray:
@@ -50,6 +55,16 @@ def cknna(a: np.ndarray, b: np.ndarray, k: int = NEIGHBOURS) -> float:
     cross = hsic_unbiased(both * a, both * b)
     scale = hsic_unbiased(near_a * a, near_a * a) * hsic_unbiased(near_b * b, near_b * b)
     return cross / np.sqrt(scale) if scale > 0 else float("nan")
+
+
+def neighbours_kept(coder, x: np.ndarray, rows: np.ndarray, seed: int = 0) -> dict:
+    """cknna of codes against inputs: mean and sd (cknna_sd) over `sample_rows`, whose size is cknna_rows; NaN below 20 rows."""
+    samples = sample_rows(rows, seed)
+    if len(samples[0]) < 20:
+        return {"cknna": float("nan"), "cknna_sd": float("nan"), "cknna_rows": len(samples[0])}
+    values = [cknna(code_matrix(coder, x, s), np.asarray(x[s], np.float64)) for s in samples]
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return {"cknna": float(np.mean(values)), "cknna_sd": sd, "cknna_rows": len(samples[0])}
 
 
 def sample_rows(rows: np.ndarray, seed: int = 0, size: int = SAMPLE, n_samples: int = N_SAMPLES) -> list[np.ndarray]:
@@ -101,3 +116,46 @@ def stability(w_a: np.ndarray, w_b: np.ndarray) -> float:
     Raises: ValueError if the widths differ.
     """
     return float(matched(_directions(w_a), _directions(w_b))[2].mean())
+
+
+def seed_stability(subjects: list[Subject]) -> dict[str, float]:
+    """method -> mean over pairs of seeds of `stability`; methods with one seed are absent."""
+    found: dict[str, list[float]] = {}
+    for a, b in seed_pairs(subjects):
+        found.setdefault(a.method, []).append(stability(*(s.coder.W_dec.detach().cpu().numpy() for s in (a, b))))
+    return {method: float(np.mean(values)) for method, values in found.items()}
+
+
+def seed_pairs(subjects: list[Subject]) -> list[tuple[Subject, Subject]]:
+    """Every pair of seeds of every method."""
+    methods = dict.fromkeys(s.method for s in subjects)
+    return [pair for m in methods for pair in combinations([s for s in subjects if s.method == m], 2)]
+
+
+def align(subjects: list[Subject], shared: float = SHARED, seed: int = 0) -> pd.DataFrame:
+    """Do two seeds of a method learn the same latents? Matched one to one, by what they write and by what they read.
+
+    Returns: frame of method, seed_a, seed_b, n_latents; decoder, encoder: mean cosine of the matched rows; decoder_shared,
+        encoder_shared: share of pairs with cosine >= `shared`; both_shared: share of latents whose two matchings agree on the
+        partner and are both >= `shared`; chance: the decoder's mean cosine against random rows.
+    Source: the matching of arXiv 2501.16615 (used by MSAE, arXiv 2502.20578).
+    """
+    lines = []
+    for a, b in seed_pairs(subjects):
+        written, read = ([w(s).detach().cpu().numpy() for s in (a, b)] for w in (_decoder, _encoder))
+        (_, to_dec, by_dec), (_, to_enc, by_enc) = matched(*written), matched(*read)
+        line = {"method": a.method, "seed_a": a.seed, "seed_b": b.seed, "n_latents": len(written[0])}
+        for name, cosine in (("decoder", by_dec), ("encoder", by_enc)):
+            line |= {name: cosine.mean(), f"{name}_shared": (cosine >= shared).mean()}
+        same = (to_dec == to_enc) & (by_dec >= shared) & (by_enc >= shared)
+        random = np.random.default_rng(seed).normal(size=written[0].shape)
+        lines.append(line | {"both_shared": same.mean(), "chance": matched(written[0], random)[2].mean()})
+    return pd.DataFrame(lines)
+
+
+def _decoder(s: Subject):
+    return s.coder.W_dec
+
+
+def _encoder(s: Subject):
+    return s.coder.W_enc.T

@@ -1,6 +1,6 @@
-"""Steering: features of an image's activation turned down or up, all else kept, and what the model then says.
+"""What a model says when features of an image's activation are turned down or up, all else kept.
 
-    h' = h + (factor - 1) * step,   step = sum_j decode(z + z_j e_j) - decode(z)      # what the features j add to h
+    h' = h + (factor - 1) * step,   step = sum_j z_j W_dec_j      # what the features j add to the reconstruction of h
 
 The coder's error stays in h, so a factor of 1 changes nothing, 0 removes the features, and below 0 they are turned round. h
 is an inner layer's tokens, and the encoder's later layers go on from h'; or the final embedding itself. The control puts as
@@ -19,10 +19,10 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
+from mtlib.coders.rows import step_gain
 from mtlib.embed.images import load_image
 from mtlib.embed.store import Data, unit_rows
-from mtlib.measure.text_space import TextSpace, ZeroShot
-from mtlib.measure.zero_shot import ZeroShot as Task
+from mtlib.measure.zero_shot import ZeroShot
 
 LOGIT_SCALE = 100.0  # of CLIP as published, where the encoder is not there to say its own
 READ = ["n", "probability", "class_kept", "logit", "implausible", "margin", "error_by_text", "neighbours_kept"]
@@ -31,23 +31,15 @@ COLUMNS = ["feature", "direction", "factor", *READ, "neighbours_implausible"]
 
 @torch.no_grad()
 def step_of(coder, x: Tensor, features: Sequence[int], others: Sequence[int] = ()) -> Tensor:
-    """What features add to the reconstruction, (n, D), for activations x (n, D); 0 where none of them fires.
+    """The step of several features together, (n, D), for activations x (n, D) of an autoencoder.
 
     Args: others: as many other latents, in whose directions a step of the same length is made instead.
     """
-    z = coder.encode(x)
-    whole = coder.decode(z, -1, x)
-
-    def added(latents: Sequence[int]) -> Tensor:
-        more = z.clone()
-        for latent, feature in zip(latents, features, strict=True):
-            more[:, latent] += z[:, feature]
-        return coder.decode(more, -1, x) - whole
-
-    own = added(features)
+    z = coder.encode(x)[:, list(features)] * step_gain(coder, x)  # (n, k)
+    own = z @ coder.W_dec[list(features)]
     if not len(others):
         return own
-    other = added(others)
+    other = z @ coder.W_dec[list(others)]
     return other * (own.norm(dim=1) / other.norm(dim=1).clamp_min(1e-12))[:, None]
 
 
@@ -63,9 +55,9 @@ class Steering:
     data: Data
     encoder: object | None
     coder: object
-    task: Task
+    task: ZeroShot
     classifier: Callable[[Tensor], Tensor] | None = None
-    verdict: ZeroShot | None = None
+    verdict: object | None = None
 
     @property
     def inner(self) -> bool:
@@ -191,13 +183,3 @@ class Steering:
 def share_above(values: np.ndarray) -> np.ndarray:
     """1 where a value is above 0, else 0; NaN stays."""
     return np.where(np.isnan(values), np.nan, values > 0)
-
-
-def text_verdict(data: Data) -> ZeroShot | None:
-    """The text tower's verdict over families, or None where the vocabulary cannot give one."""
-    if not len(data.phrases) or data.facts["labels"] != "plausibility":
-        return None
-    first = np.arange(0, len(data.x), data.tokens)
-    rows = data.rows("val")[:: data.tokens] // data.tokens
-    found = ZeroShot(TextSpace(data.embedding_at(first), rows, data.vocabulary, data.phrases), rows)
-    return found if found.possible else None

@@ -1,21 +1,33 @@
-"""Zero-shot classification by the text tower, with and without a coder spliced in.
+"""What classification loses when a coder's reconstruction takes the place of what it rebuilds; nothing is trained.
 
-`zero_shot_drop` is the percentage points of top-1 accuracy that are lost when the reconstruction takes the place of
-the embedding. Nothing is trained: the class of an image is that of the nearest text.
+By the text tower: the class of an image is that of the nearest text, and `zero_shot_drop` is the percentage points of top-1
+accuracy that are lost. A coder of the final embedding is asked in the pass of scan.py. A coder of an inner layer's tokens, and
+other images than the run's, take a forward pass of the encoder whose later layers go on from the reconstruction. By a vision
+model's own head: `accuracy_spliced`. A transcoder predicts another layer than the one it reads, so it cannot be put in.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
-from mtlib.embed.store import Data, unit_rows
+from mtlib.embed.images import load_image
+from mtlib.embed.store import Data, load_parts, unit_rows
+from mtlib.measure.codes import Subject
+
+if TYPE_CHECKING:
+    from mtlib.embed.encoders import Encoder
 
 TOP = 5
+OWN = "test images of this run"
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
     Args:
         encoder: () -> Encoder, called for class folders only.
 
-    Where x are tokens of an inner layer, the task is that of their images: see inside.py.
+    Where x are tokens of an inner layer, the task is that of their images.
     """
     if why := _not_comparable(data.facts):
         return None, why
@@ -137,3 +149,147 @@ def _task(texts: np.ndarray, names: list[str], of_rows: np.ndarray, what: str) -
     place = {name: i for i, name in enumerate(names)}
     truth = np.array([place.get(name, -1) for name in of_rows])
     return ZeroShot(torch.from_numpy(unit_rows(texts)), names, truth, what)
+
+
+def replacement(coder) -> Callable[[Tensor], Tensor]:
+    """What goes in an activation's place: (..., D) -> its reconstruction, of the same shape and type, on its device.
+
+        with encoder.place.replaced(replacement(coder)):
+            x = encoder.encode_images(images)
+
+    Args: coder: an autoencoder (d_in = d_out) of the activation's width.
+    Raises: ValueError when the coder does not rebuild what it reads.
+    """
+    if coder.config.d_in != coder.config.d_out or coder.config.target != "x":
+        raise ValueError(f"only an autoencoder can be spliced, this coder maps {coder.config.d_in} to a target y")
+
+    @torch.no_grad()
+    def replace(activation: Tensor) -> Tensor:
+        x = activation.flatten(0, -2).to(coder.W_dec.device, torch.float32)  # (n, D)
+        return coder.decode(coder.encode(x), -1, x).reshape(activation.shape).to(activation)
+
+    return replace
+
+
+@torch.inference_mode()
+def zero_shot_inside(
+    data: Data, encoder: Encoder, coders: Sequence, task: ZeroShot, rows: np.ndarray, batch: int = 64
+) -> list[dict]:
+    """Zero-shot accuracy with each coder in the forward pass.
+
+    Args:
+        encoder: that made data.x, with its layer.
+        coders:  autoencoders of what x holds.
+        rows:    rows of x; each of their images is classified once.
+        batch:   images per forward pass.
+    Returns: a dict per coder and choice of tokens: coder (its place in `coders`), tokens ("all": all that x holds take
+        their reconstruction; "cls": the class token only), n (images), and `ZeroShotDrop.result`.
+    """
+    images = np.unique(np.asarray(rows) // data.tokens)
+    place = encoder.place
+    places = {t: place if t == place.tokens else place.class_only() for t in place.replaceable}
+    drops = {(i, tokens): ZeroShotDrop(task) for i in range(len(coders)) for tokens in places}
+    for start in range(0, len(images), batch):
+        first = images[start : start + batch] * data.tokens
+        pixels = torch.stack([encoder.preprocess(load_image(data.images(row))[0]) for row in first])
+        before = torch.from_numpy(np.asarray(data.embedding_at(first), np.float32))
+        for (i, tokens), drop in drops.items():
+            with places[tokens].replaced(replacement(coders[i])):
+                drop.update(first, before, torch.from_numpy(encoder.encode_tensors(pixels)))
+    return [{"coder": i, "tokens": tokens, "n": drop.n} | drop.result() for (i, tokens), drop in drops.items()]
+
+
+def inside_encoder(
+    data: Data,
+    subjects: list[Subject],
+    summaries: list[dict],
+    task: ZeroShot | None,
+    encoder: Callable[[], Encoder],
+    others: Sequence[str] = (),
+    scratch: Path = Path(),
+    root: Path = Path(),
+    n: int = 1000,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Every autoencoder inside the forward pass: on the run's test images (where x is a layer's), and on other images.
+
+    What the run's own images lose with every token replaced is added to the subjects' summaries (`scan.Scan`).
+
+    Args:
+        task:    of the run's own images; None: they have none.
+        encoder: () -> the encoder that made data.x; called when it is needed.
+        others:  folders with a folder per class, or "torchvision:<name>"; relative ones start from `root`.
+        scratch: folder for what is made of them.
+        n, seed: at most so many images of each, evenly over the classes.
+    Returns: frame of images, method, seed, tokens, n and `ZeroShotDrop.result`; why something was left out.
+    """
+    own = [(s, summary) for s, summary in zip(subjects, summaries, strict=True) if s.target == "x"]
+    coders, frames, left = [s.coder for s, _ in own], [], []
+    if task is not None and "layer" in data.facts and coders:
+        found = zero_shot_inside(data, encoder(), coders, task, data.rows("test"))
+        frames.append((OWN, found))
+        for line in found:
+            if line["tokens"] == tokens_of(data):
+                own[line["coder"]][1].update({k: v for k, v in line.items() if k.startswith("zero_shot")})
+    for i, source in enumerate(others if coders else ()):
+        other = read_other(source, encoder(), scratch / str(i), root, n, seed)
+        its_task, why = zero_shot_task(other, encoder)
+        if its_task is None:
+            left.append(f"{source}: {why}")
+        else:
+            frames.append((source, zero_shot_inside(other, encoder(), coders, its_task, other.rows("all"))))
+    lines = [{"images": name} | own[line.pop("coder")][0].key | line for name, found in frames for line in found]
+    return pd.DataFrame(lines), left
+
+
+def tokens_of(data: Data) -> str:
+    """Which tokens of its layer x holds: "all", "patches", "cls" or "mean"; "all" of the final embedding."""
+    encoder = data.facts["encoder"]
+    return encoder["tokens"] if encoder.get("layer") else "all"
+
+
+def read_other(source: str, encoder: Encoder, out: Path, root: Path, n: int, seed: int) -> Data:
+    """Images of another data set, embedded like the run's, into the folder `out`.
+
+    Raises: InputError when they cannot be had.
+    """
+    from mtlib.embed import sources  # takes seconds to import
+
+    config = sources.EmbedConfig(images=source, max_images=n, seed=seed)
+    folder = sources.import_images(config, root / source, out)
+    _, facts = sources.from_images(config, encoder, folder, out)
+    return load_parts(out, facts)
+
+
+@torch.inference_mode()
+def accuracy_spliced(model, coder, pixels: np.ndarray, labels: np.ndarray, batch: int = 32) -> dict:
+    """Accuracy as it is, with the coder spliced in after the block it was trained on, and with one constant token.
+
+    Args:
+        model:  an AlexNetTransformer in eval mode. coder: an autoencoder of its stream.
+        pixels: (n, 3, side, side) uint8. labels: (n,) int.
+        batch:  images at a time.
+    Returns: n; accuracy, accuracy_spliced, accuracy_constant (every token is the mean of these images' tokens: what is
+        left when nothing of the stream is); agreement (share of images with the same decision); drop (percentage points).
+    """
+    layer, splice = model.layer(), replacement(coder)
+    with layer.recorded() as seen:
+        plain = _decisions(model, pixels, batch)
+    mean = torch.cat(seen).flatten(0, 1).mean(dim=0)
+    spliced = _replaced(model, layer, splice, pixels, batch)
+    constant = _replaced(model, layer, lambda x: mean.expand_as(x), pixels, batch)
+    right = {"accuracy": plain, "accuracy_spliced": spliced, "accuracy_constant": constant}
+    shares = {name: float((found == labels).mean()) for name, found in right.items()}
+    drop = 100 * (shares["accuracy"] - shares["accuracy_spliced"])
+    return {"n": len(labels)} | shares | {"agreement": float((plain == spliced).mean()), "drop": drop}
+
+
+def _replaced(model, layer, replace: Callable[[Tensor], Tensor], pixels: np.ndarray, batch: int) -> np.ndarray:
+    with layer.replaced(replace):
+        return _decisions(model, pixels, batch)
+
+
+def _decisions(model, pixels: np.ndarray, batch: int) -> np.ndarray:
+    device = model.positions.device
+    parts = [torch.from_numpy(np.array(pixels[i : i + batch])) for i in range(0, len(pixels), batch)]
+    return np.concatenate([model(part.to(device)).argmax(dim=1).cpu().numpy() for part in parts])

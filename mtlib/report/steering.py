@@ -16,8 +16,9 @@ from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
 from mtlib.features.gallery import by_activity
 from mtlib.features.methods import interpreted
+from mtlib.judge.text_space import text_verdict
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.steering import Steering, text_verdict
+from mtlib.measure.steering import Steering
 from mtlib.measure.zero_shot import zero_shot_task
 from mtlib.plots import legend
 from mtlib.report.reader import Reader

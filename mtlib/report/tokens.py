@@ -18,7 +18,7 @@ from mtlib.features.token_map import TokenMap
 from mtlib.learn.classifier_scores import targets
 from mtlib.learn.train import read_history
 from mtlib.learn.train_vision import load_vision
-from mtlib.measure.vision import accuracy_spliced
+from mtlib.measure.zero_shot import accuracy_spliced
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import ArtifactError, current

@@ -3,13 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from mtlib.embed import card, sources, store
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.sources import EmbedConfig
 from mtlib.learn.classifier_scores import why_not
-from mtlib.measure.top_images import scan
+from mtlib.measure.codes import fire_together
+from mtlib.measure.scan import activity
 from mtlib.run.artifacts import ArtifactError
 
 T = 16
@@ -61,37 +63,25 @@ def test_files_and_rows_that_do_not_fit_are_refused(data, tmp_path):
 class Identity:
     """A coder whose codes are its inputs."""
 
+    W_dec = torch.eye(32)
+
     def encode(self, x):
         return x.clamp_min(0)
 
 
 def test_scan_counts_images_by_their_strongest_token(data):
     rows, codes = data.rows("all"), np.maximum(np.asarray(data.x).reshape(20, T, 32).max(axis=1), 0)
-    classes = (data.manifest["class_name"] == "light").to_numpy(int)
-    seen = []
+    labels = (data.manifest["class_name"] == "light").to_numpy(int)
     for batch in (T, 50, 1024):
-        watch = [lambda split, r, x, z: seen.append(len(r))]
-        found = scan(
-            Identity(),
-            data.x,
-            {"test": rows},
-            top_n=3,
-            classes=classes,
-            batch=batch,
-            both_active=True,
-            observers=watch,
-            tokens=T,
-        )["test"]
-        assert found.n_rows == 20 and np.array_equal(found.n_active, (codes > 0).sum(axis=0))
-        assert np.array_equal(found.n_active_class[:, 1], (codes[classes[::T] == 1] > 0).sum(axis=0))
-        assert np.allclose(found.max_activation, codes.max(axis=0)) and np.allclose(
-            found.sum_activation, codes.sum(axis=0)
-        )
-        assert np.array_equal(found.rows[:, 0], T * codes.argmax(axis=0))
-        assert np.array_equal(found.counts.sum(axis=1), found.n_active) and np.array_equal(
-            np.diag(found.both_active), found.n_active
-        )
-    assert sum(seen) == 3 * 320  # observers get every row
+        found = activity(Identity(), data.x, rows, top_n=3, labels=labels, batch=batch, tokens=T)
+        frame = found.frame()
+        assert found.n_images == 20 and np.array_equal(frame["n_active"], (codes > 0).sum(axis=0))
+        assert np.array_equal(frame["n_error"], (codes[labels[::T] == 1] > 0).sum(axis=0))
+        assert np.allclose(frame["max_activation"], codes.max(axis=0)) and np.allclose(found.total, codes.sum(axis=0))
+        assert np.array_equal(found.top.result()[0][:, 0], T * codes.argmax(axis=0))
+        assert np.array_equal(found.histogram.counts.sum(axis=1), frame["n_active"])
+        together = fire_together(Identity(), data.x, rows, T, batch)
+        assert np.array_equal(together.diagonal(), frame["n_active"])
 
 
 def test_no_classifier_is_trained_on_tokens(data):

@@ -10,8 +10,8 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import store
 from mtlib.embed.manifest import InputError
 from mtlib.features import elsewhere
-from mtlib.measure.metrics import evaluate
-from mtlib.measure.study import Subject
+from mtlib.measure.codes import Subject
+from mtlib.measure.scan import scan
 from tests import synthetic
 
 D = 16
@@ -51,7 +51,7 @@ def test_given_arrays_are_measured_as_they_are(data, subjects, tmp_path):
     text = elsewhere.texts(data, "other.npy", tmp_path, tmp_path)
     found = elsewhere.evaluate_there(data, subjects, [second, text])
     assert [name for name, _, _ in found] == ["second", "text"]
-    assert found[0][2].summary["fvu"] == pytest.approx(evaluate(subjects[0].coder, x, x, np.arange(60)).summary["fvu"])
+    assert found[0][2].summary["fvu"] == pytest.approx(scan(subjects[0].coder, x, x, np.arange(60)).summary["fvu"])
     lengths = [np.linalg.norm(a, axis=1).mean() for a in (text.x, data.x[data.rows("train")])]
     assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)  # one number for all texts
     np.testing.assert_allclose(text.x / x, text.x[0, 0] / x[0, 0], rtol=1e-4)

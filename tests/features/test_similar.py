@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtlib.features.similar import similar_features
-from mtlib.measure.top_images import scan
+from mtlib.measure.codes import fire_together
 from tests.features.standins import GivenCodes
 
 
@@ -21,9 +21,9 @@ def test_chunks_do_not_matter_and_features_that_never_fire_are_left_out():
     W_dec, z = rng.normal(size=(11, 5)), np.maximum(rng.normal(size=(60, 11)), 0)
     z[:, 4] = 0
     coder = GivenCodes(z)
-    found = scan(coder, coder.x, {"val": np.arange(60)}, both_active=True)["val"]
-    frame = similar_features(W_dec, W_dec.T, found, n=3, chunk=100)
-    small = similar_features(W_dec, W_dec.T, found, n=3, chunk=2)
+    found = (z > 0).sum(axis=0), fire_together(coder, coder.x, np.arange(60))
+    frame = similar_features(W_dec, W_dec.T, *found, n=3, chunk=100)
+    small = similar_features(W_dec, W_dec.T, *found, n=3, chunk=2)
     np.testing.assert_allclose(frame.drop(columns="by").to_numpy(float), small.drop(columns="by").to_numpy(float))
     assert not (frame[["feature", "neighbour"]] == 4).any(axis=None)
     line = frame.iloc[7]

@@ -11,9 +11,12 @@ from mtlib.embed.store import load_data
 from mtlib.features.gallery import choose
 from mtlib.features.methods import interpreted
 from mtlib.features.similar import similar_features
-from mtlib.features.statistics import COLUMNS, TRUTH_COLUMNS, feature_table, measure, summary_row, write_features
+from mtlib.features.statistics import COLUMNS, TRUTH_COLUMNS, feature_table, summary_row, truth_columns, write_features
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.relevance import error_ratios
+from mtlib.measure.codes import fire_together
+from mtlib.measure.logit import causal_relevance
+from mtlib.measure.monosemanticity import image_classes
+from mtlib.measure.scan import activity, scan, write_scan
 from tests.features.standins import LinearCoder
 from tests.synthetic import write_embed_stage
 
@@ -40,14 +43,23 @@ def coder(data):
     return LinearCoder(W, W.T / 10, b_enc=torch.from_numpy(b).float())
 
 
-@pytest.fixture(scope="module")
-def measured(coder, data):
-    return measure(coder, data, Classifier(32, 16), "x")
+def scanned(coder, data, folder):
+    """What notebook 04 writes of a coder."""
+    classes, names = image_classes(data)
+    found = scan(coder, data.x, data.x, data.rows("test"), classes=classes, labels=data.labels())
+    write_scan(folder, found, activity(coder, data.x, data.rows("val")), data.manifest, names)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def table(measured):
-    return feature_table(measured, error_ratios(**measured.label_counts()))
+def folder(coder, data, tmp_path_factory):
+    return scanned(coder, data, tmp_path_factory.mktemp("scan"))
+
+
+@pytest.fixture(scope="module")
+def table(folder, coder, data):
+    causal = causal_relevance(coder, Classifier(32, 16), data.x, data.rows("test"), "x")
+    return feature_table(pd.read_parquet(folder / "latents.parquet"), data, causal, truth_columns(coder, data))
 
 
 def test_table_has_the_promised_columns_and_every_latent(table):
@@ -80,28 +92,32 @@ def test_silent_feature_has_no_ratio(table):
     assert np.isnan(last["mono_score"]) and np.isnan(last["causal_relevance"]) and last["q_bh"] == 1
 
 
-def test_repeated_files_count_once(coder, data):
+def test_repeated_files_count_once(coder, data, tmp_path):
     manifest = data.manifest.copy()
     test = data.rows("test")
     manifest.loc[test[:50], "duplicate_of"] = "elsewhere.png"
-    again = measure(coder, type(data)(**(vars(data) | {"manifest": manifest})), None, "x")
-    assert again.scans["test"].n_rows == len(test) - 50
-    assert not set(test[:50]) & set(again.scans["test"].rows.ravel())
+    again = type(data)(**(vars(data) | {"manifest": manifest}))
+    latents = pd.read_parquet(scanned(coder, again, tmp_path) / "latents.parquet")
+    z = coder.encode(torch.from_numpy(np.asarray(data.x[test[50:]]))).numpy()
+    np.testing.assert_array_equal(latents["n_active"], (z > 0).sum(0))
+    top = pd.read_parquet(tmp_path / "top_images.parquet")
+    assert not set(test[:50]) & set(top["row"])
 
 
-def test_without_labels_the_error_columns_are_empty(coder, data):
+def test_without_labels_the_error_columns_are_empty(coder, data, tmp_path):
     manifest = data.manifest.assign(label=pd.array([pd.NA] * len(data.manifest), dtype="Int64"))
     bare = type(data)(**(vars(data) | {"manifest": manifest, "truth": None}))
-    table = feature_table(measure(coder, bare, None), None)
+    table = feature_table(pd.read_parquet(scanned(coder, bare, tmp_path) / "latents.parquet"), bare)
     assert table["error_ratio"].isna().all() and list(table.columns) == COLUMNS
     assert table["assessed"].sum() >= 4 and table["purity"].notna().any()
     assert summary_row("sae", table)["n_enriched"] == 0
 
 
-def test_written_files_read_back_and_are_the_same_bytes_twice(tmp_path, table, measured, coder, data):
-    similar = similar_features(coder.W_dec, coder.W_enc, measured.scans["test"])
+def test_written_files_read_back_and_are_the_same_bytes_twice(tmp_path, table, folder, coder, data):
+    together = fire_together(coder, data.x, data.rows("test"))
+    similar = similar_features(coder.W_dec, coder.W_enc, table["n_active_test"].to_numpy(), together)
     for name in ("a", "b"):
-        write_features(tmp_path / name, table, measured, similar, data)
+        write_features(tmp_path / name, table, similar, scanned(coder, data, tmp_path / f"scan-{name}"))
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == ["features.parquet", "histograms.npz", "similar.parquet", "top_images.parquet"]
     for name in names:
@@ -116,9 +132,8 @@ def test_written_files_read_back_and_are_the_same_bytes_twice(tmp_path, table, m
     assert zipfile.ZipFile(tmp_path / "a" / "histograms.npz").testzip() is None
 
 
-def test_choice_puts_planted_causes_first(table, measured):
-    n_images = (measured.scans["val"].rows >= 0).sum(1)
-    chosen = choose(table.assign(n_images=n_images), 8)
+def test_choice_puts_planted_causes_first(table):
+    chosen = choose(table.assign(n_images=table["n_active_val"].clip(upper=20)), 8)
     assert set(chosen["feature"].head(4)) == {0, 1, 2, 3} and 9 not in set(chosen["feature"])
 
 

@@ -10,10 +10,12 @@ import pandas as pd
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data, save_array
 from mtlib.features.similar import similar_features
-from mtlib.features.statistics import feature_table, measure, write_features
+from mtlib.features.statistics import feature_table, truth_columns, write_features
 from mtlib.judge import judges
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.relevance import error_ratios
+from mtlib.measure.logit import causal_relevance
+from mtlib.measure.monosemanticity import image_classes
+from mtlib.measure.scan import activity, scan, write_scan
 from mtlib.run.stage import Stage
 from tests.synthetic import write_embed_stage
 
@@ -41,10 +43,15 @@ def write_small_run(run: Path, n: int = 400) -> Path:
 
     stage = Stage("05_features", str(run))
     data = open_data(stage)
-    measured = measure(coder, data, classifier, "y")
-    table = feature_table(measured, error_ratios(**measured.label_counts()))
+    classes, names = image_classes(data)
+    test = data.rows("test")
+    found = scan(coder, data.x, data.y, test, classes=classes, labels=data.labels())
+    scanned = run / "scan"
+    write_scan(scanned, found, activity(coder, data.x, data.rows("val")), data.manifest, names)
+    causal = causal_relevance(coder, classifier, data.x, test, "y")
+    table = feature_table(pd.read_parquet(scanned / "latents.parquet"), data, causal, truth_columns(coder, data))
     similar = similar_features(*(w.detach().numpy() for w in (coder.W_dec, coder.W_enc)))
-    write_features(stage.out / "features" / "tc", table, measured, similar, data)
+    write_features(stage.out / "features" / "tc", table, similar, scanned)
     stage.finish()
 
     stage = Stage("06_interpret", str(run))

@@ -8,7 +8,7 @@ from mtlib.embed.store import Data
 from mtlib.judge import figures as judge_figures
 from mtlib.judge import judges
 from mtlib.judge.judges import COLUMNS, KeylessConfig
-from mtlib.measure.text_space import TextSpace, ZeroShot
+from mtlib.judge.text_space import TextSpace, ZeroShot
 
 FAMILIES = ["hand", "face", "glass"]
 GAP_IMAGE, GAP_TEXT = 4.0, 5.0  # the directions that all images, or all texts, share

@@ -17,7 +17,7 @@ from mtlib.learn.batches import Rows, Sampler, moments
 from mtlib.learn.scaling import logit_scale
 from mtlib.learn.train import fit, read_history, summary
 from mtlib.learn.train_config import TrainConfig, lr_at
-from mtlib.measure.metrics import evaluate
+from mtlib.measure.scan import scan
 
 D, O, N = 16, 12, 700  # noqa: E741
 TRAIN, VAL = np.arange(0, 500), np.arange(500, 700)
@@ -189,7 +189,7 @@ def test_rows_scaled_by_themselves_are_measured_in_units_of_x(tmp_path):
     assert summary(tmp_path)["fvu"] == pytest.approx(fvu, rel=1e-4) and fvu < 0.5
     history = read_history(tmp_path).query("split == 'train'")
     assert history["fvu"].iloc[-1] < 0.5
-    measured = evaluate(coder, x, x, VAL)
+    measured = scan(coder, x, x, VAL)
     assert measured.summary["fvu"] == pytest.approx(fvu, rel=1e-5)
     assert measured.progressive["fvu"].iloc[-1] == pytest.approx(fvu, rel=1e-5)
 

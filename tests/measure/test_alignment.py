@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.measure.alignment import align, matching
-from mtlib.measure.similarity import stability
-from mtlib.measure.study import Subject
+from mtlib.measure.codes import Subject
+from mtlib.measure.similarity import align, matched, stability
 
 
 def _subject(seed: int, order=None, method: str = "topk") -> Subject:
@@ -20,16 +19,16 @@ def _subject(seed: int, order=None, method: str = "topk") -> Subject:
 
 def test_matching_by_hand():
     a, b = np.array([[1.0, 0], [0, 1]]), np.array([[0, 3.0], [4, 3]])
-    partner, cosine = matching(a, b)  # row 0 with (4, 3): 0.8; row 1 with (0, 3): 1
+    _, partner, cosine = matched(a, b)  # row 0 with (4, 3): 0.8; row 1 with (0, 3): 1
     assert partner.tolist() == [1, 0]
     np.testing.assert_allclose(cosine, [0.8, 1.0])
     with pytest.raises(ValueError, match="cannot be matched"):
-        matching(a, np.ones((3, 2)))
+        matched(a, np.ones((3, 3)))
 
 
 def test_matching_is_what_stability_is_the_mean_of():
     a, b = np.random.default_rng(0).normal(size=(2, 20, 5))
-    assert matching(a, b)[1].mean() == pytest.approx(stability(a, b))
+    assert matched(a, b)[2].mean() == pytest.approx(stability(a, b))
 
 
 def test_permuted_coder_is_the_same_and_another_seed_is_not():

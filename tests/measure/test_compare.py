@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from mtlib.measure import compare, figures
+from mtlib.measure import compare
 
 
 def metrics(**changes):
@@ -141,7 +141,7 @@ def test_mono_figure_leads_from_without_to_with():
     pairs = compare.mono_pairs(compare.comparison(metrics))
     row = pairs.iloc[0]
     assert (row["mono_score_p90_off"], row["mono_score_median_on"]) == pytest.approx((0.5, 0.6))
-    fig = figures.mono_pairs(pairs)
+    fig = compare.mono_figure(pairs)
     line, hollow, full = fig.axes[0].lines
     assert len(fig.axes) == 1 and list(line.get_xdata()) == pytest.approx([0.895, 0.795])
     assert (hollow.get_ydata()[0], full.get_ydata()[0]) == pytest.approx((0.4, 0.7))

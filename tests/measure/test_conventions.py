@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import explained_variance_score, r2_score
 
-from mtlib.measure.conventions import definition_card, evr_shift_blind, fvu_about_zero, fvu_per_batch, r2_per_dimension
-from mtlib.measure.reconstruction import fvu
+from mtlib.measure.reconstruction import (
+    definition_card,
+    evr_shift_blind,
+    fvu,
+    fvu_about_zero,
+    fvu_per_batch,
+    r2_per_dimension,
+)
 
 
 @pytest.fixture

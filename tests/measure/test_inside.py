@@ -9,9 +9,8 @@ import torch
 
 from mtlib.embed import sources, store
 from mtlib.embed.encoders import Encoder
-from mtlib.measure import inside
-from mtlib.measure.study import Subject
-from mtlib.measure.zero_shot import zero_shot_task
+from mtlib.measure.codes import Subject
+from mtlib.measure.zero_shot import inside_encoder, zero_shot_task
 
 SHAPE = dict(config=SimpleNamespace(d_in=128, d_out=128, target="x"), W_dec=torch.eye(128))
 IDENTITY = SimpleNamespace(**SHAPE, encode=lambda x: x, decode=lambda z, *_: z)
@@ -31,23 +30,23 @@ def run(tmp_path_factory):
     return store.load_parts(out, facts), encoder
 
 
-def evaluations():
-    return [SimpleNamespace(summary={}) for _ in SUBJECTS]
+def summaries():
+    return [{} for _ in SUBJECTS]
 
 
 def test_identity_loses_nothing_and_nothing_names_every_image_alike(run):
     data, encoder = run
     task, why = zero_shot_task(data)
     assert why == "" and data.tokens == 16
-    measured = evaluations()
-    frame, left = inside.study_inside(data, SUBJECTS, measured, task, lambda: encoder)
+    measured = summaries()
+    frame, left = inside_encoder(data, SUBJECTS, measured, task, lambda: encoder)
     assert left == [] and list(frame["method"]) == ["identity", "nothing"] and set(frame["tokens"]) == {"patches"}
     assert (frame["n"] == len(data.rows("test")) // 16).all()
     same, blind = frame.iloc[0], frame.iloc[1]
     assert same["zero_shot_drop"] == 0 and same["zero_shot_top1"] == same["zero_shot_top1_spliced"] > 0.8
     counts = np.bincount(task.truth[data.rows("test")])
     assert round(blind["zero_shot_top1_spliced"] * counts.sum()) in counts, "all images get the same name"
-    assert measured[1].summary["zero_shot_drop"] == blind["zero_shot_drop"] and measured[2].summary == {}
+    assert measured[1]["zero_shot_drop"] == blind["zero_shot_drop"] and measured[2] == {}
 
 
 def test_other_images_are_read_like_the_runs_own(run, tmp_path):
@@ -60,7 +59,7 @@ def test_other_images_are_read_like_the_runs_own(run, tmp_path):
     given = (["others", "pictures"], tmp_path / "scratch", tmp_path)
     (tmp_path / "pictures").mkdir()
     shutil.copy(data.images(0), tmp_path / "pictures")
-    frame, left = inside.study_inside(data, SUBJECTS, evaluations(), None, lambda: encoder, *given, n=10)
+    frame, left = inside_encoder(data, SUBJECTS, summaries(), None, lambda: encoder, *given, n=10)
     assert list(frame["images"]) == ["others", "others"] and set(frame["n"]) == {10}
     assert frame["zero_shot_drop"].iloc[0] == 0
     assert left == ["pictures: no row's name is a word of the vocabulary"]

@@ -7,8 +7,7 @@ import torch
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.layers import Layer, LayerError
-from mtlib.learn.classifier import Classifier
-from mtlib.measure import splice
+from mtlib.measure.zero_shot import replacement
 
 D, S = 8, 24
 
@@ -43,7 +42,7 @@ def place(module, tokens="all"):
 def test_splice_replaces_all_tokens_and_leaves_the_module_as_it_was(block):
     module, tokens = block
     coder, before = autoencoder(), module(tokens)
-    with place(module).replaced(splice.replacement(coder)):
+    with place(module).replaced(replacement(coder)):
         inside = module(tokens)
     expected = coder.decode(coder.encode(before.flatten(0, 1))).reshape(before.shape)
     torch.testing.assert_close(inside, expected)
@@ -54,7 +53,7 @@ def test_splice_of_the_class_token_leaves_the_others(block):
     module, tokens = block
     coder, before = autoencoder(), module(tokens)
     assert place(module).replaceable == ["all", "cls"]
-    with place(module).class_only().replaced(splice.replacement(coder)):
+    with place(module).class_only().replaced(replacement(coder)):
         inside = module(tokens)
     torch.testing.assert_close(inside[:, 1:], before[:, 1:], rtol=0, atol=0)
     torch.testing.assert_close(inside[:, 0], coder.decode(coder.encode(before[:, 0])))
@@ -68,28 +67,9 @@ def test_splice_is_undone_after_an_error(block):
     torch.testing.assert_close(module(tokens), before)
 
 
-def test_keeping_the_error_and_changing_nothing_changes_nothing(block):
-    module, tokens = block
-    before = module(tokens)
-    with place(module).replaced(splice.replacement(autoencoder(), keep_error=True)):
-        torch.testing.assert_close(module(tokens), before)
-
-
-def test_scaling_a_feature_in_the_forward_pass_moves_along_its_decoder_row(block):
-    module, tokens = block
-    coder, before = autoencoder(), module(tokens)
-    z = coder.encode(before.flatten(0, 1))
-    j = int(z.sum(0).argmax())
-    replace = splice.replacement(coder, change=splice.scaled_feature(j, 3.0), keep_error=True)
-    with place(module).replaced(replace):
-        inside = module(tokens)
-    expected = before.flatten(0, 1) + 2.0 * z[:, [j]] * coder.W_dec[j]
-    torch.testing.assert_close(inside.flatten(0, 1), expected)
-
-
 def test_transcoders_are_refused():
     with pytest.raises(ValueError, match="only an autoencoder"):
-        splice.replacement(SparseCoder(SparseCoderConfig.preset("transcoder", D, 6, n_latents=S)))
+        replacement(SparseCoder(SparseCoderConfig.preset("transcoder", D, 6, n_latents=S)))
 
 
 def test_splice_in_the_bundled_encoder_equals_the_reconstruction_of_its_embeddings():
@@ -97,38 +77,10 @@ def test_splice_in_the_bundled_encoder_equals_the_reconstruction_of_its_embeddin
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     x = encoder.encode_tensors(pixels)
     coder = autoencoder(x.shape[1], 64)
-    with encoder.place.replaced(splice.replacement(coder)):
+    with encoder.place.replaced(replacement(coder)):
         got = encoder.encode_tensors(pixels)
     with torch.no_grad():
         expected = coder.decode(coder.encode(torch.from_numpy(x))).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert not np.allclose(got, x)
     np.testing.assert_array_equal(encoder.encode_tensors(pixels), x)
-
-
-@pytest.mark.parametrize("target", ["x", "y"])
-def test_steering_equals_the_forward_pass_of_the_changed_activation(target):
-    torch.manual_seed(1)
-    classifier = Classifier(D, 6).eval()
-    x = torch.randn(10, D)
-    h = x if target == "x" else classifier.hidden(x).detach()
-    preset = "sae" if target == "x" else "transcoder"
-    coder = SparseCoder(SparseCoderConfig.preset(preset, D, h.shape[1], n_latents=S)).eval()
-    readout = classifier if target == "x" else classifier.output
-    j = int(coder.encode(x).sum(0).argmax())
-    got = splice.steer(coder, x, h, j, (0, 1, 2), readout)
-    with torch.no_grad():
-        step = coder.encode(x)[:, [j]] * coder.W_dec[j]
-        torch.testing.assert_close(got, torch.stack([readout(h - step), readout(h), readout(h + step)]))
-    if target == "y":  # exact for a transcoder: -z_j W_dec_j . w_logit
-        torch.testing.assert_close(got[0] - got[1], -(step @ classifier.w_logit).detach())
-
-
-def test_steering_control_has_the_norm_of_the_feature():
-    coder, x = autoencoder(), torch.randn(4, D)
-    j = int(coder.encode(x).sum(0).argmax())
-    d = torch.randn(D)
-    own, other = (splice.steer(coder, x, x, j, (2,), lambda h: (h - x).norm(dim=1), w) for w in (None, d))
-    torch.testing.assert_close(own, other)
-    aligned = splice.steer(coder, x, x, j, (2,), lambda h: h, coder.W_dec[j] * 7)
-    torch.testing.assert_close(aligned, splice.steer(coder, x, x, j, (2,), lambda h: h))

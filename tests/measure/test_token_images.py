@@ -8,16 +8,13 @@ import torch
 from mtlib.ask.interview import Job
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import Data, with_tokens
-from mtlib.features.statistics import measure
 from mtlib.judge.scoring import ScoreConfig, held_out
-from mtlib.measure.codes import code_matrix, sparse_codes
-from mtlib.measure.metrics import evaluate
+from mtlib.measure.codes import Subject, code_matrix, sparse_codes
 from mtlib.measure.monosemanticity import Purity
 from mtlib.measure.relevance import LEVEL, error_ratios
-from mtlib.measure.study import Subject
+from mtlib.measure.scan import activity, scan
 from mtlib.report.results import enriched_null
-from mtlib.truth import truth
-from mtlib.truth.truth_study import study_truth
+from mtlib.truth import causes, tables
 from tests import synthetic
 
 T, N, D = 3, 900, 32
@@ -53,20 +50,19 @@ def test_an_image_has_the_largest_code_of_its_tokens(data, coder):
 
 def test_assessed_latents_are_counted_over_images(data, coder):
     rows = data.rows("test")[: 30 * T]
-    found = evaluate(coder, data.x, data.x, rows, tokens=T, batch=10).summary
+    found = scan(coder, data.x, data.x, rows, tokens=T, batch=10).summary
     fires = (sparse_codes(coder, data.x, rows, tokens=T) != 0).sum(axis=0)
     by_row = (sparse_codes(coder, data.x, rows) != 0).sum(axis=0)
     assert found["n_assessed"] == (fires >= 10).sum() < (by_row >= 10).sum()
 
 
-def test_purity_is_of_images_in_04_and_05(data, coder):
+def test_purity_is_of_images(data, coder):
     classes = pd.factorize(data.manifest["class_name"])[0]
-    latents = evaluate(coder, data.x, data.x, data.rows("test"), tokens=T, classes=classes).latents
+    latents = scan(coder, data.x, data.x, data.rows("test"), tokens=T, classes=classes).latents
     codes = sparse_codes(coder, data.x, data.rows("test"), tokens=T).toarray()
     of_images = Purity(classes, data.rows("test")[::T], 96)
     of_images.update(data.rows("test")[::T], torch.from_numpy(codes))
     np.testing.assert_allclose(latents["purity"], of_images.result()["purity"])
-    np.testing.assert_allclose(measure(coder, data).purity["purity"], of_images.result()["purity"])
 
 
 def test_held_out_images_without_a_feature_are_those_where_no_token_fires(data, coder):
@@ -82,19 +78,21 @@ def test_held_out_images_without_a_feature_are_those_where_no_token_fires(data, 
 
 
 def test_causes_are_those_of_images(data, coder):
-    found = study_truth(data, [Subject("topk", 0, "topk", "x", coder)], {}).causes.set_index("cause")
+    known, subject = tables.Known.of(data), Subject("topk", 0, "topk", "x", coder)
+    found = tables.causes_table(known, [subject], [known.codes(subject)], {}).set_index("cause")
     images = data.per_image()
     rows = {s: r[images.labels()[r] >= 0] for s in ("train", "val", "test") if len(r := images.rows(s))}
-    tasks = truth.tasks(images.truth, rows)
+    tasks = causes.tasks(images.truth, rows)
     codes = {s: sparse_codes(coder, data.x, data.rows(s), tokens=T) for s in ("val", "test")}
-    expected = truth.causes_found(tasks, codes["val"], codes["test"]).set_index("cause")
+    expected = causes.causes_found(tasks, codes["val"], codes["test"]).set_index("cause")
     pd.testing.assert_series_equal(found["auroc"], expected["auroc"])
     hand = images.truth.iloc[rows["test"]]
     assert found.loc["hand_error", "n_cause"] == ((hand["family"] == "hand") & (hand["label"] == 1)).sum()
 
 
 def test_the_null_counts_what_the_scores_count(data, coder):
-    measured = measure(coder, data)
-    scores = error_ratios(**measured.label_counts())
+    images = data.rows("test")[::T]
+    seen = activity(coder, data.x, data.rows("test"), tokens=T, labels=data.labels()).frame()
+    scores = error_ratios(seen["n_error"], seen["n_labelled"], int((data.labels(images) == 1).sum()), len(images))
     found = enriched_null(coder, data)
     assert found["observed"] == (scores["assessed"] & (scores["q_bh"] <= LEVEL)).sum() > 0

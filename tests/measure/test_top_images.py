@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mtlib.measure.top_images import Histogram, TopK, scan, top_images_table
+from mtlib.measure.codes import fire_together
+from mtlib.measure.scan import Histogram, TopK, activity, top_images_table
 from tests.features.standins import GivenCodes
 
 codes = arrays(
@@ -36,12 +37,12 @@ def test_scan_equals_dense_sort_whatever_the_batch_size(z, batch, top_n, random)
     coder = GivenCodes(z)
     order = list(range(len(z)))
     random.shuffle(order)  # rows may come in any order
-    found = scan(coder, coder.x, {"val": np.array(order)}, top_n=top_n, batch=batch)["val"]
+    found = activity(coder, coder.x, np.array(order), top_n=top_n, batch=batch)
     rows, values = dense_top(z, np.arange(len(z)), top_n)
-    np.testing.assert_array_equal(found.rows, rows)
-    np.testing.assert_array_equal(found.activations, values)
+    np.testing.assert_array_equal(found.top.result()[0], rows)
+    np.testing.assert_array_equal(found.top.result()[1], values)
     np.testing.assert_array_equal(found.n_active, (z > 0).sum(axis=0))
-    np.testing.assert_allclose(found.max_activation, np.maximum(z, 0).max(axis=0))
+    np.testing.assert_allclose(found.frame()["max_activation"], np.maximum(z, 0).max(axis=0))
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,17 +60,15 @@ def test_histogram_equals_numpy_on_final_edges(z, batch):
             np.testing.assert_array_equal(histogram.counts[j], expected)
 
 
-def test_counts_by_class_by_hand():
+def test_counts_by_label_by_hand():
     z = np.array([[1, 0], [2, 3], [0, 4], [5, 0]], dtype=np.float32)
     coder = GivenCodes(z)
-    found = scan(coder, coder.x, {"test": np.arange(4)}, classes=np.array([0, 1, 1, -1]), batch=3, both_active=True)[
-        "test"
-    ]
-    np.testing.assert_array_equal(found.n_active_class, [[1, 1], [0, 2]])  # row 3 has no class
-    np.testing.assert_array_equal(found.sum_activation_class, [[1, 2], [0, 7]])
-    np.testing.assert_array_equal(found.both_active, [[3, 1], [1, 2]])
-    np.testing.assert_allclose(found.mean_activation, [8 / 3, 3.5])
-    np.testing.assert_allclose(found.density, [0.75, 0.5])
+    found = activity(coder, coder.x, np.arange(4), labels=np.array([0, 1, 1, -1]), batch=3).frame()
+    np.testing.assert_array_equal(found["n_labelled"], [2, 2])  # row 3 has no label
+    np.testing.assert_array_equal(found["n_error"], [1, 2])
+    np.testing.assert_allclose(found["mean_activation"], [8 / 3, 3.5])
+    np.testing.assert_allclose(found["density"], [0.75, 0.5])
+    np.testing.assert_array_equal(fire_together(coder, coder.x, np.arange(4), batch=3), [[3, 1], [1, 2]])
 
 
 def test_equal_activations_smaller_row_wins():
@@ -81,9 +80,9 @@ def test_equal_activations_smaller_row_wins():
 
 def test_only_the_rows_asked_for_are_ranked():
     coder = GivenCodes(np.array([[9.0], [1.0], [2.0]]))
-    found = scan(coder, coder.x, {"val": np.array([1]), "test": np.array([2])}, top_n=3)
-    assert found["val"].rows.tolist() == [[1, -1, -1]]
-    assert found["test"].rows.tolist() == [[2, -1, -1]]
+    found = {split: activity(coder, coder.x, np.array([row]), top_n=3) for split, row in (("val", 1), ("test", 2))}
+    assert found["val"].top.result()[0].tolist() == [[1, -1, -1]]
+    assert found["test"].top.result()[0].tolist() == [[2, -1, -1]]
     manifest = pd.DataFrame({"path": ["a", "b", "c"], "label": pd.array([1, 0, pd.NA], dtype="Int64")})
     table = top_images_table(found, manifest)
     assert table["path"].tolist() == ["b", "c"] and table["split"].tolist() == ["val", "test"]
@@ -92,27 +91,30 @@ def test_only_the_rows_asked_for_are_ranked():
 
 def test_nan_codes_refused():
     coder = GivenCodes(np.array([[1.0], [np.nan]]))
-    with pytest.raises(ValueError, match=r"val rows 0\.\.1 hold NaN"):
-        scan(coder, coder.x, {"val": np.arange(2)})
+    with pytest.raises(ValueError, match=r"rows 0\.\.1 hold NaN"):
+        activity(coder, coder.x, np.arange(2))
 
 
 def test_empty_split_gives_empty_lists():
     coder = GivenCodes(np.array([[1.0]]))
-    found = scan(coder, coder.x, {"val": np.array([], dtype=int)}, top_n=2, bins=4)["val"]
-    assert found.n_rows == 0 and found.rows.tolist() == [[-1, -1]] and found.density.tolist() == [0.0]
+    found = activity(coder, coder.x, np.array([], dtype=int), top_n=2)
+    assert found.n_images == 0 and found.top.result()[0].tolist() == [[-1, -1]]
+    assert found.frame()["density"].tolist() == [0.0]
 
 
 def test_memory_does_not_grow_with_the_rows():
     """All codes of the long pass would be 80 MB; after a short pass of the same batch size it needs hardly more."""
 
     class Sparse:
+        W_dec = torch.zeros(1000, 1)
+
         def encode(self, x):
             z = torch.zeros(len(x), 1000)
             z[:, :20] = x.sum(dim=1, keepdim=True).relu()
             return z
 
     x = np.random.default_rng(0).normal(size=(20_000, 4)).astype(np.float32)
-    scan(Sparse(), x, {"val": np.arange(1024)}, batch=512)
+    activity(Sparse(), x, np.arange(1024), batch=512)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    scan(Sparse(), x, {"val": np.arange(len(x))}, batch=512)
+    activity(Sparse(), x, np.arange(len(x)), batch=512)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 20

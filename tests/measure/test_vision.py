@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
-from mtlib.measure.vision import accuracy_spliced
+from mtlib.measure.zero_shot import accuracy_spliced
 
 SHAPE = dict(config=SimpleNamespace(d_in=256, d_out=256, target="x"), W_dec=torch.eye(256))
 IDENTITY = SimpleNamespace(**SHAPE, encode=lambda x: x, decode=lambda z, *_: z)

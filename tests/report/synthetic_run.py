@@ -24,7 +24,7 @@ from mtlib.learn.train import fit
 from mtlib.learn.train_config import TrainConfig
 from mtlib.measure.compare import comparison
 from mtlib.measure.relevance import error_ratios
-from mtlib.measure.top_images import scan, top_images_table
+from mtlib.measure.scan import activity, top_images_table, write_npz
 from mtlib.run.artifacts import read_meta
 from mtlib.run.stage import Stage
 from tests.synthetic import FAMILIES, write_embed_stage
@@ -172,15 +172,15 @@ def _features(run_dir: Path, labels: str, methods: dict) -> None:
     for method in methods:
         coder = SparseCoder.from_pretrained(coders / f"coders/{method}-s0")
         rows = {"val": data.rows("val"), "test": data.rows("test")}
-        found = scan(coder, data.x, rows, top_n=20, classes=data.labels() if judged else None)
-        test, top = found["test"], top_images_table(found, data.manifest)
-        n_error = test.n_active_class[:, 1] if judged else np.zeros(64, int)
+        found = {split: activity(coder, data.x, r, labels=data.labels()) for split, r in rows.items()}
+        test, top = found["test"].frame(), top_images_table(found, data.manifest)
+        n_error = test["n_error"] if judged else np.zeros(64, int)
         positives = int((data.labels(rows["test"]) == 1).sum()) if judged else 1
-        frame = error_ratios(n_error, test.n_active, max(positives, 1), len(rows["test"]))
+        frame = error_ratios(n_error, test["n_active"], max(positives, 1), len(rows["test"]))
         if not judged:
             frame[["error_ratio", "error_low", "error_high", "base_rate", "p_fisher", "q_bh", "q_by"]] = np.nan
-        frame["density"], frame["n_active_val"] = test.density, found["val"].n_active
-        frame["mean_activation"], frame["max_activation"] = test.mean_activation, test.max_activation
+        frame["n_active_val"] = found["val"].n_active.numpy()
+        frame = frame.assign(**{name: test[name] for name in ("density", "mean_activation", "max_activation")})
         frame["mono_score"], frame["purity"], frame["dominant_class"] = 0.5, 0.6, "hand"
         frame["causal_relevance"] = np.linspace(-1, 1, 64) if judged else np.nan
         folder = stage.out / "features" / method
@@ -194,7 +194,8 @@ def _features(run_dir: Path, labels: str, methods: dict) -> None:
             frame["top_cause_share"] = (frame["error_ratio"] > 0.8).astype(float)
         frame.to_parquet(folder / "features.parquet", index=False)
         top.to_parquet(folder / "top_images.parquet", index=False)
-        np.savez(folder / "histograms.npz", edges=test.edges, counts=test.counts)
+        histogram = found["test"].histogram
+        write_npz(folder / "histograms.npz", edges=histogram.edges(), counts=histogram.counts.numpy())
         similar = similar_features(coder.W_dec.detach().numpy(), coder.W_enc.detach().numpy(), n=6)
         similar.to_parquet(folder / "similar.parquet", index=False)
         for feature in frame.nlargest(6, "error_ratio" if judged else "density")["feature"]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mtlib import plots
 from mtlib.measure import compare
-from mtlib.measure.conventions import definition_card
+from mtlib.measure.reconstruction import definition_card
 from mtlib.report import findings, labels, measures, results
 from mtlib.report.reader import Reader
 from mtlib.report.report import report_markdown, write_report

@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import mutual_info_score
 
-from mtlib.truth import kinds, truth
+from mtlib.truth import attributes, causes
 from tests import synthetic
 
 
@@ -35,7 +35,7 @@ def part(codes, rows):
 
 def test_tasks_compare_a_cause_with_plausible_images_of_its_family(planted):
     _, table, rows, _ = planted
-    tasks = truth.tasks(table, rows)
+    tasks = causes.tasks(table, rows)
     assert [t.cause for t in tasks] == [f"{f}_error" for f in sorted(synthetic.FAMILIES)]
     hand = tasks[-1]
     inside = table.iloc[rows["test"]].iloc[hand.at["test"]]
@@ -45,12 +45,12 @@ def test_tasks_compare_a_cause_with_plausible_images_of_its_family(planted):
 
 def test_causes_found_names_the_planted_feature_and_a_family_detector_scores_half(planted):
     _, table, rows, codes = planted
-    tasks = truth.tasks(table, rows)
-    found = truth.causes_found(tasks, codes[rows["val"]], codes[rows["test"]]).set_index("cause")
+    tasks = causes.tasks(table, rows)
+    found = causes.causes_found(tasks, codes[rows["val"]], codes[rows["test"]]).set_index("cause")
     hand = found.loc["hand_error"]
     assert hand["feature"] in (0, 1) and hand["auroc"] == 1 and hand["f1"] == 1
     assert hand["sign"] == (1 if hand["feature"] == 0 else -1)
-    only_family = truth.best_feature(
+    only_family = causes.best_feature(
         next(t for t in tasks if t.cause == "face_error"),
         codes[rows["val"]][:, [4, 2]] > 0,
         codes[rows["test"]][:, [4, 2]] > 0,
@@ -60,43 +60,43 @@ def test_causes_found_names_the_planted_feature_and_a_family_detector_scores_hal
 
 def test_best_feature_reports_negative_features_with_their_sign(planted):
     _, table, rows, codes = planted
-    task = next(t for t in truth.tasks(table, rows) if t.cause == "hand_error")
-    got = truth.best_feature(task, codes[rows["val"]][:, [1, 5]], codes[rows["test"]][:, [1, 5]])
+    task = next(t for t in causes.tasks(table, rows) if t.cause == "hand_error")
+    got = causes.best_feature(task, codes[rows["val"]][:, [1, 5]], codes[rows["test"]][:, [1, 5]])
     assert (got["feature"], got["sign"], got["auroc"], got["f1"]) == (0, -1, 1.0, 1.0)
 
 
 def test_ceilings_read_linear_causes_and_not_noise(planted):
     x, table, rows, _ = planted
     noise = np.random.default_rng(1).normal(size=(len(x), 8))
-    got = truth.ceilings(truth.tasks(table, rows), part(x, rows), part(noise, rows))
+    got = causes.ceilings(causes.tasks(table, rows), part(x, rows), part(noise, rows))
     assert (got["ceiling_x"] > 0.98).all() and (got["ceiling_y"] < 0.75).all()
     assert (got["ceiling"] == got["ceiling_x"]).all()
     assert (got["best_x_dim"] <= 1).all() and (got["best_x_dim"] > 0.6).all()
-    alone = truth.ceilings(truth.tasks(table, rows), part(x, rows))
+    alone = causes.ceilings(causes.tasks(table, rows), part(x, rows))
     assert alone["ceiling_y"].isna().all() and (alone["ceiling"] == alone["ceiling_x"]).all()
 
 
 def test_sparse_probe_needs_two_features_for_a_sum(planted):
     _, table, rows, codes = planted
     rng = np.random.default_rng(2)
-    task = next(t for t in truth.tasks(table, rows) if t.cause == "hand_error")
+    task = next(t for t in causes.tasks(table, rows) if t.cause == "hand_error")
     hide = rng.normal(size=len(codes)) * 3
     has = (codes[:, 0] > 0).astype(float)
     split_in_two = np.column_stack([has + hide, has - hide, rng.normal(size=(len(codes), 20))])
-    got = truth.sparse_probe(task, part(split_in_two, rows), ks=(1, 4))
+    got = causes.sparse_probe(task, part(split_in_two, rows), ks=(1, 4))
     assert got[1] < 0.8 and got[4] > 0.99
 
 
 def test_sparse_probe_of_dead_codes_is_chance(planted):
     _, table, rows, codes = planted
-    task = truth.tasks(table, rows)[0]
-    assert truth.sparse_probe(task, part(np.zeros_like(codes), rows)) == {1: 0.5, 4: 0.5, 16: 0.5}
+    task = causes.tasks(table, rows)[0]
+    assert causes.sparse_probe(task, part(np.zeros_like(codes), rows)) == {1: 0.5, 4: 0.5, 16: 0.5}
 
 
 def test_error_features_are_the_planted_one(planted):
     _, table, rows, codes = planted
     cause = table["cause"].to_numpy(str)
-    got = kinds.error_features(codes[rows["val"]], codes[rows["test"]], cause[rows["val"]], cause[rows["test"]])
+    got = attributes.error_features(codes[rows["val"]], codes[rows["test"]], cause[rows["val"]], cause[rows["test"]])
     assert got["is_error"].tolist() == [True] + [False] * 5
     assert got.loc[0, "top_cause"] == "hand_error" and got.loc[0, "top_cause_share"] == 1
     assert got.loc[1, "top_cause"] == "" and got.loc[4, "q_cause"] == 1
@@ -107,7 +107,7 @@ def test_error_features_need_twenty_images_and_enrichment_on_test():
     few = np.zeros((60, 2))
     few[:10, 0], few[:20, 1] = 1, 1
     on_test = np.column_stack([few[:, 0], np.tile([1.0, 0.0], 30)])
-    got = kinds.error_features(few, on_test, cause_val, cause_val)
+    got = attributes.error_features(few, on_test, cause_val, cause_val)
     assert got["top_cause_share"].tolist() == [0.5, 1.0]
     assert not got["is_error"].any()  # too few val images; not enriched on test
 
@@ -115,7 +115,7 @@ def test_error_features_need_twenty_images_and_enrichment_on_test():
 def test_explained_firing_equals_mutual_information(planted):
     _, table, _, codes = planted
     active = codes > 0
-    got = kinds.explained_firing(active, table["family"])
+    got = attributes.explained_firing(active, table["family"])
     n = len(active)
     for j in (0, 2, 5):
         p = active[:, j].mean()
@@ -127,7 +127,7 @@ def test_explained_firing_equals_mutual_information(planted):
 
 def test_feature_kinds_tell_causes_families_and_nuisances_apart(planted):
     _, table, rows, codes = planted
-    got = kinds.feature_kinds(codes[rows["test"]], table.iloc[rows["test"]])
+    got = attributes.feature_kinds(codes[rows["test"]], table.iloc[rows["test"]])
     assert got["kind"].tolist() == ["cause", "family", "family", "nuisance", "silent", "unexplained"]
     assert got.loc[3, "attribute"] == "background"
 
@@ -138,7 +138,7 @@ def test_nuisances_are_cut_into_quarters_and_exclude_the_truth():
         {"scene": range(n), "cause": "", "scale": np.arange(n) / 7.0, "caption": [f"c{i}" for i in range(n)]}
     )
     table["flip"] = np.arange(n) % 2 == 0
-    got = kinds.nuisances(table)
+    got = attributes.nuisances(table)
     assert list(got) == ["scale", "flip"]
     assert got["scale"].value_counts().tolist() == [25] * 4
 
@@ -146,7 +146,7 @@ def test_nuisances_are_cut_into_quarters_and_exclude_the_truth():
 def test_splitting_and_absorption_hand_computed():
     truly = pd.DataFrame({"feature": [0, 1], "is_error": True, "top_cause": "a"})
     test = np.array([[1, 0], [1, 1], [0, 1], [0, 0], [0, 1]], float)  # the last image does not show the cause
-    got = kinds.splitting(truly, test, np.array(["a", "a", "a", "a", ""]), {"a": 0}).iloc[0]
+    got = attributes.splitting(truly, test, np.array(["a", "a", "a", "a", ""]), {"a": 0}).iloc[0]
     assert got["n_features"] == 2
     assert got["recall_parent"] == 0.5 and got["recall_any"] == 0.75
     assert got["absorption"] == 0.5  # the child fires on two of them, the parent on one of these
@@ -154,7 +154,7 @@ def test_splitting_and_absorption_hand_computed():
 
 def test_best_specific_prefers_the_feature_that_is_silent_elsewhere(planted):
     _, table, rows, codes = planted
-    task = truth.tasks(table, rows)[0]
+    task = causes.tasks(table, rows)[0]
     n = {split: len(codes[rows[split]]) for split in ("val", "test")}
     own = {split: task.everywhere[split].astype(float) for split in n}
     rng = np.random.default_rng(0)
@@ -163,12 +163,12 @@ def test_best_specific_prefers_the_feature_that_is_silent_elsewhere(planted):
         loud[split] = np.full(n[split], 3.0)
         loud[split][task.at[split]] = task.positive[split] * 2.0
     columns = {s: np.stack([loud[s], own[s] + rng.normal(size=n[s]) * 1e-3, -own[s]], axis=1) for s in n}
-    got = truth.best_specific(task, columns["val"], columns["test"])
+    got = causes.best_specific(task, columns["val"], columns["test"])
     assert got["specific_feature"] == 1
     assert min(got["specific_auroc"], got["specific_auroc_all"]) > 0.99
-    assert truth.best_feature(task, columns["val"], columns["test"])["auroc_all"] <= 1
+    assert causes.best_feature(task, columns["val"], columns["test"])["auroc_all"] <= 1
     mirrored = {s: columns[s][:, [0, 2]] for s in n}
-    assert truth.best_specific(task, mirrored["val"], mirrored["test"], (1, -1))["specific_feature"] == 1
+    assert causes.best_specific(task, mirrored["val"], mirrored["test"], (1, -1))["specific_feature"] == 1
 
 
 def test_sparse_codes_give_the_same_truth_as_dense_ones(planted):
@@ -176,12 +176,14 @@ def test_sparse_codes_give_the_same_truth_as_dense_ones(planted):
     rng = np.random.default_rng(3)
     codes = np.column_stack([codes, np.maximum(rng.normal(size=(len(codes), 8)), 0)])
     dense, thin = part(codes, rows), {s: sparse.csr_array(c) for s, c in part(codes, rows).items()}
-    tasks, cause = truth.tasks(table, rows), table["cause"].to_numpy(str)
-    pd.testing.assert_frame_equal(*(truth.causes_found(tasks, c["val"], c["test"]) for c in (dense, thin)))
+    tasks, cause = causes.tasks(table, rows), table["cause"].to_numpy(str)
+    pd.testing.assert_frame_equal(*(causes.causes_found(tasks, c["val"], c["test"]) for c in (dense, thin)))
     labels = cause[rows["val"]], cause[rows["test"]]
-    truly = [kinds.error_features(c["val"], c["test"], *labels) for c in (dense, thin)]
+    truly = [attributes.error_features(c["val"], c["test"], *labels) for c in (dense, thin)]
     pd.testing.assert_frame_equal(*truly)
-    pd.testing.assert_frame_equal(*(kinds.feature_kinds(c["test"], table.iloc[rows["test"]]) for c in (dense, thin)))
+    pd.testing.assert_frame_equal(
+        *(attributes.feature_kinds(c["test"], table.iloc[rows["test"]]) for c in (dense, thin))
+    )
     best = {"hand_error": 0}
-    pd.testing.assert_frame_equal(*(kinds.splitting(truly[0], c["test"], labels[1], best) for c in (dense, thin)))
-    assert truth.sparse_probe(tasks[0], dense) == pytest.approx(truth.sparse_probe(tasks[0], thin), abs=0.01)
+    pd.testing.assert_frame_equal(*(attributes.splitting(truly[0], c["test"], labels[1], best) for c in (dense, thin)))
+    assert causes.sparse_probe(tasks[0], dense) == pytest.approx(causes.sparse_probe(tasks[0], thin), abs=0.01)

@@ -1,4 +1,4 @@
-"""Codes and `evaluate` on real coders: batch invariance, levels, kept codes, probes and logits."""
+"""Codes and `scan` on real coders: batch invariance, levels, kept codes, probes and logits."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,11 @@ import torch
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import codes
-from mtlib.measure.metrics import evaluate, kept_sizes, level_codes
+from mtlib.measure.logit import LogitChange, readout
 from mtlib.measure.monosemanticity import mono_score
-from mtlib.measure.probes import LogitChange, ProbeShift, fit_probe, readout
-from mtlib.measure.reconstruction import fvu
+from mtlib.measure.probes import ProbeShift, fit_probe
+from mtlib.measure.reconstruction import fvu, kept_sizes, level_codes
+from mtlib.measure.scan import scan
 from tests import synthetic
 
 S, D, HIDDEN = 48, 16, 12
@@ -35,7 +36,7 @@ def classifier():
 
 def run(model, x, target=None, batch=2048, **more):
     rows = np.arange(100, 300)
-    return evaluate(model, x, x if target is None else target, rows, np.arange(100), batch=batch, **more)
+    return scan(model, x, x if target is None else target, rows, np.arange(100), batch=batch, **more)
 
 
 def test_matrix_is_sparse_or_dense_with_the_same_products():

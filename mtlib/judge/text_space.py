@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mtlib.embed.store import unit_rows
+from mtlib.embed.store import Data, unit_rows
 
 
 class TextSpace:
@@ -95,3 +95,13 @@ class ZeroShot:
         error = self.families[f][1]
         nearest = int(error[self.space.similarity(rows[home == f])[:, error].mean(axis=0).argmax()])
         return f, int(((home == f) & (margin > 0)).sum()), nearest
+
+
+def text_verdict(data: Data) -> ZeroShot | None:
+    """The text tower's verdict over families, or None where the vocabulary cannot give one."""
+    if not len(data.phrases) or data.facts["labels"] != "plausibility":
+        return None
+    first = np.arange(0, len(data.x), data.tokens)
+    rows = data.rows("val")[:: data.tokens] // data.tokens
+    found = ZeroShot(TextSpace(data.embedding_at(first), rows, data.vocabulary, data.phrases), rows)
+    return found if found.possible else None

@@ -6,18 +6,17 @@ the family scores 0.5. Everything is chosen on val and scored on test. Codes may
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from mtlib.measure.codes import dense
+from mtlib.measure.probes import linear_probe
 from mtlib.truth.auroc import auroc, best_threshold, f1_at
 
 COSTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the ceiling's logistic regression, chosen on val
+STEPS = 200  # of a probe: separable tasks are ranked long before their weights settle
 SPARSE_K = (1, 4, 16)
 
 
@@ -126,23 +125,6 @@ def causes_found(task_list: list[Task], val: np.ndarray, test: np.ndarray) -> pd
     return pd.DataFrame(lines)
 
 
-class _Scaled:
-    """Columns scaled by the train rows' mean and standard deviation."""
-
-    def __init__(self, train: np.ndarray):
-        self.mean, sd = train.mean(0), train.std(0)
-        self.sd = np.where(sd > 0, sd, 1.0)
-
-    def __call__(self, a: np.ndarray) -> np.ndarray:
-        return (a - self.mean) / self.sd
-
-
-def _logistic(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # separable tasks: the ranking is settled long before
-        return LogisticRegression(C=c, max_iter=200).fit(x, y)
-
-
 def linear_ceiling(task: Task, parts: dict[str, np.ndarray], costs: tuple[float, ...] = COSTS) -> float:
     """Test AUROC of a linear probe of one task: logistic regression on train, C by the AUROC on val.
 
@@ -150,9 +132,7 @@ def linear_ceiling(task: Task, parts: dict[str, np.ndarray], costs: tuple[float,
         parts: split -> (n_split, D) activations of the split's rows, for train, val and test.
     """
     x = {split: np.asarray(parts[split][at], np.float64) for split, at in task.at.items()}
-    scale = _Scaled(x["train"])
-    x = {split: scale(a) for split, a in x.items()}
-    models = [_logistic(x["train"], task.positive["train"], c) for c in costs]
+    models = [linear_probe(x["train"], task.positive["train"], c, STEPS) for c in costs]
     on_val = [auroc(m.decision_function(x["val"])[:, None], task.positive["val"])[0] for m in models]
     best = models[int(np.argmax(on_val))]
     return float(auroc(best.decision_function(x["test"])[:, None], task.positive["test"])[0])
@@ -213,9 +193,8 @@ def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] =
     alive = np.flatnonzero(abs(codes["train"]).sum(0))
     if len(alive) == 0:
         return dict.fromkeys(ks, 0.5)
-    x = dense(codes["train"], alive).astype(np.float32)
-    scale = _Scaled(x)
-    together = alive[np.argsort(-np.abs(_logistic(scale(x), task.positive["train"], 0.1).coef_[0]), kind="stable")]
+    every = linear_probe(dense(codes["train"], alive).astype(np.float32), task.positive["train"], 0.1, STEPS)
+    together = alive[np.argsort(-np.abs(every[-1].coef_[0]), kind="stable")]
     out = {}
     for k in ks:
         candidates = [_fit_few(task, codes, order[:k]) for order in (alone, together)]
@@ -226,7 +205,6 @@ def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] =
 def _fit_few(task: Task, codes: dict[str, np.ndarray], features: np.ndarray) -> tuple[float, float]:
     """(val AUROC, test AUROC) of a logistic regression on a few features."""
     x = {split: dense(c, features).astype(np.float64) for split, c in codes.items()}
-    scale = _Scaled(x["train"])
-    model = _logistic(scale(x["train"]), task.positive["train"], 1.0)
-    score = {s: model.decision_function(scale(x[s]))[:, None] for s in ("val", "test")}
+    model = linear_probe(x["train"], task.positive["train"], max_iter=STEPS)
+    score = {s: model.decision_function(x[s])[:, None] for s in ("val", "test")}
     return tuple(float(auroc(score[s], task.positive[s])[0]) for s in ("val", "test"))

@@ -9,9 +9,7 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.batches import Rows
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.scaling import set_statistics
-from mtlib.measure import splice
-from mtlib.measure.causal import CausalRelevance, chosen
-from mtlib.measure.top_images import scan
+from mtlib.measure.logit import Removal, causal_relevance, chosen, steer
 from tests.features.standins import LinearCoder
 
 
@@ -30,9 +28,7 @@ class Head(nn.Module):
 
 
 def run(coder, head, target, x, **kwargs):
-    causal = CausalRelevance(coder, head, target, **kwargs)
-    scan(coder, x, {"test": np.arange(len(x))}, observers=[causal], batch=3)
-    return causal.result()
+    return causal_relevance(coder, head, x, np.arange(len(x)), target, batch=3, **kwargs)
 
 
 def test_transcoder_change_by_hand():
@@ -86,7 +82,7 @@ def test_rows_scaled_by_themselves_lose_their_own_step():
         removed = t - (coder.decode(z, x=t) - coder.decode(without, x=t)).detach()
         change = (head(removed) - head(t))[z[:, j] > 0].mean()
         assert found[j] == pytest.approx(float(change), rel=1e-3)
-        steered = splice.steer(coder, t, t, j, [0.0], head)[0] - head(t)
+        steered = steer(coder, t, t, j, [0.0], head)[0] - head(t)
         assert float(steered[z[:, j] > 0].mean()) == pytest.approx(float(change), rel=1e-3)
 
 
@@ -120,7 +116,7 @@ def test_several_logits_follow_the_predicted_class():
 def test_controls_have_the_norm_and_are_never_the_feature():
     rng = np.random.default_rng(2)
     coder = LinearCoder(rng.normal(size=(3, 7)), rng.normal(size=(7, 3)))
-    causal = CausalRelevance(coder, Head(np.eye(3), np.ones(3)), "x")
+    causal = Removal(coder, Head(np.eye(3), np.ones(3)), "x")
     for directions in causal.controls.values():
         torch.testing.assert_close(directions.norm(dim=2), coder.W_dec.norm(dim=1).expand(8, 7))
     unit = torch.nn.functional.normalize(coder.W_dec, dim=1)
@@ -139,3 +135,36 @@ def test_row_choice_does_not_depend_on_batches():
     all_at_once = chosen(rows, 0.25)
     np.testing.assert_array_equal(all_at_once, np.concatenate([chosen(r, 0.25) for r in np.array_split(rows, 13)]))
     assert 0.23 < all_at_once.mean() < 0.27
+
+
+def topk_coder(seed=0):
+    config = SparseCoderConfig(d_in=8, d_out=8, n_latents=24, selection="topk", ks=(4,))
+    return SparseCoder(config, seed).eval()
+
+
+@pytest.mark.parametrize("target", ["x", "y"])
+def test_steering_equals_the_forward_pass_of_the_changed_activation(target):
+    torch.manual_seed(1)
+    classifier = Classifier(8, 6).eval()
+    x = torch.randn(10, 8)
+    h = x if target == "x" else classifier.hidden(x).detach()
+    preset = "sae" if target == "x" else "transcoder"
+    coder = SparseCoder(SparseCoderConfig.preset(preset, 8, h.shape[1], n_latents=24)).eval()
+    readout = classifier if target == "x" else classifier.output
+    j = int(coder.encode(x).sum(0).argmax())
+    got = steer(coder, x, h, j, (0, 1, 2), readout)
+    with torch.no_grad():
+        step = coder.encode(x)[:, [j]] * coder.W_dec[j]
+        torch.testing.assert_close(got, torch.stack([readout(h - step), readout(h), readout(h + step)]))
+    if target == "y":  # exact for a transcoder: -z_j W_dec_j . w_logit
+        torch.testing.assert_close(got[0] - got[1], -(step @ classifier.w_logit).detach())
+
+
+def test_steering_control_has_the_norm_of_the_feature():
+    coder, x = topk_coder(), torch.randn(4, 8)
+    j = int(coder.encode(x).sum(0).argmax())
+    d = torch.randn(8)
+    own, other = (steer(coder, x, x, j, (2,), lambda h: (h - x).norm(dim=1), w) for w in (None, d))
+    torch.testing.assert_close(own, other)
+    aligned = steer(coder, x, x, j, (2,), lambda h: h, coder.W_dec[j] * 7)
+    torch.testing.assert_close(aligned, steer(coder, x, x, j, (2,), lambda h: h))

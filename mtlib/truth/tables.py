@@ -1,0 +1,272 @@
+"""Every coder of a run against the known causes: the tables and figures of the notebook `truth`, a line per method and seed.
+
+A cause is of an image. Where images have several rows (tokens), a latent's code is the largest of them, and the ceilings and
+single dimensions read the mean row, so that a feature of one place can do better than they.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from scipy import sparse
+
+from mtlib.embed.store import Data
+from mtlib.measure.codes import Subject, first_seeds, sparse_codes, target_of
+from mtlib.measure.logit import readout, steer
+from mtlib.plots import legend, method_styles, panels
+from mtlib.truth import attributes, causes
+
+CAUSES = ["cause", "captioned", "method", "seed", "target", "l0_target", "feature", "sign", "auroc", "auroc_all", "f1"]
+CAUSES += [
+    "ceiling_x",
+    "ceiling_y",
+    "ceiling",
+    "best_x_dim",
+    "best_y_dim",
+    "n_cause",
+    "n_plausible",
+    "share_of_ceiling",
+]
+CAUSES += [
+    "specific_feature",
+    "specific_auroc",
+    "specific_auroc_all",
+    "specific_x_dim",
+    "specific_y_dim",
+    "status",
+    "reason",
+]
+KINDS = ["cause", "family", "nuisance", "unexplained", "silent"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a run's images, one line each: truth (n,) lines, rows of each split, and a task per cause.
+
+    data: the run's; images: the same with one row per image.
+    """
+
+    data: Data
+    images: Data
+    rows: dict[str, np.ndarray]
+    tasks: list[causes.Task]
+
+    @staticmethod
+    def of(data: Data) -> Known:
+        """Raises: ValueError when no cause has images with and without it in every split."""
+        images = data.per_image()
+        known = images.labels() >= 0
+        rows = {split: r[known[r]] for split in ("train", "val", "test") if len(r := images.rows(split))}
+        tasks = [task for task in causes.tasks(images.truth, rows) if task.scorable]
+        if not tasks:
+            raise ValueError("no cause has images with it and without it in train, val and test; render more scenes")
+        return Known(data, images, rows, tasks)
+
+    def cause(self, split: str) -> np.ndarray:
+        """(n,) the cause of each image of a split, "" for plausible ones."""
+        return self.images.truth["cause"].fillna("").to_numpy(str)[self.rows[split]]
+
+    def codes(self, subject: Subject) -> dict[str, sparse.csr_array]:
+        """split -> (n, S) codes of its images."""
+        t = self.data.tokens
+        places = {split: (r[:, None] * t + np.arange(t)).ravel() for split, r in self.rows.items()}  # rows of data.x
+        return {split: sparse_codes(subject.coder, self.data.x, r, tokens=t) for split, r in places.items()}
+
+    def ceilings(self) -> pd.DataFrame:
+        """`causes.ceilings` of x and, where the run has it, of y."""
+        arrays = {"x": self.images.x, "y": self.images.y}
+        parts = {n: {s: np.asarray(a[r]) for s, r in self.rows.items()} for n, a in arrays.items() if a is not None}
+        return causes.ceilings(self.tasks, parts["x"], parts.get("y"))
+
+
+def causes_table(known: Known, subjects: list[Subject], codes: list[dict], captioned: dict[str, bool]) -> pd.DataFrame:
+    """The best and the most specific single feature of every cause, beside ceilings and controls: columns CAUSES.
+
+    Args:
+        codes:     `Known.codes` of each subject.
+        captioned: cause -> whether the encoder's training captions named it; causes that are absent stay unknown.
+    """
+    found = [
+        causes.causes_found(known.tasks, c["val"], c["test"]).assign(**s.key)
+        for s, c in zip(subjects, codes, strict=True)
+    ]
+    table = pd.concat(found, ignore_index=True).merge(known.ceilings(), on="cause", how="left", validate="m:1")
+    table["captioned"] = table["cause"].map(captioned)
+    table["share_of_ceiling"] = table["auroc"] / table["ceiling"]
+    return table.assign(status="ok", reason="")[[*CAUSES, "fires_for"]]
+
+
+def sparse_table(known: Known, subjects: list[Subject], codes: list[dict], ks=causes.SPARSE_K) -> pd.DataFrame:
+    """`causes.sparse_probe` of every subject and cause: a line per k."""
+    return pd.DataFrame(
+        {**s.key, "cause": task.cause, "k": k, "auroc": auroc}
+        for s, own in zip(subjects, codes, strict=True)
+        for task in known.tasks
+        for k, auroc in causes.sparse_probe(task, own, ks).items()
+    )
+
+
+def attributes_table(known: Known, subjects: list[Subject], codes: list[dict], **thresholds) -> pd.DataFrame:
+    """What every feature stands for (`attributes.feature_kinds`), and whether it is truly an error feature."""
+    truth, frames = known.images.truth.iloc[known.rows["test"]], []
+    for s, own in zip(subjects, codes, strict=True):
+        truly = attributes.error_features(
+            own["val"], own["test"], known.cause("val"), known.cause("test"), **thresholds
+        )
+        kinds = attributes.feature_kinds(own["test"], truth)
+        frames.append(kinds.merge(truly.drop(columns="n_active_test"), on="feature").assign(**s.key))
+    return pd.concat(frames, ignore_index=True)
+
+
+def splitting_table(known: Known, subjects: list[Subject], codes: list[dict], best: pd.DataFrame, kinds: pd.DataFrame):
+    """`attributes.splitting` of every subject. Args: best: of `causes_table`; kinds: of `attributes_table`."""
+    frames = []
+    for s, own in zip(subjects, codes, strict=True):
+        mine = [f[(f["method"] == s.method) & (f["seed"] == s.seed)] for f in (best, kinds)]
+        parent = dict(zip(mine[0]["cause"], mine[0]["fires_for"], strict=True))
+        frames.append(attributes.splitting(mine[1], own["test"], known.cause("test"), parent).assign(**s.key))
+    return pd.concat(frames, ignore_index=True)
+
+
+@torch.no_grad()
+def steering_table(
+    data: Data, subjects: list[Subject], classifier, found: pd.DataFrame, factors=(0, 0.5, 1, 2, 4), seed: int = 0
+) -> pd.DataFrame:
+    """What the classifier says when the feature of a cause is turned down or up, on the test images where it fires.
+
+    Args:
+        found:   of `causes_table`; the specific feature of each cause is steered, of each method's first seed.
+        factors: on the feature's activation.
+    Returns: frame of method, seed, target, l0_target, cause, feature, n (images), scale (the factor), probability (mean
+        probability of implausible), change (mean change of the logit), control (for a random direction of that norm).
+    """
+    rows, rng, lines = data.rows("test"), np.random.default_rng(seed), []
+    for s in first_seeds(subjects):
+        own = found[(found["method"] == s.method) & (found["seed"] == s.seed)]
+        codes, w, says = sparse_codes(s.coder, data.x, rows).tocsc(), s.coder.W_dec, readout(classifier, s.target)
+        for cause, j in zip(own["cause"], own["specific_feature"].astype(int), strict=True):
+            fires = rows[np.sort(codes[:, [j]].indices)]
+            x, h = (torch.from_numpy(np.asarray(a[fires], np.float32)) for a in (data.x, target_of(data, s)))
+            direction = torch.from_numpy(rng.normal(size=w.shape[1]).astype(np.float32))
+            logit, control = (steer(s.coder, x, h, j, factors, says, d) for d in (None, direction))  # (factors, n)
+            p, before = logit.sigmoid().mean(1), says(h).mean()
+            line = {**s.key, "cause": cause, "feature": j, "n": len(fires)}
+            for i, factor in enumerate(factors):
+                change, pushed = float(logit[i].mean() - before), float(control[i].mean() - before)
+                lines.append(line | {"scale": factor, "probability": float(p[i]), "change": change, "control": pushed})
+    return pd.DataFrame(lines)
+
+
+def captioned_causes(encoder_table: Path) -> dict[str, bool]:
+    """cause -> captioned, from 01's report card of the encoder; {} when there is none."""
+    if not encoder_table.is_file():
+        return {}
+    frame = pd.read_csv(encoder_table, keep_default_na=False)
+    if not {"cause", "captioned"} <= set(frame):
+        return {}
+    frame = frame[frame["cause"] != ""]
+    return {
+        c: str(v).lower() in ("true", "1", "1.0", "yes")
+        for c, v in zip(frame["cause"], frame["captioned"], strict=True)
+    }
+
+
+def by_method(table: pd.DataFrame, reached: float = 0.95) -> pd.DataFrame:
+    """How well each method's best features find the causes, over all seeds.
+
+    Args: table: of `causes_table`. reached: share of the ceiling from which a cause is found.
+    Returns: frame of method, n_seeds, causes, reached (number of causes found), mean and worst (AUROC over the causes), all
+        three as means over the seeds; low and high: the smallest and largest mean of one seed.
+    """
+    table = table.assign(reached=table["auroc"] >= reached * table["ceiling"])
+    seeds = table.groupby(["method", "seed"], sort=False).agg(
+        causes=("cause", "count"), reached=("reached", "sum"), mean=("auroc", "mean"), worst=("auroc", "min")
+    )
+    methods = seeds.groupby("method", sort=False)
+    spread = dict(n_seeds=methods.size(), low=methods["mean"].min(), high=methods["mean"].max())
+    return methods.mean().assign(**spread).reset_index()
+
+
+def causes_figure(found: pd.DataFrame) -> Figure:
+    """Share of the ceiling that the best single feature of each method reaches, method by cause, mean over seeds."""
+    table = found.pivot_table(index="method", columns="cause", values="share_of_ceiling", sort=False)
+    first = found.groupby("cause").first()
+    for name, column in (("best unit of x", "best_x_dim"), ("best unit of y", "best_y_dim")):
+        if first[column].notna().any():
+            table.loc[name] = first[column] / first["ceiling"]
+    table = table.sort_index(axis=1)
+    table["mean"] = table.mean(axis=1)
+    fig, ax = plt.subplots(figsize=(3.2 + 0.72 * table.shape[1], 1.6 + 0.34 * len(table)))
+    image = ax.imshow(table, vmin=min(0.9, np.nanmin(table.to_numpy())), vmax=1, cmap="cividis", aspect="auto")
+    middle = sum(image.get_clim()) / 2
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        ax.text(
+            j, i, f"{value:.3f}", ha="center", va="center", color="black" if value > middle else "white", fontsize=8
+        )
+    names = [str(cause).replace("_", " ") for cause in table.columns]
+    ax.set_xticks(range(table.shape[1]), names, rotation=30, ha="right", fontsize=9)
+    ax.set_yticks(range(len(table)), table.index, fontsize=9)
+    ax.axvline(table.shape[1] - 1.5, color="white", lw=3)
+    ax.grid(False)
+    fig.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
+    seeds = found.groupby("method")["seed"].nunique().max()
+    ax.set_title("test AUROC / ceiling" + (f", mean over {seeds} seeds" if seeds > 1 else ""))
+    return fig
+
+
+def sparse_figure(sparse: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
+    """Test AUROC against the number of features a probe may use: mean over causes (line), worst cause (dotted)."""
+    styles = styles or method_styles(sparse["method"])
+    fig, found = panels(sparse, ["auroc"])
+    for ax, l0, _, parts in found:
+        for base, part in parts:
+            by_cause = part.groupby(["k", "cause"])["auroc"].mean().groupby("k").agg(["mean", "min"])
+            ax.plot(by_cause.index, by_cause["mean"], label=base, **styles[base] | {"linestyle": "-"})
+            ax.plot(by_cause.index, by_cause["min"], ms=3, alpha=0.7, **styles[base] | {"linestyle": ":"})
+        ax.set(xlabel="features used, k", ylabel="test AUROC", xscale="log", xticks=sorted(set(sparse["k"])), title=l0)
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.minorticks_off()
+    legend(fig, "dotted: worst cause")
+    return fig
+
+
+def steering_figure(frame: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
+    """Change of the logit against the factor on a cause's feature, mean over causes; a random direction dashed."""
+    styles = styles or method_styles(frame["method"])
+    fig, found = panels(frame, ["change"])
+    for ax, l0, _, parts in found:
+        for base, part in parts:
+            mean = part.groupby("scale")[["change", "control"]].mean()
+            ax.plot(mean.index, mean["change"], label=base, **styles[base] | {"linestyle": "-"})
+            ax.plot(mean.index, mean["control"], ls="--", lw=1, color=styles[base]["color"])
+        ax.axvline(1, color="0.3", lw=0.8)
+        ax.set(xlabel="factor on the feature's activation (1: as it is)", ylabel="mean change of the logit", title=l0)
+    legend(fig, "dashed: random direction")
+    return fig
+
+
+def attribute_shares(kinds: pd.DataFrame) -> pd.DataFrame:
+    """method x kind: share of latents (mean over seeds), over all latents of the method."""
+    counts = kinds.groupby(["method", "kind"], sort=False).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=KINDS, fill_value=0)
+    return counts.div(counts.sum(axis=1), axis=0).reset_index()
+
+
+def attributes_figure(shares: pd.DataFrame) -> Figure:
+    """Stacked bars of `attribute_shares`."""
+    fig, ax = plt.subplots(figsize=(7.5, 0.9 + 0.36 * len(shares)))
+    left, hatches = np.zeros(len(shares)), ["", "//", "..", "xx", ""]
+    for i, kind in enumerate(KINDS):
+        color = "0.85" if kind == "silent" else f"C{i}"
+        ax.barh(shares["method"], shares[kind], left=left, label=kind, color=color, hatch=hatches[i], edgecolor="white")
+        left += shares[kind].to_numpy()
+    ax.set(xlabel="share of latents", xlim=(0, 1), ylim=(len(shares) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)
+    legend(fig)
+    return fig
