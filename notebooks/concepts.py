@@ -43,7 +43,9 @@ from mtlib.embed import store
 from mtlib.features import bias, concepts, elsewhere
 from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
-from mtlib.measure import alignment, study
+from mtlib.measure.codes import open_subjects
+from mtlib.measure.monosemanticity import image_classes
+from mtlib.measure.similarity import align
 from mtlib.report import concepts as report
 from mtlib.run.artifacts import write_text
 from mtlib.run.stage import Stage
@@ -58,7 +60,7 @@ why, what = {}, {"test": "the run's own test images"}
 data = store.open_data(stage)
 if "layer" in data.facts:
     raise ValueError("concepts: x holds a layer's activations; name and compare final embeddings (layer = '')")
-everyone = [s for s in study.open_subjects(stage.input("03_train"))[0] if s.target == "x"]
+everyone = [s for s in open_subjects(stage.input("03_train"))[0] if s.target == "x"]
 first = set(interpreted(stage.input("03_train"))[["method", "seed"]].itertuples(index=False, name=None))
 subjects = [s for s in everyone if (s.method, s.seed) in first]
 if not subjects:
@@ -147,7 +149,7 @@ for row in naming[naming["by"] == "decoder"].itertuples() if named else ():
 # read (encoder). A latent is *the same* in both seeds when the two matchings agree on its partner and both cosines reach 0.7.
 
 # %%
-aligned = alignment.align(everyone, seed=seed)
+aligned = align(everyone, seed=seed)
 if len(aligned):
     plots.save(stage, report.alignment(aligned), "alignment", aligned)
     for method, part in aligned.groupby("method", sort=False):
@@ -165,7 +167,7 @@ else:
 
 # %%
 found = {s.method: concepts.search(s.coder, data, n_neighbours, seed=seed) for s in subjects}
-classes, class_kind = study.class_index(data, data.rows("test"))
+classes, _ = image_classes(data)
 quality = pd.DataFrame([{"method": m} | concepts.search_quality(f, classes) for m, f in found.items()])
 plots.table(stage, quality, "search")
 display(quality.round(3))

@@ -62,5 +62,5 @@ KNOWN_UP = {
     "mtlib.ask.interview -> mtlib.judge.judges",
 }
 KNOWN_CYCLES = set()
-KNOWN_FULL = {"mtlib/run", "mtlib/learn", "mtlib/ask", "mtlib/report", "mtlib/embed", "mtlib/measure"}
+KNOWN_FULL = {"mtlib/run", "mtlib/learn", "mtlib/ask", "mtlib/report", "mtlib/embed"}
 KNOWN_LONG = {"mtlib.coders.sparse_coder"}

@@ -8,7 +8,8 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import sources, store
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import load_image
-from mtlib.measure.steering import COLUMNS, Steering, step_of, text_verdict
+from mtlib.judge.text_space import text_verdict
+from mtlib.measure.steering import COLUMNS, Steering, step_of
 from mtlib.measure.zero_shot import zero_shot_task
 
 D, S, K = 128, 48, 8
