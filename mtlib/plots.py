@@ -64,6 +64,15 @@ def base_name(method: str, l0_target: float | None = None) -> str:
     return found[1] if same else method
 
 
+def base_names(frame: pd.DataFrame) -> pd.Series:
+    """`base_name` of every line of a frame with method and maybe l0_target."""
+    return pd.Series(list(map(base_name, frame["method"], _l0(frame))), frame.index, dtype=object)
+
+
+def _l0(frame: pd.DataFrame) -> pd.Series:
+    return frame["l0_target"] if "l0_target" in frame else pd.Series(float("nan"), frame.index)
+
+
 def panels(
     frame: pd.DataFrame, columns: Sequence[str], height: float = 3.0
 ) -> tuple[Figure, list[tuple[Axes, str, str, list[tuple[str, pd.DataFrame]]]]]:
@@ -73,10 +82,7 @@ def panels(
     Returns: the figure; for each panel its axes, the L0 of its row ("" when there is one row), its column, and the lines of
         each method in that row under the method's name without the L0.
     """
-    l0 = frame["l0_target"] if "l0_target" in frame else pd.Series(float("nan"), frame.index)
-    names = pd.DataFrame(
-        {"base": map(base_name, frame["method"], l0), "method": frame["method"].to_numpy()}, frame.index
-    )
+    l0, names = _l0(frame), pd.DataFrame({"base": base_names(frame), "method": frame["method"]})
     row = pd.Series("", frame.index)
     if names.groupby("base")["method"].nunique().gt(1).any():
         row = ("L0 " + l0.map("{:.0f}".format)).where(names["base"] != names["method"], "other L0")

@@ -22,7 +22,7 @@ from mtlib.measure.probes import fit_probe
 from mtlib.measure.scan import TOP_N, Scan, scan
 from mtlib.measure.similarity import seed_stability
 from mtlib.measure.zero_shot import ZeroShot
-from mtlib.plots import base_name, legend, method_styles, panels
+from mtlib.plots import base_name, base_names, legend, method_styles, panels
 
 TOLERANCE = 0.05  # measured test L0 within this share of its target is matched
 GROUP = ["target", "l0_target"]
@@ -214,8 +214,8 @@ def check_fair(table: pd.DataFrame) -> pd.DataFrame:
 def fvu_against_l0(metrics: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
     """FVU against measured L0: a line per method through its L0, a small point per seed, one panel per target."""
     ok = metrics[metrics["status"] == "ok"]
-    styles, named = styles or method_styles(ok["method"]), map(base_name, ok["method"], ok["l0_target"])
-    ok = ok.assign(trained=ok["method"], method=list(named), l0_target=np.nan)  # all L0 of a method share a panel
+    styles = styles or method_styles(ok["method"])
+    ok = ok.assign(trained=ok["method"], method=base_names(ok), l0_target=np.nan)  # all L0 of a method share a panel
     fig, found = panels(ok, sorted(set(ok["target"])))
     for ax, _, target, parts in found:
         for base, part in parts:
