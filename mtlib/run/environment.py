@@ -1,69 +1,42 @@
-"""Whether a Python environment has what pyproject.toml asks for; standard library only.
+"""Whether a Python environment has what pyproject.toml asks for.
 
 python -m mtlib.run.environment [extra ...]     prints what is missing; exit 0 when nothing is
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)\s*(?:>=\s*([0-9.]+))?$")
 
 
 def requirements(pyproject: Path = PYPROJECT) -> dict[str, list[str]]:
-    """{"": dependencies, extra: its dependencies} of a pyproject.toml (Python 3.10 has no TOML reader).
-
-    Raises: ValueError when there is no list of dependencies.
-    """
-    found: dict[str, list[str]] = {}
-    section = name = ""
-    for line in pyproject.read_text(encoding="utf-8").splitlines():
-        if header := re.match(r"^\[([\w.-]+)\]", line):
-            section, name = header[1], ""
-        elif section in ("project", "project.optional-dependencies") and (key := re.match(r"^([\w-]+)\s*=\s*\[", line)):
-            if section == "project" and key[1] != "dependencies":
-                continue
-            name = key[1]
-            found["" if section == "project" else name] = re.findall(r'"([^"]+)"', line)
-            name = "" if "]" in line else name
-        elif name:
-            found["" if section == "project" else name] += re.findall(r'"([^"]+)"', line)
-            name = "" if line.startswith("]") else name
-    if "" not in found:
-        raise ValueError(f"{pyproject}: no list `dependencies` under [project]")
-    return found
+    """{"": dependencies, extra: its dependencies} of a pyproject.toml. Raises KeyError when it lists none."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    return {"": project["dependencies"]} | project.get("optional-dependencies", {})
 
 
 def missing(extras: list[str]) -> list[str]:
-    """Requirements of the project and of `extras` that this Python does not satisfy."""
+    """Requirements of the project and of `extras` that this Python does not satisfy. Raises KeyError for an unknown extra."""
     wanted = requirements()
-    unknown = sorted(set(extras) - set(wanted))
-    if unknown:
-        raise ValueError(
-            f"{PYPROJECT.name} has no extra {unknown[0]}; there are {', '.join(sorted(set(wanted) - {''}))}"
-        )
-    return [r for extra in ["", *extras] for r in wanted[extra] if not satisfied(r)]
+    return [r for extra in ["", *extras] for r in wanted[extra] if not satisfied(Requirement(r))]
 
 
-def satisfied(requirement: str) -> bool:
-    """Whether `name>=version` is installed. Raises ValueError on any other form of requirement."""
-    match = REQUIREMENT.match(requirement)
-    if not match:
-        raise ValueError(f"{requirement}: write it as name>=version")
+def satisfied(requirement: Requirement) -> bool:
+    """Whether a fitting version is installed."""
     try:
-        installed = metadata.version(match[1])
+        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
     except metadata.PackageNotFoundError:
         return False
-    return _numbers(installed) >= _numbers(match[2] or "0")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    release = re.match(r"[0-9.]*", version)[0].strip(".")
-    return tuple(int(part) for part in release.split(".") if part) + (0,) * (6 - release.count("."))
 
 
 if __name__ == "__main__":
