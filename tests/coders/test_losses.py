@@ -55,7 +55,7 @@ def test_mono_loss_is_zero_for_identical_images_and_leaves_constant_latents_out(
     x = torch.ones(4, 3)
     z = torch.tensor([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0], [0.0, 2.0]])
     assert losses.mono_scores(x, z)[1].tolist() == [True, False]
-    assert losses.mono_loss(x, z).item() == pytest.approx(0.0, abs=1e-6)
+    assert losses.mono_loss(x, z).item() == pytest.approx(0.0, abs=1e-5)
     assert losses.mono_loss(x, torch.zeros(4, 2)).item() == 0.0
 
 

@@ -34,8 +34,8 @@ def _same(coder: SparseCoder, z: torch.Tensor, y_hat: torch.Tensor, tmp_path) ->
         (coder.save_pretrained(tmp_path / "saved"), SparseCoder.from_pretrained(tmp_path / "saved"))[1],
     ):
         found, y_hats = again(X)
-        torch.testing.assert_close(found, z, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(y_hats[-1], y_hat, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(y_hats[-1], y_hat, rtol=1e-4, atol=1e-4)
 
 
 def _msae_state(tied: bool = False) -> dict:
@@ -66,7 +66,7 @@ def test_msae(name, select, tmp_path):
     if "RW" in name:
         assert coder.config.ks == (4, 8, 16, 32) and coder.config.level_weights == (0.4, 0.3, 0.2, 0.1)
         cut = (_topk(z, 8) @ decoder + state["pre_bias"]) / scale + mean
-        torch.testing.assert_close(coder(X).y_hats[1], cut, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(coder(X).y_hats[1], cut, rtol=1e-4, atol=1e-4)
 
 
 def test_monoloss_topk(tmp_path):
@@ -140,7 +140,7 @@ def test_matryoshka_transcoders(d_out, tmp_path):
     assert coder.config.target == ("x" if d_out == D else "y") and coder.config.level_weights == (0.2, 0.3, 0.5)
     _same(coder, z, z @ state["decoders.2.weight"].T + state["decoders.2.bias"], tmp_path)
     first = z[:, :8] @ state["decoders.0.weight"].T + state["decoders.0.bias"]
-    torch.testing.assert_close(coder(X).y_hats[0], first, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(coder(X).y_hats[0], first, rtol=1e-4, atol=1e-4)
 
 
 def test_matryoshka_transcoders_flat_baseline(tmp_path):

@@ -62,7 +62,7 @@ def test_webdataset_shards_become_rows_with_classes(tiny, tmp_path):
     plain.mkdir()
     for i in range(12):
         (plain / f"{i:04d}.png").write_bytes(picture(i))
-    assert np.allclose(data.x, embed(tiny, plain, tmp_path / "out2").x, atol=1e-6)  # batches differ by the bad members
+    assert np.allclose(data.x, embed(tiny, plain, tmp_path / "out2").x, atol=1e-5)  # batches differ by the bad members
     image, _ = load_image(data.images(7), unchanged=data.manifest["sha256"].iloc[7])
     assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(picture(7)))))
 

@@ -31,9 +31,13 @@ def coder(**settings):
     return SparseCoder(SparseCoderConfig(d_in=D, d_out=D, n_latents=S, selection="topk", ks=(K,), **settings)).eval()
 
 
+def noise(n):
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
 def test_step_is_what_the_features_add_and_a_control_has_its_length():
-    own, x = coder(), torch.randn(20, D)
+    own, x = coder(), noise(20)
     z = own.encode(x)
     a, b = z.sum(0).argsort(descending=True)[:2].tolist()
     assert (z[:, a] > 0).any() and (z[:, a] == 0).any()
@@ -49,7 +53,7 @@ def test_step_is_what_the_features_add_and_a_control_has_its_length():
 @torch.no_grad()
 def test_step_follows_the_scaling_of_inputs_and_targets():
     """Rows that are scaled by themselves get their step in their own units."""
-    own, x = coder(scale="rows"), torch.randn(6, D)
+    own, x = coder(scale="rows"), noise(6)
     j = int(own.encode(x).sum(0).argmax())
     torch.testing.assert_close(step_of(own, 5 * x, [j]), 5 * step_of(own, x, [j]), atol=1e-3, rtol=1e-3)
 

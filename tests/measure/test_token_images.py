@@ -22,21 +22,26 @@ T, N, D = 3, 900, 32
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    """Images of three tokens: one holds the planted embedding, the others noise."""
+    """Images of three tokens: one holds the planted embedding, the others noise; all in sixteenths, see `coder`."""
     x, manifest, table = synthetic.table(N, D)
     rng = np.random.default_rng(5)
     tokens = rng.normal(size=(N, T, D)).astype(np.float32) * 0.5
     tokens[np.arange(N), rng.integers(0, T, N)] = x
     phrases = pd.DataFrame(columns=["phrase", "kind", "family", "cause"])
     facts = {"labels": "plausibility", "tokens_per_image": 1}
+    tokens = np.round(tokens * 16) / 16
     whole = Data(x, manifest, np.zeros((0, D), np.float32), phrases, facts, truth=table)
     return with_tokens(whole, tokens.reshape(-1, D), {"tokens_per_image": T, "layer": "x"})
 
 
 @pytest.fixture(scope="module")
 def coder() -> SparseCoder:
-    torch.manual_seed(0)
-    return SparseCoder(SparseCoderConfig.preset("topk", D, D, n_latents=96, k=12)).eval()
+    """One in eight codes fires. Weights in sixteenths too: products are exact, so who fires is the same everywhere."""
+    coder = SparseCoder(SparseCoderConfig.preset("relu", D, D, n_latents=96)).eval()
+    with torch.no_grad():
+        coder.enc.copy_((coder.enc * 16).round() / 16)
+        coder.enc_bias.fill_(-1.0)
+    return coder
 
 
 def test_an_image_has_the_largest_code_of_its_tokens(data, coder):
