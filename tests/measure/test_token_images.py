@@ -36,7 +36,7 @@ def data() -> Data:
 
 @pytest.fixture(scope="module")
 def coder() -> SparseCoder:
-    """One in eight codes fires. Weights in sixteenths too: products are exact, so who fires is the same everywhere."""
+    """One code in eleven fires. Weights in sixteenths too: products are exact, so who fires is the same everywhere."""
     coder = SparseCoder(SparseCoderConfig.preset("relu", D, D, n_latents=96)).eval()
     with torch.no_grad():
         coder.enc.copy_((coder.enc * 16).round() / 16)
