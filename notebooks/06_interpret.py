@@ -24,7 +24,7 @@
 # judges, the published records (`feature_analysis.jsonl`, `error_analysis.jsonl`), and a model's raw answers
 # (`answers.jsonl`). *Takes* about 20 seconds on two cores for the demo; a model takes as long as its server does.
 
-# %% tags=["parameters"]
+# %% tags=["parameters"] needs="coders" settings="mtlib.judge.settings:JudgeConfig mtlib.ask.endpoint:Endpoint"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 judge = "keyless"  # who names features and rules on them: "keyless", or "lmm" (a multimodal model, with a key)
@@ -52,46 +52,31 @@ timeout_s = 120.0  # lmm: seconds for one question, retries included
 # %%
 import pandas as pd
 from IPython.display import Image, display
+from mtlib.run.stage import Stage
 
 from mtlib import plots
-from mtlib.ask import ledger, records
+from mtlib.ask import ledger
 from mtlib.ask.album import Album
-from mtlib.ask.answers import Asker
-from mtlib.ask.estimate import estimate
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import Endpoint, connect
 from mtlib.ask.interview import Interview, plan_jobs
-from mtlib.ask.parsing import parse
+from mtlib.ask.parse import parse
+from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
 from mtlib.features.methods import interpreted
-from mtlib.judge import agreement, judges, lmm, scoring
-from mtlib.judge import figures as judge_figures
-from mtlib.run.stage import Stage
+from mtlib.judge import agreement, figures, keyless, lmm, published, scoring, verdicts
+from mtlib.judge.settings import JudgeConfig
+from mtlib.truth.truth_study import captioned_causes
 
 plots.use_style()
 
 # %%
-judges.check_settings(judge, max_features, n_images, keyless_min_images, flip_check)
-config = judges.KeylessConfig(min_images=keyless_min_images, share=keyless_share)
-scored = scoring.ScoreConfig(features=score_features, images=score_images, seed=seed)
-limits = dict(concurrency=concurrency, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
-limits |= dict(max_calls=max_calls, max_usd=max_usd, timeout_s=timeout_s, usd_per_million=usd_per_million)
-endpoint = lmm.connect(base_url, model, dry_run, **limits) if judge == "lmm" else None
-params = dict(judge=judge, max_features=max_features, share=keyless_share, min_images=keyless_min_images)
-params |= limits | dict(seed=seed, base_url=base_url, model=model, images_as=images_as, n_images=n_images)
-params |= dict(show_error_ratio=show_error_ratio, score_features=score_features, score_images=score_images)
-params |= dict(flip_check=flip_check, dry_run=dry_run)
-stage = Stage("06_interpret", run_dir, stage_dir, params=params)
-asks = judge == "lmm" and not dry_run
-main = "lmm" if asks else "keyless"  # whose names and verdicts are shown and published
-
-# %%
-data = store.open_data(stage)
-source = stage.input("05_features") / "features"
-coders = interpreted(stage.input("03_train"))
-features = {m: pd.read_parquet(source / m / "features.parquet") for m in coders.loc[coders["status"] == "ok", "method"]}
-tops = {m: pd.read_parquet(source / m / "top_images.parquet") for m in features}
-has_truth = data.truth is not None
-kinds = data.phrases["kind"].value_counts().to_dict() if len(data.phrases) else {}
-print(f"{len(data.phrases)} phrases {kinds}; labels: {data.facts['labels']}; truth known: {has_truth}.")
+stage = Stage("06_interpret", globals())
+config = stage.settings(JudgeConfig)
+data, coders = store.open_data(stage), interpreted(stage.input("03_train"))
+folders = {m: stage.input("05_features") / "features" / m for m in coders.loc[coders["status"] == "ok", "method"]}
+features = {m: pd.read_parquet(folder / "features.parquet") for m, folder in folders.items()}
+tops = {m: pd.read_parquet(folder / "top_images.parquet") for m, folder in folders.items()}
 
 # %% [markdown]
 # ## How the keyless judge works
@@ -100,22 +85,27 @@ print(f"{len(data.phrases)} phrases {kinds}; labels: {data.facts['labels']}; tru
 # common is subtracted, and likewise for the phrases; the nearest phrase is the name. *Verdict.* Each image goes to the
 # family whose phrases are nearest, and is compared with the two sides of that family: "something is wrong" or "all is
 # normal". When at least `keyless_share` of the images are of one family and on the wrong side, the feature is called an
-# error. No label is used at any step, and the judge can only say what its phrases can say: a family whose images lie
-# equally near to both sides is one it cannot judge, and it says so.
+# error. No label is used at any step, and the judge can only say what its phrases can say.
 
 # %%
-sight = judges.text_sight(data, config)
-plots.table(stage, sight, "text_sight")
-display(sight.round(3))
-blind = sight.loc[sight["blind"].astype(bool), "family"].tolist()
-print(f"Families whose errors the phrases do not tell from the normal state: {', '.join(blind) or 'none'}.")
-
-# %%
-said = {m: [judges.only_first(judges.keyless(t, tops[m], data, config), t, max_features)] for m, t in features.items()}
+said = {}
 for method, table in features.items():
-    said[method] += [judges.truth(table)] if has_truth else []
+    own = keyless.by_text(table, tops[method], data, config)
+    said[method] = [verdicts.only_first(own, table, config.max_features)]
 
-# %% [markdown]
+# %% [markdown] needs="text"
+# A family whose images lie equally near to both of its sides is one that the text tower cannot judge (`blind`): its
+# features are never called errors.
+
+# %% needs="text"
+stage.table(
+    keyless.text_sight(data),
+    "text_sight",
+    caption="Can the text tower tell a family's errors from its normal state? Margins of its validation images, no label used.",
+    headings={"family": "family", "n_images": "images", "spread": "spread of the margins", "blind": "cannot be judged"},
+)
+
+# %% [markdown] needs="judge=lmm"
 # ## Asking a multimodal model
 #
 # The published way: the model sees the strongest validation images of a feature and says what they have in common; then,
@@ -124,97 +114,75 @@ for method, table in features.items():
 # those of all methods in turns, the most surely tied to errors first, so that a run that stops at a limit is of use.
 # Every answer is kept in a ledger beside the stages: asked once, it is never paid for again.
 
-# %%
-if judge == "lmm":
-    album = Album(data, images_as)
-    jobs, left = plan_jobs(features, tops, n_images, keyless_min_images, max_features, seed, album.has_images)
-    asker = Asker(endpoint, ledger.place(stage.run_dir, endpoint), parse)
-    interview = Interview(asker, album)
-    plan = estimate(jobs, interview, show_error_ratio, scored, flip_check)
-    display(plan.round(2))
-    total = plan.iloc[-1]
-    print(f"{model} at {endpoint.host}: {total.calls} calls to make, {total.replayed} answers are there already;")
-    print(f"about {total.tokens_in:,} tokens in and at most {total.tokens_out:,} out; {total.usd:.2f} USD at most.")
-    print(
-        "Dry run: nothing is asked."
-        if dry_run
-        else f"Stops at {endpoint.max_calls} calls or {endpoint.max_usd:g} USD (0: no limit)."
-    )
-else:
-    print('Not asked: judge = "keyless". Set judge = "lmm", and a key in the environment, to ask a model.')
+# %% needs="judge=lmm"
+endpoint = connect(stage.settings(Endpoint), config.dry_run)
+interview = Interview(Asker(endpoint, ledger.place(stage.run_dir), parse), Album(data, config.images_as))
+shown = (config.n_images, config.keyless_min_images, config.max_features, config.seed, interview.album.has_images)
+jobs, left = plan_jobs(features, tops, *shown)
+lmm.estimate(jobs, interview, config).round(2)
 
-# %%
-if asks:
-    judged = lmm.judge(features, jobs, left, interview, show_error_ratio, lmm.cannot_rule(data))
-    for method in features:
-        said[method].insert(1, judged.verdicts[method])
-    print(f"{asker.usage}" + (f"; stopped: {asker.stopped}" if asker.stopped else ""))
+# %% needs="judge=lmm dry_run=False"
+judged = lmm.by_model(features, jobs, left, interview, config.show_error_ratio, lmm.cannot_rule(data))
+for method in features:
+    said[method].append(judged.verdicts[method])
 
-# %%
-if asks:
-    answered = lmm.accounted(features, left, interview)
-    plots.table(stage, answered, "answers")
-    display(answered)
-    parts = ["answered", "refused", "failed", "unasked", "not_asked"]
-    assert (answered[parts].sum(axis=1) == answered["assessed"]).all()
+# %% needs="judge=lmm dry_run=False"
+answered = lmm.accounted(features, left, interview)
+parts = ["answered", "refused", "failed", "unasked", "not_asked"]
+assert (answered[parts].sum(axis=1) == answered["assessed"]).all()
+stage.table(
+    answered,
+    "answers",
+    caption="What became of every assessed feature, by the last of its two questions.",
+    headings={"method": "method", "assessed": "features"} | {p: p.replace("_", " ") for p in parts},
+)
 
 # %% [markdown]
 # ## What each judge said
 
-# %%
-verdicts = {m: pd.concat(frames, ignore_index=True) for m, frames in said.items()}
-for method, frame in verdicts.items():
-    folder = stage.out / "explanations" / method
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(folder / "verdicts.parquet", index=False)
+# %% needs="truth"
+for method, table in features.items():
+    said[method].append(verdicts.by_truth(table))
 
 # %%
-counts = judge_figures.verdict_counts(verdicts)
-plots.table(stage, counts, "verdicts")
-display(counts)
-kinds = [v for v in judges.VERDICTS if v in counts]
-assert counts.empty or (counts[kinds].sum(axis=1) == counts["n_latents"]).all()
-for row in counts[counts["judge"] == main].itertuples():
-    print(f"{row.method}: {row.error + row.no_error} of {row.n_latents} features judged, {row.error} called an error.")
-for row in coders[coders["status"] != "ok"].itertuples():
-    print(f"{row.method} has no features to judge: {row.reason}.")
+spoken = {method: pd.concat(frames, ignore_index=True) for method, frames in said.items()}
+verdicts.write(stage.out / "explanations", spoken)
+counts = verdicts.verdict_counts(spoken)
+assert (counts[[v for v in verdicts.VERDICTS if v in counts]].sum(axis=1) == counts["n_latents"]).all()
+stage.table(
+    counts,
+    "verdicts",
+    caption="Verdicts of each judge: what was refused, failed or skipped is no verdict.",
+    headings={c: c.replace("_", " ") for c in counts if c != "n_latents"} | {"n_latents": "latents"},
+)
+
+# %% [markdown]
+# Why the others have no verdict:
 
 # %%
-for method, frame in verdicts.items():
-    unruled = (frame["judge"] == main) & ~frame["verdict"].isin(["error", "no_error"])
-    reasons = frame.loc[unruled, "detail"].str.slice(0, 80).value_counts()
-    print(f"{method}: not judged: {reasons.head(3).to_dict() if len(reasons) else 'none'}")
+verdicts.unruled(spoken, config.main)
 
 # %% [markdown]
 # ## Names and verdicts
 #
-# The features most surely tied to implausible images, with what the judge says of them. The last two columns come from
+# The features most surely tied to implausible images, with what the judge says of them. The last columns come from
 # the labels and from the truth; the judge has seen neither.
 
 # %%
-for method, table in features.items():
-    joined = judges.beside(table, verdicts[method], main)
-    print(method)
-    display(joined.head(8).round(2))
+named = verdicts.beside(features, spoken, config.main)
+named.groupby("method", sort=False).head(8).set_index(["method", "feature"]).round(2)
+
+# %% [markdown]
+# A judge that calls many features by few names has not told them apart.
 
 # %%
-named = pd.concat(
-    [f[(f["judge"] == main) & (f["phrase"] != "")].assign(method=m) for m, f in verdicts.items()] or [pd.DataFrame()]
-)
-if len(named):
-    common = named.groupby("method")["phrase"].agg(lambda p: p.value_counts().index[0])
-    for method, part in named.groupby("method", sort=False):
-        print(
-            f"{method}: {part['phrase'].nunique()} different names for {len(part)} features; most frequent: {common[method]!r}."
-        )
+named.groupby("method", sort=False)["phrase"].agg(features="size", names="nunique", most_frequent=lambda p: p.mode()[0])
 
-# %%
-for method in list(verdicts)[:2]:
-    joined = judges.beside(features[method], verdicts[method], main)
-    pictures = {int(p.stem): p for p in (source / method / "collages").glob("*.jpg")}
-    for row in joined[joined["feature"].isin(pictures)].head(2).itertuples():
-        print(f"{method}, feature {row.feature}: {row.phrase!r}; verdict {row.verdict} ({row.detail})")
-        display(Image(filename=pictures[row.feature]))
+# %% needs="pictures"
+for method, folder in list(folders.items())[:2]:
+    for collage in sorted((folder / "collages").glob("*.jpg"))[:2]:
+        display(named[(named["method"] == method) & (named["feature"] == int(collage.stem))])
+        display(Image(filename=collage))
 
 # %% [markdown]
 # ## Is the judge right?
@@ -222,151 +190,153 @@ for method in list(verdicts)[:2]:
 # On the demo a feature is *truly* an error feature when at least 80% of its 20 strongest validation images show one and the
 # same error, and that error is enriched among its test images. The published threshold rule (error ratio ≥ 0.95) stands
 # beside the judge; it reads the labels, which the judge does not. Two causes were never named in the captions on which
-# the encoder was trained: there the judge cannot have read the answer, so they are counted apart.
+# the encoder was trained: there the judge cannot have read the answer, so they are counted apart. Without a truth the
+# judge's word stands unchecked.
 
 # %%
-known = judge_figures.captioned(pd.read_csv(stage.input("01_embed") / "tables" / "01_encoder.csv")) if has_truth else {}
-parts = []
-for method, table in features.items():
-    everyone = pd.concat([verdicts[method], judges.threshold(table)], ignore_index=True)
-    parts.append(judge_figures.judge_lines(method, everyone, table, known))
-scores = judge_figures.judges_table(parts, coders[coders["status"] != "ok"])
-plots.table(stage, scores, "judges")
-display(scores.round(2))
+everyone = {m: pd.concat([spoken[m], verdicts.by_threshold(t)], ignore_index=True) for m, t in features.items()}
+known = captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
+scores = agreement.against_truth(everyone, features, known, coders[coders["status"] != "ok"])
+stage.table(
+    scores,
+    "judges",
+    caption="Judges against the truth, all causes, and those that the encoder's captions named or did not.",
+    headings={
+        "method": "method",
+        "judge": "judge",
+        "captioned": "causes",
+        "n_assessed": "judged",
+        "n_error": "errors said",
+    }
+    | {
+        "n_truth": "true errors",
+        "precision": "precision",
+        "recall": "recall",
+        "f1": "F1",
+        "kappa": "kappa",
+        "reason": "reason",
+    },
+)
 
-# %%
-if has_truth and features:
-    fig, frame = judge_figures.confusion(verdicts, features, main)
-    plots.save(stage, fig, "confusion", frame)
+# %% needs="truth"
+fig, frame = figures.confusion(spoken, features, config.main)
+stage.figure(fig, "confusion", frame, caption="What the judge and the truth call an error, features of each method.")
 
-# %%
-if has_truth and features:
-    fig, frame = judge_figures.scores(scores)
-    plots.save(stage, fig, "judge_scores", frame)
+# %% needs="truth"
+fig, frame = figures.scores(scores)
+stage.figure(fig, "judge_scores", frame, caption="Precision, recall and F1 of each judge against the truth.")
 
-# %%
-own = scores[(scores["judge"] == main) & scores["f1"].notna()]
-for row in own[own["captioned"] == "all"].itertuples():
-    print(
-        f"{row.method}: precision {row.precision:.2f}, recall {row.recall:.2f}, F1 {row.f1:.2f} (goal 0.80), kappa {row.kappa:.2f}."
-    )
-for part in ("captioned", "uncaptioned"):
-    some = own[own["captioned"] == part]
-    print(
-        f"{part} causes: mean F1 {some['f1'].mean():.2f} over {len(some)} methods."
-        if len(some)
-        else f"{part} causes: none to score."
-    )
-if not has_truth:
-    print(f"There is no truth to compare with (labels: {data.facts['labels']}), so the judge's word stands unchecked.")
+# %% needs="truth"
+mean = agreement.scores_of(scores, config.main)
+stage.say(
+    "judge_f1",
+    f"Against the truth the {config.main} judge's F1 is {mean.f1['all']:.2f} in the mean of {mean.n_methods['all']:.0f} methods "
+    f"(goal 0.80; kappa {mean.kappa['all']:.2f}): {mean.f1['captioned']:.2f} on causes that captions named, "
+    f"{mean.f1['uncaptioned']:.2f} on the others.",
+)
 
-# %% [markdown]
+# %% [markdown] needs="labels"
 # ## Do the judges agree?
 #
 # Every judge against every other, on the features on which both have a verdict. Cohen's kappa takes out the agreement
 # that chance alone would give; precision and recall take the reference for the truth.
 
-# %%
-everyone = {m: pd.concat([verdicts[m], judges.threshold(t)], ignore_index=True) for m, t in features.items()}
-agreed = agreement.pairwise(everyone)
-plots.table(stage, agreed, "agreement")
-display(agreed.round(2))
+# %% needs="labels"
+stage.table(
+    agreement.pairwise(everyone),
+    "agreement",
+    caption="Every judge against every other, on the features on which both have a verdict.",
+    headings={"method": "method", "judge": "judge", "reference": "reference", "n": "features", "agreement": "agreement"}
+    | {"kappa": "kappa", "precision": "precision", "recall": "recall"},
+)
 
-# %%
-for row in agreed.groupby(["judge", "reference"], sort=False).tail(1).itertuples():
-    print(f"{row.judge} and {row.reference} agree on {row.agreement:.0%} of {row.n} features (kappa {row.kappa:.2f}).")
-
-# %% [markdown]
+# %% [markdown] needs="judge=lmm dry_run=False score_features"
 # ## Do the explanations hold on images that nobody has seen?
 #
 # Of the test images, some on which a feature fires and as many on which it does not are mixed, and the model sorts them by
 # the explanation alone. With the explanation of another feature it should do no better than chance: that is the control. As
 # a second score it has to find the one image on which the feature does not fire, without any explanation.
 
-# %%
-if asks and score_features:
-    from mtlib.coders.sparse_coder import SparseCoder
 
-    folders = coders.set_index("method")["folder"]
-    load = lambda m: SparseCoder.from_pretrained(stage.input("03_train") / folders[m])  # noqa: E731
-    trials = scoring.held_out(jobs, judged.explanations, load, data, scored)
-    outcomes = scoring.score(trials, judged.explanations, interview)
-    tried = scoring.summary(outcomes, scored)
-    plots.table(stage, tried, "scores")
-    plots.table(stage, outcomes, "score_outcomes")
-    display(tried.round(3))
+# %% needs="judge=lmm dry_run=False score_features"
+def load(method):
+    return SparseCoder.from_pretrained(stage.input("03_train") / coders.set_index("method")["folder"][method])
 
-# %%
-if asks and score_features and len(tried):
-    plots.save(stage, judge_figures.explanation_scores(tried), "explanations", tried)
-    for row in tried.itertuples():
-        between = f"[{row.low:.2f}, {row.high:.2f}]"
-        print(
-            f"{row.method}, {row.kind}: {row.accuracy:.2f} {between} over {row.n_features} features; chance {row.chance:.2f}."
-        )
-else:
-    print("Not tried: no model was asked." if not asks else "Not tried: no explanation to score.")
 
-# %% [markdown]
+trials = scoring.held_out(jobs, judged.explanations, load, data, config)
+outcomes = scoring.score(trials, judged.explanations, interview)
+
+# %% needs="judge=lmm dry_run=False score_features"
+tried = scoring.summary(outcomes, config)
+stage.table(outcomes, "score_outcomes", caption="Every explanation on its held-out images.")
+stage.figure(figures.explanation_scores(tried), "explanations", tried, caption="Explanations on held-out images.")
+stage.table(
+    tried,
+    "scores",
+    caption="Accuracy on held-out images: told by a feature's own explanation, by another one's, and of finding the intruder.",
+    headings={"method": "method", "kind": "told by", "n_features": "features", "n_lost": "without an answer"}
+    | {"accuracy": "accuracy", "low": "low", "high": "high", "chance": "chance"},
+)
+
+# %% [markdown] needs="judge=lmm dry_run=False flip_check"
 # ## Would the model have said the same?
 #
 # A verdict that turns when the labels are shown, or when an order is written into the images, is not about the images. Text
 # inside an image cannot change the form of an answer here, but it can change what a model says: the share of verdicts
 # that it turned is a limit on what a verdict is worth.
 
-# %%
-if asks and flip_check:
-    flips = lmm.flip_check(jobs, judged, interview, flip_check, show_error_ratio)
-    plots.table(stage, flips, "flips")
-    display(flips.round(3))
-    for row in flips.itertuples():
-        print(
-            f"{row.method}: {row.n_flipped} of {row.n} verdicts turned by {row.changed}; {row.n_lost} without a verdict."
-        )
-else:
-    print("Not checked: flip_check = 0." if asks else "Not checked: no model was asked.")
+# %% needs="judge=lmm dry_run=False flip_check"
+stage.table(
+    lmm.flip_check(jobs, judged, interview, config.flip_check, config.show_error_ratio),
+    "flips",
+    caption="Verdicts that turned when they were asked for again under a change that should not matter.",
+    headings={
+        "method": "method",
+        "changed": "what changed",
+        "n": "verdicts",
+        "n_flipped": "turned",
+        "flip_rate": "share",
+    }
+    | {"low": "low", "high": "high", "n_lost": "without a verdict"},
+)
 
-# %%
-if asks:
-    totals = pd.DataFrame([interview.usage(endpoint)])
-    plots.table(stage, totals, "usage")
-    display(totals)
-    for method in features:
-        interview.export(stage.out / "explanations" / method / "answers.jsonl", method)
-    asker.close()
-    print(f"{asker.usage.calls} requests now, {asker.usage.replayed} answers replayed. {asker.stopped}")
+# %% needs="judge=lmm dry_run=False"
+for method in features:
+    interview.export(stage.out / "explanations" / method / "answers.jsonl", method)
+interview.asker.close()
+stage.table(
+    pd.DataFrame([interview.usage(endpoint)]),
+    "usage",
+    caption="What all answers took, replayed ones too.",
+    headings={
+        "model": "model",
+        "answers": "answers",
+        "tokens_in": "tokens in",
+        "tokens_out": "tokens out",
+        "usd": "USD",
+    },
+)
+
+# %% needs="judge=lmm dry_run=False"
+used = interview.asker.usage
+stage.say(
+    "asked",
+    f"{endpoint.model} at {endpoint.host}: {used.calls} requests, {used.replayed} answers replayed. {interview.asker.stopped}",
+)
 
 # %% [markdown]
 # ## The published records
 #
-# Written for every method and read back: what other tools will see.
+# Written for every method and read back: what other tools will see. Beside them the table of interpretations as published
+# for features of CLIP's layers: what has a picture, the most active first.
 
 # %%
-for method, frame in verdicts.items():
-    own, shown = frame[frame["judge"] == main], tops[method].query("split == 'val'").groupby("feature").size()
-    shown = shown.clip(upper=n_images) if asks else shown
-    named, ruled = judges.published(own, shown.to_dict())
-    folder = stage.out / "explanations" / method
-    records.write(folder / "feature_analysis.jsonl", named)
-    records.write(folder / "error_analysis.jsonl", ruled)
+published.write_all(stage.out / "explanations", spoken, tops, config.main, config.n_images)
 
 # %%
-for method in verdicts:
-    folder = stage.out / "explanations" / method
-    analysed = records.read(folder / "feature_analysis.jsonl", records.FEATURE_ANALYSIS)
-    ruled = records.read(folder / "error_analysis.jsonl", records.ERROR_ANALYSIS)
-    assert not analysed.set_aside and not ruled.set_aside
-    n_error = sum(r["error_analysis"] != records.NO_ERROR for r in ruled.records)
-    print(f"{method}: {len(analysed.records)} names, {len(ruled.records)} verdicts, {n_error} of them errors.")
-
-# %% [markdown]
-# Beside them the table of interpretations as published for features of CLIP's layers: what has a picture, the most active first.
-
-# %%
-pictured = {m: {int(p.stem) for p in (source / m / "collages").glob("*.jpg")} for m in features}
-tabled = judges.interpretations(features, verdicts, tops, main, pictured)
-plots.table(stage, tabled, "interpretations")
-display(tabled.head(8).round(3))
+pictured = {m: {int(p.stem) for p in (folder / "collages").glob("*.jpg")} for m, folder in folders.items()}
+tabled = published.interpretations(features, spoken, tops, config.main, pictured)
+stage.table(tabled, "interpretations", caption="Interpretations in the published form.").head(8)
 
 # %% [markdown]
 # ## Answer
@@ -378,4 +348,4 @@ display(tabled.head(8).round(3))
 # methods into one table.
 
 # %%
-stage.finish(judge=main, methods=list(verdicts), has_truth=has_truth)
+stage.finish(config.provides, judge=config.main, methods=list(spoken), has_truth=data.truth is not None)

@@ -177,7 +177,7 @@ else:
 # first, then the others, each by activation.
 
 # %%
-from mtlib.judge.label import Labeler
+from mtlib.judge.labeler import Labeler
 
 images, what = labels.new_images(data, label_images, stage.root, n_label_images, seed)
 if images and method:

@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mtlib.ask.answers import Asker, Endpoint, Question
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import Endpoint, Question
 from mtlib.run.artifacts import current, provided
 from mtlib.run.notebook import StageFailed, prepare, run_notebook
 from tests.ask.asked import endpoint, parse, question
@@ -57,12 +58,12 @@ def hostile() -> None:
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
     for case in CASES:
         folder = Path(tempfile.mkdtemp())
-        with serve(case) as server, Asker(endpoint(server), folder / "answers.jsonl", parse) as asker:
+        with serve(case) as server, Asker(endpoint(server), folder / "answers.sqlite", parse) as asker:
             for answer in asker.ask([question()]):
                 print("route:", case.name, answer, asker.stopped, asker.usage)
     with LmmServer(echoing) as server:
         e = endpoint(server, give_up_after=0)
-        with Asker(e, Path(tempfile.mkdtemp()) / "answers.jsonl", parse) as asker:
+        with Asker(e, Path(tempfile.mkdtemp()) / "answers.sqlite", parse) as asker:
             for answer in asker.ask(question(n) for n in range(10)):
                 print("route: echo", answer)
 
@@ -70,7 +71,7 @@ def hostile() -> None:
 def slow(base_url: str) -> None:
     """Many questions; it is killed in the middle."""
     e = Endpoint(base_url=base_url, model=MODEL)
-    with Asker(e, Path(tempfile.mkdtemp()) / "answers.jsonl", parse) as asker:
+    with Asker(e, Path(tempfile.mkdtemp()) / "answers.sqlite", parse) as asker:
         for answer in asker.ask(question(n) for n in range(2000)):
             print(answer, flush=True)
 
@@ -89,8 +90,8 @@ def traceback() -> None:
     with LmmServer(plain) as server:
         base_url, folder = server.base_url, Path(tempfile.mkdtemp())
         (folder / "file").write_text("")
-        asker = Asker(endpoint(server), folder / "answers.jsonl", parse)
-        without_a_ledger = Asker(endpoint(server), folder / "file" / "answers.jsonl", parse)
+        asker = Asker(endpoint(server), folder / "answers.sqlite", parse)
+        without_a_ledger = Asker(endpoint(server), folder / "file" / "answers.sqlite", parse)
         tries = [lambda: list(asker.ask(broken_source())), lambda: list(without_a_ledger.ask([question(1)]))]
         tries += [settings, lambda: asker.ledger.add({}), lambda: list(asker.ask([Question]))]
         for attempt in tries:

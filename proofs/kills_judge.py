@@ -39,7 +39,7 @@ def work(base_url: str, folder: Path) -> None:
     features, tops, fires = planted_features(data, PER_VALUE)
     jobs, left = plan_jobs(features, tops, n_images=N_IMAGES)
     server = type("Server", (), {"base_url": base_url})
-    talk = interview(server, data, folder / "answers.jsonl", concurrency=CONCURRENCY)
+    talk = interview(server, data, folder / "answers.sqlite", concurrency=CONCURRENCY)
     judged = lmm.judge(features, jobs, left, talk)
     config, rows = scoring.ScoreConfig(features=20, images=6), data.rows("test")
     own = [j for j in jobs if j.name in judged.explanations]
@@ -95,7 +95,7 @@ def killed_run(server: LmmServer, watch: Watch, folder: Path, kills: int, n: int
         first = len(watch.seen)
         alive = kill_at(worker, server, rng.randint(1, 2 * n // (kills + 8)), rng.uniform(0, 2 * DELAY))
         time.sleep(5 * DELAY)  # requests that the server still has
-        lines.append({"alive": alive, "first": first, "kept": answered(folder / "answers.jsonl", watch)})
+        lines.append({"alive": alive, "first": first, "kept": answered(folder / "answers.sqlite", watch)})
     first = len(watch.seen)
     assert start(server, folder).wait() == 0
     ends = [line["first"] for line in lines[1:]] + [first]

@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from mtlib.ask.answers import Answer, Asker, Endpoint, Malformed, Picture, Question
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import Answer, Endpoint, Malformed, Picture, Question
 from mtlib.ask.client import Client
 from mtlib.embed.images import load_image
 from mtlib.run.artifacts import sha256, write_text
@@ -116,7 +117,7 @@ def run(folder: Path, n: int, delay: float) -> dict:
     try:
         base_url = server.stdout.readline().strip()
         endpoint = Endpoint(base_url=base_url, model=MODEL, concurrency=CONCURRENCY)
-        with Asker(endpoint, folder / "answers.jsonl", check) as asker:
+        with Asker(endpoint, folder / "answers.sqlite", check) as asker:
             first = Question("first", "1", "Are you there?", (pictures[0],) * N_IMAGES)
             assert [a.status for a in asker.ask([first])] == ["answered"]  # the client loads its parts with it
             alone = [bare(base_url, pictures, BARE_SECONDS)]
@@ -129,7 +130,7 @@ def run(folder: Path, n: int, delay: float) -> dict:
                     memory.append(resident_mb())
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             alone.append(bare(base_url, pictures, BARE_SECONDS))
-        kept = (folder / "answers.jsonl").read_bytes()
+        kept = (folder / "answers.sqlite").read_bytes()
         assert done == 2 * n == asker.usage.calls - 1 == kept.count(b"\n") - 1
     finally:
         server.kill()

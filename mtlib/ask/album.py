@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mtlib.ask.answers import Picture
+from mtlib.ask.endpoint import Picture
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.features.collages import clip, font
 
@@ -24,7 +24,6 @@ SHEET_TILE = 256  # longest side of an image on a sheet
 SHEET_COLUMNS = 5
 LABEL, GAP = 18, 6  # px: the strip with the number above a tile, and the space between tiles
 ORDER_WIDTH, ORDER_STRIP = 480, 26
-IMAGES_AS = ("separate", "collage")
 
 
 class Album:
@@ -37,8 +36,8 @@ class Album:
     """
 
     def __init__(self, data, images_as: str = "separate", max_px: int = MAX_PX):
-        if images_as not in IMAGES_AS:
-            raise ValueError(f"images_as = {images_as!r}: one of {', '.join(IMAGES_AS)}")
+        if images_as not in ("separate", "collage"):
+            raise ValueError(f'images_as = {images_as!r}: "separate" or "collage"')
         if not 16 <= max_px <= 4096:
             raise ValueError(f"max_px = {max_px}: from 16 to 4096")
         self.data, self.images_as, self.max_px = data, images_as, max_px

@@ -9,7 +9,12 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
+
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
+
+from mtlib.run.params import Settings
 
 STATUSES = ("answered", "refused", "failed", "unasked")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -26,92 +31,74 @@ class Malformed(Exception):
     """Raised by `parse`: these words are no answer to the question; the message says why. The question is asked again."""
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server, the model asked there, and the bounds of asking. Raises ValueError: field, value, range.
+class Endpoint(Settings):
+    """An OpenAI-compatible server, the model asked there, and the bounds of asking.
 
-    base_url:            as the openai client takes it, e.g. http://localhost:11434/v1; without name, password or query.
-    model:               as the server calls it.
     also_named:          other names under which the server may report this model (llama.cpp: a file name). A date or
                          version after the name ("-20240307") and a vendor before it ("anthropic/") are always accepted.
     key_env:             environment variables that may hold the key; `key` says which goes where.
-    concurrency:         requests in flight at most.
-    requests_per_minute: 0: no limit. tokens_per_minute: in and out together; 0: no limit.
+    requests_per_minute, tokens_per_minute (in and out together), max_calls, max_usd: 0: no limit. The last two stop
+                         cleanly before more is spent; they are counted per Asker, and replayed answers are free.
     timeout_s:           one deadline for a question from its first request on, retries and waits included.
     max_retries:         further requests for one question after a failure that may pass.
     retry_after_cap_s:   longest wait that a server may ask for (Retry-After); longer ones are cut to it.
     backoff_s:           first wait where the server names none; doubled each time, at most retry_after_cap_s.
-    max_calls, max_usd:  stop cleanly before more is spent; 0: no limit. Counted per Asker, replayed answers are free.
-    usd_per_million_in, usd_per_million_out: prices, for the plan and for max_usd; 0: unknown.
-    max_tokens:          of one answer. temperature: 0 to 2.
+    usd_per_million:     prices of tokens in and of tokens out, for the plan and for max_usd; 0: unknown.
+    max_tokens:          of one answer.
     json_schema:         True: send the question's schema. False: never. "auto": send it until the server refuses it.
     give_up_after:       stop when so many questions in a row failed; 0: never.
     """
 
-    base_url: str = "https://openrouter.ai/api/v1"
+    base_url: str = Field("https://openrouter.ai/api/v1", repr=False)
     model: str = "anthropic/claude-3-haiku"
     also_named: tuple[str, ...] = ()
     key_env: tuple[str, ...] = ("OPENROUTER_API_KEY", "OPENAI_API_KEY")
-    concurrency: int = 4
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
-    timeout_s: float = 120.0
-    max_retries: int = 4
-    retry_after_cap_s: float = 60.0
-    backoff_s: float = 1.0
-    max_calls: int = 0
-    max_usd: float = 0.0
-    usd_per_million_in: float = 0.0
-    usd_per_million_out: float = 0.0
-    max_tokens: int = 500
-    temperature: float = 0.0
-    json_schema: bool | str = "auto"
-    give_up_after: int = 20
+    concurrency: int = Field(4, ge=1, le=256)  # requests in flight at most
+    requests_per_minute: float = Field(0.0, ge=0)
+    tokens_per_minute: float = Field(0.0, ge=0)
+    timeout_s: float = Field(120.0, gt=0)
+    max_retries: int = Field(4, ge=0)
+    retry_after_cap_s: float = Field(60.0, ge=0)
+    backoff_s: float = Field(1.0, ge=0)
+    max_calls: int = Field(0, ge=0)
+    max_usd: float = Field(0.0, ge=0)
+    usd_per_million: list[NonNegativeFloat] = Field([0.0, 0.0], min_length=2, max_length=2)
+    max_tokens: int = Field(500, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+    json_schema: bool | Literal["auto"] = "auto"
+    give_up_after: int = Field(20, ge=0)
 
-    def __post_init__(self):
-        self._check_url()
-        if not isinstance(self.model, str) or not self.model.strip():
-            raise ValueError(f"Endpoint.model = {self.model!r}: must be the name of a model")
-        for name, least in (("concurrency", 1), ("max_tokens", 1), ("max_retries", 0), ("max_calls", 0)):
-            self._number(name, least, whole=True)
-        self._number("give_up_after", 0, whole=True)
-        for name in ("requests_per_minute", "tokens_per_minute", "max_usd", "retry_after_cap_s", "backoff_s"):
-            self._number(name, 0)
-        for name in ("usd_per_million_in", "usd_per_million_out", "temperature"):
-            self._number(name, 0)
-        self._number("timeout_s", 0)
-        if self.timeout_s == 0:
-            raise ValueError("Endpoint.timeout_s = 0: must be above 0")
-        if self.temperature > 2:
-            raise ValueError(f"Endpoint.temperature = {self.temperature}: must be 0 to 2")
-        if self.concurrency > 256:
-            raise ValueError(f"Endpoint.concurrency = {self.concurrency}: must be 1 to 256")
-        if self.json_schema is not True and self.json_schema is not False and self.json_schema != "auto":
-            raise ValueError(f'Endpoint.json_schema = {self.json_schema!r}: must be True, False or "auto"')
-        if self.max_usd and not self.priced:
-            raise ValueError("Endpoint.max_usd needs prices: set usd_per_million_in and usd_per_million_out")
+    @field_validator("model")
+    @classmethod
+    def _a_name(cls, model: str) -> str:
+        if not model.strip():
+            raise ValueError("expected the name of a model")
+        return model
 
-    def _check_url(self) -> None:
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, address: str) -> str:
         try:
-            url = urlsplit(self.base_url)
+            url = urlsplit(address)
             good = url.scheme in ("http", "https") and url.hostname and (url.port or True)
-        except (ValueError, AttributeError, TypeError):
-            raise ValueError("Endpoint.base_url: not an address; give one like https://host/v1") from None
+        except ValueError:
+            raise ValueError("not an address; give one like https://host/v1") from None
         if not good:
-            raise ValueError("Endpoint.base_url: must start with http:// or https:// and name a host")
+            raise ValueError("it must start with http:// or https:// and name a host")
         if "@" in url.netloc or url.query or url.fragment:  # never echoed: it may hold a key
-            raise ValueError("Endpoint.base_url: must hold no name, password or query; the key comes from key_env")
+            raise ValueError("it must hold no name, password or query; the key comes from the environment")
+        return address
 
-    def _number(self, name: str, least: float, whole: bool = False) -> None:
-        value = getattr(self, name)
-        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not fits or not math.isfinite(value) or value < least:
-            raise ValueError(f"Endpoint.{name} = {value!r}: must be a {'whole ' if whole else ''}number >= {least}")
+    @model_validator(mode="after")
+    def _prices_are_known(self) -> Endpoint:
+        if self.max_usd and not self.priced and not self.own:
+            raise ValueError(f"max_usd = {self.max_usd:g} needs prices: give usd_per_million, or max_usd = 0")
+        return self
 
     @property
     def priced(self) -> bool:
         """Whether costs can be told."""
-        return self.usd_per_million_in > 0 or self.usd_per_million_out > 0
+        return any(self.usd_per_million)
 
     @property
     def host(self) -> str:
@@ -125,7 +112,7 @@ class Endpoint:
 
     def usd(self, tokens_in: float, tokens_out: float) -> float:
         """US dollars of so many tokens; 0 where prices are unknown."""
-        return (tokens_in * self.usd_per_million_in + tokens_out * self.usd_per_million_out) / 1e6
+        return (tokens_in * self.usd_per_million[0] + tokens_out * self.usd_per_million[1]) / 1e6
 
     def key(self) -> str:
         """The key from the environment that may go to this server; "" when there is none.
@@ -142,6 +129,24 @@ class Endpoint:
         if name in VENDORS:
             return not in_clear and f".{self.host}".endswith(f".{VENDORS[name]}")
         return not in_clear or name != "OPENAI_API_KEY" or self.host in LOOPBACK
+
+
+def connect(endpoint: Endpoint, dry_run: bool = False) -> Endpoint:
+    """The endpoint as it is asked. A server of one's own needs no key and costs nothing, so its prices and max_usd are 0.
+
+    Args: dry_run: nothing will be asked, so no key is needed.
+    Raises: ValueError naming the environment variables of the missing key.
+    """
+    if endpoint.own:
+        return endpoint.with_(usd_per_million=[0.0, 0.0], max_usd=0.0)
+    if not dry_run and not endpoint.key():
+        names = " or ".join(endpoint.key_env)
+        raise ValueError(
+            f'judge = "lmm" asks {endpoint.model} at {endpoint.host}, which needs a key: set {names} in the environment '
+            '(never in a file), or give a server of your own, e.g. base_url = "http://localhost:11434/v1"; '
+            'judge = "keyless" needs none'
+        )
+    return endpoint
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ class Question:
     prompt_version: changes whenever the wording does, so that old answers are not replayed.
     text:           the user's words, sent before the pictures. system: the instruction above them, "" for none.
     schema:         JSON schema of the answer, or None for free text.
+    kind, n_images: which of `questions` it is, and how many images it shows (on one picture, where they are a collage).
     """
 
     id: str
@@ -179,6 +185,8 @@ class Question:
     pictures: tuple[Picture, ...] = ()
     schema: dict | None = None
     system: str = ""
+    kind: str = ""
+    n_images: int = 0
 
     @property
     def tokens(self) -> int:
@@ -222,13 +230,6 @@ class Plan:
     tokens_in: int
     tokens_out: int
     usd: float | None
-
-    def __str__(self) -> str:
-        cost = "cost unknown (no prices given)" if self.usd is None else f"at most about {self.usd:.2f} USD"
-        return (
-            f"{self.calls} calls to make, {self.replayed} answers replayed; about {self.tokens_in} tokens in, "
-            f"at most {self.tokens_out} out; {cost}"
-        )
 
 
 @dataclass

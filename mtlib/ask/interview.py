@@ -6,6 +6,7 @@ asked about the features that matter in every method.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,14 +18,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from mtlib.ask.album import Album, sample_rows
-from mtlib.ask.answers import Answer, Asker
-from mtlib.ask.questions import FeatureQuestion
-from mtlib.judge.judges import in_order
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import STATUSES, Answer, Question
 
-STATUSES = ("answered", "refused", "failed", "unasked")
 UNASSESSED = "fewer than 10 activating test images"
 NO_IMAGES = "the embeddings came without images, so there is nothing to show"
 COUNTS = ["method", "question", "asked", *STATUSES]
+PLAN = ["question", "calls", "replayed", "tokens_in", "tokens_out", "usd"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def plan_jobs(
         features:     method -> features.parquet. tops: method -> top_images.parquet; only split "val" is used.
         n_images:     images per feature, sampled by seed where there are more; with fewer than min_images none are asked.
         max_features: per method; 0: all. has_images: whether there is anything to show.
-    Returns: jobs, the methods in turns, each in reading order (`judges.in_order`); method -> feature -> reason.
+    Returns: jobs, the methods in turns, each in reading order (`in_order`); method -> feature -> reason.
     """
     queues, left = [], {m: {} for m in features}
     for method, table in features.items():
@@ -78,6 +78,12 @@ def plan_jobs(
                 queue.append(Job(method, f, sample_rows(own, n_images, seed, f), ratio))
         queues.append(queue)
     return in_turns(queues), left
+
+
+def in_order(features: pd.DataFrame) -> pd.DataFrame:
+    """Features in the order in which a reader wants them: assessed first, the most surely tied to errors, then density."""
+    keys = ["assessed", "error_low", "density", "feature"]
+    return features.sort_values(keys, ascending=[False, False, False, True], na_position="last")
 
 
 def in_turns(queues: list[list]) -> list:
@@ -107,10 +113,23 @@ class Interview:
         self.asker, self.album = asker, album
         self.answers: list[tuple[str, int, str, Answer]] = []
 
+    def plan(self, parts: dict[str, Iterable[Question]]) -> pd.DataFrame:
+        """What asking would take, told before anything is spent; nothing is asked, and retries are not counted.
+
+        Args: parts: kind of question -> its questions.
+        Returns: frame of PLAN, one line per kind, and their total, "all", below; usd is NaN where prices are unknown.
+        """
+        plans = {kind: self.asker.plan(asked) for kind, asked in parts.items()}
+        lines = [{"question": kind} | dataclasses.asdict(p) for kind, p in plans.items()]
+        frame = pd.DataFrame(lines, columns=PLAN).astype({"usd": float})
+        total = {"question": "all"} | frame[PLAN[1:]].sum(min_count=1).to_dict()
+        frame = pd.concat([frame, pd.DataFrame([total])], ignore_index=True)
+        return frame.astype(dict.fromkeys(PLAN[1:-1], int))
+
     def ask(
         self,
-        questions: Iterable[FeatureQuestion],
-        then: Callable[[FeatureQuestion, Answer], FeatureQuestion | None] | None = None,
+        questions: Iterable[Question],
+        then: Callable[[Question, Answer], Question | None] | None = None,
         total: int = 0,
     ) -> dict[str, Answer]:
         """Ask them, and what `then` makes of their answers; with a `total`, progress is shown.

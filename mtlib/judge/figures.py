@@ -1,4 +1,4 @@
-"""Tables and figures of 06: verdicts counted, and judges against the truth."""
+"""Figures of 06: judges against the truth, and how far explanations hold on images that nobody has seen."""
 
 from __future__ import annotations
 
@@ -8,69 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mtlib.judge.agreement import judge_table
-from mtlib.judge.judges import VERDICTS
+from mtlib.judge.verdicts import RULED
 from mtlib.plots import PALETTE, legend
-
-SCORES = ["n_assessed", "n_error", "n_truth", "precision", "recall", "f1", "agreement", "kappa", "n_left_out"]
-
-
-def captioned(encoder_table: pd.DataFrame) -> dict[str, bool]:
-    """cause -> whether the encoder's captions named it, from 01's tables/01_encoder.csv; {} when it does not say."""
-    if not {"cause", "captioned"} <= set(encoder_table.columns):
-        return {}
-    known = encoder_table.dropna(subset=["cause"])
-    return {
-        str(c): str(v).lower() in ("true", "1", "1.0") for c, v in zip(known["cause"], known["captioned"], strict=True)
-    }
-
-
-def judge_lines(method: str, verdicts: pd.DataFrame, features: pd.DataFrame, known: dict[str, bool]) -> pd.DataFrame:
-    """06_judges.csv's lines of one method: every judge against the truth, or how much it said where there is no truth.
-
-    Args:
-        verdicts: verdicts of all judges. features: features.parquet. known: what `captioned` returned.
-    """
-    others = verdicts[verdicts["judge"] != "truth"]
-    if "is_error" in features:
-        truth = features[["feature", "is_error", "top_cause"]]
-        truth = truth.assign(is_error=truth["is_error"] & features["assessed"])
-        return judge_table(method, others, truth, known or {"": True}).assign(reason="")
-    lines = []
-    for judge, group in others.groupby("judge", sort=True):
-        decided = group["verdict"].isin(["error", "no_error"])
-        line = {"method": method, "judge": judge, "captioned": "all", "n_assessed": int(decided.sum())}
-        line |= {"n_error": int((group["verdict"] == "error").sum()), "n_left_out": int((~decided).sum())}
-        why = group.loc[~decided, "detail"].mode()
-        reason = "no truth to compare with" if decided.any() or why.empty else why.iloc[0]
-        lines.append(line | {"reason": reason})
-    return pd.DataFrame(lines)
-
-
-def judges_table(parts: list[pd.DataFrame], skipped: pd.DataFrame) -> pd.DataFrame:
-    """All methods' lines, and one with the reason for each method that was not trained.
-
-    Args: parts: from `judge_lines`; skipped: lines of coders.csv with method and reason.
-    """
-    rest = pd.DataFrame({"method": skipped["method"], "judge": "", "captioned": "all", "reason": skipped["reason"]})
-    return pd.concat([*parts, rest], ignore_index=True).reindex(
-        columns=["method", "judge", "captioned", *SCORES, "reason"]
-    )
-
-
-def verdict_counts(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """method, judge and the number of features with each verdict; the verdicts of a judge add up to n_latents.
-
-    A column "unasked" is there only where a judge was stopped before its end.
-    """
-    lines = []
-    for method, frame in verdicts.items():
-        for judge, group in frame.groupby("judge", sort=True):
-            counts = group["verdict"].value_counts()
-            line = {"method": method, "judge": judge} | {v: int(counts.get(v, 0)) for v in VERDICTS}
-            lines.append(line | {"n_latents": len(group)})
-    frame = pd.DataFrame(lines, columns=["method", "judge", *VERDICTS, "n_latents"])
-    return frame if frame["unasked"].any() else frame.drop(columns="unasked")
 
 
 def confusion(
@@ -85,7 +24,7 @@ def confusion(
         ax.set_axis_off()
     for ax, (method, frame) in zip(axes.flat, verdicts.items(), strict=False):
         truth = features[method].set_index("feature")["is_error"]
-        decided = frame[(frame["judge"] == judge) & frame["verdict"].isin(["error", "no_error"])]
+        decided = frame[(frame["judge"] == judge) & frame["verdict"].isin(RULED)]
         said, real = decided["verdict"] == "error", truth.loc[decided["feature"]].to_numpy(bool)
         square = np.array([[(~said & ~real).sum(), (said & ~real).sum()], [(~said & real).sum(), (said & real).sum()]])
         share = square / np.maximum(square.sum(axis=1, keepdims=True), 1)
@@ -104,11 +43,15 @@ def confusion(
     return fig, pd.DataFrame(lines)
 
 
-def explanation_scores(tried: pd.DataFrame) -> Figure:
+def explanation_scores(tried: pd.DataFrame) -> Figure | None:
     """Accuracy of the judge on held-out images, per method: with the explanation, with another one, and of intruders.
+
+    None where no explanation was tried.
 
     Args: tried: what `scoring.summary` returned.
     """
+    if tried.empty:
+        return None
     methods, kinds = list(dict.fromkeys(tried["method"])), list(dict.fromkeys(tried["kind"]))
     names = {"detection": "its own explanation", "shuffled": "another feature's", "intruder": "find the intruder"}
     fig, ax = plt.subplots(figsize=(6.5, 1.0 + 0.4 * len(methods)))

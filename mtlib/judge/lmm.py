@@ -6,46 +6,22 @@ What was refused, failed or never asked is no verdict: it stands under that name
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from mtlib.ask import questions
-from mtlib.ask.answers import Answer, Endpoint
-from mtlib.ask.interview import STATUSES, UNASSESSED, Interview, Job, first_of_each
-from mtlib.judge.judges import COLUMNS, NOTHING
+from mtlib.ask.endpoint import STATUSES, Answer, Question
+from mtlib.ask.interview import UNASSESSED, Interview, Job, first_of_each
+from mtlib.judge.scoring import stand_ins
+from mtlib.judge.settings import JudgeConfig
+from mtlib.judge.verdicts import COLUMNS, NOTHING, RULED
 from mtlib.measure.relevance import wilson
 
 JUDGE = "lmm"
-PRICES = ("usd_per_million_in", "usd_per_million_out")
+STAND_IN = "something that takes about twelve words to say, as in most of the answers"
 FLIPS = {"ratio": "the error ratio, shown or not", "order": "an order to say the opposite, written into the images"}
-
-
-def connect(
-    base_url: str, model: str, dry_run: bool = False, usd_per_million: tuple = (0.0, 0.0), **settings
-) -> Endpoint:
-    """The endpoint to ask. A server of your own needs no key and costs nothing, so its prices and max_usd are 0.
-
-    Args:
-        dry_run:         nothing will be asked, so no key is needed.
-        usd_per_million: prices of a million tokens in, and out.
-        settings:        others of `Endpoint`.
-    Raises: ValueError naming a bad setting, or the environment variables of the missing key.
-    """
-    if len(usd_per_million) != 2:
-        raise ValueError(f"usd_per_million = {usd_per_million!r}: two prices, of tokens in and of tokens out")
-    endpoint, prices = Endpoint(base_url=base_url, model=model), dict(zip(PRICES, usd_per_million, strict=True))
-    if endpoint.own:
-        settings |= {"max_usd": 0.0}
-        prices = dict.fromkeys(PRICES, 0.0)
-    elif not dry_run and not endpoint.key():
-        names = " or ".join(endpoint.key_env)
-        raise ValueError(
-            f'judge = "lmm" asks {model} at {endpoint.host}, which needs a key: set {names} in the environment (never in a '
-            'file), or give a server of your own, e.g. base_url = "http://localhost:11434/v1"; judge = "keyless" needs none'
-        )
-    return replace(endpoint, **prices, **settings)
 
 
 def cannot_rule(data) -> str:
@@ -61,7 +37,7 @@ class Judged:
     explanations: dict[str, str]
 
 
-def judge(
+def by_model(
     features: dict[str, pd.DataFrame],
     jobs: list[Job],
     left: dict[str, dict[int, str]],
@@ -69,7 +45,7 @@ def judge(
     show_error_ratio: bool = False,
     nothing: str = "",
 ) -> Judged:
-    """Ask both questions about every job.
+    """A model's verdicts: both questions asked about every job.
 
     Args:
         features:         method -> features.parquet.
@@ -80,13 +56,13 @@ def judge(
     """
     album, by_name = interview.album, {j.name: j for j in jobs}
 
-    def then(asked: questions.FeatureQuestion, answer: Answer) -> questions.FeatureQuestion | None:
+    def then(asked: Question, answer: Answer) -> Question | None:
         if nothing or asked.kind != "commonality" or answer.status != "answered":
             return None
         return error_question(by_name[asked.id.rsplit("/", 1)[0]], album, answer.value["phrase"], show_error_ratio)
 
     total = len(jobs) * (1 if nothing else 2)
-    said = interview.ask((questions.commonality(j.name, album, j.rows) for j in jobs), then, total)
+    said = interview.ask((questions.ask("commonality", j.name, album, j.rows) for j in jobs), then, total)
     lines, explanations = {m: [] for m in features}, {}
     for job in jobs:
         name, rule = said[f"{job.name}/commonality"], said.get(f"{job.name}/error")
@@ -96,10 +72,26 @@ def judge(
     return Judged({m: _frame(m, lines[m], left[m], len(features[m])) for m in features}, explanations)
 
 
-def error_question(
-    job: Job, album, name: str, ratio: bool, order: str = "", what: str = "error"
-) -> questions.FeatureQuestion:
-    return questions.error(job.name, album, job.rows, name, job.ratio if ratio else None, order, what)
+def error_question(job: Job, album, name: str, ratio: bool, order: str = "", called: str = "error") -> Question:
+    shown = job.ratio if ratio else None
+    return questions.ask("error", job.name, album, job.rows, called, shown, order, commonality=name)
+
+
+def estimate(jobs: list[Job], interview: Interview, config: JudgeConfig) -> pd.DataFrame:
+    """What judging the jobs, scoring their explanations and checking for flips would take (`Interview.plan`).
+
+    Names are not known before they are asked, so a stand-in of usual length is counted in their place. Questions that
+    hold a name count as calls to make even where an earlier run has asked them.
+    """
+    album, ratio, again = interview.album, config.show_error_ratio, first_of_each(jobs, config.flip_check)
+    parts = {"commonality": [questions.ask("commonality", j.name, album, j.rows) for j in jobs]}
+    parts["error"] = [error_question(j, album, STAND_IN, ratio) for j in jobs]
+    parts |= stand_ins(jobs, album, config, STAND_IN)
+    if again:
+        ways = [error_question(j, album, STAND_IN, not ratio) for j in again if j.ratio]
+        ways += [error_question(j, album, STAND_IN, ratio, questions.ORDER) for j in again]
+        parts["error, asked again"] = ways
+    return interview.plan(parts)
 
 
 def _frame(method: str, lines: list[dict], left: dict[int, str], n: int) -> pd.DataFrame:
@@ -144,7 +136,7 @@ def flip_check(
     Returns: frame of method, changed, n (both answers are verdicts), n_flipped, flip_rate, low, high (Wilson 95%),
         n_lost (refused, failed or unasked the second time); one line per method and way.
     """
-    decided = [j for j in jobs if _said(judged, j, "verdict") in ("error", "no_error")]
+    decided = [j for j in jobs if _said(judged, j, "verdict") in RULED]
     chosen = {j.name: j for j in first_of_each(decided, n)}
     before = {name: _said(judged, j, "verdict") == "error" for name, j in chosen.items()}
     names = {name: _said(judged, j, "phrase") for name, j in chosen.items()}

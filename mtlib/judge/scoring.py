@@ -10,41 +10,20 @@ All images are of the test split; names and verdicts were made from val.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from mtlib.ask import questions
-from mtlib.ask.interview import Interview, Job, in_turns
+from mtlib.ask.endpoint import Question
+from mtlib.ask.interview import Interview, Job, first_of_each, in_turns
+from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.relevance import wilson
 
 N_BOOT = 2000
 KINDS = ("detection", "shuffled", "intruder")
 BATCH = 2048
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Settings of the scores. Raises ValueError naming field, value and range.
-
-    features: features scored per method, those judged first; 0: none.
-    images:   images per detection question, half of them activating; even.
-    intruder: images per intruder question, all but one activating.
-    """
-
-    features: int = 0
-    images: int = 10
-    intruder: int = 5
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.features < 0:
-            raise ValueError(f"ScoreConfig.features = {self.features}: must be >= 0")
-        if not 2 <= self.images <= 40 or self.images % 2:
-            raise ValueError(f"ScoreConfig.images = {self.images}: an even number from 2 to 40")
-        if not 3 <= self.intruder <= 20:
-            raise ValueError(f"ScoreConfig.intruder = {self.intruder}: from 3 to 20")
 
 
 @dataclass(frozen=True)
@@ -79,7 +58,7 @@ def activity(coder, x: np.ndarray, rows: np.ndarray, features: list[int]) -> np.
 
 
 def held_out(
-    jobs: list[Job], explanations: dict[str, str], load: Callable[[str], object], data, config: ScoreConfig
+    jobs: list[Job], explanations: dict[str, str], load: Callable[[str], object], data, config: JudgeConfig
 ) -> list[Trial]:
     """Trials on the test split for the first explained features of every method, the methods in turns.
 
@@ -89,7 +68,7 @@ def held_out(
     """
     rows, out = data.rows("test"), []  # of tokens where an image has several
     images = rows[:: data.tokens]
-    for method in dict.fromkeys(j.method for j in jobs) if config.features else ():
+    for method in dict.fromkeys(j.method for j in jobs) if config.score_features else ():
         own = [j for j in jobs if j.method == method and j.name in explanations]
         fires = activity(load(method), data.x, rows, [j.feature for j in own])
         fires = fires.reshape(len(images), data.tokens, len(own)).any(axis=1)
@@ -98,20 +77,25 @@ def held_out(
 
 
 def make_trials(
-    jobs: list[Job], explanations: dict[str, str], fires: np.ndarray, rows: np.ndarray, config: ScoreConfig
+    jobs: list[Job], explanations: dict[str, str], fires: np.ndarray, rows: np.ndarray, config: JudgeConfig
 ) -> list[Trial]:
     """Held-out images and a control explanation for each feature of one method.
 
     Args:
-        jobs:         features of one method with an explanation, in order; the first `config.features` are taken.
+        jobs:         features of one method with an explanation, in order; the first `config.score_features` are taken.
         explanations: job name -> explanation.
         fires:        (n, len(jobs)) bool on test rows. rows: (n,) those rows.
     Returns: trials; features that fire on fewer, or on all but fewer, images than needed are left out.
     """
-    kept, n = [], config.images // 2
+    kept, n = [], config.score_images // 2
     for k, job in enumerate(jobs):
         on, off = rows[fires[:, k]], rows[~fires[:, k]]
-        if len(kept) < config.features and min(len(on), len(off)) >= n and len(on) >= config.intruder - 1 and len(off):
+        if (
+            len(kept) < config.score_features
+            and min(len(on), len(off)) >= n
+            and len(on) >= config.intruder_images - 1
+            and len(off)
+        ):
             kept.append((job, on, off))
     texts = [explanations[job.name] for job, _, _ in kept]
     others = control(texts, config.seed)
@@ -121,8 +105,8 @@ def make_trials(
         on, off = rng.permutation(on), rng.permutation(off)
         mixed = rng.permutation(2 * n)
         both, truth = np.concatenate([on[:n], off[:n]])[mixed], (np.arange(2 * n) < n)[mixed]
-        place = int(rng.integers(config.intruder))
-        lineup = np.insert(on[-(config.intruder - 1) :], place, off[-1])
+        place = int(rng.integers(config.intruder_images))
+        lineup = np.insert(on[-(config.intruder_images - 1) :], place, off[-1])
         trials.append(Trial(job, both, truth, lineup, place, "" if other is None else texts[other]))
     return trials
 
@@ -156,13 +140,25 @@ def score(trials: list[Trial], explanations: dict[str, str], interview: Intervie
     return pd.DataFrame(lines, columns=columns)
 
 
-def trial_questions(trial: Trial, explanation: str, album) -> Iterator[questions.FeatureQuestion]:
+def trial_questions(trial: Trial, explanation: str, album) -> Iterator[Question]:
     """The questions about one feature: detection, its control where there is one, intruder."""
     name = trial.job.name
-    yield questions.detection(name, album, trial.rows, explanation)
+    yield questions.ask("detection", name, album, trial.rows, explanation=explanation)
     if trial.other:
-        yield questions.detection(name, album, trial.rows, trial.other, "shuffled")
-    yield questions.intruder(name, album, trial.lineup)
+        yield questions.ask("detection", name, album, trial.rows, "shuffled", explanation=trial.other)
+    yield questions.ask("intruder", name, album, trial.lineup)
+
+
+def stand_ins(jobs: list[Job], album, config: JudgeConfig, explanation: str) -> dict[str, list[Question]]:
+    """Questions by kind that take as much as those about held-out images will; no two of a kind are the same."""
+    some = first_of_each(jobs, config.score_features)
+    rows = {"detection": config.score_images, "shuffled": config.score_images, "intruder": config.intruder_images}
+    out = {}
+    for called, n in rows.items() if some else ():
+        kind = "intruder" if called == "intruder" else "detection"
+        asked = [questions.ask(kind, j.name, album, np.resize(j.rows, n), explanation=explanation) for j in some]
+        out[called] = [replace(q, text=f"{q.text} {q.id}") for q in asked]
+    return out
 
 
 def _outcome(trial: Trial, kind: str, answer) -> dict:
@@ -178,7 +174,7 @@ def _outcome(trial: Trial, kind: str, answer) -> dict:
     return {"n_on": n_on, "n_off": n_off, "hits_on": on, "hits_off": off, "accuracy": accuracy}
 
 
-def summary(scores: pd.DataFrame, config: ScoreConfig) -> pd.DataFrame:
+def summary(scores: pd.DataFrame, config: JudgeConfig) -> pd.DataFrame:
     """One line per method and kind: method, kind, n_features (answered), n_lost, accuracy, low, high, chance.
 
     Accuracy is the mean over features. Intervals are 95%: Wilson for intruders (one yes or no per feature), a bootstrap
@@ -194,7 +190,7 @@ def summary(scores: pd.DataFrame, config: ScoreConfig) -> pd.DataFrame:
             low, high = bootstrap_mean(values, config.seed)
         line = {"method": method, "kind": kind, "n_features": n, "n_lost": len(group) - n}
         line |= {"accuracy": values.mean() if n else np.nan, "low": low, "high": high}
-        lines.append(line | {"chance": 1 / config.intruder if kind == "intruder" else 0.5})
+        lines.append(line | {"chance": 1 / config.intruder_images if kind == "intruder" else 0.5})
     columns = ["method", "kind", "n_features", "n_lost", "accuracy", "low", "high", "chance"]
     return pd.DataFrame(lines, columns=columns)
 

@@ -201,7 +201,7 @@ class FeatureViewer:
 
     def _said(self, image) -> dict:
         from mtlib.embed.encoders import EncoderError  # imports the encoder's libraries: only when they are needed
-        from mtlib.judge.label import Labeler
+        from mtlib.judge.labeler import Labeler
 
         method = self.on.method.value
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from pathlib import Path
 
 import pytest
 
-from mtlib.ask.answers import Endpoint, Malformed, Picture, Question, Refused
+from mtlib.ask.endpoint import Endpoint, Malformed, Picture, Question, Refused
 from tests.ask.hostile import DEADLINE, REFUSAL, RETRIES
 from tests.ask.lmm_server import MODEL, LmmServer
 
@@ -35,6 +37,16 @@ def endpoint(server: LmmServer, **changes) -> Endpoint:
 def question(n: int = 0, **changes) -> Question:
     fields = {"id": f"q/{n}", "prompt_version": "1", "text": f"What do these share? {n}", "schema": SCHEMA}
     return Question(**(fields | {"pictures": (Picture("ab" * 32, lambda: JPEG, (64, 64)),)} | changes))
+
+
+def contents(path: Path) -> bytes:
+    """A file's bytes; of a data base, every value in plain, since pages may cut a text in two."""
+    data = path.read_bytes()
+    if data.startswith(b"SQLite"):
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        data += "\n".join(db.iterdump()).encode()
+        db.close()
+    return data
 
 
 @pytest.fixture

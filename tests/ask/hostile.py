@@ -148,6 +148,12 @@ def newer_limit(ask: Ask):
     return status(400, words) if "max_tokens" in ask.body else GOOD
 
 
+@of_ask
+def own_temperature(ask: Ask):
+    words = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+    return status(400, words) if "temperature" in ask.body else GOOD
+
+
 def soon(seconds: float) -> str:
     return email.utils.formatdate(time.time() + seconds, usegmt=True)
 
@@ -169,6 +175,7 @@ CASES = [
     Case("model with a vendor", (completion(GOOD, model=f"acme/{MODEL}:free"),), "answered", 1),
     Case("no schemas here", (no_schemas,), "answered", 2),
     Case("max_completion_tokens", (newer_limit,), "answered", 2),
+    Case("no temperature", (own_temperature,), "answered", 2),
     Case("500 first", (status(500), GOOD), "answered", 2),
     Case("503 and 408 first", (status(503), status(408), GOOD), "answered", 3),
     Case("dropped first", (hang_up, GOOD), "answered", 2),

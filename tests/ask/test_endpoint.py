@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mtlib.ask.answers import Asker, Endpoint, Picture
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import Endpoint, Picture
 from tests.ask.asked import KEY, endpoint, key, parse, question  # noqa: F401 (key is a fixture)
 from tests.ask.hostile import GOOD
 from tests.ask.lmm_server import LmmServer
@@ -15,21 +16,24 @@ pytestmark = pytest.mark.usefixtures("key")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"concurrency": 0}, "Endpoint.concurrency = 0: must be a whole number >= 1"),
-        ({"concurrency": 2.5}, "Endpoint.concurrency = 2.5"),
-        ({"timeout_s": float("nan")}, "Endpoint.timeout_s = nan"),
-        ({"timeout_s": 0}, "Endpoint.timeout_s = 0: must be above 0"),
-        ({"temperature": 3.0}, "Endpoint.temperature = 3.0: must be 0 to 2"),
-        ({"max_usd": 1.0}, "Endpoint.max_usd needs prices"),
-        ({"json_schema": "yes"}, "Endpoint.json_schema = 'yes'"),
-        ({"model": ""}, "Endpoint.model = ''"),
-        ({"base_url": "ftp://x"}, "must start with http"),
+        ({"concurrency": 0}, "concurrency = 0: should be greater than or equal to 1"),
+        ({"concurrency": 2.5}, "concurrency = 2.5: expected a whole number"),
+        ({"timeout_s": float("nan")}, "timeout_s = nan"),
+        ({"timeout_s": 0}, "timeout_s = 0: should be greater than 0"),
+        ({"temperature": 3.0}, "temperature = 3.0: should be less than or equal to 2"),
+        ({"max_usd": 1.0}, "max_usd = 1 needs prices"),
+        ({"usd_per_million": [1.0]}, "usd_per_million = [1.0]"),
+        ({"json_schema": "yes"}, "'yes'"),
+        ({"model": ""}, "model = '': expected the name of a model"),
+        ({"base_url": "ftp://x"}, "base_url: it must start with http"),
+        ({"base_url": f"ftp://{KEY}"}, "base_url: it must start with http"),
+        ({"base_url": [KEY]}, "base_url: expected text"),
         ({"base_url": "https://h/v1?key=" + KEY}, "must hold no name, password or query"),
         ({"base_url": f"https://u:{KEY}@h/v1"}, "must hold no name, password or query"),
     ],
 )
 def test_endpoint_refuses_bad_settings_by_field_value_and_range(changes, message):
-    with pytest.raises(ValueError, match=r"^Endpoint\.") as caught:
+    with pytest.raises(ValueError) as caught:
         Endpoint(**changes)
     assert message in str(caught.value) and KEY not in str(caught.value)
 
@@ -55,7 +59,7 @@ def test_a_key_goes_only_where_it_may(monkeypatch):
 def test_also_named_accepts_a_file_name(tmp_path):
     with LmmServer(lambda ask: GOOD, model="/models/llava-q4.gguf") as server:
         e = endpoint(server, also_named=("/models/llava-q4.gguf",))
-        with Asker(e, tmp_path / "a.jsonl", parse) as asker:
+        with Asker(e, tmp_path / "a.sqlite", parse) as asker:
             assert next(iter(asker.ask([question()]))).status == "answered"
 
 
@@ -68,12 +72,12 @@ def test_plan_counts_calls_tokens_and_dollars_without_asking(tmp_path):
     big = tuple(Picture(f"{n:064x}", never, (750, 1000)) for n in range(2))
     asked = [question(n, text=f"{n}" * 400, schema=None, pictures=big) for n in (1, 2, 2, 3)]
     with LmmServer(lambda ask: GOOD) as server:
-        prices = {"usd_per_million_in": 1.0, "usd_per_million_out": 10.0, "max_tokens": 100}
-        with Asker(endpoint(server, **prices), tmp_path / "a.jsonl", parse) as asker:
+        prices = {"usd_per_million": [1.0, 10.0], "max_tokens": 100}
+        with Asker(endpoint(server, **prices), tmp_path / "a.sqlite", parse) as asker:
             list(asker.ask([question(1, text="1" * 400, schema=None)]))
             plan = asker.plan(asked)
             assert (plan.calls, plan.replayed, plan.tokens_in, plan.tokens_out) == (3, 0, 3 * 2110, 300)
             assert plan.usd == pytest.approx(3 * (2110 + 1000) / 1e6)
             assert asker.plan([question(1, text="1" * 400, schema=None)]).replayed == 1
             assert server.n_asks == 1
-        assert "cost unknown" in str(Asker(endpoint(server), tmp_path / "a.jsonl", parse).plan(asked))
+        assert Asker(endpoint(server), tmp_path / "b.sqlite", parse).plan(asked).usd is None

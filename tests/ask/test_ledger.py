@@ -1,20 +1,24 @@
-"""The ledger: replay without calls, torn lines, last of duplicates, one writer, and runs that are killed."""
+"""The ledger: replay without calls, one writer, the last answer counts, ledgers of earlier versions, runs that are killed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 
 import pytest
 
-from mtlib.ask import ledger, records
-from mtlib.ask.answers import Asker, Malformed
-from tests.ask.asked import KEY, endpoint, key, parse, question  # noqa: F401 (key is a fixture)
+from mtlib.ask import ledger
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import Malformed
+from mtlib.ask.ledger import Ledger, LedgerError
+from tests.ask.asked import KEY, contents, endpoint, key, parse, question  # noqa: F401 (key is a fixture)
 from tests.ask.hostile import GOOD, REFUSAL, status
 from tests.ask.lmm_server import LmmServer
 
@@ -23,10 +27,10 @@ pytestmark = pytest.mark.usefixtures("key")
 
 def test_second_writer_is_refused_while_the_first_one_asks(tmp_path):
     with LmmServer(lambda ask: GOOD) as server:
-        first, second, third = (Asker(endpoint(server), tmp_path / "a.jsonl", parse) for _ in range(3))
+        first, second, third = (Asker(endpoint(server), tmp_path / "a.sqlite", parse) for _ in range(3))
         asked = first.ask(question(n) for n in range(50))
         next(asked)
-        with pytest.raises(records.RecordError, match="another process"):
+        with pytest.raises(LedgerError, match="another process"):
             list(second.ask([question(60)]))
         asked.close()
         assert [a.status for a in second.ask([question(60)])] == ["answered"]
@@ -45,15 +49,22 @@ def test_second_run_replays_answers_and_refusals_and_asks_failures_again(tmp_pat
     with LmmServer(answer) as server:
         runs = []
         for _ in range(2):
-            with Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+            with Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
                 runs.append(list(asker.ask(question(n) for n in range(8))))
                 u = asker.usage
                 assert (u.answered, u.refused, u.failed) == (4, 2, 2)
         assert server.n_asks == 8 + 2 and [a.replayed for a in runs[1]] == [True] * 6 + [False] * 2
         bare = [dataclasses.replace(a, replayed=False) for a in runs[1]]
         assert bare == runs[0]
-    log = (tmp_path / "a.attempts.jsonl").read_text()
-    assert log.count("HTTP 400") == 4 and "q/6" in log and KEY not in log
+    db = sqlite3.connect(tmp_path / "a.sqlite")
+    attempts = list(db.execute("SELECT question, reason FROM attempts ORDER BY number"))
+    assert (
+        [q for q, _ in attempts].count("q/6") == 2 and all("HTTP 400" in r for _, r in attempts) and len(attempts) == 4
+    )
+    assert db.execute("SELECT count(*) FROM answers").fetchone() == (6,), "errors are no answers"
+    db.close()
+    assert KEY.encode() not in contents(tmp_path / "a.sqlite")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.sqlite"]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +77,8 @@ def test_key_depends_on_everything_that_is_asked(changes):
     same = ledger.key(e, question(id="another id"))
     assert same == ledger.key(e, question()) != ledger.key(e, question(**changes))
     others = [{"model": "m"}, {"base_url": "http://localhost:2/v1"}, {"max_tokens": 7}, {"temperature": 1.0}]
-    assert len({ledger.key(dataclasses.replace(e, **o), question()) for o in [*others, {}]}) == 5
-    assert ledger.key(dataclasses.replace(e, concurrency=9, max_calls=5, timeout_s=3), question()) == same
+    assert len({ledger.key(e.with_(**o), question()) for o in [*others, {}]}) == 5
+    assert ledger.key(e.with_(concurrency=9, max_calls=5, timeout_s=3), question()) == same
 
 
 def test_equal_questions_make_one_request(tmp_path):
@@ -75,27 +86,76 @@ def test_equal_questions_make_one_request(tmp_path):
         time.sleep(0.1)
         return GOOD
 
-    with LmmServer(slow) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(slow) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         answers = list(asker.ask(question(id=f"f{n}") for n in range(6)))
     assert server.n_asks == 1 and [a.question_id for a in answers] == [f"f{n}" for n in range(6)]
     assert [a.replayed for a in answers] == [False] + [True] * 5
 
 
-def test_torn_and_false_lines_are_set_aside_and_the_last_of_duplicates_wins(tmp_path):
-    path = tmp_path / "a.jsonl"
+def test_earlier_ledgers_are_taken_over_once_and_never_paid_twice(tmp_path):
+    """A file of JSON lines per model: torn and false lines are set aside, the last of two counts, newer answers stand."""
+    path, copy = tmp_path / "answers" / "answers.sqlite", tmp_path / "answers" / "test-model-0a1b2c3d.jsonl"
     with LmmServer(lambda ask: GOOD) as server:
+        with Asker(endpoint(server), tmp_path / "other.sqlite", parse) as asker:
+            answers = list(asker.ask(question(n) for n in range(2)))
+            asker.export(copy, answers)
+        first, other = (json.loads(line) for line in copy.read_text().splitlines())
+        bad = [first | {"text": '{"phrase": "second"}'}, first | {"key": "ab"}, first | {"status": "failed"}]
+        lines = [json.dumps(r) for r in bad] + ["{}", "[1]", '{"key": NaN}', "", "\x00\x00", json.dumps(other)[:50]]
+        copy.write_text(copy.read_text() + "\n".join(lines))
+        (copy.parent / "test-model-0a1b2c3d.attempts.jsonl").write_text(json.dumps(other | {"text": "no answer"}))
+        assert len(Ledger(path).set_aside) == 7
         with Asker(endpoint(server), path, parse) as asker:
-            (answer,) = asker.ask([question(0)])
-        record = json.loads(path.read_text())
-        bad = [record | {"text": '{"phrase": "second"}'}, record | {"key": "ab"}, record | {"status": "failed"}]
-        lines = [json.dumps(r) for r in bad] + ["{}", "[1]", '{"key": NaN}', "", "\x00\x00", path.read_text()[:50]]
-        path.write_text(path.read_text() + "\n".join(lines))
-        with Asker(endpoint(server), path, parse) as asker:
-            again, new = asker.ask([question(0), question(1)])
-            assert len(asker.ledger.set_aside) == 7
-        assert answer.value != again.value == {"phrase": "second"} and again.replayed and not new.replayed
-        assert len(ledger.Ledger(path).records) == 2 and server.n_asks == 2
-        assert new.key in path.read_text().splitlines()[-1]
+            assert asker.plan(question(n) for n in range(3)).calls == 1
+            again, second, new = asker.ask(question(n) for n in range(3))
+            assert asker.ledger.set_aside == [], "it is read once"
+        assert answers[0].value != again.value == {"phrase": "second"} and again.replayed and second.replayed
+        assert not new.replayed and server.n_asks == 3
+        copy.write_text(json.dumps(first | {"text": '{"phrase": "third"}'}) + "\n")
+        assert Ledger(path).records[again.key]["text"] == '{"phrase": "second"}', "what is on record stands"
+
+
+def test_of_two_answers_on_record_the_last_counts(tmp_path):
+    book, record = Ledger(tmp_path / "a.sqlite"), {"key": "ab" * 32, "status": "answered", "reason": "", "model": ""}
+    book.open()
+    for text in ("first", "second", "second"):
+        book.add(record | {"text": text, "usage": {}})
+    with pytest.raises(ValueError, match="no record of an answer"):
+        book.add(record | {"text": "x", "usage": {}, "status": "failed"})
+    book.close()
+    assert [r["text"] for r in Ledger(tmp_path / "a.sqlite").records.values()] == ["second"]
+    db = sqlite3.connect(tmp_path / "a.sqlite")
+    assert db.execute("SELECT count(*) FROM answers").fetchone() == (2,), "nothing that was paid for is lost"
+    db.close()
+
+
+def test_an_answer_is_there_whole_or_not_at_all(tmp_path):
+    """The files as a kill leaves them, the log of changes cut at every place: some of the answers, each of them whole."""
+    book, record = Ledger(tmp_path / "a.sqlite"), {"status": "answered", "reason": "", "model": "", "usage": {}}
+    book.open()
+    for n in range(4):
+        book.add(record | {"key": f"{n:064x}", "text": f"{n}" * 5000})
+    files = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    book.close()
+    found = []
+    log = files["a.sqlite-wal"]
+    for end in (*range(0, len(log), 1500), len(log)):
+        folder = tmp_path / str(end)
+        folder.mkdir()
+        (folder / "a.sqlite").write_bytes(files["a.sqlite"])
+        (folder / "a.sqlite-wal").write_bytes(log[:end])
+        kept = Ledger(folder / "a.sqlite").records
+        assert list(kept) == [f"{n:064x}" for n in range(len(kept))]
+        assert [r["text"] for r in kept.values()] == [f"{n}" * 5000 for n in range(len(kept))]
+        found.append(len(kept))
+        shutil.rmtree(folder)
+    assert found == sorted(found) and set(found) == {0, 1, 2, 3, 4}
+
+
+def test_a_file_that_is_no_ledger_is_named(tmp_path):
+    (tmp_path / "a.sqlite").write_bytes(b"something else" * 500)
+    with pytest.raises(LedgerError, match=r"a\.sqlite: .*; move the file away"):
+        Ledger(tmp_path / "a.sqlite")
 
 
 def test_replay_parses_again_and_asks_only_what_can_no_longer_be_read(tmp_path):
@@ -108,7 +168,7 @@ def test_replay_parses_again_and_asks_only_what_can_no_longer_be_read(tmp_path):
     with LmmServer(lambda ask: said[0]) as server:
 
         def ask(parser) -> tuple:
-            with Asker(endpoint(server), tmp_path / "a.jsonl", parser) as asker:
+            with Asker(endpoint(server), tmp_path / "a.sqlite", parser) as asker:
                 planned = asker.plan([question(0)]).calls
                 (answer,) = asker.ask([question(0)])
                 return planned, answer.status, answer.replayed
@@ -122,36 +182,36 @@ def test_replay_parses_again_and_asks_only_what_can_no_longer_be_read(tmp_path):
         assert server.n_asks == n + 1
 
 
-def test_export_keeps_the_used_answers_in_their_order(tmp_path):
+def test_export_keeps_the_used_answers_in_their_order_and_can_be_replayed(tmp_path):
+    copy = tmp_path / "answers" / "copy.jsonl"
     with LmmServer(lambda ask: GOOD) as server:
-        with Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+        with Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
             answers = list(asker.ask(question(n) for n in range(4)))
-            assert asker.export(tmp_path / "copy.jsonl", answers[:0:-1] + [answers[3]]) == 3
-        with Asker(endpoint(server), tmp_path / "copy.jsonl", parse) as copy:
-            assert copy.plan(question(n) for n in range(4)).calls == 1
-    found = [json.loads(line)["question"] for line in (tmp_path / "copy.jsonl").read_text().splitlines()]
-    assert found == ["q/3", "q/2", "q/1"]
+            assert asker.export(copy, answers[:0:-1] + [answers[3]]) == 3
+        with Asker(endpoint(server), copy.parent / "answers.sqlite", parse) as other:
+            assert other.plan(question(n) for n in range(4)).calls == 1
+    found = [json.loads(line) for line in copy.read_text().splitlines()]
+    assert [line["question"] for line in found] == ["q/3", "q/2", "q/1"]
+    names = ["key", "question", "prompt_version", "endpoint", "asked", "model", "status", "text", "reason", "usage"]
+    assert list(found[0]) == names and copy.read_text().startswith(json.dumps(found[0], ensure_ascii=False) + "\n")
 
 
 def test_ledger_that_cannot_be_written_ends_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     with LmmServer(lambda ask: GOOD) as server:
-        with Asker(endpoint(server), tmp_path / "file" / "a.jsonl", parse) as asker, pytest.raises(OSError):
+        with Asker(endpoint(server), tmp_path / "file" / "a.sqlite", parse) as asker, pytest.raises(OSError):
             list(asker.ask([question(0)]))
         assert server.n_asks == 0
 
 
-def test_place_is_one_file_per_model_and_endpoint(tmp_path):
-    e = endpoint(type("Server", (), {"base_url": "http://localhost:1/v1"}), model="../a b/cl\nip:7b")
-    path = ledger.place(tmp_path, e)
-    assert path.parent == tmp_path / "answers" and path.name.startswith("a-b-cl-ip-7b-")
-    assert path != ledger.place(tmp_path, dataclasses.replace(e, base_url="http://localhost:2/v1"))
+def test_place_is_one_file_per_run(tmp_path):
+    assert ledger.place(tmp_path) == tmp_path / "answers" / "answers.sqlite"
 
 
 ASK_ALL = """
 import sys
 from pathlib import Path
-from mtlib.ask.answers import Asker
+from mtlib.ask.asker import Asker
 from tests.ask.asked import endpoint, parse, question
 server = type("Server", (), {"base_url": sys.argv[1]})
 with Asker(endpoint(server), Path(sys.argv[2]), parse) as asker:
@@ -169,18 +229,18 @@ def test_killed_run_repeats_at_most_what_was_in_flight(tmp_path, repo):
         return GOOD
 
     with LmmServer(slow) as server:
-        command = [sys.executable, "-c", ASK_ALL, server.base_url, str(tmp_path / "a.jsonl"), str(n)]
+        command = [sys.executable, "-c", ASK_ALL, server.base_url, str(tmp_path / "a.sqlite"), str(n)]
         process = subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, text=True)
         for _ in range(8):
             process.stdout.readline()
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        kept = dict(ledger.Ledger(tmp_path / "a.jsonl").records)
+        kept = dict(Ledger(tmp_path / "a.sqlite").records)
         assert 8 <= len(kept) < n
-        with Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+        with Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
             answers = list(asker.ask(question(i) for i in range(n)))
         assert [(a.question_id, a.value) for a in answers] == [(f"q/{i}", json.loads(GOOD)) for i in range(n)]
         assert sum(a.replayed for a in answers) == len(kept)
         assert n <= server.n_asks <= n + 4
-    found = ledger.Ledger(tmp_path / "a.jsonl").records
+    found = Ledger(tmp_path / "a.sqlite").records
     assert len(found) == n and {k: found[k] for k in kept} == kept

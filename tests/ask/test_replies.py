@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 
 from mtlib.ask import replies
-from mtlib.ask.answers import Endpoint, Picture, Question
 from mtlib.ask.client import Client
+from mtlib.ask.endpoint import Endpoint, Picture, Question
 from mtlib.ask.replies import Reply, Trouble
 from tests.ask.hostile import GOOD
 from tests.ask.lmm_server import MODEL, completion

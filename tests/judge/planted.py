@@ -9,9 +9,10 @@ import pandas as pd
 from PIL import Image
 
 from mtlib.ask.album import Album
-from mtlib.ask.answers import Asker, Endpoint
-from mtlib.ask.interview import Interview, Job
-from mtlib.ask.parsing import parse
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import Endpoint
+from mtlib.ask.interview import Interview
+from mtlib.ask.parse import parse
 from mtlib.embed.store import Data
 from mtlib.run.artifacts import sha256
 from tests.ask.lmm_server import MODEL, LmmServer
@@ -70,9 +71,3 @@ def endpoint(server: LmmServer, **settings) -> Endpoint:
 def interview(server: LmmServer, data: Data, ledger: Path, images_as: str = "separate", **settings) -> Interview:
     """Ready to ask; close its asker at the end."""
     return Interview(Asker(endpoint(server, **settings), ledger, parse), Album(data, images_as))
-
-
-def jobs_of(features: dict, tops: dict) -> tuple[list[Job], dict]:
-    from mtlib.ask.interview import plan_jobs
-
-    return plan_jobs(features, tops)

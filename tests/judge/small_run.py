@@ -11,7 +11,7 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data, save_array
 from mtlib.features.similar import similar_features
 from mtlib.features.statistics import feature_table, truth_columns, write_features
-from mtlib.judge import judges
+from mtlib.judge import keyless, verdicts
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.logit import causal_relevance
 from mtlib.measure.monosemanticity import image_classes
@@ -56,11 +56,11 @@ def write_small_run(run: Path, n: int = 400) -> Path:
 
     stage = Stage("06_interpret", str(run))
     folder = stage.input("05_features") / "features" / "tc"
-    said = judges.keyless(table, pd.read_parquet(folder / "top_images.parquet"), data)
+    said = keyless.by_text(table, pd.read_parquet(folder / "top_images.parquet"), data)
     said.loc[0, "phrase"] = "<script>alert(1)</script>"
     said.loc[np.arange(len(said)) % 2 == 0, "verdict"] = "error"
     out = stage.out / "explanations" / "tc"
     out.mkdir(parents=True)
-    pd.concat([said, judges.truth(table)]).to_parquet(out / "verdicts.parquet", index=False)
+    pd.concat([said, verdicts.by_truth(table)]).to_parquet(out / "verdicts.parquet", index=False)
     stage.finish(judge="keyless")
     return run

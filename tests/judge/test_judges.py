@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from mtlib.embed.store import Data
-from mtlib.judge import figures as judge_figures
-from mtlib.judge import judges
-from mtlib.judge.judges import COLUMNS, KeylessConfig
+from mtlib.judge import agreement, figures, keyless, published, verdicts
+from mtlib.judge.settings import JudgeConfig
 from mtlib.judge.text_space import TextSpace, ZeroShot
+from mtlib.judge.verdicts import COLUMNS
 
 FAMILIES = ["hand", "face", "glass"]
 GAP_IMAGE, GAP_TEXT = 4.0, 5.0  # the directions that all images, or all texts, share
@@ -67,7 +67,7 @@ def feature_lists(data, f, label):
 def test_keyless_finds_the_planted_errors_and_names_them():
     data, f, label = planted()
     features, top = feature_lists(data, f, label)
-    out = judges.keyless(features, top, data)
+    out = keyless.by_text(features, top, data)
     assert list(out.columns) == COLUMNS and out["feature"].tolist() == list(range(9))
     assert out["verdict"].tolist() == ["error"] * 3 + ["no_error"] * 4 + ["skipped"] * 2
     for k, name in enumerate(FAMILIES):
@@ -80,32 +80,32 @@ def test_keyless_finds_the_planted_errors_and_names_them():
 def test_keyless_reads_no_labels():
     data, f, label = planted()
     features, top = feature_lists(data, f, label)
-    before = judges.keyless(features, top, data)
+    before = keyless.by_text(features, top, data)
     data.manifest["label"] = pd.array(1 - label, dtype="Int64")
-    after = judges.keyless(features.assign(error_ratio=0.1), top.assign(label=0), data)
+    after = keyless.by_text(features.assign(error_ratio=0.1), top.assign(label=0), data)
     pd.testing.assert_frame_equal(before, after)
 
 
 @pytest.mark.parametrize("labels", ["none", "classes"])
 def test_without_labels_features_get_names_but_no_verdicts(labels):
     data, f, label = planted(labels)
-    out = judges.keyless(*feature_lists(data, f, label), data)
+    out = keyless.by_text(*feature_lists(data, f, label), data)
     assert set(out["verdict"]) == {"skipped"}
-    assert out["phrase"][0].startswith("error hand") and out["detail"][0] == judges.NOTHING
+    assert out["phrase"][0].startswith("error hand") and out["detail"][0] == verdicts.NOTHING
 
 
 def test_word_vocabulary_names_and_no_vocabulary_says_so():
     data, f, label = planted("none")
     words = data.phrases.assign(kind="word", family="", cause="")
-    named = judges.keyless(
+    named = keyless.by_text(
         *feature_lists(data, f, label), Data(data.x, data.manifest, data.vocabulary, words, data.facts)
     )
     assert named["phrase"][0].startswith("error hand") and named["category"][0] == "word"
     empty = Data(data.x, data.manifest, np.zeros((0, 24), np.float32), words.head(0), data.facts)
-    out = judges.keyless(*feature_lists(data, f, label), empty)
+    out = keyless.by_text(*feature_lists(data, f, label), empty)
     assert set(out["verdict"]) == {"skipped"} and out["detail"][0].startswith("no vocabulary")
     judged = Data(data.x, data.manifest, data.vocabulary, words, {"labels": "plausibility"})
-    assert judges.keyless(*feature_lists(data, f, label), judged)["detail"][0] == judges.NO_TEXT
+    assert keyless.by_text(*feature_lists(data, f, label), judged)["detail"][0] == keyless.NO_TEXT
 
 
 def test_common_directions_do_not_decide():
@@ -114,7 +114,7 @@ def test_common_directions_do_not_decide():
     features, top = feature_lists(data, f, label)
     moved = np.vstack([data.vocabulary, 9 * np.asarray(data.x).mean(0)[None]])
     phrases = pd.concat([data.phrases, pd.DataFrame([("a picture", "object", "", "")], columns=data.phrases.columns)])
-    out = judges.keyless(features, top, Data(data.x, data.manifest, moved, phrases, data.facts))
+    out = keyless.by_text(features, top, Data(data.x, data.manifest, moved, phrases, data.facts))
     assert not (out["phrase"] == "a picture").any()
 
 
@@ -137,7 +137,7 @@ def test_errors_of_several_families_are_not_one_error():
     data, f, label = planted()
     features, top = feature_lists(data, f, label)
     mixed = pd.concat([top[top["feature"] == k].head(7) for k in range(3)]).assign(feature=0)
-    out = judges.keyless(features.head(1), mixed.assign(rank=range(len(mixed))), data)
+    out = keyless.by_text(features.head(1), mixed.assign(rank=range(len(mixed))), data)
     assert out["verdict"][0] == "no_error" and out["detail"][0].startswith("7 of 21 top images look like one error")
 
 
@@ -145,8 +145,8 @@ def test_a_handful_of_images_does_not_make_an_error():
     data, f, label = planted()
     features, top = feature_lists(data, f, label)
     few = top[top["feature"] == 0].head(6)
-    assert judges.keyless(features.head(1), few, data)["verdict"][0] == "no_error"
-    assert judges.keyless(features.head(1), few, data, KeylessConfig(places=4))["verdict"][0] == "error"
+    assert keyless.by_text(features.head(1), few, data)["verdict"][0] == "no_error"
+    assert keyless.by_text(features.head(1), few, data, JudgeConfig(keyless_places=4))["verdict"][0] == "error"
 
 
 def test_family_that_text_does_not_tell_apart_is_never_an_error():
@@ -156,23 +156,24 @@ def test_family_that_text_does_not_tell_apart_is_never_an_error():
     v = data.vocabulary.copy()
     v[same] = v[same].mean(axis=0) + np.random.default_rng(1).normal(size=(same.sum(), v.shape[1])) * 0.01
     blind = Data(data.x, data.manifest, v, data.phrases, data.facts)
-    out = judges.keyless(*feature_lists(data, f, label), blind)
+    out = keyless.by_text(*feature_lists(data, f, label), blind)
     assert out["verdict"].tolist()[:6] == ["error", "error", "no_error", "no_error", "no_error", "no_error"]
     assert "hardly tell" in out["detail"][2] and out["confidence"][2] == 0.5
-    sight = judges.text_sight(blind)
+    sight = keyless.text_sight(blind)
     assert sight["blind"].tolist() == [False, False, True] and sight["n_images"].sum() == len(data.rows("val"))
-    assert judges.text_sight(Data(data.x, data.manifest, v[:0], data.phrases.head(0), data.facts)).empty
+    assert keyless.text_sight(Data(data.x, data.manifest, v[:0], data.phrases.head(0), data.facts)).empty
     hand = (data.phrases["family"] == "hand").to_numpy()  # one family: blind is relative, so it cannot be told
     alone = Data(data.x, data.manifest, data.vocabulary[hand], data.phrases[hand].reset_index(drop=True), data.facts)
-    assert judges.text_sight(alone)["blind"].tolist() == [None]
+    assert keyless.text_sight(alone)["blind"].tolist() == [None]
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("min_images", 0), ("share", 0.0), ("share", 1.2), ("places", 0), ("blind", 1.0)]
+    ("field", "value"),
+    [("keyless_min_images", 0), ("keyless_share", 0.0), ("keyless_share", 1.2), ("keyless_places", 0)],
 )
 def test_settings_are_checked(field, value):
-    with pytest.raises(ValueError, match=f"KeylessConfig.{field} = "):
-        KeylessConfig(**{field: value})
+    with pytest.raises(ValueError, match=f"{field} = {value}: should be"):
+        JudgeConfig(**{field: value})
 
 
 def table():
@@ -191,54 +192,54 @@ def table():
 
 
 def test_truth_and_threshold_judges():
-    assert judges.truth(table())["verdict"].tolist() == ["error", "no_error", "no_error", "skipped"]
-    assert judges.threshold(table())["verdict"].tolist() == ["error", "no_error", "error", "skipped"]
+    assert verdicts.by_truth(table())["verdict"].tolist() == ["error", "no_error", "no_error", "skipped"]
+    assert verdicts.by_threshold(table())["verdict"].tolist() == ["error", "no_error", "error", "skipped"]
     bare = table().drop(columns=["is_error"]).assign(error_ratio=np.nan)
-    assert set(judges.truth(bare)["detail"]) == {"no truth: these images were not rendered"}
-    assert set(judges.threshold(bare)["detail"]) == {judges.NOTHING}
-    for frame in (judges.truth(table()), judges.threshold(table()), judges.truth(bare)):
-        assert list(frame.columns) == COLUMNS and frame["verdict"].isin(judges.VERDICTS).all()
+    assert set(verdicts.by_truth(bare)["detail"]) == {"no truth: these images were not rendered"}
+    assert set(verdicts.by_threshold(bare)["detail"]) == {verdicts.NOTHING}
+    for frame in (verdicts.by_truth(table()), verdicts.by_threshold(table()), verdicts.by_truth(bare)):
+        assert list(frame.columns) == COLUMNS and frame["verdict"].isin(verdicts.VERDICTS).all()
 
 
 def test_only_first_keeps_the_surest_and_says_why_the_rest_is_skipped():
-    said = judges.threshold(table())
-    kept = judges.only_first(said, table(), 2)
+    said = verdicts.by_threshold(table())
+    kept = verdicts.only_first(said, table(), 2)
     assert kept["verdict"].tolist() == ["error", "skipped", "error", "skipped"]
     assert kept["detail"][1] == "beyond max_features = 2"
-    assert judges.only_first(said, table(), 0) is said
+    assert verdicts.only_first(said, table(), 0) is said
 
 
 def test_judges_table_scores_against_the_truth_and_keeps_reasons():
-    said = pd.concat([judges.truth(table()), judges.threshold(table())])
-    lines = judge_figures.judge_lines("mt", said, table(), {"hand_error": True, "face_error": False})
+    said = pd.concat([verdicts.by_truth(table()), verdicts.by_threshold(table())])
+    lines = agreement.judge_lines("mt", said, table(), {"hand_error": True, "face_error": False})
     skipped = pd.DataFrame({"method": ["sae"], "reason": ["no labels"]})
-    out = judge_figures.judges_table([lines], skipped)
+    out = agreement.judges_table([lines], skipped)
     whole = out.iloc[0]
     assert (whole["judge"], whole["captioned"], whole["n_assessed"]) == ("threshold", "all", 3)
     assert (whole["precision"], whole["recall"]) == (0.5, 1.0) and whole["f1"] == pytest.approx(2 / 3)
     assert set(out["captioned"]) == {"all", "captioned", "uncaptioned"} and "truth" not in set(out["judge"])
     assert out.iloc[-1][["method", "reason"]].tolist() == ["sae", "no labels"] and np.isnan(out.iloc[-1]["f1"])
     bare = table().drop(columns=["is_error"])
-    lines = judge_figures.judge_lines("mt", judges.threshold(bare), bare, {})
+    lines = agreement.judge_lines("mt", verdicts.by_threshold(bare), bare, {})
     assert lines["n_error"].tolist() == [2] and lines["reason"][0] == "no truth to compare with"
 
 
 def test_captioned_is_read_from_the_encoder_card():
     card = pd.DataFrame({"family": ["all", "a", "b"], "cause": [None, "x", "y"], "captioned": [None, True, False]})
-    assert judge_figures.captioned(card) == {"x": True, "y": False}
-    assert judge_figures.captioned(card.drop(columns="captioned")) == {}
+    assert agreement.captioned(card) == {"x": True, "y": False}
+    assert agreement.captioned(card.drop(columns="captioned")) == {}
 
 
 def test_figures_show_what_their_tables_say():
-    said = {"mt": pd.concat([judges.truth(table()), judges.threshold(table())])}
-    fig, frame = judge_figures.confusion(said, {"mt": table()}, "threshold")
+    said = {"mt": pd.concat([verdicts.by_truth(table()), verdicts.by_threshold(table())])}
+    fig, frame = figures.confusion(said, {"mt": table()}, "threshold")
     assert frame.iloc[0][["true_negative", "false_positive", "false_negative", "true_positive"]].tolist() == [
         1,
         1,
         0,
         1,
     ]
-    counts = judge_figures.verdict_counts(said)
+    counts = verdicts.verdict_counts(said)
     assert (counts.drop(columns=["method", "judge", "n_latents"]).sum(axis=1) == 4).all()
     fig.clear()
 
@@ -249,10 +250,10 @@ def test_interpretations_are_the_published_table():
     said = {"feature": [0, 1, 2] * 2, "judge": ["keyless"] * 3 + ["lmm"] * 3, "phrase": list("abc") + ["x", "y", ""]}
     tops = {"topk": pd.DataFrame({"feature": [0, 0, 1, 1], "split": ["val", "val", "val", "test"]})}
     given = (features, {"topk": pd.DataFrame(said)}, tops, "lmm")
-    drawn = judges.interpretations(*given, {"topk": {0}})
-    assert list(drawn) == judges.INTERPRETATIONS
+    drawn = published.interpretations(*given, {"topk": {0}})
+    assert list(drawn) == published.INTERPRETATIONS
     assert drawn.iloc[0].tolist() == [2, 0, "collages/topk/0.jpg", 1.0, 2.0, 2, "x", "topk"]
-    bare = judges.interpretations(*given, {"topk": set()})
+    bare = published.interpretations(*given, {"topk": set()})
     assert bare["feature_id"].tolist() == [1, 0], "those that fire, the most active first"
     assert bare["collage_path"].tolist() == ["", ""]
-    assert judges.interpretations({}, {}, {}, "lmm", {}).empty
+    assert published.interpretations({}, {}, {}, "lmm", {}).empty

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlib.ask import records
+from mtlib.ask import questions
 from mtlib.ask.album import ORDER_STRIP, Album, places, sample_rows, sheet, sheet_size
-from mtlib.ask.estimate import estimate
-from mtlib.ask.interview import Interview, plan_jobs
-from mtlib.judge import judges, lmm
-from mtlib.judge.scoring import ScoreConfig
+from mtlib.ask.endpoint import Endpoint, connect
+from mtlib.ask.interview import Interview, in_order, plan_jobs
+from mtlib.judge import lmm, published, verdicts
+from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.relevance import relevance_table, wilson
+from tests.ask.asked import contents
 from tests.ask.lmm_server import LmmServer
 from tests.ask.looking_server import Looker
 from tests.judge.planted import interview, planted_data, planted_features
@@ -37,8 +38,8 @@ def judge(server, data, planted, folder, config=None, **settings):
     """Everything judged: (Judged, Interview, jobs, left); the asker is closed."""
     features, tops, _ = planted
     jobs, left = plan_jobs(features, tops, **(config or {}))
-    talk = interview(server, data, folder / "ledger.jsonl", **settings)
-    judged = lmm.judge(features, jobs, left, talk)
+    talk = interview(server, data, folder / "ledger.sqlite", **settings)
+    judged = lmm.by_model(features, jobs, left, talk)
     talk.asker.close()
     return judged, talk, jobs, left
 
@@ -48,7 +49,7 @@ def test_a_model_that_sees_everything_gives_the_true_verdicts(data, planted, tmp
     with LmmServer(looker) as server:
         judged, talk, jobs, _ = judge(server, data, planted, tmp_path)
     frame, truth = judged.verdicts["m"], planted[0]["m"]
-    assert list(frame.columns) == judges.COLUMNS and frame["feature"].tolist() == truth["feature"].tolist()
+    assert list(frame.columns) == verdicts.COLUMNS and frame["feature"].tolist() == truth["feature"].tolist()
     decided = frame["verdict"].isin(["error", "no_error"])
     assert decided.sum() == len(jobs) == 21
     assert ((frame["verdict"] == "error") == truth["is_error"])[decided].all()
@@ -72,12 +73,12 @@ def test_rerun_replays_every_answer_and_exports_them(data, planted, tmp_path):
         asked.export(tmp_path / name, "m")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == n
-    named, ruled = judges.published(first.verdicts["m"], {f: 20 for f in range(22)})
-    assert {tuple(r) for r in named} == {records.FEATURE_ANALYSIS} and {tuple(r) for r in ruled} == {
-        records.ERROR_ANALYSIS
+    named, ruled = published.records(first.verdicts["m"], {f: 20 for f in range(22)})
+    assert {tuple(r) for r in named} == {published.FEATURE_ANALYSIS} and {tuple(r) for r in ruled} == {
+        published.ERROR_ANALYSIS
     }
     assert len(named) == len(ruled) == 21
-    assert {r["error_analysis"] == records.NO_ERROR for r in ruled} == {True, False}
+    assert {r["error_analysis"] == published.NO_ERROR for r in ruled} == {True, False}
 
 
 def test_measured_accuracy_is_the_models_own(data, tmp_path):
@@ -106,8 +107,8 @@ def test_questions_tell_nothing_of_labels_unless_asked_to(data, planted, tmp_pat
     jobs, left = plan_jobs(features, tops, max_features=2)
     with LmmServer(Looker(data, bar=BAR)) as server:
         for shown in (False, True):
-            talk = interview(server, data, tmp_path / f"{shown}.jsonl")
-            lmm.judge(features, jobs, left, talk, show_error_ratio=shown)
+            talk = interview(server, data, tmp_path / f"{shown}.sqlite")
+            lmm.by_model(features, jobs, left, talk, show_error_ratio=shown)
             talk.asker.close()
     plain, shown = server.asks[:4], server.asks[4:]
     ratio = "of the labelled images to which the unit responds"
@@ -124,11 +125,11 @@ def test_only_names_are_asked_for_without_labels(data, planted, tmp_path):
     features, tops, _ = planted
     jobs, left = plan_jobs(features, tops, max_features=3)
     with LmmServer(Looker(data)) as server:
-        talk = interview(server, data, tmp_path / "l.jsonl")
-        frame = lmm.judge(features, jobs, left, talk, nothing=nothing).verdicts["m"]
+        talk = interview(server, data, tmp_path / "l.sqlite")
+        frame = lmm.by_model(features, jobs, left, talk, nothing=nothing).verdicts["m"]
         talk.asker.close()
     assert server.n_asks == 3 and set(frame["verdict"]) == {"skipped"}
-    assert (frame["phrase"] != "").sum() == 3 and (frame["detail"] == judges.NOTHING).sum() == 3
+    assert (frame["phrase"] != "").sum() == 3 and (frame["detail"] == verdicts.NOTHING).sum() == 3
 
 
 def test_without_images_nothing_is_asked(planted):
@@ -163,7 +164,7 @@ def test_what_is_no_verdict_is_counted_apart(reply, data, planted, tmp_path):
     table = relevance_table("m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0), frame)
     said = table[table["score"] == "relevance_judge"].iloc[0]
     assert said["n_yes"] == 0 and said["n_assessed"] == 0 and said[f"n_{status}"] == 5
-    assert judges.published(frame, {}) == ([], [])
+    assert published.records(frame, {}) == ([], [])
 
 
 def test_a_name_without_a_verdict_keeps_the_name(data, planted, tmp_path):
@@ -175,7 +176,7 @@ def test_a_name_without_a_verdict_keeps_the_name(data, planted, tmp_path):
     assert len(own) == 4 and (own["phrase"] != "").all() and own["detail"].str.contains("cannot judge").all()
     counts = talk.counts().set_index("question")
     assert counts.loc["commonality", "answered"] == 4 and counts.loc["error", "refused"] == 4
-    named, ruled = judges.published(frame, {})
+    named, ruled = published.records(frame, {})
     assert len(named) == 4 and ruled == []
 
 
@@ -199,15 +200,16 @@ def test_features_of_all_methods_take_turns(planted):
     jobs, left = plan_jobs({"a": features["m"], "b": features["m"]}, {"a": tops["m"], "b": tops["m"]}, max_features=3)
     assert [j.method for j in jobs] == ["a", "b"] * 3 and jobs[0].feature == jobs[1].feature
     assert sum(why.startswith("beyond") for why in left["a"].values()) == 18
-    assert [j.feature for j in jobs[::2]] == judges.in_order(features["m"])["feature"].head(3).tolist()
+    assert [j.feature for j in jobs[::2]] == in_order(features["m"])["feature"].head(3).tolist()
 
 
 def test_estimate_is_what_is_asked(data, planted, tmp_path):
     features, tops, _ = planted
     jobs, left = plan_jobs(features, tops)
     with LmmServer(Looker(data, bar=BAR)) as server:
-        talk = interview(server, data, tmp_path / "l.jsonl")
-        plan = estimate(jobs, talk, scores=ScoreConfig(features=5), n_flips=2).set_index("question")
+        talk = interview(server, data, tmp_path / "l.sqlite")
+        config = JudgeConfig(judge="lmm", flip_check=2, score_features=5)
+        plan = lmm.estimate(jobs, talk, config).set_index("question")
         assert plan["calls"].to_dict() == {
             "commonality": 21,
             "error": 21,
@@ -217,8 +219,8 @@ def test_estimate_is_what_is_asked(data, planted, tmp_path):
             "error, asked again": 4,
             "all": 61,
         }
-        assert server.n_asks == 0 and not (tmp_path / "l.jsonl").exists()
-        lmm.judge(features, jobs, left, talk)
+        assert server.n_asks == 0 and not (tmp_path / "l.sqlite").exists()
+        lmm.by_model(features, jobs, left, talk)
         talk.asker.close()
         assert server.n_asks == 42
     assert np.isnan(plan.loc["all", "usd"]) and plan.loc["all", "tokens_in"] > 61 * 100
@@ -230,8 +232,8 @@ def test_flips_count_what_an_order_in_the_image_turns(data, planted, tmp_path):
     rates = {}
     for obeys in (0.0, 1.0):
         with LmmServer(Looker(data, right=1.0, obeys=obeys, bar=BAR)) as server:
-            talk = interview(server, data, tmp_path / f"{obeys}.jsonl")
-            judged = lmm.judge(features, jobs, left, talk)
+            talk = interview(server, data, tmp_path / f"{obeys}.sqlite")
+            judged = lmm.by_model(features, jobs, left, talk)
             flips = lmm.flip_check(jobs, judged, talk, 6)
             talk.asker.close()
             texts = [a.text for a in server.asks[-6:]]
@@ -254,10 +256,10 @@ def test_orders_and_keys_in_answers_change_no_field(data, planted, tmp_path, mon
     with LmmServer(obey) as server:
         judged, *_ = judge(server, data, planted, tmp_path, config={"max_features": 3})
         assert key in {a.key for a in server.asks}
-    assert list(judged.verdicts["m"].columns) == judges.COLUMNS
+    assert list(judged.verdicts["m"].columns) == verdicts.COLUMNS
     assert key not in judged.verdicts["m"].to_csv() + json.dumps(judged.explanations)
-    for file in tmp_path.rglob("*.jsonl"):
-        assert key not in file.read_text(), "the raw answer is kept without the key"
+    for file in tmp_path.iterdir():
+        assert key.encode() not in contents(file), "the raw answer is kept without the key"
 
 
 def test_a_file_that_changed_is_not_shown(tmp_path, planted):
@@ -268,8 +270,8 @@ def test_a_file_that_changed_is_not_shown(tmp_path, planted):
     jobs, left = plan_jobs(features, tops, max_features=1)
     Image.new("RGB", (24, 24)).save(folder / data.manifest["path"].iloc[jobs[0].rows[0]])
     with LmmServer(lambda ask: "{}") as server:
-        talk = interview(server, data, tmp_path / "l.jsonl")
-        frame = lmm.judge(features, jobs, left, talk).verdicts["m"]
+        talk = interview(server, data, tmp_path / "l.sqlite")
+        frame = lmm.by_model(features, jobs, left, talk).verdicts["m"]
         talk.asker.close()
         assert server.n_asks == 0
     line = frame[frame["verdict"] == "failed"].iloc[0]
@@ -279,14 +281,11 @@ def test_a_file_that_changed_is_not_shown(tmp_path, planted):
 def test_connect_names_the_variables_of_a_missing_key(monkeypatch):
     for name in ("OPENROUTER_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match="OPENROUTER_API_KEY or OPENAI_API_KEY"):
-        lmm.connect("https://openrouter.ai/api/v1", "anthropic/claude-3-haiku", max_usd=5.0, usd_per_million=[1, 2])
-    local = lmm.connect("http://localhost:11434/v1", "llava", max_usd=5.0, usd_per_million=[1, 2])
+    with pytest.raises(ValueError, match=r"claude-3-haiku at openrouter\.ai.* OPENROUTER_API_KEY or OPENAI_API_KEY"):
+        connect(Endpoint(max_usd=5.0, usd_per_million=[1, 2]))
+    local = connect(Endpoint(base_url="http://localhost:11434/v1", model="llava", max_usd=5.0, usd_per_million=[1, 2]))
     assert local.max_usd == 0 and not local.priced
-    dry = lmm.connect("https://openrouter.ai/api/v1", "m", dry_run=True, max_usd=5.0, usd_per_million=[1, 2])
-    assert dry.usd(1e6, 1e6) == 3
-    with pytest.raises(ValueError, match="usd_per_million"):
-        lmm.connect("http://localhost/v1", "m", usd_per_million=[1])
+    assert connect(Endpoint(max_usd=5.0, usd_per_million=[1, 2]), dry_run=True).usd(1e6, 1e6) == 3
 
 
 @pytest.mark.parametrize(
@@ -294,15 +293,36 @@ def test_connect_names_the_variables_of_a_missing_key(monkeypatch):
     [
         (dict(judge="llm"), "judge = 'llm'"),
         (dict(max_features=-1), "max_features = -1"),
-        (dict(n_images=3), "n_images = 3"),
+        (dict(n_images=3), "n_images = 3: from keyless_min_images = 4 to 100"),
+        (dict(n_images=101), "n_images = 101"),
+        (dict(images_as="stack"), "images_as = 'stack'"),
         (dict(flip_check=-2), "flip_check = -2"),
+        (dict(flip_chek=2), "flip_chek is no setting of JudgeConfig; did you mean flip_check?"),
     ],
 )
 def test_bad_settings_are_named(settings, says):
-    good = dict(judge="lmm", max_features=0, n_images=20, min_images=4, flip_check=0)
-    judges.check_settings(**good)
+    good = dict(judge="lmm", max_features=0, n_images=20, keyless_min_images=4, flip_check=0)
+    assert JudgeConfig(**good).main == "lmm" and JudgeConfig(**good, dry_run=True).main == "keyless"
     with pytest.raises(ValueError, match=says):
-        judges.check_settings(**good | settings)
+        JudgeConfig(**good | settings)
+
+
+def test_another_question_is_a_prompt_and_a_call(data, tmp_path, monkeypatch):
+    """A file of words with the fields of its answer; what is asked, sent, parsed and kept needs nothing else."""
+    (tmp_path / "style.md").write_text("fields: category, confidence\nversion: 7\n\n{shown} Not {guess}? What is it?\n")
+    (tmp_path / "system.md").write_text("Look.\n")
+    monkeypatch.setattr(questions, "PROMPTS", tmp_path)
+    with LmmServer(lambda ask: '{"category": "faces", "confidence": "90%", "more": 1}') as server:
+        talk = interview(server, data, tmp_path / "l.sqlite")
+        asked = questions.ask("style", "m/3", talk.album, [0, 1], guess='a "drawing" {shown}')
+        said = talk.ask([asked])
+        talk.asker.close()
+        assert server.asks[0].text == (
+            'Here are 2 images, numbered 1 to 2, in the order given. Not "a \\"drawing\\" {shown}"? What is it?'
+        )
+        assert server.asks[0].schema["required"] == ["category", "confidence"] and asked.prompt_version == "7"
+    assert said["m/3/style"].value == {"category": "faces", "confidence": 0.9}
+    assert talk.counts().iloc[0][["question", "answered"]].tolist() == ["style", 1]
 
 
 # ---- pictures

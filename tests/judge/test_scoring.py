@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from mtlib.ask.answers import Answer
+from mtlib.ask.endpoint import Answer
 from mtlib.ask.interview import Job, plan_jobs
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.judge import figures as judge_figures
-from mtlib.judge import lmm, scoring
+from mtlib.judge import figures, lmm, scoring
 from mtlib.judge.agreement import pairwise
-from mtlib.judge.scoring import ScoreConfig, Trial
+from mtlib.judge.scoring import Trial
+from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.relevance import wilson
 from tests.ask.lmm_server import LmmServer
 from tests.ask.looking_server import Looker
@@ -27,11 +27,11 @@ def asked(tmp_path_factory):
     data = planted_data(folder, n=200)
     features, tops, fires = planted_features(data, per_value=6)
     jobs, left = plan_jobs(features, tops, n_images=8)
-    config = ScoreConfig(features=N, images=10)
+    config = JudgeConfig(score_features=N, score_images=10)
     looker = Looker(data, right=0.85, bar=0.8)
     with LmmServer(looker, keep=False) as server:
-        talk = interview(server, data, folder / "l.jsonl")
-        judged = lmm.judge(features, jobs, left, talk)
+        talk = interview(server, data, folder / "l.sqlite")
+        judged = lmm.by_model(features, jobs, left, talk)
         rows = data.rows("test")
         own = [j for j in jobs if j.name in judged.explanations]
         firing = fires[np.ix_(rows, [j.feature for j in own])]
@@ -71,7 +71,7 @@ def test_feature_accuracy_is_the_models_and_the_shuffled_control_is_chance(asked
 def test_figure_shows_every_method_and_kind(asked):
     *_, outcomes, _, config = asked
     both = pd.concat([outcomes, outcomes.assign(method="other", accuracy=np.nan)])
-    fig = judge_figures.explanation_scores(scoring.summary(both, config))
+    fig = figures.explanation_scores(scoring.summary(both, config))
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["m", "other"]
     fig.clear()
 
@@ -92,10 +92,10 @@ def test_refused_scores_are_lost_not_wrong():
     scores = pd.DataFrame(
         {"method": "m", "feature": range(4), "kind": "detection", "accuracy": [1.0, 0.5, np.nan, np.nan]}
     )
-    line = scoring.summary(scores, ScoreConfig()).iloc[0]
+    line = scoring.summary(scores, JudgeConfig()).iloc[0]
     assert line["n_features"] == 2 and line["n_lost"] == 2 and line["accuracy"] == 0.75
     assert line["low"] == 0.5 and line["high"] == 1.0
-    assert scoring.summary(scores.head(0), ScoreConfig()).empty
+    assert scoring.summary(scores.head(0), JudgeConfig()).empty
 
 
 def test_control_is_always_another_explanation():
@@ -113,9 +113,9 @@ def test_features_with_too_few_held_out_images_are_left_out():
     fires = np.zeros((40, 4), bool)
     fires[:4, 0], fires[:20, 1], fires[:38, 2], fires[:9, 3] = True, True, True, True
     texts = {j.name: f"text {j.feature}" for j in jobs}
-    trials = scoring.make_trials(jobs, texts, fires, rows, ScoreConfig(features=10, images=10))
+    trials = scoring.make_trials(jobs, texts, fires, rows, JudgeConfig(score_features=10, score_images=10))
     assert [t.job.feature for t in trials] == [1, 3]
-    assert len(scoring.make_trials(jobs, texts, fires, rows, ScoreConfig(features=1))) == 1
+    assert len(scoring.make_trials(jobs, texts, fires, rows, JudgeConfig(score_features=1))) == 1
 
 
 def test_activity_is_the_coders_own():
@@ -127,10 +127,12 @@ def test_activity_is_the_coders_own():
     np.testing.assert_array_equal(scoring.activity(coder, x, rows, [2, 7, 11]), expected)
 
 
-@pytest.mark.parametrize(("name", "value"), [("features", -1), ("images", 3), ("images", 60), ("intruder", 2)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("score_features", -1), ("score_images", 3), ("score_images", 60), ("intruder_images", 2)]
+)
 def test_bad_settings_are_named(name, value):
-    with pytest.raises(ValueError, match=f"ScoreConfig.{name} = {value}"):
-        ScoreConfig(**{name: value})
+    with pytest.raises(ValueError, match=f"^{name} = {value}: should be"):
+        JudgeConfig(**{name: value})
 
 
 def test_judges_are_compared_pair_by_pair():

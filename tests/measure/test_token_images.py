@@ -8,7 +8,8 @@ import torch
 from mtlib.ask.interview import Job
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import Data, with_tokens
-from mtlib.judge.scoring import ScoreConfig, held_out
+from mtlib.judge.scoring import held_out
+from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.codes import Subject, code_matrix, sparse_codes
 from mtlib.measure.monosemanticity import Purity
 from mtlib.measure.relevance import LEVEL, error_ratios
@@ -73,7 +74,7 @@ def test_purity_is_of_images(data, coder):
 def test_held_out_images_without_a_feature_are_those_where_no_token_fires(data, coder):
     jobs = [Job("m", feature, np.arange(0)) for feature in range(96)]
     said = {job.name: "something" for job in jobs}
-    trials = held_out(jobs, said, lambda method: coder, data, ScoreConfig(features=96, images=10))
+    trials = held_out(jobs, said, lambda method: coder, data, JudgeConfig(score_features=96, score_images=10))
     fires = sparse_codes(coder, data.x, data.rows("test"), tokens=T).toarray() > 0
     place = {row: i for i, row in enumerate(data.rows("test")[::T])}
     assert trials

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlib.judge.label import Labeler
+from mtlib.judge.labeler import Labeler
 from mtlib.report.viewer import FeatureViewer
 from mtlib.run.artifacts import ArtifactError
 from tests.report.synthetic_run import HOSTILE

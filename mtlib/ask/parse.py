@@ -7,14 +7,12 @@ Read in this order: a refusal at the start; one JSON object, alone or in a code 
 from __future__ import annotations
 
 import json
-import math
 import re
 
-from mtlib.ask.answers import Malformed, Refused
-from mtlib.ask.questions import CATEGORIES, FIELDS, FeatureQuestion
+from mtlib.ask.endpoint import Malformed, Question, Refused
+from mtlib.ask.questions import CATEGORIES, FIELDS, MAX_PHRASE, plain, prompt
 
 MAX_TEXT = 60_000  # characters; a longer answer is no answer to these questions
-MAX_PHRASE, MAX_DESCRIPTION = 300, 1000
 MAX_OBJECTS = 50  # places where a JSON object may start
 REFUSAL = re.compile(
     r"^[\s\"'*>#\[{(]*(?:(?:commonality|error|answer)\s*:\s*)?"
@@ -40,17 +38,17 @@ WORDS = {  # words that give away a category in free text, first match wins
 }
 
 
-def parse(question: FeatureQuestion, text: str) -> dict:
-    """The checked answer to one question.
+def parse(question: Question, text: str) -> dict:
+    """The checked answer to one question: the fields of its prompt, without `images_seen`.
+
+    phrase, description  text on one line, cut to a length; a phrase that the answer cannot do without has a letter
+    confidence           0 to 1, or None when none was given
+    has_error            bool; only then there is a category, one of CATEGORIES, else it is ""
+    matches, intruder    image numbers, from 1
 
     Args:
         question: what was asked; its kind decides which fields are read, its n_images bounds the numbers.
         text:     the model's whole answer.
-    Returns: by kind
-        commonality  phrase, description, confidence (None when not given)
-        error        has_error, category ("" without an error), phrase, description, confidence
-        detection    matches: sorted image numbers, from 1
-        intruder     intruder: one image number, from 1
     Raises: Refused with the start of the refusal; Malformed with the reason. Nothing else.
     """
     if not isinstance(text, str) or not text.strip():
@@ -60,22 +58,33 @@ def parse(question: FeatureQuestion, text: str) -> dict:
     text = plain(text)
     if refuses(text):
         raise Refused(text.strip()[:MAX_PHRASE])
-    found = _object(text, FIELDS[question.kind])
+    fields = prompt(question.kind).fields
+    found = _object(text, fields) or _published(question.kind, text)
     if found is None:
-        found = _published(question.kind, text)
-    if found is None:
-        raise Malformed(f"neither JSON with {', '.join(FIELDS[question.kind])} nor a published form")
+        raise Malformed(f"neither JSON with {', '.join(fields)} nor a published form")
     for name in ("phrase", "description"):
         if refuses(str(found.get(name) or "")):
             raise Refused(plain(found[name])[:MAX_PHRASE])
-    _check_seen(found, question.n_images)
-    return READERS[question.kind](found, question.n_images)
+    return _read(found, fields, question.n_images)
 
 
-def plain(text: str) -> str:
-    """Straight quotes, and no character that UTF-8 or a table cannot hold (lone surrogates, NUL)."""
-    text = text.replace("\u2019", "'").replace("\u2018", "'").replace("\0", "\ufffd")
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _read(found: dict, fields: tuple[str, ...], n_images: int) -> dict:
+    """Every field made sound. Raises: Malformed."""
+    out = {}
+    for name in fields:
+        try:
+            out[name] = FIELDS[name].read(found.get(name), n_images)
+        except Malformed as e:
+            raise Malformed(f"{name}: {e}") from None
+    out.pop("images_seen", None)
+    needed = "phrase" if out.get("has_error") and "phrase" in out else fields[0]
+    if isinstance(out[needed], str) and not any(c.isalnum() for c in out[needed]):
+        raise Malformed(f"no {needed}")
+    if "category" in out:
+        said = out["category"].lower()
+        known = said if said in CATEGORIES else guess(f"{said} {out.get('phrase', '')}")
+        out["category"] = known if out.get("has_error", True) else ""
+    return out
 
 
 def refuses(text: str) -> bool:
@@ -181,85 +190,3 @@ def _spoken(text: str, name: str) -> str:
 def guess(text: str) -> str:
     """The published category that the words of a text point to; "other" where none does."""
     return next((name for name, words in WORDS.items() if re.search(words, text, re.IGNORECASE)), "other")
-
-
-# ---- fields
-
-
-def _check_seen(found: dict, n: int) -> None:
-    """A model that says how many images it saw must have seen all; one that does not say is believed."""
-    seen = found.get("images_seen")
-    if seen is None:
-        return
-    try:
-        right = not isinstance(seen, bool) and float(seen) == n
-    except (TypeError, ValueError):
-        right = False
-    if not right:
-        raise Malformed(f"it saw {plain(str(seen))[:20]} of {n} images")
-
-
-def _text(found: dict, name: str, limit: int, needed: bool = False) -> str:
-    value = found.get(name)
-    value = " ".join(plain(value).split()) if isinstance(value, str) else ""
-    if needed and not any(c.isalnum() for c in value):
-        raise Malformed(f"no {name}")
-    return value if len(value) <= limit else value[: limit - 1] + "…"
-
-
-def _confidence(found: dict) -> float | None:
-    value = found.get("confidence")
-    try:
-        value = float(str(value).strip().rstrip("%")) if not isinstance(value, bool) else math.nan
-    except ValueError:
-        return None
-    value = value / 100 if 1 < value <= 100 else value
-    return value if 0 <= value <= 1 else None
-
-
-def _commonality(found: dict, n: int) -> dict:
-    return {
-        "phrase": _text(found, "phrase", MAX_PHRASE, needed=True),
-        "description": _text(found, "description", MAX_DESCRIPTION),
-        "confidence": _confidence(found),
-    }
-
-
-def _error(found: dict, n: int) -> dict:
-    said = found.get("has_error")
-    words = {"true": True, "yes": True, "false": False, "no": False}
-    said = words.get(said.strip().lower()) if isinstance(said, str) else said
-    if not isinstance(said, bool):
-        raise Malformed(f"has_error = {found.get('has_error')!r:.60} is neither true nor false")
-    category = _text(found, "category", 100).lower()
-    if said and category not in CATEGORIES:
-        category = guess(f"{category} {_text(found, 'phrase', MAX_PHRASE)}")
-    return {
-        "has_error": said,
-        "category": category if said else "",
-        "phrase": _text(found, "phrase", MAX_PHRASE, needed=said),
-        "description": _text(found, "description", MAX_DESCRIPTION),
-        "confidence": _confidence(found),
-    }
-
-
-def _number(value, n: int) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    whole = whole or (isinstance(value, str) and value.strip().isdecimal() and len(value) < 6)
-    if not whole or not 1 <= int(value) <= n:
-        raise Malformed(f"{value!r:.40} is no image from 1 to {n}")
-    return int(value)
-
-
-def _detection(found: dict, n: int) -> dict:
-    matches = found.get("matches")
-    if not isinstance(matches, list) or len(matches) > n:
-        raise Malformed(f"matches must be a list of at most {n} image numbers")
-    return {"matches": sorted({_number(v, n) for v in matches})}
-
-
-def _intruder(found: dict, n: int) -> dict:
-    return {"intruder": _number(found.get("intruder"), n)}
-
-
-READERS = {"commonality": _commonality, "error": _error, "detection": _detection, "intruder": _intruder}

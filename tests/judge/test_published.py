@@ -1,29 +1,29 @@
-"""JSONL that was torn, repeated, contradicted or poisoned."""
+"""The published records: what verdicts become, and JSONL that was torn, repeated, contradicted or poisoned."""
 
 import json
-import multiprocessing
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtlib.ask.records import (
+from mtlib.ask.ledger import dump
+from mtlib.judge.published import (
     ERROR_ANALYSIS,
     FEATURE_ANALYSIS,
     NO_ERROR,
-    Appender,
     RecordError,
-    dump,
-    error_analysis,
-    feature_analysis,
     read,
-    write,
+    records,
+    write_records,
 )
 
 A = {"feature_num": 1, "explanation": "a hand", "num_samples": 20}
 B = {"feature_num": 2, "explanation": "a face", "num_samples": 7}
+
+
+def write(path, found):
+    path.write_text("".join(dump(r) + "\n" for r in found), encoding="utf-8")
 
 
 def test_written_records_read_back(tmp_path):
@@ -34,31 +34,25 @@ def test_written_records_read_back(tmp_path):
 
 def test_torn_last_line_is_set_aside_and_the_next_record_kept(tmp_path):
     path = tmp_path / "f.jsonl"
-    path.write_text(dump(A) + "\n" + dump(B)[:25])
+    path.write_text(dump(A) + "\n" + dump(B)[:25] + "\n" + dump(B) + "\n")
     found = read(path)
-    assert found.records == [A] and found.set_aside == [(2, dump(B)[:25])]
-    with Appender(path) as out:
-        out.add(B)
-    again = read(path)
-    assert again.records == [A, B] and len(again.set_aside) == 1
+    assert found.records == [A, B] and found.set_aside == [(2, dump(B)[:25])]
 
 
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 400), data=st.data())
 def test_a_cut_anywhere_loses_at_most_the_last_record(tmp_path_factory, cut, data):
     texts = data.draw(st.lists(st.text(max_size=20), min_size=1, max_size=6))
-    records = [{"feature_num": i, "explanation": t} for i, t in enumerate(texts)]
+    found = [{"feature_num": i, "explanation": t} for i, t in enumerate(texts)]
     path = tmp_path_factory.mktemp("cut") / "f.jsonl"
-    write(path, records)
+    write(path, found)
     whole = path.read_bytes()
-    path.write_bytes(whole[:cut])
-    with Appender(path) as out:
-        out.add({"feature_num": -1, "explanation": "next"})
-    found = read(path)
+    path.write_bytes(whole[:cut] + b"\n" + dump({"feature_num": -1}).encode())
+    again = read(path)
     complete = whole[:cut].count(b"\n")
-    assert found.records[:complete] == records[:complete]
-    assert found.records[-1]["feature_num"] == -1
-    assert len(found.set_aside) <= 1
+    assert again.records[:complete] == found[:complete]
+    assert again.records[-1]["feature_num"] == -1
+    assert len(again.set_aside) <= 1
 
 
 def test_same_record_twice_counts_once_and_the_first_line_gives_the_order(tmp_path):
@@ -82,13 +76,9 @@ def test_nan_is_refused_when_read(tmp_path, value):
         read(path)
 
 
-def test_nan_is_refused_when_written_and_nothing_is_left(tmp_path):
+def test_nan_is_refused_when_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write(tmp_path / "f.jsonl", [A | {"num_samples": float("nan")}])
-    assert list(tmp_path.iterdir()) == []
-    with Appender(tmp_path / "g.jsonl") as out, pytest.raises(ValueError):
-        out.add({"x": np.inf})
-    assert (tmp_path / "g.jsonl").read_bytes() == b""
+        dump(A | {"num_samples": float("nan")})
 
 
 def test_missing_field_is_an_error(tmp_path):
@@ -111,43 +101,23 @@ def test_hostile_text_survives_and_keeps_to_its_line(tmp_path):
     assert found.records[0]["explanation"] == words and len(found.records) == 2
 
 
-def _try_to_write(path, queue):
-    try:
-        Appender(path)
-        queue.put("wrote")
-    except RecordError as e:
-        queue.put(str(e))
-
-
-def test_second_writer_is_refused_until_the_first_is_done(tmp_path):
-    path = tmp_path / "f.jsonl"
-    context = multiprocessing.get_context("fork")
-    with Appender(path) as out:
-        out.add(A)
-        with pytest.raises(RecordError, match="another process is writing"):
-            Appender(path)
-        queue = context.Queue()
-        process = context.Process(target=_try_to_write, args=(path, queue))
-        process.start()
-        assert "another process is writing" in queue.get(timeout=20)
-        process.join()
-    with Appender(path) as out:
-        out.add(B)
-    assert read(path).records == [A, B]
-
-
-def test_verdicts_become_the_published_records():
+def test_verdicts_become_the_published_records(tmp_path):
     verdicts = pd.DataFrame(
         {
-            "feature": [0, 1, 2, 3],
-            "phrase": ["six fingers", "a lake", "", "a cup"],
-            "verdict": ["error", "no_error", "skipped", "refused"],
-            "category": ["fingers and toes", "", "", ""],
+            "feature": [0, 1, 2, 3, 4],
+            "judge": "keyless",
+            "phrase": ["six fingers", "a lake", "", "a cup", None],
+            "verdict": ["error", "no_error", "skipped", "refused", "unasked"],
+            "category": ["fingers and toes", "", "", "", ""],
+            "detail": "six of them: fingers",
         }
     )
-    names = feature_analysis(verdicts, {0: 20, 1: 5})
+    write_records(tmp_path, verdicts, {0: 20, 1: 5})
+    names = read(tmp_path / "feature_analysis.jsonl", FEATURE_ANALYSIS).records
+    ruled = read(tmp_path / "error_analysis.jsonl", ERROR_ANALYSIS).records
     assert [r["feature_num"] for r in names] == [0, 1, 3] and names[0]["num_samples"] == 20
-    ruled = error_analysis(verdicts, {0: 20, 1: 5})
-    assert [r["feature_num"] for r in ruled] == [0, 1]  # skipped and refused are no verdicts
+    assert [r["feature_num"] for r in ruled] == [0, 1]  # skipped, refused and unasked are no verdicts
     assert ruled[0]["error_analysis"] == "fingers and toes: six fingers" and ruled[1]["error_analysis"] == NO_ERROR
     assert tuple(ruled[0]) == ERROR_ANALYSIS and tuple(names[0]) == FEATURE_ANALYSIS
+    own = records(verdicts.assign(judge="lmm"), {})[1][0]["error_analysis"]
+    assert own == "fingers and toes: six of them: fingers", "a model's errors in its own words"

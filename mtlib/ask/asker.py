@@ -1,6 +1,6 @@
 """Asking a multimodal model, over any OpenAI-compatible endpoint: nothing lost, nothing invented, nothing overspent.
 
-    with Asker(endpoint, ledger.place(run_dir, endpoint), parse) as asker:
+    with Asker(endpoint, ledger.place(run_dir), parse) as asker:
         print(asker.plan(questions))
         for answer in asker.ask(questions):
             ...
@@ -14,6 +14,7 @@ but failures, stop everything: requests in flight end, no other one starts. Why 
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
 from collections import deque
@@ -22,12 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from mtlib.ask.asking import Asking, Parse, judge
-from mtlib.ask.endpoint import Answer, Endpoint, Malformed, Picture, Plan, Question, Refused, Usage
+from mtlib.ask.attempts import Attempts, Parse, checked
+from mtlib.ask.endpoint import Answer, Endpoint, Plan, Question, Usage
 from mtlib.ask.ledger import RECORDED, Ledger
 from mtlib.ask.ledger import key as ledger_key
-
-__all__ = ["Answer", "Asker", "Endpoint", "Malformed", "Picture", "Plan", "Question", "Refused", "Usage"]
 
 Then = Callable[[Question, Answer], Question | None]
 
@@ -49,7 +48,7 @@ class Asker:
     def __init__(self, endpoint: Endpoint, ledger_path: Path, parse: Parse):
         self.endpoint, self.parse = endpoint, parse
         self.ledger, self.usage = Ledger(ledger_path), Usage()
-        self._asking = Asking(endpoint, parse, self.usage)
+        self._attempts = Attempts(endpoint, parse, self.usage)
         self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._ready = asyncio.Semaphore(2 * endpoint.concurrency)  # questions whose pictures are in memory
         self._same: dict[str, asyncio.Event] = {}  # keys of questions that are being asked
@@ -60,7 +59,7 @@ class Asker:
     @property
     def stopped(self) -> str:
         """ "" or why asking ended early: "max_calls ...", "max_usd ...", "key: ...", "credit: ...", "failures: ..."."""
-        return self._asking.stopped
+        return self._attempts.stopped
 
     def plan(self, questions: Iterable[Question]) -> Plan:
         """What asking these would take; touches neither the network nor the pictures' bytes."""
@@ -81,7 +80,7 @@ class Asker:
             then: called with a question and its answer, may return a follow-up: its answer is yielded right behind, and
                 `then` is called for it, too. It must be quick.
         Yields: one Answer per question; "unasked" after a stop (see `stopped`).
-        Raises: records.RecordError when another process writes the ledger; OSError when it cannot be written.
+        Raises: ledger.LedgerError when another process writes the ledger; OSError when it cannot be written.
         """
         loop, source, window = self._start(), iter(questions), max(16, 4 * self.endpoint.concurrency)
         waiting: deque = deque()
@@ -95,9 +94,7 @@ class Asker:
                 yield from waiting.popleft().result()
         finally:
             self._open -= 1
-            if (
-                not self._open and not sys.is_finalizing()
-            ):  # a program that ends in the middle must not wait for a thread
+            if not self._open and not sys.is_finalizing():  # a program that ends must not wait for a thread
                 asyncio.run_coroutine_threadsafe(self._quiet(), loop).result()
 
     def export(self, path: Path, answers: Iterable[Answer]) -> int:
@@ -139,7 +136,7 @@ class Asker:
 
     async def _end(self) -> None:
         await self._quiet()
-        await self._asking.client.close()
+        await self._attempts.client.close()
 
     async def _chain(self, question: Question | None, then: Then | None) -> list[Answer]:
         """The answer of a question, and those of its follow-ups."""
@@ -174,35 +171,33 @@ class Asker:
             return None
         status, value, reason = record["status"], None, record["reason"]
         if status == "answered":
-            status, value, reason = judge(self.parse, question, record["text"])
+            status, value, reason = checked(self.parse, question, record["text"])
             if status not in RECORDED:
                 return None
         return Answer(question.id, status, value, record["text"], reason, record["model"], record["usage"], True, key)
 
     async def _ask(self, question: Question, key: str) -> Answer:
         """Prepare, wait for a place, ask, record. The place is held until the answer is on disk."""
-        asking = self._asking
+        attempts = self._attempts
         async with self._ready:
-            if not asking.stopped:
+            if not attempts.stopped:
                 self.ledger.open()
                 if (answer := self._recorded(question, key)) is not None:  # another process added it before us
                     return answer
-                if not asking.client.loaded:
-                    await asyncio.to_thread(asking.client.load)
                 try:
-                    build = asking.client.messages
-                    quick = asking.client.at_hand(question)
+                    build, quick = attempts.client.messages, attempts.client.at_hand(question)
                     messages = build(question) if quick else await asyncio.to_thread(build, question)
                 except Exception as e:  # whatever a picture's callable raises
                     reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
-                    self._log(question, key, reason)
+                    self.ledger.log(key, question.id, reason)
                     return Answer(question.id, "failed", reason=reason)
             async with self._slots:
-                if not asking.stopped:
-                    await asking.turn(question)
-                if asking.stopped:
-                    return Answer(question.id, "unasked", reason=asking.stopped)
-                answer = await asking.ask(question, messages, lambda reason: self._log(question, key, reason))
+                if not attempts.stopped:
+                    await attempts.turn(question)
+                if attempts.stopped:
+                    return Answer(question.id, "unasked", reason=attempts.stopped)
+                log = functools.partial(self.ledger.log, key, question.id)
+                answer = await attempts.ask(question, messages, log)
                 if answer.status in RECORDED:
                     record = self._record(question, key, answer)
                     await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.add, record)
@@ -212,6 +207,3 @@ class Asker:
         asked = {"key": key, "question": question.id, "prompt_version": question.prompt_version}
         asked |= {"endpoint": self.endpoint.base_url, "asked": self.endpoint.model, "model": answer.model}
         return asked | {"status": answer.status, "text": answer.text, "reason": answer.reason, "usage": answer.usage}
-
-    def _log(self, question: Question, key: str, reason: str) -> None:
-        self.ledger.log({"key": key, "question": question.id, "reason": reason})

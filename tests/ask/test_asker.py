@@ -7,12 +7,12 @@ import json
 import logging
 import time
 
-import openai.resources.chat  # noqa: F401 (loaded here, so that no measured time contains it)
 import pytest
 
 from mtlib.ask import ledger
-from mtlib.ask.answers import Asker, Endpoint, Picture
-from tests.ask.asked import JPEG, KEY, SCHEMA, endpoint, key, parse, question  # noqa: F401 (key is a fixture)
+from mtlib.ask.asker import Asker
+from mtlib.ask.endpoint import Endpoint, Picture
+from tests.ask.asked import JPEG, KEY, SCHEMA, contents, endpoint, key, parse, question  # noqa: F401 (key is a fixture)
 from tests.ask.hostile import CASES, GOOD, Case, serve, status
 from tests.ask.lmm_server import MODEL, LmmServer
 
@@ -24,7 +24,7 @@ def test_hostile_reply_becomes_its_outcome_within_the_deadline(case: Case, tmp_p
     caplog.set_level(logging.DEBUG)
     with serve(case) as server:
         e = endpoint(server, of=case.name)
-        with Asker(e, tmp_path / "answers.jsonl", parse) as asker:
+        with Asker(e, tmp_path / "answers.sqlite", parse) as asker:
             start = time.monotonic()
             (answer,) = asker.ask([question()])
             seconds = time.monotonic() - start
@@ -36,7 +36,7 @@ def test_hostile_reply_becomes_its_outcome_within_the_deadline(case: Case, tmp_p
             assert list(asker.ledger.records) == ([answer.key] if case.status in ("answered", "refused") else [])
     if case.status == "answered":
         assert answer.value == json.loads(GOOD)
-    found = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+    found = "".join(contents(p).decode("utf-8", "replace") for p in tmp_path.rglob("*") if p.is_file())
     found += caplog.text + "".join(capfd.readouterr()) + repr(answer)
     assert KEY[: len(KEY) // 2] not in found and KEY[len(KEY) // 2 :] not in found
 
@@ -60,7 +60,7 @@ def test_hostile_replies_together_record_no_false_answer(tmp_path):
     with LmmServer(answer) as server:
         e = endpoint(server, concurrency=8, timeout_s=20, retry_after_cap_s=0.05, give_up_after=0)
         for replayed in (False, True):
-            with Asker(e, tmp_path / "answers.jsonl", parse) as asker:
+            with Asker(e, tmp_path / "answers.sqlite", parse) as asker:
                 answers = list(asker.ask(question(n) for n in range(len(cases))))
             assert [a.question_id for a in answers] == [f"q/{n}" for n in range(len(cases))]
             for case, a in zip(cases, answers, strict=True):
@@ -68,7 +68,7 @@ def test_hostile_replies_together_record_no_false_answer(tmp_path):
                 assert (a.value == json.loads(GOOD)) == (a.status == "answered")
                 assert a.replayed == (replayed and a.status != "failed")
             assert asker.usage.answered + asker.usage.refused + asker.usage.failed == len(cases)
-    stored = ledger.Ledger(tmp_path / "answers.jsonl").records.values()
+    stored = ledger.Ledger(tmp_path / "answers.sqlite").records.values()
     assert {r["text"] for r in stored if r["status"] == "answered"} == {GOOD}
 
 
@@ -78,7 +78,7 @@ def test_key_and_credit_errors_stop_within_the_concurrency(code, tmp_path):
         time.sleep(0.02)
         return GOOD if ask.number < 6 else status(code, "stop that")
 
-    with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         answers = list(asker.ask(question(n) for n in range(60)))
         assert server.n_asks <= 6 + asker.endpoint.concurrency
         counted = asker.usage.answered + asker.usage.failed + asker.usage.unasked
@@ -89,7 +89,7 @@ def test_key_and_credit_errors_stop_within_the_concurrency(code, tmp_path):
 def test_unreachable_server_stops_after_failures_in_a_row(tmp_path):
     with LmmServer(lambda ask: GOOD) as server:
         e = endpoint(server, give_up_after=5, max_retries=0)
-    with Asker(e, tmp_path / "a.jsonl", parse) as asker:
+    with Asker(e, tmp_path / "a.sqlite", parse) as asker:
         answers = list(asker.ask(question(n) for n in range(40)))
     assert asker.stopped.startswith("failures: 5 questions in a row")
     assert asker.usage.failed <= 5 + e.concurrency and asker.usage.unasked == 40 - asker.usage.failed
@@ -99,7 +99,7 @@ def test_unreachable_server_stops_after_failures_in_a_row(tmp_path):
 def test_no_key_for_a_distant_server_stops_before_any_request(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     e = Endpoint(base_url="https://model.invalid/v1", model=MODEL)
-    with Asker(e, tmp_path / "a.jsonl", parse) as asker:
+    with Asker(e, tmp_path / "a.sqlite", parse) as asker:
         (answer,) = asker.ask([question()])
     assert answer.status == "failed" and asker.stopped == "key: none found: set OPENROUTER_API_KEY or OPENAI_API_KEY"
 
@@ -110,7 +110,7 @@ def test_key_echoed_in_headers_reaches_no_log(tmp_path, caplog):
     def answer(ask):
         return status(500, x_request_id=ask.key, retry_after=ask.key)
 
-    with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         (answer,) = asker.ask([question()])
     assert server.n_asks == 3 and "HTTP 500" in answer.reason and KEY not in caplog.text
 
@@ -118,7 +118,7 @@ def test_key_echoed_in_headers_reaches_no_log(tmp_path, caplog):
 def test_redirect_to_another_host_is_not_followed(tmp_path):
     with LmmServer(lambda ask: GOOD) as other:
         away = status(307, location=other.base_url.replace("127.0.0.1", "localhost") + "/chat/completions")
-        with LmmServer(lambda ask: away) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+        with LmmServer(lambda ask: away) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
             list(asker.ask([question()]))
             assert [a.key for a in server.asks] == [KEY]
         assert other.n_asks == 0
@@ -130,7 +130,7 @@ def test_retry_after_holds_back_everyone(tmp_path):
     def answer(ask):
         return status(429, retry_after="0.5") if ask.number == 0 else GOOD
 
-    with LmmServer(answer) as server, Asker(endpoint(server, concurrency=1), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(answer) as server, Asker(endpoint(server, concurrency=1), tmp_path / "a.sqlite", parse) as asker:
         assert [a.status for a in asker.ask(question(n) for n in range(3))] == ["answered"] * 3
         assert server.asks[1].started - server.asks[0].started >= 0.5
 
@@ -141,7 +141,7 @@ def test_asking_works_while_an_event_loop_runs(tmp_path):
     async def cell(asker):
         return [a.status for a in asker.ask([question()])]
 
-    with LmmServer(lambda ask: GOOD) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(lambda ask: GOOD) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         assert asyncio.run(cell(asker)) == ["answered"]
 
 
@@ -157,7 +157,7 @@ def test_questions_are_pulled_lazily_and_answers_keep_their_order(tmp_path):
         time.sleep(0.03 * (ask.number % 3 == 0))
         return json.dumps({"n": int(ask.text.split()[-1])})
 
-    with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         answers = asker.ask(source())
         assert [next(answers).value["n"] for _ in range(3)] == [0, 1, 2]
         assert len(pulled) <= 3 + 16 and server.most_at_once <= 4
@@ -169,7 +169,7 @@ def test_follow_up_comes_right_behind_its_question(tmp_path):
     def then(q, a):
         return question(int(q.id[2:]) + 100) if int(q.id[2:]) < 100 and a.status == "answered" else None
 
-    with LmmServer(lambda ask: GOOD) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(lambda ask: GOOD) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         ids = [a.question_id for a in asker.ask([question(1), question(2)], then)]
     assert ids == ["q/1", "q/101", "q/2", "q/102"]
 
@@ -179,7 +179,7 @@ def test_pictures_travel_as_data_urls_and_unreadable_ones_are_not_asked(tmp_path
         raise OSError("truncated")
 
     bad = question(1, pictures=(Picture("cd" * 32, lambda: JPEG + b"x"), Picture("ef" * 32, broken)))
-    with LmmServer(lambda ask: GOOD) as server, Asker(endpoint(server), tmp_path / "a.jsonl", parse) as asker:
+    with LmmServer(lambda ask: GOOD) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         good, failed = asker.ask([question(0, system="Be brief."), bad])
         assert server.n_asks == 1 and server.asks[0].images == [JPEG] and server.asks[0].system == "Be brief."
         assert server.asks[0].schema == SCHEMA and server.asks[0].key == KEY

@@ -6,17 +6,18 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from mtlib.ask.answers import Malformed, Refused
-from mtlib.ask.parsing import bracketed, guess, parse, refuses
-from mtlib.ask.questions import CATEGORIES, FIELDS, PROMPT_VERSION, FeatureQuestion
+from mtlib.ask.endpoint import Malformed, Question, Refused
+from mtlib.ask.parse import bracketed, guess, parse, refuses
+from mtlib.ask.questions import CATEGORIES, FIELDS, prompt
 
 N = 6
+KINDS = ("commonality", "detection", "error", "intruder")
 NAMED = {"phrase": "hands with six fingers", "description": "A hand.", "confidence": 0.8, "images_seen": N}
 RULED = {"has_error": True, "category": "fingers and toes", "phrase": "six fingers", "description": "", "confidence": 1}
 
 
 def ask(kind: str, text: str) -> dict:
-    return parse(FeatureQuestion(f"m/1/{kind}", PROMPT_VERSION, "?", kind=kind, n_images=N), text)
+    return parse(Question(f"m/1/{kind}", "1", "?", kind=kind, n_images=N), text)
 
 
 WRAPPED = {
@@ -193,24 +194,21 @@ def test_brackets_nest():
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(sorted({f for fs in FIELDS.values() for f in fs})) | st.text(max_size=3), inner
-        )
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(FIELDS)) | st.text(max_size=3), inner)
     ),
     max_leaves=12,
 )
 
 
 @settings(max_examples=300)
-@given(st.sampled_from(sorted(FIELDS)), JSON.map(json.dumps) | st.text(max_size=200), st.text(max_size=20))
+@given(st.sampled_from(KINDS), JSON.map(json.dumps) | st.text(max_size=200), st.text(max_size=20))
 def test_anything_is_an_answer_of_the_right_types_or_one_of_two_errors(kind, text, before):
     try:
         out = ask(kind, before + text)
     except (Refused, Malformed):
         return
     json.dumps(out, allow_nan=False).encode("utf-8")
-    assert set(out) <= set(FIELDS[kind])
+    assert set(out) <= set(prompt(kind).fields)
     if kind == "commonality":
         assert out["phrase"] and not refuses(out["phrase"])
     if kind == "error":

@@ -13,7 +13,7 @@ from PIL import Image
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.images import ImageRefused
 from mtlib.embed.store import open_run
-from mtlib.judge.label import Labeler
+from mtlib.judge.labeler import Labeler
 from mtlib.run.artifacts import ArtifactError, current
 from tests.judge.small_run import write_small_run
 

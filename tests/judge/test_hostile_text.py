@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 
 from mtlib import plots
-from mtlib.ask import records
 from mtlib.ask.interview import plan_jobs
 from mtlib.ask.questions import CATEGORIES
-from mtlib.judge import figures as judge_figures
-from mtlib.judge import judges, lmm
+from mtlib.judge import agreement, lmm, published
+from mtlib.judge import verdicts as every_judge
 from mtlib.report import browse, cards, findings, model_judge
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown
@@ -53,21 +52,19 @@ def run(tmp_path_factory):
         return json.dumps(said)
 
     with LmmServer(hostile, keep=False) as server:
-        talk = interview(server, data, folder / "ledger.jsonl", concurrency=1)
-        judged = lmm.judge(features, jobs, left, talk)
+        talk = interview(server, data, folder / "ledger.sqlite", concurrency=1)
+        judged = lmm.by_model(features, jobs, left, talk)
         talk.asker.close()
     out = stage.out / "explanations" / "tc"
     out.mkdir(parents=True)
-    verdicts = pd.concat([judged.verdicts["tc"], judges.truth(features["tc"])], ignore_index=True)
+    verdicts = pd.concat([judged.verdicts["tc"], every_judge.by_truth(features["tc"])], ignore_index=True)
     verdicts.to_parquet(out / "verdicts.parquet", index=False)
-    lines = judge_figures.judge_lines("tc", verdicts, features["tc"], {})
+    lines = agreement.judge_lines("tc", verdicts, features["tc"], {})
     plots.table(stage, lines, "judges")
     plots.table(stage, pd.DataFrame([{"method": "tc", "assessed": 5, "answered": 5, "unasked": 1}]), "answers")
     usage = {"model": PHRASES[0], "answers": 5, "tokens_in": 7, "tokens_out": 8, "usd": 0.5}
     plots.table(stage, pd.DataFrame([usage]), "usage")
-    named, ruled = judges.published(judged.verdicts["tc"], {})
-    records.write(out / "feature_analysis.jsonl", named)
-    records.write(out / "error_analysis.jsonl", ruled)
+    published.write_records(out, judged.verdicts["tc"], {})
     stage.finish(judge="lmm")
     return run, judged.verdicts["tc"]
 
@@ -86,7 +83,7 @@ def test_verdicts_hold_every_hostile_phrase_as_it_was_within_bounds(run):
 
 def test_records_read_back_as_they_were_written(run):
     folder = run[0] / "06_interpret-interactive" / "explanations" / "tc"
-    read = records.read(folder / "error_analysis.jsonl", records.ERROR_ANALYSIS)
+    read = published.read(folder / "error_analysis.jsonl", published.ERROR_ANALYSIS)
     assert read.set_aside == [] and any("<script>" in r["commonality"] for r in read.records)
 
 
