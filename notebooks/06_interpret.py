@@ -52,7 +52,6 @@ timeout_s = 120.0  # lmm: seconds for one question, retries included
 # %%
 import pandas as pd
 from IPython.display import Image, display
-from mtlib.run.stage import Stage
 
 from mtlib import plots
 from mtlib.ask import ledger
@@ -66,7 +65,8 @@ from mtlib.embed import store
 from mtlib.features.methods import interpreted
 from mtlib.judge import agreement, figures, keyless, lmm, published, scoring, verdicts
 from mtlib.judge.settings import JudgeConfig
-from mtlib.truth.truth_study import captioned_causes
+from mtlib.run.stage import Stage
+from mtlib.truth.tables import captioned_causes
 
 plots.use_style()
 

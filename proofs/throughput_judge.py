@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from mtlib.ask.asker import Asker
-from mtlib.ask.endpoint import Answer, Endpoint, Malformed, Picture, Question
 from mtlib.ask.client import Client
+from mtlib.ask.endpoint import Answer, Endpoint, Malformed, Picture, Question
 from mtlib.embed.images import load_image
 from mtlib.run.artifacts import sha256, write_text
 from tests.ask.lmm_server import MODEL

@@ -62,10 +62,8 @@ class Settings(BaseModel):
 
 def message(error: ValidationError, model: type[Settings], values: dict) -> str:
     """The first fault of a pydantic error in one line."""
-    faults = error.errors()
-    fault = next(
-        (f for f in faults if f["type"] == "extra_forbidden"), faults[0]
-    )  # a wrong name explains a missing one
+    faults = error.errors()  # a wrong name explains a missing one
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
     own = str(fault["ctx"]["error"]) if "error" in fault.get("ctx", {}) else ""
     if not path:  # a rule of several fields speaks for itself
@@ -84,7 +82,8 @@ def message(error: ValidationError, model: type[Settings], values: dict) -> str:
         said = own
     else:
         said = fault["msg"].removeprefix("Input ")
-    return f"{path} = {fault['input']!r}: {said}"
+    secret = not model.model_fields[fault["loc"][0]].repr  # Field(repr=False): what may hold a key is never shown
+    return f"{path}: {said}" if secret else f"{path} = {fault['input']!r}: {said}"
 
 
 class _Loader(yaml.SafeLoader):
