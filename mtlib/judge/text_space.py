@@ -87,7 +87,7 @@ class ZeroShot:
         home = np.stack(near, axis=1).argmax(axis=1)
         return home, np.stack(margins, axis=1)[np.arange(len(home)), home]
 
-    def judge(self, rows: np.ndarray) -> tuple[int, int, int]:
+    def most_common(self, rows: np.ndarray) -> tuple[int, int, int]:
         """Of a feature's top images: (their most frequent family f, how many of f look like an error, the nearest of
         f's error phrases)."""
         home, margin = self.read(rows)
