@@ -210,24 +210,29 @@ def test_only_first_keeps_the_surest_and_says_why_the_rest_is_skipped():
 
 
 def test_judges_table_scores_against_the_truth_and_keeps_reasons():
-    said = pd.concat([verdicts.by_truth(table()), verdicts.by_threshold(table())])
-    lines = agreement.judge_lines("mt", said, table(), {"hand_error": True, "face_error": False})
+    said = {"mt": pd.concat([verdicts.by_truth(table()), verdicts.by_threshold(table())])}
     skipped = pd.DataFrame({"method": ["sae"], "reason": ["no labels"]})
-    out = agreement.judges_table([lines], skipped)
+    out = agreement.against_truth(said, {"mt": table()}, {"hand_error": True, "face_error": False}, skipped)
     whole = out.iloc[0]
     assert (whole["judge"], whole["captioned"], whole["n_assessed"]) == ("threshold", "all", 3)
     assert (whole["precision"], whole["recall"]) == (0.5, 1.0) and whole["f1"] == pytest.approx(2 / 3)
     assert set(out["captioned"]) == {"all", "captioned", "uncaptioned"} and "truth" not in set(out["judge"])
     assert out.iloc[-1][["method", "reason"]].tolist() == ["sae", "no labels"] and np.isnan(out.iloc[-1]["f1"])
+    mean = agreement.scores_of(out, "threshold")
+    assert mean.loc["all", "f1"] == pytest.approx(2 / 3) and mean.loc["all", "n_methods"] == 1
     bare = table().drop(columns=["is_error"])
-    lines = agreement.judge_lines("mt", verdicts.by_threshold(bare), bare, {})
+    lines = agreement.against_truth({"mt": verdicts.by_threshold(bare)}, {"mt": bare}, {}, skipped.head(0))
     assert lines["n_error"].tolist() == [2] and lines["reason"][0] == "no truth to compare with"
 
 
-def test_captioned_is_read_from_the_encoder_card():
-    card = pd.DataFrame({"family": ["all", "a", "b"], "cause": [None, "x", "y"], "captioned": [None, True, False]})
-    assert agreement.captioned(card) == {"x": True, "y": False}
-    assert agreement.captioned(card.drop(columns="captioned")) == {}
+def test_tables_beside_the_verdicts():
+    said = {"mt": pd.concat([verdicts.by_truth(table()), verdicts.by_threshold(table())])}
+    assert verdicts.unruled(said, "threshold").to_numpy().tolist() == [
+        ["mt", "fewer than 10 activating test images", 1]
+    ]
+    named = verdicts.beside({"mt": table()}, said, "truth")
+    assert named["feature"].tolist() == [2, 0] and named["phrase"].tolist() == ["face_error", "hand_error"]
+    assert {"error_ratio", "is_error", "method"} <= set(named)
 
 
 def test_figures_show_what_their_tables_say():
