@@ -194,4 +194,4 @@ print(card.reading(report, facts))
 # Next: notebook 02 trains the small classifier whose hidden layer is taken apart in notebook 03.
 
 # %%
-stage.finish(**facts)
+stage.finish(provides=sources.provided(data), **facts)

@@ -213,4 +213,6 @@ facts |= dict(d_hidden=d_hidden if has_y else 0, n_outputs=model.n_outputs if ha
 facts |= dict(vision=vision, x=x_facts) if ready and vision else {}
 reason = "the vision model reads its classes from all tokens at once" if ready and vision else reason
 print("Without a hidden layer y: " + reason if reason else "classifier/, y.npy and logits.npy are written.")
-stage.finish(reason=reason, **facts)
+judged = has_y and data.facts["labels"] == "plausibility"
+provides = ["head"] * has_y + ["judged"] * judged + ["vision"] * (ready and bool(vision))
+stage.finish(provides=provides, reason=reason, **facts)

@@ -138,4 +138,6 @@ print(f"Dead latents: at most {done['dead'].max():.0%} of a coder." if len(done)
 
 # %%
 n_ok, n_skipped = len(done), len(coders) - len(done)
-stage.finish(methods=[m["name"] for m in methods], seeds=list(seeds), n_ok=n_ok, n_skipped=n_skipped)
+provides = ["coders"] * bool(n_ok) + ["autoencoders"] * bool((done["target"] == "x").any())
+provides += ["seeds"] * bool(done.duplicated("method").any())
+stage.finish(provides=provides, methods=[m["name"] for m in methods], seeds=list(seeds), n_ok=n_ok, n_skipped=n_skipped)

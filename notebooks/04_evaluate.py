@@ -371,4 +371,4 @@ print(f"Measured: {len(done)} coders; left out with a reason: {len(metrics) - le
 
 # %%
 summary = dict(n_coders=len(done), n_skipped=len(metrics) - len(done), causes_checked=bool(checked), reason=reason)
-stage.finish(**summary)
+stage.finish(provides=["zero_shot"] * (task is not None), **summary)

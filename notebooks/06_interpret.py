@@ -62,9 +62,9 @@ from mtlib.ask.interview import Interview, plan_jobs
 from mtlib.ask.parse import parse
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
-from mtlib.features.methods import interpreted
 from mtlib.judge import agreement, figures, keyless, lmm, published, scoring, verdicts
 from mtlib.judge.settings import JudgeConfig
+from mtlib.measure.codes import interpreted
 from mtlib.run.stage import Stage
 from mtlib.truth.tables import captioned_causes
 

@@ -19,10 +19,10 @@
 # again: the zero-shot class by the text tower, the verdict on plausibility, and which images are nearest. Where `x` is an inner
 # layer, this happens in the forward pass, and the later layers go on from the changed activation.
 #
-# *Needs* a run up to 06 with an autoencoder. *Makes* the tables and figures below. *Takes* seconds for coders of the final
-# embedding, about a minute for an inner layer of the demo's encoder.
+# *Needs* a run up to 06 with an autoencoder and classes for zero-shot. *Makes* the tables and figures below. *Takes* seconds for
+# coders of the final embedding, about a minute for an inner layer of the demo's encoder.
 
-# %% tags=["parameters"]
+# %% tags=["parameters"] needs="autoencoders zero_shot" settings="mtlib.features.choice:SteeringSettings"
 run_dir = "runs/demo"  # folder of the run to look at
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 method = ""  # the coder to look at; empty for the first one
@@ -30,37 +30,56 @@ features = []  # numbers of the features to steer; empty: see named
 named = ""  # steer features whose name holds this text; empty: those of the causes where they are known, else the most active
 n_features = 10  # strongest features shown
 factors = [-4.0, -1.0, 0.0, 1.0, 4.0]  # on a feature's activation: 0 removes it, 1 leaves it, below 0 turns it round
-n_images = 20  # test images per feature, those on which it fires most (at most the top_n of 05)
+n_images = 20  # test images per feature, those on which it fires most (at most the top_n of 04)
 n_controls = 3  # draws of other latents that are put in their place, as the control
 seed = 0  # of the choice of controls
 
 # %%
-import matplotlib.pyplot as plt
-from IPython.display import display
+import pandas as pd
 
 from mtlib import plots
-from mtlib.report.steering import SteeringRun, ends, neighbours_figure, section, steering_figure, summary
-from mtlib.run.artifacts import write_text
+from mtlib.embed import store
+from mtlib.embed.encoders import Encoder
+from mtlib.features import choice, figures
+from mtlib.judge.text_space import text_verdict
+from mtlib.learn.classifier import Classifier
+from mtlib.measure import steering
+from mtlib.measure.codes import first_seeds, open_subjects, subject_named
+from mtlib.measure.zero_shot import zero_shot_task
 from mtlib.run.stage import Stage
 
 plots.use_style()
-if not {0.0, 1.0} <= set(factors):
-    raise ValueError(f"factors = {factors}: 0 and 1 must be among them, to compare with")
-params = dict(method=method, features=features, named=named, n_features=n_features, factors=factors)
-params |= dict(n_images=n_images, n_controls=n_controls, seed=seed)
-stage = Stage("steering", run_dir, stage_dir, params=params)
-run = SteeringRun.open(stage, method)
-reason = run if isinstance(run, str) else ""
-print(f"Nothing to steer: {reason}." if reason else f"{run.method}; classes: {run.steering.task.what}.")
+stage = Stage("steering", globals())
+settings, data = stage.settings(choice.SteeringSettings), store.open_data(stage)
+subjects = [s for s in first_seeds(open_subjects(stage.input("03_train"))[0]) if s.target == "x"]
+chosen = subject_named(subjects, method)
+head, causes, groups = None, pd.DataFrame(), {}
+
+# %%
+folder = stage.input("05_features") / "features" / chosen.method
+table, top = (pd.read_parquet(folder / f"{name}.parquet") for name in ("features", "top_images"))
+verdicts = pd.read_parquet(stage.input("06_interpret") / "explanations" / chosen.method / "verdicts.parquet")
+named_first = verdicts.drop_duplicates("feature")[["feature", "phrase"]]
+table = table.merge(named_first, how="left").fillna({"phrase": ""})
+
+# %% needs="truth"
+causes = pd.read_csv(stage.input("04_evaluate") / "tables" / "04_causes.csv").query("method == @chosen.method")
+groups = choice.groups_of_causes(table, causes)
+
+# %% needs="head labels"
+head = Classifier.load(stage.input("02_classify") / "classifier")
+
+# %%
+encoder = Encoder.of(data.facts) if data.facts["encoder"]["name"] else None
+task, _ = zero_shot_task(data, lambda: encoder)
+steered = steering.Steering(data, encoder, chosen.coder, task, head, text_verdict(data))
 
 # %% [markdown]
 # ## Which features
 
 # %%
-if not reason:
-    chosen = run.choose(features, named, n_features)
-    plots.table(stage, chosen, "chosen")
-    display(chosen.round(4))
+wanted = choice.to_steer(table, settings, causes)
+stage.table(wanted, "chosen", "The features that are scaled.", {"feature": "feature", "why": "why", "phrase": "name"})
 
 # %% [markdown]
 # ## Turned down, turned up
@@ -70,43 +89,32 @@ if not reason:
 # several features; where the truth is known, all that stand for it are scaled together, too (*group*).
 
 # %%
-if not reason:
-    images = {int(f): run.images(f, n_images) for f in chosen["feature"]}
-    table = run.steering.table(images, run.alive, factors, n_controls, seed, run.groups)
-    plots.save(stage, steering_figure(table, chosen), "factors", table)
-    plt.show()
+test = top[top["split"] == "test"].sort_values("rank")
+images = {int(f): test.loc[test["feature"] == f, "row"].to_numpy()[:n_images] for f in wanted["feature"]}
+alive = table.loc[table["density"] > 0, "feature"].to_numpy()
+moved = steered.table(images, alive, factors, n_controls, seed, groups)
+caption = "What the model says when features are removed (0), turned round (below 0) or turned up; grey: controls."
+stage.figure(figures.steering(moved, wanted), "factors", moved, caption)
 
 # %%
-if not reason:
-    found = ends(table, chosen)
-    plots.table(stage, found, "ends")
-    display(summary(found).round(3))
+ends = steering.ends(moved, wanted)
+stage.table(ends, "ends")
+headings = {"reading": "reading", "scaled": "scaled", "features": "features", "low": f"factor {min(factors):g}"}
+headings |= {"0": "0", "1": "1", "high": f"factor {max(factors):g}"}
+caption = "Means over the features; control: as many other latents in their place, the step as long."
+stage.table(steering.summary(ends), "summary", caption, headings)
 
-# %%
-for row in found.itertuples() if not reason else ():
-    if row.direction in ("feature", "group"):
-        also = f"; logit {row.logit_1:.1f} to {row.logit_0:.1f} and {row.logit_low:.1f}" if "logit_1" in found else ""
-        text = (
-            f"; called an error by text {row.error_by_text_1:.0%} to {row.error_by_text_low:.0%}"
-            if "margin_1" in found
-            else ""
-        )
-        kept = f"class kept {row.class_kept_0:.0%} at 0, {row.class_kept_low:.0%} at {min(factors):g}"
-        print(f"{row.feature} ({row.why}), {row.direction}: {kept}{also}{text}.")
-
-# %% [markdown]
+# %% [markdown] needs="pictures"
 # ## Nearest images
 #
-# What the change means, in pictures: the images nearest to the changed embedding, among train and val images.
+# What the change means, in pictures: the images nearest to the changed embedding, among train and val images, for the feature
+# without which the fewest of them stay.
 
-# %%
-if not reason and run.steering.data.pictures and run.steering.data.image_root is not None:
-    turned = found[found["direction"] == "feature"].set_index("feature")["neighbours_kept_0"]
-    shown = int(turned.idxmin())
-    fig = neighbours_figure(run, shown, int(images[shown][0]), factors)
-    plots.save(stage, fig, "nearest", table[table["feature"] == shown])
-    plt.show()
-    print(f"Feature {shown}: without it {turned[shown]:.0%} of the nearest images stay.")
+# %% needs="pictures"
+feature = int(ends[ends["direction"] == "feature"].set_index("feature")["neighbours_kept_0"].idxmin())
+fig = figures.nearest(steered, feature, int(images[feature][0]), factors)
+own = moved[moved["feature"] == feature]
+stage.figure(fig, "nearest", own, "The nearest images as one feature is turned down and up.")
 
 # %% [markdown]
 # ## Answer
@@ -116,6 +124,4 @@ if not reason and run.steering.data.pictures and run.steering.data.image_root is
 # layers have ever seen.
 
 # %%
-text = f"## What does a feature do to the verdict?\n\nNothing was steered: {reason}.\n"
-write_text(stage.out / "README.md", text if reason else section(run, table, chosen))
-stage.finish(method="" if reason else run.method, reason=reason)
+stage.finish(method=chosen.method)

@@ -21,7 +21,7 @@
 # *Needs* a run of the profile alexnet up to 03, which has this notebook as its last stage (the maps also work with any run
 # whose `x` are patches of a `layer`). *Makes* the tables and figures below. *Takes* about a minute.
 
-# %% tags=["parameters"]
+# %% tags=["parameters"] needs="coders images"
 run_dir = "runs/alexnet"  # folder of the run to look at
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 method = ""  # the coder to look at; empty for the first one
@@ -32,24 +32,18 @@ n_features = 10  # strongest features shown
 n_spliced = 200  # test images on which the vision model is tried with the coder inside
 
 # %%
-import matplotlib.pyplot as plt
-import pandas as pd
-from IPython.display import display
-
 from mtlib import plots
-from mtlib.features.token_map import curves, token_figure, token_map
-from mtlib.report.tokens import TokenRun, section
-from mtlib.run.artifacts import write_text
+from mtlib.embed import store
+from mtlib.features import figures, token_maps
+from mtlib.learn.train import read_history
+from mtlib.measure.codes import first_seeds, open_subjects, subject_named
 from mtlib.run.stage import Stage
 
 plots.use_style()
-params = dict(method=method, image=image, row=row, column=column, n_features=n_features, n_spliced=n_spliced)
-stage = Stage("tokens", run_dir, stage_dir, params=params)
-run = TokenRun.of_stage(stage, method)
-facts = run.data.facts
-print(
-    f"{len(run.data.x)} tokens of {facts['d_in']}, {run.data.tokens} per image, after {facts['layer']}; coder: {run.method}."
-)
+stage = Stage("tokens", globals())
+data, train = store.open_data(stage), stage.input("03_train")
+subjects = first_seeds(open_subjects(train)[0])
+chosen, model = subject_named(subjects, method), token_maps.vision_model(stage)
 
 # %% [markdown]
 # ## How the coders learned
@@ -59,56 +53,45 @@ print(
 # features can be compared with others of the same number.
 
 # %%
-fig, frame = curves(run.histories, plots.run_styles(stage.input("03_train")))
-plots.save(stage, fig, "curves", frame)
-plt.show()
+histories = {s.method: read_history(train / "coders" / f"{s.method}-s{s.seed}") for s in subjects}
+fig, history = figures.curves(histories, plots.run_styles(train))
+stage.figure(
+    fig, "curves", history, "MSE, FVU and L0 per token while the coders learn; lines: train, points: validation."
+)
 
 # %%
-last = frame[frame["split"] == "val"].groupby("method", sort=False).last()
-print("At the end, on validation tokens:")
-display(last[["step", "fvu", "l0"]].round(4))
+last = history[history["split"] == "val"].groupby("method", sort=False).last().reset_index()
+headings = {"method": "method", "step": "steps", "fvu": "FVU", "l0": "L0 per token"}
+stage.table(last, "last", "The coders on validation tokens when training ends.", headings)
 
-# %% [markdown]
+# %% [markdown] needs="vision"
 # ## Does the vision model still see?
 #
 # A small FVU may still cost the decision. So the reconstruction takes the place of every token in the middle of the forward
 # pass, and the later blocks go on from there. The control gives them the same mean token everywhere.
 
-# %%
-seen = run.spliced(n_spliced)
-if seen:
-    plots.table(stage, pd.DataFrame([{"method": run.method} | seen]), "spliced")
-    print(
-        f"{seen['n']} test images: accuracy {seen['accuracy']:.1%}; with the coder inside {seen['accuracy_spliced']:.1%}",
-        end="",
-    )
-    print(f" ({seen['agreement']:.1%} the same decision); with a constant token {seen['accuracy_constant']:.1%}.")
-else:
-    print("No vision model of this run, or no labelled test image: nothing to try.")
+# %% needs="vision"
+seen = token_maps.spliced(model, chosen.coder, data, n_spliced)
+seen.insert(0, "method", chosen.method)
+headings = {"method": "coder", "n": "test images", "accuracy": "accuracy", "accuracy_spliced": "with the coder inside"}
+headings |= {"agreement": "same decision", "accuracy_constant": "with one constant token"}
+stage.table(seen, "spliced", "The vision model with the coder's reconstruction in place of every token.", headings)
 
 # %% [markdown]
 # ## The strongest features of one token
 #
-# Top left the image, with the token framed (white where no picture is to be shown). Then its strongest features: the colour of a place is how strongly the feature fires
-# *there*. A feature that lights up the framed place alone is about what stands there; one that lights up everywhere is about
-# the whole image (attention has mixed the tokens), or about nothing.
+# Top left the image, with the token framed (white where no picture is to be shown). Then its strongest features: the colour of a
+# place is how strongly the feature fires *there*. A feature that lights up the framed place alone is about what stands there; one
+# that lights up everywhere is about the whole image (attention has mixed the tokens), or about nothing.
 
 # %%
-chosen = int(run.images("test")[0]) if image < 0 else image
-found = token_map(run.coder, run.data, chosen, None if row < 0 else (row, column), n_features)
-display(found.table.round(3))
-
-# %%
-fig = token_figure(found, run.shown(chosen), run.corners)
-plots.save(stage, fig, "features", found.table)
-plt.show()
-
-# %%
-share = found.table["fires_on"]
-print(
-    f"Image {chosen} ({run.data.manifest['class_name'].iloc[found.row]}), token {found.place}: {len(share)} features shown,"
+shown = int(data.rows("test")[0] // data.tokens) if image < 0 else image
+found = token_maps.token_map(chosen.coder, data, shown, None if row < 0 else (row, column), n_features)
+fig = token_maps.token_figure(found, token_maps.token_picture(data, shown, model), model)
+stage.figure(
+    fig, "features", found.table, "The strongest features of one token, and where else in its image they fire."
 )
-print(f"which fire on {share.min():.0%} to {share.max():.0%} of the image's places.")
+found.table.round(3)
 
 # %% [markdown]
 # ## Answer
@@ -118,5 +101,4 @@ print(f"which fire on {share.min():.0%} to {share.max():.0%} of the image's plac
 # it does: for that the stream must be changed and the decision watched.
 
 # %%
-write_text(stage.out / "README.md", section(run.method, last, seen, found))
-stage.finish(method=run.method, image=chosen, place=list(found.place))
+stage.finish(method=chosen.method, image=shown, place=list(found.place))

@@ -18,11 +18,16 @@ from pathlib import Path
 import pandas as pd
 
 from mtlib import plots
-from mtlib.features.token_map import curves, token_figure, token_map
-from mtlib.learn.train_vision import VisionTraining
+from mtlib.embed import store
+from mtlib.embed.store import Data
+from mtlib.embed.vision import AlexNetTransformer
+from mtlib.features.figures import curves
+from mtlib.features.token_maps import spliced, token_figure, token_map, token_picture
+from mtlib.learn.train import read_history
+from mtlib.learn.train_vision import VisionTraining, load_vision
+from mtlib.measure.codes import Subject, first_seeds, open_subjects
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
-from mtlib.report.tokens import TokenRun
 from mtlib.run.artifacts import atomic, versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,16 +49,15 @@ def vision_rows(reader: Reader) -> list[str]:
     ]
 
 
-def coder_rows(run_dir: str, methods: list[str], n: int) -> pd.DataFrame:
+def coder_rows(reader: Reader, data: Data, subjects: list[Subject], model: AlexNetTransformer, n: int) -> pd.DataFrame:
     """A line per coder: what 04 measured on test tokens, and the vision model's accuracy with the coder inside."""
-    metrics = Reader.of_run(run_dir).table("04_metrics").drop_duplicates("method").set_index("method")
+    metrics = reader.table("04_metrics").drop_duplicates("method").set_index("method")
     columns = [c for c in ("l0_target", "l0", "mse", "fvu", "dead_fraction") if c in metrics]
     lines = []
-    for method in methods:
-        run = TokenRun.open(run_dir, method)
-        spliced = run.spliced(n)
+    for s in subjects:
+        seen = spliced(model, s.coder, data, n).iloc[0]
         kept = ("accuracy", "accuracy_spliced", "accuracy_constant", "agreement")
-        lines.append({"method": method} | metrics.loc[method, columns].to_dict() | {k: spliced[k] for k in kept})
+        lines.append({"method": s.method} | metrics.loc[s.method, columns].to_dict() | {k: seen[k] for k in kept})
     return pd.DataFrame(lines)
 
 
@@ -85,12 +89,13 @@ def main() -> int:
         return done.returncode
     run_dir, reader = f"runs/{name}", Reader.of_run(f"runs/{name}")
     plots.use_style()
-    run = TokenRun.open(run_dir)
-    frame = coder_rows(run_dir, list(run.histories), 64 if args.smoke else 400)
+    data, train = store.open_run(ROOT / run_dir), reader.folders["03_train"]
+    subjects, model = first_seeds(open_subjects(train)[0]), load_vision(reader.folders["02_classify"] / "vision")
+    frame = coder_rows(reader, data, subjects, model, 64 if args.smoke else 400)
     names = dict(zip(frame, ("coder", *(c.replace("_", " ") for c in frame.columns[1:])), strict=True))
     seconds = pd.read_csv(ROOT / run_dir / "timings.csv").set_index("stage")["seconds"]
     text = ["# AlexNet-Transformer", "", *vision_rows(reader), ""]
-    text += [f"**Its tokens**: {len(run.data.x)} of {run.data.facts['d_in']}, after {run.data.facts['layer']}.", ""]
+    text += [f"**Its tokens**: {len(data.x)} of {data.facts['d_in']}, after {data.facts['layer']}.", ""]
     text += [markdown_table(frame, names), ""]
     text += [
         "Accuracies: of the same test images as it is, with the coder's reconstruction in place of every token, and with"
@@ -100,10 +105,10 @@ def main() -> int:
     text += [", ".join(f"{k} {v}" for k, v in versions().items()) + "."]
     print("\n".join(text))
     if not args.smoke:
-        found = token_map(run.coder, run.data, int(run.images("test")[0]))
-        shown = [picture(curves(run.histories)[0], "alexnet_curves.png")]
-        own = run.shown(found.row // run.data.tokens)
-        shown += [picture(token_figure(found, own, run.corners), "alexnet_token.png")]
+        image = int(data.rows("test")[0] // data.tokens)
+        fig = token_figure(token_map(subjects[0].coder, data, image), token_picture(data, image, model), model)
+        histories = {s.method: read_history(train / "coders" / f"{s.method}-s{s.seed}") for s in subjects}
+        shown = [picture(curves(histories)[0], "alexnet_curves.png"), picture(fig, "alexnet_token.png")]
         write_text(RESULTS / "alexnet.md", "\n\n".join(["\n".join(text), *shown]) + "\n")
     return 0
 

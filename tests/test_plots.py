@@ -14,7 +14,6 @@ from mtlib.features import figures as feature_figures
 from mtlib.judge import figures as judge_figures
 from mtlib.learn import figures as learn_figures
 from mtlib.measure import compare
-from mtlib.report import concepts
 from mtlib.run.stage import Stage
 from mtlib.truth import tables as truth
 
@@ -57,7 +56,7 @@ def quantiles(methods, styles=None):
 
 
 def elsewhere(methods, styles=None):
-    return concepts.progressive(lines(methods, data=["test", "text"], kept=[16, 32]), styles)
+    return feature_figures.progressive(lines(methods, data=["test", "text"], kept=[16, 32]), styles)
 
 
 def probing(methods, styles=None):
@@ -159,7 +158,7 @@ def test_heatmap_says_over_how_many_seeds_it_is_a_mean():
 
 def test_cut_values_are_said_on_the_axis():
     frame = lines(MANY[:2], data=["test"], kept=[16, 32])
-    labels = [concepts.progressive(frame.assign(fvu=v)).axes[0].get_ylabel() for v in (0.5, 2.5)]
+    labels = [feature_figures.progressive(frame.assign(fvu=v)).axes[0].get_ylabel() for v in (0.5, 2.5)]
     assert "drawn at 2" not in labels[0] and "drawn at 2" in labels[1]
 
 

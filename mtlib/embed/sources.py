@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from mtlib.embed import arrays, datasets
 from mtlib.embed.listing import find_images, root_of
-from mtlib.embed.manifest import LISTED, InputError, check_bad_fraction, complete, sample
-from mtlib.embed.store import save_array, write_manifest
+from mtlib.embed.manifest import LISTED, InputError, attributes, check_bad_fraction, complete, sample
+from mtlib.embed.store import Data, save_array, write_manifest
 from mtlib.run.artifacts import atomic, write_json
 
 if TYPE_CHECKING:
@@ -263,3 +263,25 @@ def write_vocabulary(folder: Path, v: np.ndarray, table: pd.DataFrame) -> None:
     save_array(folder / "vocabulary.npy", v)
     with atomic(folder / "vocabulary.csv") as tmp:
         table.to_csv(tmp, index=False, lineterminator="\n")
+
+
+def provided(data: Data) -> list[str]:
+    """What an artifact has that later stages and sections may need; see mtlib/run/needs.py."""
+    source, images = data.facts["source"], data.image_root is not None
+    columns = [c for c in attributes(data.manifest) if data.manifest[c].notna().any()]
+    n_classes = data.manifest["class_name"].replace("", None).nunique()
+    known = {
+        "arrays": source == "arrays",
+        "attributes": data.truth is not None or bool(columns),
+        "classes": 2 <= n_classes < len(data.manifest) / data.tokens / 2,
+        "folder": source == "images",
+        "generators": data.manifest["generator"].replace("", None).nunique() > 1,
+        "images": images,
+        "labels": data.facts["labels"] == "plausibility",
+        "pictures": images and data.pictures,
+        "scenes": source == "scenes",
+        "text": len(data.phrases) > 0,
+        "tower": images and len(data.phrases) > 0,
+        "truth": data.truth is not None,
+    }
+    return [name for name, there in known.items() if there]

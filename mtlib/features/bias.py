@@ -23,6 +23,8 @@ from mtlib.truth.auroc import auroc
 
 MIN_IMAGES = 20  # with the attribute's value and without it, in every split that is used
 SCALES = (0.0, 2.0, 4.0)  # a concept removed, doubled, times four
+WRONG = ["attribute", "value", "n_with", "n_without", "wrong_with", "wrong_without", "difference", "low", "high"]
+EFFECT = ["attribute", "value", "feature", "auroc", "n", "scale", "flipped", "flipped_control"]
 
 
 def attributes(data: Data) -> pd.DataFrame:
@@ -31,13 +33,6 @@ def attributes(data: Data) -> pd.DataFrame:
         return nuisances(data.truth)
     known = [c for c in columns_of(data.manifest) if data.manifest[c].notna().any()]
     return nuisances(data.manifest[known])
-
-
-def why_not(data: Data, table: pd.DataFrame) -> str:
-    """Why there is no bias to look for; "" when there is."""
-    if not len(table.columns):
-        return "the images have no attributes (a table of images may have columns of them)"
-    return "" if data.logits is not None else "there is no classifier in this run"
 
 
 def _decisions(logits: np.ndarray) -> np.ndarray:
@@ -67,7 +62,7 @@ def disparities(data: Data, table: pd.DataFrame) -> pd.DataFrame:
             fine = label[rows] == 0
             line |= {"false_alarms_with": _mean(wrong[has & fine]), "false_alarms_without": _mean(wrong[~has & fine])}
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=None if lines else WRONG)
 
 
 def newcombe(k: int, n: int, k_other: int, n_other: int) -> tuple[float, float]:
@@ -93,7 +88,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def concepts(data: Data, table: pd.DataFrame, coder, classifier: Classifier, seed: int = 0) -> pd.DataFrame:
+def concept_effects(data: Data, table: pd.DataFrame, coder, classifier: Classifier, seed: int = 0) -> pd.DataFrame:
     """The concept of every attribute's value, and what the classifier decides when it is turned down or up.
 
     The latent with the highest val AUROC for the value is its concept. On the test images on which it fires, its part of
@@ -111,7 +106,7 @@ def concepts(data: Data, table: pd.DataFrame, coder, classifier: Classifier, see
     kept = [(n, v, own, test[n, v]) for n, v, own in has["val"] if (n, v) in test]
     kept = [k for k in kept if all(MIN_IMAGES <= part.sum() <= len(part) - MIN_IMAGES for part in k[2:])]
     if not kept:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=EFFECT)
     on_val = auroc(codes["val"], np.stack([k[2] for k in kept], 1))  # (S, C)
     on_test = auroc(codes["test"], np.stack([k[3] for k in kept], 1))
     rng, lines = np.random.default_rng(seed), []
@@ -121,7 +116,7 @@ def concepts(data: Data, table: pd.DataFrame, coder, classifier: Classifier, see
         line = {"attribute": name, "value": value, "feature": j, "auroc": on_test[j, c], "n": len(fires)}
         random = torch.from_numpy(rng.normal(size=coder.W_dec.shape[1]).astype(np.float32))
         lines += [line | effect for effect in _effects(data, coder, classifier, j, fires, random)] if len(fires) else []
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=None if lines else EFFECT)
 
 
 def _effects(data: Data, coder, classifier: Classifier, j: int, fires: np.ndarray, random: torch.Tensor) -> list[dict]:

@@ -1,4 +1,4 @@
-"""One picture per feature: the images on which it fires most, strongest first, each with activation and label.
+"""A collage per feature: the images on which it fires most, strongest first, each with activation and label.
 
 Labels are shown by colour and by a sign, so that colour alone never carries the meaning. Rows without images
 (embeddings that came as an array) are drawn as word cards.
@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
+
+from mtlib.embed.images import ImageRefused, load_image
+from mtlib.embed.store import Data
+from mtlib.features.choice import CollageSettings, choose
+from mtlib.run.artifacts import atomic
 
 INK, GREY, PAPER, CARD, STRIP = "#1a1a1a", "#5f5f5f", "#ffffff", "#f4f2ee", "#e2ded6"
 LABELS = {1: ("#c85200", "✗", "implausible"), 0: ("#0068a5", "✓", "plausible"), -1: ("#6b6b6b", "·", "no label")}
@@ -187,3 +193,72 @@ def jpeg(image: Image.Image, max_bytes: int = MAX_BYTES) -> bytes:
         if buffer.tell() <= max_bytes:
             break
     return buffer.getvalue()
+
+
+# ---- the files of a run --------------------------------------------------------------------------------------------
+
+
+def write_collages(
+    folder: Path, tables: dict[str, pd.DataFrame], tops: dict[str, pd.DataFrame], data: Data, settings: CollageSettings
+) -> pd.DataFrame:
+    """Write folder/<method>/collages/<feature>.jpg for each feature that `choose` picks; none where no image is to be shown.
+
+    Args: tables, tops: method -> its features.parquet and top_images.parquet.
+    Returns: frame of method, feature, reason, images, bytes.
+    """
+    load, written = loader(data), []
+    for method, features in tables.items():
+        top = tops[method][tops[method]["split"] == settings.collage_split].sort_values("rank")
+        n_images = top.groupby("feature").size().reindex(features["feature"], fill_value=0).to_numpy()
+        n = settings.n_collages if data.pictures else 0
+        chosen = choose(features.assign(n_images=n_images), n, what=settings.collages_of)
+        labelled, row_of = features["base_rate"].notna().any(), features.set_index("feature")
+        for feature, reason in chosen.itertuples(index=False):
+            shown = top[top["feature"] == feature].head(settings.collage_images)
+            images, labels = [load(int(row)) for row in shown["row"]], shown["label"].tolist() if labelled else None
+            head = {"title": f"Feature {feature}", "lines": [*subtitle(row_of.loc[feature]), method]}
+            file = jpeg(collage(images, shown["activation"].tolist(), labels, columns=settings.collage_columns, **head))
+            with atomic(Path(folder) / method / "collages" / f"{feature}.jpg") as tmp:
+                tmp.write_bytes(file)
+            written.append((method, feature, reason, len(images), len(file)))
+    return pd.DataFrame(written, columns=["method", "feature", "reason", "images", "bytes"])
+
+
+def subtitle(row) -> list[str]:
+    """The lines under a feature's number: density, and error ratio with its interval. Args: row of features.parquet."""
+    lines = [f"fires on {percent(row.density)} of test images"]
+    if np.isfinite(row.error_ratio):
+        interval = f"{row.error_ratio:.2f} [{row.error_low:.2f}, {row.error_high:.2f}]"
+        lines.append(f"error ratio {interval} (base {row.base_rate:.2f})")
+    return lines
+
+
+def percent(share: float) -> str:
+    """A share as per cent in two digits, never as a power of ten: "100%", "12%", "3.4%", "0.05%"."""
+    value = 100 * float(share)
+    if value < 9.95:
+        return f"{value:.2g}%" if value >= 0.01 or value == 0 else "under 0.01%"
+    return f"{value:.0f}%"
+
+
+def loader(data: Data, tile: int = TILE, cache: int = 4096) -> Callable[[int], Image.Image | str]:
+    """row -> its image, through the one loader; a row without an image gives its word, a bad file the reason.
+
+    Args:
+        tile:  larger images are shrunk to this side once, since the same image stands in many collages.
+        cache: images kept.
+    """
+
+    @functools.lru_cache(cache)
+    def load(row: int) -> Image.Image | str:
+        path = data.images(row)
+        if path is None:
+            return data.caption(row)
+        try:
+            image, _ = load_image(path)
+        except ImageRefused as e:
+            return f"image {e.reason}"
+        image.thumbnail((tile, tile), Image.Resampling.LANCZOS)
+        return image
+
+    return load

@@ -9,14 +9,15 @@ reach, and whether it fits is tried on the latent's images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mtlib.embed.store import Data, unit_rows
-from mtlib.features.similar import nearest
-from mtlib.measure.codes import sparse_codes
+from mtlib.measure.codes import Subject, first_seeds, open_subjects, sparse_codes
 from mtlib.measure.reconstruction import target_mean
+from mtlib.measure.similarity import nearest
 
 TOP = 10  # strongest images that a name is tried on
 ROWS = 5000  # test images at most among which they are looked for
@@ -34,6 +35,17 @@ class Named:
     def valid(self) -> pd.DataFrame:
         """The latents whose name counts, strongest cosine first."""
         return self.table[self.table["named"]].sort_values(["cosine", "feature"], ascending=[False, True])
+
+
+def open_autoencoders(data: Data, train: Path) -> tuple[list[Subject], list[Subject]]:
+    """The autoencoders of x of a finished 03_train artifact: all of them, and of each method the one that is interpreted.
+
+    Raises: ValueError when x holds a layer's activations.
+    """
+    if "layer" in data.facts:
+        raise ValueError("concepts: x holds a layer's activations; name and compare final embeddings (layer = '')")
+    everyone = [s for s in open_subjects(train)[0] if s.target == "x"]
+    return everyone, first_seeds(everyone)
 
 
 def directions(coder, by: str) -> np.ndarray:
@@ -113,23 +125,18 @@ def naming_summary(named: dict[tuple[str, str], Named]) -> pd.DataFrame:
     for (method, by), found in named.items():
         own = found.table[found.table["named"]]
         line = {"method": method, "by": by, "n_latents": len(found.table), "threshold": found.threshold}
-        line |= {
-            "n_named": len(own),
-            "n_names": own["phrase"].nunique(),
-            "median_cosine": found.table["cosine"].median(),
-        }
+        line |= {"n_named": len(own), "n_names": own["phrase"].nunique()}
+        line |= {"median_cosine": found.table["cosine"].median()}
         lines.append(line | {c: own[c].mean() for c in ("nearer", "nearer_other")})
     return pd.DataFrame(lines)
 
 
 def cosine_quantiles(named: dict[tuple[str, str], Named], steps: int = 100) -> pd.DataFrame:
     """Distribution of the latents' cosines to their nearest phrase: method, by, threshold, quantile (0 .. 1), cosine."""
-    levels = np.linspace(0, 1, steps + 1)
-    frames = [
-        pd.DataFrame({"method": m, "by": by, "threshold": found.threshold, "quantile": levels})
-        .assign(cosine=found.table["cosine"].quantile(levels).to_numpy())
-        for (m, by), found in named.items()
-    ]  # fmt: skip
+    levels, frames = np.linspace(0, 1, steps + 1), []
+    for (method, by), found in named.items():
+        head = {"method": method, "by": by, "threshold": found.threshold, "quantile": levels}
+        frames.append(pd.DataFrame(head | {"cosine": found.table["cosine"].quantile(levels).to_numpy()}))
     return pd.concat(frames, ignore_index=True)
 
 

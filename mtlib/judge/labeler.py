@@ -15,9 +15,9 @@ from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import load_image, to_rgb
 from mtlib.embed.vision import AlexNetTransformer, vision_tokens
-from mtlib.features.methods import interpreted
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.train_vision import load_vision
+from mtlib.measure.codes import interpreted
 from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
 
 STAGES = ("01_embed", "03_train", "05_features", "06_interpret")

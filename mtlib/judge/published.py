@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from mtlib.ask.ledger import dump
-from mtlib.features.gallery import by_activity
+from mtlib.features.choice import by_activity
 from mtlib.judge.verdicts import RULED
 from mtlib.run.artifacts import write_text
 

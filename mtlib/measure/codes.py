@@ -65,6 +65,32 @@ def first_seeds(subjects: list[Subject]) -> list[Subject]:
     return list(first.values())
 
 
+def subject_named(subjects: list[Subject], method: str = "") -> Subject:
+    """The subject of a method, "" for the first. Raises: ValueError naming those that there are."""
+    found = [s for s in subjects if method in ("", s.method)]
+    if not found:
+        raise ValueError(f"method = {method!r}: there are {', '.join(s.method for s in subjects) or 'no coders'}")
+    return found[0]
+
+
+def interpreted(train: Path) -> pd.DataFrame:
+    """coders.csv, one line per method, in the order of the params: its first seed, or why it was skipped.
+
+    Args:
+        train: folder of the finished 03_train artifact.
+    Returns: coders.csv's columns, with `reason` and `folder` as text ("" when empty).
+    Raises: ValueError naming the file when a column is missing.
+    """
+    path = Path(train) / "coders.csv"
+    dtype = dict.fromkeys(("method", "reason", "folder", "status", "target"), str)
+    frame = pd.read_csv(path, dtype=dtype, keep_default_na=False, na_values=[""])  # "null" is a name like another
+    if missing := {"method", "seed", "target", "status", "reason", "folder"} - set(frame.columns):
+        raise ValueError(f"{path}: no column {sorted(missing)[0]!r}; run notebook 03_train again")
+    text = ["method", "reason", "folder", "status", "target"]
+    frame[text] = frame[text].fillna("")
+    return frame.drop_duplicates("method", keep="first").reset_index(drop=True)
+
+
 def target_of(data: Data, subject: Subject) -> np.ndarray:
     """The array a subject reconstructs: x (N, D) or y (N, O)."""
     if subject.target == "y" and data.y is None:

@@ -15,6 +15,12 @@ SAMPLE, N_SAMPLES, NEIGHBOURS = 2000, 5, 10
 SHARED = 0.7  # cosine from which a matched latent counts as the same one
 
 
+def nearest(similarity: np.ndarray, n: int) -> np.ndarray:
+    """(B, n) columns of the n largest entries of each row of similarity (B, S); equal entries: the smaller column."""
+    n = min(n, similarity.shape[1])
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :n]
+
+
 def _neighbours(kernel: np.ndarray, k: int) -> np.ndarray:
     """(n, n) bool: the k most similar other rows of each row."""
     kernel = kernel.copy()

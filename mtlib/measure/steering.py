@@ -26,6 +26,19 @@ from mtlib.measure.zero_shot import ZeroShot
 
 LOGIT_SCALE = 100.0  # of CLIP as published, where the encoder is not there to say its own
 READ = ["n", "probability", "class_kept", "logit", "implausible", "margin", "error_by_text", "neighbours_kept"]
+READINGS = {
+    "probability": "probability of its class",
+    "logit": "classifier's logit of implausible",
+    "margin": "margin of the text's verdict",
+    "neighbours_kept": "nearest images that stay",
+}
+SHARES = {
+    "class_kept": "class kept",
+    "implausible": "implausible (classifier)",
+    "error_by_text": "error (text)",
+    "neighbours_implausible": "implausible nearest",
+}
+DIRECTIONS = ("feature", "control", "group", "group control")
 COLUMNS = ["feature", "direction", "factor", *READ, "neighbours_implausible"]
 
 
@@ -183,3 +196,31 @@ class Steering:
 def share_above(values: np.ndarray) -> np.ndarray:
     """1 where a value is above 0, else 0; NaN stays."""
     return np.where(np.isnan(values), np.nan, values > 0)
+
+
+def ends(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """A line per feature and direction: every reading as it is, and with the smallest and the largest factor."""
+    at_factors = {"low": table["factor"].min(), "0": 0.0, "1": 1.0, "high": table["factor"].max()}
+    wide = table.pivot_table(index=["feature", "direction"], columns="factor", values=[*READINGS, *SHARES], sort=False)
+    lines = []
+    for line in chosen.itertuples():
+        for direction in [d for d in DIRECTIONS if (line.feature, d) in wide.index]:
+            own = wide.loc[(line.feature, direction)]
+            head = {"feature": line.feature, "why": line.why, "phrase": line.phrase, "direction": direction}
+            for c in [c for c in (*READINGS, *SHARES) if table[c].notna().any()]:
+                head |= {f"{c}_{name}": own[(c, at)] for name, at in at_factors.items()}
+            lines.append(head)
+    return pd.DataFrame(lines)
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Means of `ends` over the features, a line per direction and reading: at the smallest factor, at 0, 1 and the largest."""
+    names = [c for c in (*READINGS, *SHARES) if f"{c}_1" in found]
+    by = found.drop(columns="feature").groupby("direction", sort=False)
+    mean, counts = by.mean(numeric_only=True), by.size()
+    lines = []
+    for c in names:
+        for direction, row in mean.iterrows():
+            line = {"reading": READINGS.get(c) or SHARES[c], "scaled": direction, "features": int(counts[direction])}
+            lines.append(line | {end: row[f"{c}_{end}"] for end in ("low", "0", "1", "high")})
+    return pd.DataFrame(lines)

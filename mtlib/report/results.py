@@ -7,8 +7,7 @@ import pandas as pd
 
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.store import Data
-from mtlib.features.methods import interpreted
-from mtlib.measure.codes import iter_codes, sparse_codes
+from mtlib.measure.codes import interpreted, iter_codes, sparse_codes
 from mtlib.measure.generators import detector_counts, failure_rates, firing_rates
 from mtlib.measure.relevance import permutation_null, relevance_table, same_denominator
 from mtlib.report import browse

@@ -18,6 +18,8 @@ TAGGED = re.compile(r"""\btags\s*=\s*\[[^\]]*["']parameters["']""")
 TITLE = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 WHY = {  # what is missing, in words
     "arrays": "embeddings made elsewhere",
+    "attributes": "columns of the table of images, or nuisances of scenes",
+    "autoencoders": "a trained autoencoder",
     "asked": "a multimodal model that was asked",
     "classes": "classes to sort the images into",
     "coders": "a trained coder",
@@ -27,8 +29,11 @@ WHY = {  # what is missing, in words
     "labels": "labels plausible and implausible",
     "pictures": "images that may be shown",
     "scenes": "scenes that were drawn here",
+    "seeds": "a second seed of a method",
     "text": "texts in the space of the embeddings",
     "tower": "an encoder with a text tower",
+    "vision": "a vision model that was trained here",
+    "zero_shot": "classes and texts to choose from",
     "truth": "the truth of every image, which only drawn scenes have",
 }
 

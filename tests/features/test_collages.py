@@ -1,12 +1,28 @@
 """Collages from real files: the picture shows what it was given, in the order and sizes promised."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from mtlib.features.collages import clip, collage, font, jpeg, number, wrap
+from mtlib.embed.store import load_data
+from mtlib.features.choice import CollageSettings
+from mtlib.features.collages import (
+    clip,
+    collage,
+    font,
+    jpeg,
+    loader,
+    number,
+    percent,
+    subtitle,
+    wrap,
+    write_collages,
+)
+from tests.synthetic import write_embed_stage
 
 
 def solid(colour, size=(32, 32)):
@@ -82,3 +98,71 @@ def test_jpeg_keeps_to_its_size():
     assert len(jpeg(noise, 40_000)) <= 40_000
     data = jpeg(solid("white", (300, 300)))
     assert len(data) < 6000 and Image.open(io.BytesIO(data)).format == "JPEG"
+
+
+def test_subtitle_tells_ratio_and_interval():
+    row = pd.Series({"density": 0.032, "error_ratio": 0.97, "error_low": 0.88, "error_high": 0.994, "base_rate": 0.5})
+    lines = ["fires on 3.2% of test images", "error ratio 0.97 [0.88, 0.99] (base 0.50)"]
+    assert subtitle(row) == lines and subtitle(row.replace(0.97, np.nan)) == lines[:1]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100%"), (0.996, "100%"), (0.1234, "12%"), (0.0996, "10%"), (0.0342, "3.4%"), (0.0005, "0.05%"), (0, "0%")],
+)
+def test_shares_are_per_cent_without_powers_of_ten(share, text):
+    assert percent(share) == text
+
+
+@pytest.fixture
+def one_method():
+    """features.parquet of three features, of which 3 and 5 have images, and their top images."""
+    features = pd.DataFrame(
+        {"feature": [3, 4, 5], "density": 0.1, "mean_activation": [1.0, 9.0, 2.0], "assessed": True}
+    )
+    features = features.assign(error_ratio=[0.9, 0.5, 0.4], error_low=[0.8, 0.4, 0.1], error_high=0.9, base_rate=0.5)
+    top = pd.DataFrame({"feature": [3] * 5 + [5] * 4, "rank": [4, 3, 2, 1, 0, 0, 1, 2, 3], "row": range(9)})
+    label = pd.array([0, 1, 0, 1, pd.NA, 0, 0, 0, 0], dtype="Int64")
+    return features, top.assign(activation=5.0 - top["rank"], label=label, split="val")
+
+
+def write(folder, one_method, load=lambda row: None, pictures=True, **settings):
+    """`write_collages` of one method whose images are what `load` gives for their rows."""
+    features, top = one_method
+    images = SimpleNamespace(images=load, caption=lambda row: f"row {row}", pictures=pictures)
+    return write_collages(folder, {"sae": features}, {"sae": top}, images, CollageSettings(**settings))
+
+
+def test_written_files_are_small_jpegs(tmp_path, one_method):
+    written = write(tmp_path, one_method, n_collages=5, collage_images=4)
+    assert sorted(p.name for p in (tmp_path / "sae" / "collages").iterdir()) == ["3.jpg", "5.jpg"]
+    assert written[["method", "feature", "reason", "images"]].to_numpy().tolist() == [
+        ["sae", 3, "errors", 4],
+        ["sae", 5, "errors", 4],
+    ]
+    assert (written["bytes"] < 24_000).all()
+
+
+def test_strongest_images_come_first_and_other_splits_are_not_shown(tmp_path, one_method):
+    seen = []
+    write(tmp_path, one_method, lambda row: seen.append(row), n_collages=2)
+    assert seen[:5] == [4, 3, 2, 1, 0]
+    assert write(tmp_path, one_method, collage_split="test").empty
+
+
+def test_no_collages_are_a_table_without_rows(tmp_path, one_method):
+    for none in (write(tmp_path, one_method, n_collages=0), write(tmp_path, one_method, pictures=False)):
+        assert list(none) == ["method", "feature", "reason", "images", "bytes"]
+        assert none.empty
+
+
+def test_loader_gives_images_words_and_reasons(tmp_path):
+    embed = write_embed_stage(tmp_path, n=12)
+    data = load_data(embed)
+    load = loader(data, tile=8)
+    assert load(3).size == (8, 8) and load(3) is load(3)
+    data.images(4).write_bytes(b"")
+    data.images(5).unlink()
+    assert load(4) == "image empty" and load(5) == "image changed"
+    bare = type(data)(**(vars(data) | {"image_root": None}))
+    assert loader(bare)(0) == data.manifest["class_name"].iloc[0]

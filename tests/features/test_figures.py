@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mtlib.features import figures
-from mtlib.features.statistics import summary_row
+from mtlib.features.table import overview
 
 
 @pytest.fixture
@@ -57,9 +57,10 @@ def test_densities_count_every_feature_that_fires(tables):
 
 
 def test_summary_counts_by_hand(tables):
-    row = summary_row("mt", tables["mt"])
+    coders = pd.DataFrame({"method": ["tc", "mt"], "reason": ["no labels", ""]})
+    skipped, row = overview({"mt": tables["mt"]}, coders).to_dict("records")
     table = tables["mt"].head(25)
     assert row["n_latents"] == 30 and row["n_assessed"] == 25
     assert row["n_enriched"] == (table["error_ratio"] > 0.8).sum()
     assert row["beyond_control"] == pytest.approx((table["causal_relevance"].abs() > 0.3).mean())
-    assert summary_row("tc", None, "no labels") == {"method": "tc", "status": "skipped", "reason": "no labels"}
+    assert (skipped["method"], skipped["status"], skipped["reason"]) == ("tc", "skipped", "no labels")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtlib.features.similar import similar_features
+from mtlib.features.table import similar_features
 from mtlib.measure.codes import fire_together
 from tests.features.standins import GivenCodes
 

@@ -9,8 +9,7 @@ import pandas as pd
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data, save_array
-from mtlib.features.similar import similar_features
-from mtlib.features.statistics import feature_table, truth_columns, write_features
+from mtlib.features.table import feature_table, similar_features, truth_columns, write_features
 from mtlib.judge import keyless, verdicts
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.logit import causal_relevance

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from mtlib import plots
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data
-from mtlib.features.similar import similar_features
+from mtlib.features.table import similar_features
 from mtlib.judge.agreement import judge_table
 from mtlib.learn.classifier import ClassifierConfig, fit_classifier
 from mtlib.learn.train import fit

@@ -1,19 +1,20 @@
-"""A vision model, its tokens, coders of them, and what the notebook `tokens` reads: one small run from end to end."""
+"""A vision model, its tokens, coders of them, and the notebook `tokens`: one small run from end to end."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mtlib.embed import store
 from mtlib.embed.images import load_image
 from mtlib.embed.vision import VisionConfig, vision_tokens
-from mtlib.features.token_map import token_figure, token_map
+from mtlib.features.token_maps import spliced, token_figure, token_map, token_picture
 from mtlib.learn.methods import train_methods
-from mtlib.learn.train_vision import VisionTraining, train_and_read
-from mtlib.report.tokens import TokenRun
-from mtlib.run.artifacts import ArtifactError, atomic, sha256, verify
+from mtlib.learn.train_vision import VisionTraining, load_vision, train_and_read
+from mtlib.measure.codes import first_seeds, open_subjects
+from mtlib.run.artifacts import atomic, sha256, verify
 from mtlib.run.stage import Stage
 from tests.synthetic import write_embed_stage
 
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
 
 def test_scratch_is_gone_and_the_model_stays(run):
     classify = next(run.glob("02_classify-*"))
-    assert sorted(p.name for p in classify.iterdir()) == ["meta.json", "vision", "x.npy"]
+    assert sorted(p.name for p in classify.iterdir()) == ["meta.json", "report.json", "vision", "x.npy"]
     assert sorted(p.name for p in (classify / "vision").iterdir()) == [
         "config.json",
         "history.parquet",
@@ -67,22 +68,25 @@ def test_later_stages_read_the_tokens_as_x(run):
     assert (data.manifest["path"].to_numpy().reshape(N, 4) == data.truth["path"].to_numpy().reshape(N, 4)).all()
 
 
-def test_run_is_read_whole(run):
-    read = TokenRun.open(run)
-    assert (read.method, list(read.histories)) == ("topk", ["topk"]), "there is no y, so no transcoder"
-    image = int(read.images("test")[0])
-    picture = load_image(read.data.images(image * 4))[0]
-    assert np.allclose(vision_tokens(read.eyes, [picture])[0], read.data.x[image * 4 : image * 4 + 4], atol=1e-4)
-    found = token_map(read.coder, read.data, image)
-    assert found.activations.shape == (4, 2, 2)
-    assert read.corners == (15, 32)
-    assert len([ax for ax in token_figure(found, read.picture(image), read.corners).axes if ax.get_title()]) == 5
-    hidden = replace(read, data=replace(read.data, facts=read.data.facts | {"pictures": False}))
-    assert read.shown(image) == read.picture(image)
-    assert hidden.shown(image).getextrema() == ((255, 255),) * 3 and hidden.picture(image) == read.picture(image)
-    spliced = read.spliced(5)
-    assert spliced["n"] == 5
-    assert 0 <= spliced["agreement"] <= 1
+def test_map_and_picture_of_a_token_of_the_run(run):
+    data, (subject, *others) = store.open_run(run), first_seeds(open_subjects(next(run.glob("03_train-*")))[0])
+    assert (subject.method, others) == ("topk", []), "there is no y, so no transcoder"
+    model = load_vision(next(run.glob("02_classify-*")) / "vision")
+    image = int(data.rows("test")[0] // data.tokens)
+    picture = load_image(data.images(image * 4))[0]
+    assert np.allclose(vision_tokens(model, [picture])[0], data.x[image * 4 : image * 4 + 4], atol=1e-4)
+    found, shown = token_map(subject.coder, data, image), token_picture(data, image, model)
+    assert (found.activations.shape, shown.size) == ((4, 2, 2), (95, 95))
+    fig = token_figure(found, shown, model)
+    assert len([ax for ax in fig.axes if ax.get_title()]) == 5
+    assert (fig.axes[0].patches[0].get_width(), fig.axes[0].patches[0].get_x() % 32) == (32, 15)
+    hidden = replace(data, facts=data.facts | {"pictures": False})
+    assert token_picture(hidden, image, model).getextrema() == ((255, 255),) * 3
+    seen = spliced(model, subject.coder, hidden, 5).iloc[0]
+    assert seen["n"] == 5
+    assert 0 <= seen["agreement"] <= 1
+    unlabelled = data.manifest.assign(label=pd.array([pd.NA] * len(data.manifest), dtype="Int64"))
+    assert spliced(model, subject.coder, replace(data, manifest=unlabelled), 5).empty
 
 
 def test_notebook_tokens_runs_as_a_stage(run, tmp_path):
@@ -100,17 +104,12 @@ def test_notebook_tokens_runs_as_a_stage(run, tmp_path):
             scope |= values
     meta = verify(tmp_path / "tokens")
     assert set(meta["inputs"]) == {"01_embed", "02_classify", "03_train"}
-    assert {"tables/tokens_curves.csv", "figures/tokens_features.png", "README.md"} <= set(meta["files"])
-    text = (tmp_path / "tokens" / "README.md").read_text()
-    assert "| topk |" in text and "on 4 test images" in text
+    assert {"tables/tokens_curves.csv", "figures/tokens_features.png"} <= set(meta["files"])
+    seen = pd.read_csv(tmp_path / "tokens" / "tables" / "tokens_spliced.csv").iloc[0]
+    assert (seen["method"], seen["n"]) == ("topk", 4)
 
 
-def test_what_cannot_be_read_is_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="method = 'transcoder': this run has"):
-        TokenRun.open(run, "transcoder")
-    write_embed_stage(tmp_path / "run", n=20, images=False)
-    with pytest.raises(ArtifactError, match="no coders yet"):
-        TokenRun.open(tmp_path / "run")
-    Stage("03_train", str(tmp_path / "run")).finish()
-    with pytest.raises(ArtifactError, match="one row per image"):
-        TokenRun.open(tmp_path / "run")
+def test_images_with_one_row_each_have_no_tokens_to_show(tmp_path):
+    data = store.load_data(write_embed_stage(tmp_path / "run", n=20, images=False))
+    with pytest.raises(ValueError, match="no tokens on a grid"):
+        token_map(None, data, 0)

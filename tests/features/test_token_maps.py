@@ -1,12 +1,15 @@
 """The strongest features of a token, by hand: codes are the rows themselves."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from mtlib.embed.store import Data
-from mtlib.features.token_map import curves, token_figure, token_map
+from mtlib.features.figures import curves
+from mtlib.features.token_maps import token_figure, token_map
 
 
 class Itself:
@@ -61,7 +64,8 @@ def test_no_grid_no_such_image_and_no_such_place_are_refused():
 def test_figure_has_the_image_and_a_map_per_feature_in_its_place():
     data = tokens()
     data.x[4] = [1, 2, 0, 0]
-    fig = token_figure(token_map(Itself, data, 0), Image.new("RGB", (60, 60)), (10.0, 20.0))
+    model = SimpleNamespace(config=SimpleNamespace(centres=[20, 40, 60]))
+    fig = token_figure(token_map(Itself, data, 0), Image.new("RGB", (60, 60)), model)
     titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
     assert titles == ["token at row 1, column 1", "1: feature 1, 2 of 2", "2: feature 0, 1 of 1"]
     frame = fig.axes[0].patches[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -12,8 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from mtlib.embed.images import load_image
 from mtlib.embed.store import Data
-from mtlib.plots import PALETTE, legend, method_styles
+from mtlib.embed.vision import AlexNetTransformer, square
+from mtlib.learn.classifier_scores import targets
+from mtlib.learn.train_vision import load_vision
+from mtlib.measure.zero_shot import accuracy_spliced
+from mtlib.plots import PALETTE, image_grid
+from mtlib.run.stage import Stage
+
+SIDE = 224  # pixels of a picture where no vision model says otherwise
+COLUMNS = 4  # of a figure
 
 
 @dataclass(frozen=True)
@@ -66,56 +74,56 @@ def token_map(coder, data: Data, image: int, place: tuple[int, int] | None = Non
     return TokenMap(start + at, divmod(at, width), order, maps)
 
 
-def token_figure(found: TokenMap, picture: Image.Image, corners: tuple[float, float] | None = None) -> Figure:
+def vision_model(stage: Stage) -> AlexNetTransformer | None:
+    """The vision model that 02 trained; None where x are tokens of a layer of the encoder."""
+    folder = stage.input("02_classify") / "vision" if stage.has("02_classify") else None
+    return load_vision(folder) if folder is not None and folder.is_dir() else None
+
+
+def spliced(model: AlexNetTransformer, coder, data: Data, n: int) -> pd.DataFrame:
+    """`accuracy_spliced` on (at most) n labelled test images, evenly taken: one line, or none without such an image."""
+    labels, _ = targets(data.manifest.iloc[:: data.tokens], data.facts["labels"])
+    test = np.unique(data.rows("test") // data.tokens)
+    test = test[labels[test] >= 0]
+    if not len(test):
+        return pd.DataFrame()
+    test = test[np.linspace(0, len(test) - 1, min(n, len(test))).round().astype(int)]
+    pixels = [square(load_image(data.images(i * data.tokens))[0], model.config.side) for i in test]
+    return pd.DataFrame([accuracy_spliced(model, coder, np.stack(pixels), labels[test])])
+
+
+def token_picture(data: Data, image: int, model: AlexNetTransformer | None = None) -> Image.Image:
+    """An image as the vision model sees it, square; white where no image is to be shown (`pictures: false` in 01).
+
+    Args: model: that 02 trained; None where x are tokens of a layer of the encoder.
+    """
+    side = model.config.side if model else SIDE
+    if not data.pictures:
+        return Image.new("RGB", (side, side), "white")
+    return Image.fromarray(square(load_image(data.images(image * data.tokens))[0], side).transpose(1, 2, 0))
+
+
+def token_figure(found: TokenMap, picture: Image.Image, model: AlexNetTransformer | None = None) -> Figure:
     """The image with the token outlined, then each feature's activations laid over it, the strongest first.
 
-    Args:
-        picture: the image as the model saw it (square).
-        corners: (left edge of the first place, width of a place) in pixels of the picture; None: the grid fills it.
+    Args: picture, model: see `token_picture`; without a model the grid fills the picture.
     """
     height, width = found.activations.shape[1:]
-    left, size = corners or (0.0, picture.width / width)
+    left, size = 0.0, picture.width / width
+    if model is not None:  # its convolutions look at places that lie a little inside
+        first, second = model.config.centres[:2]
+        left, size = first - (second - first) / 2, second - first
     extent = (left, left + size * width, left + size * height, left)
-    columns = 4
-    rows = -(-(len(found.features) + 1) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.5 * rows), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for i, ax in enumerate(axes.flat[: len(found.features) + 1]):
-        ax.imshow(picture.convert("L") if i else picture, cmap="gray", vmin=0, vmax=255)
+    shown = [picture, *[picture.convert("L")] * len(found.features)]
+    fig = image_grid([shown[i : i + COLUMNS] for i in range(0, len(shown), COLUMNS)], side=2.3)
+    for i, ax in enumerate(fig.axes[: len(shown)]):
         corner = (left + size * found.place[1], left + size * found.place[0])
         ax.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=PALETTE[1], linewidth=2))
+        title = f"token at row {found.place[0]}, column {found.place[1]}"
         if i:
             seen = found.activations[i - 1]
             ax.imshow(seen, extent=extent, cmap="viridis", alpha=0.65, vmin=0, vmax=max(seen.max(), 1e-12))
-            own = seen[found.place]
-            ax.set_title(f"{i}: feature {found.features[i - 1]}, {own:.2g} of {seen.max():.2g}", fontsize=9)
-        else:
-            ax.set_title(f"token at row {found.place[0]}, column {found.place[1]}", fontsize=9)
+            title = f"{i}: feature {found.features[i - 1]}, {seen[found.place]:.2g} of {seen.max():.2g}"
+        ax.set_title(title, fontsize=9)
         ax.set(xlim=(0, picture.width), ylim=(picture.height, 0))
     return fig
-
-
-def curves(histories: dict[str, pd.DataFrame], styles: dict[str, dict] | None = None) -> tuple[Figure, pd.DataFrame]:
-    """MSE, FVU and L0 per token against training steps, as published for the AlexNet-Transformer: a line per method.
-
-    Args: histories: method -> `train.read_history`; styles: of the run's methods. Lines are means since the last row (train); points are exact (val).
-    Returns: figure; frame of method, step, split, mse (train only, in the coder's units), fvu, l0.
-    """
-    columns = {"reconstruction": "mse"}
-    parts = [h.rename(columns=columns).assign(method=m) for m, h in histories.items()]
-    frame = pd.concat(parts, ignore_index=True)[["method", "step", "split", "mse", "fvu", "l0"]]
-    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.2))
-    styles = styles or method_styles(histories)
-    names = {"mse": "MSE", "fvu": "FVU", "l0": "L0 (features per token)"}
-    for ax, (name, label) in zip(axes, names.items(), strict=True):
-        for method, part in frame.groupby("method", sort=False):
-            train, val = part[part["split"] == "train"], part[part["split"] == "val"]
-            dots = styles[method] | {"linestyle": ""}
-            line = dict(color=styles[method]["color"], linestyle=styles[method]["linestyle"])
-            ax.plot(train["step"], train[name], label=method, **line if len(train) > 1 else dots)
-            if name != "mse":
-                ax.plot(val["step"], val[name], markersize=3, **dots)
-        ax.set(xlabel="step", ylabel=label, yscale="log")
-    legend(fig)
-    return fig, frame

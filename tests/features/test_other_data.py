@@ -9,7 +9,7 @@ import pytest
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import store
 from mtlib.embed.manifest import InputError
-from mtlib.features import elsewhere
+from mtlib.features import other_data
 from mtlib.measure.codes import Subject
 from mtlib.measure.scan import scan
 from tests import synthetic
@@ -30,16 +30,16 @@ def subjects():
 
 
 def test_generators_images_are_the_second_set_where_none_is_given(data, tmp_path):
-    found = elsewhere.second_images(data, "", tmp_path, tmp_path)
+    found = other_data.second_images(data, "", tmp_path, tmp_path)
     rows = data.rows("unlabelled")
-    assert (found is None) == (len(rows) < elsewhere.MIN_ROWS)
+    assert (found is None) == (len(rows) < other_data.MIN_ROWS)
     marked = replace(
         data, manifest=data.manifest.assign(split=np.where(np.arange(len(data.x)) < 50, "unlabelled", "train"))
     )
-    found = elsewhere.second_images(marked, "", tmp_path, tmp_path)
+    found = other_data.second_images(marked, "", tmp_path, tmp_path)
     assert found.rows.tolist() == marked.rows("unlabelled").tolist() and "50 images" in found.what
     assert (
-        elsewhere.second_images(replace(data, manifest=data.manifest.assign(split="train")), "", tmp_path, tmp_path)
+        other_data.second_images(replace(data, manifest=data.manifest.assign(split="train")), "", tmp_path, tmp_path)
         is None
     )
 
@@ -47,9 +47,9 @@ def test_generators_images_are_the_second_set_where_none_is_given(data, tmp_path
 def test_given_arrays_are_measured_as_they_are(data, subjects, tmp_path):
     x = np.random.default_rng(1).normal(size=(60, D)).astype(np.float32)
     np.save(tmp_path / "other.npy", x)
-    second = elsewhere.second_images(data, "other.npy", tmp_path, tmp_path)
-    text = elsewhere.texts(data, "other.npy", tmp_path, tmp_path)
-    found = elsewhere.evaluate_there(data, subjects, [second, text])
+    second = other_data.second_images(data, "other.npy", tmp_path, tmp_path)
+    text = other_data.texts(data, "other.npy", tmp_path, tmp_path)
+    found = other_data.evaluate_on([second, text], data, subjects)
     assert [name for name, _, _ in found] == ["second", "text"]
     assert found[0][2].summary["fvu"] == pytest.approx(scan(subjects[0].coder, x, x, np.arange(60)).summary["fvu"])
     lengths = [np.linalg.norm(a, axis=1).mean() for a in (text.x, data.x[data.rows("train")])]
@@ -58,15 +58,15 @@ def test_given_arrays_are_measured_as_they_are(data, subjects, tmp_path):
     assert 0 <= found[0][2].summary["probe_agreement"] <= 1  # the probe is that of the run's train rows
     np.save(tmp_path / "wide.npy", np.ones((60, D + 1), np.float32))
     with pytest.raises(InputError, match="embeddings are 16 wide"):
-        elsewhere.second_images(data, "wide.npy", tmp_path, tmp_path)
+        other_data.second_images(data, "wide.npy", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["other.npz", "cc3m_ViT_validation_text_60_16.npy"])
 def test_arrays_may_be_of_every_kind_that_embeddings_takes(data, tmp_path, name):
     x = np.random.default_rng(1).normal(size=(60, D)).astype(np.float32)
     np.savez(tmp_path / name, x) if name.endswith(".npz") else x.tofile(tmp_path / name)
-    second = elsewhere.second_images(data, name, tmp_path, tmp_path / "made")
-    text = elsewhere.texts(data, name, tmp_path, tmp_path / "made")
+    second = other_data.second_images(data, name, tmp_path, tmp_path / "made")
+    text = other_data.texts(data, name, tmp_path, tmp_path / "made")
     assert np.array_equal(second.x, x)
     np.testing.assert_allclose(text.x / x, text.x[0, 0] / x[0, 0], rtol=1e-4)
 
@@ -74,25 +74,28 @@ def test_arrays_may_be_of_every_kind_that_embeddings_takes(data, tmp_path, name)
 def test_a_folder_needs_an_encoder(data, tmp_path):
     bare = replace(data, facts=data.facts | {"encoder": {"name": ""}})
     with pytest.raises(InputError, match="embeddings only"):
-        elsewhere.second_images(bare, "photos", tmp_path, tmp_path)
+        other_data.second_images(bare, "photos", tmp_path, tmp_path)
 
 
 def test_centred_texts_have_the_images_mean_and_their_own_differences(data):
     many = replace(data, vocabulary=np.random.default_rng(0).normal(size=(40, D)).astype(np.float32) + 3)
-    text = elsewhere.texts(many, "", None, None)
-    moved = elsewhere.centred(many, text)
+    text = other_data.texts(many, "", None, None)
+    moved = other_data.centred(many, text)
     np.testing.assert_allclose(moved.x.mean(0), data.x[data.rows("train")].mean(0), atol=1e-5)
     np.testing.assert_allclose(moved.x - moved.x[0], text.x - text.x[0], atol=1e-5)
-    assert elsewhere.texts(replace(data, vocabulary=data.vocabulary[:5]), "", None, None) is None
+    few = replace(data, vocabulary=data.vocabulary[:5], manifest=data.manifest.assign(split="train"))
+    assert other_data.texts(few, "", None, None) is None
+    assert [s.name for s in other_data.other_sets(many, "", "", None, None)][-2:] == ["text", "text, centred"]
+    assert other_data.other_sets(few, "", "", None, None) == []
 
 
 def test_tables_put_the_runs_own_test_images_first_and_only_these_coders(data, subjects, tmp_path):
-    found = elsewhere.evaluate_there(data, subjects, [elsewhere.Elsewhere("text", "", data.x, np.arange(100))])
+    found = other_data.evaluate_on([other_data.OtherData("text", "", data.x, np.arange(100))], data, subjects)
     test = pd.DataFrame({"method": ["topk", "topk", "sae"], "seed": [0, 1, 0], "fvu": [0.1, 0.2, 0.3], "l0": 4.0})
-    table = elsewhere.summary(found, test)
+    table = other_data.beside_test(found, test, "summary")
     assert table["data"].tolist() == ["test", "text"] and table["fvu"].iloc[0] == 0.1
     steps = test.assign(target="x", l0_target=4, kept=16)
-    curve = elsewhere.progressive(found, steps)
+    curve = other_data.beside_test(found, steps, "progressive")
     assert (curve["data"] == "test").sum() == 1
     own = curve[curve["data"] == "text"]
     assert own["kept"].tolist() == [16, 32, 64] and own["fvu"].iloc[-1] == pytest.approx(table["fvu"].iloc[1])
@@ -106,7 +109,7 @@ def test_a_folder_of_images_is_embedded_by_the_runs_encoder(data, tmp_path):
     write_dataset(tmp_path / "scenes", n_scenes=36, seed=5, n_per_generator=0, workers=1)
     tower = Encoder.load("demo")
     own = replace(data, x=np.zeros((3, tower.d_in), np.float32), facts=data.facts | {"encoder": tower.record})
-    found = elsewhere.second_images(own, "scenes", tmp_path, tmp_path / "out", workers=1)
+    found = other_data.second_images(own, "scenes", tmp_path, tmp_path / "out", workers=1)
     assert found.x.shape == (36, tower.d_in) and len(found.rows) <= 36 and "images of scenes" in found.what
     listed = store.load_parts(tmp_path / "out", {"image_root": str(tmp_path / "scenes")})
     first = tower.encode_images([load_image(listed.images(0))[0]])

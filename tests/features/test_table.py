@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from mtlib.embed.store import load_data
-from mtlib.features.gallery import choose
-from mtlib.features.methods import interpreted
-from mtlib.features.similar import similar_features
-from mtlib.features.statistics import COLUMNS, TRUTH_COLUMNS, feature_table, summary_row, truth_columns, write_features
+from mtlib.features.choice import choose
+from mtlib.features.table import (
+    COLUMNS,
+    TRUTH_COLUMNS,
+    feature_table,
+    overview,
+    similar_features,
+    truth_columns,
+    write_features,
+)
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.codes import fire_together
+from mtlib.measure.codes import fire_together, interpreted
 from mtlib.measure.logit import causal_relevance
 from mtlib.measure.monosemanticity import image_classes
 from mtlib.measure.scan import activity, scan, write_scan
@@ -110,7 +116,8 @@ def test_without_labels_the_error_columns_are_empty(coder, data, tmp_path):
     table = feature_table(pd.read_parquet(scanned(coder, bare, tmp_path) / "latents.parquet"), bare)
     assert table["error_ratio"].isna().all() and list(table.columns) == COLUMNS
     assert table["assessed"].sum() >= 4 and table["purity"].notna().any()
-    assert summary_row("sae", table)["n_enriched"] == 0
+    coders = pd.DataFrame({"method": ["sae"], "reason": ""})
+    assert overview({"sae": table}, coders)["n_enriched"].tolist() == [0]
 
 
 def test_written_files_read_back_and_are_the_same_bytes_twice(tmp_path, table, folder, coder, data):

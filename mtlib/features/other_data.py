@@ -28,7 +28,7 @@ SHOWN += ["mono_score_median", "mono_score_p90", "mean_cosine", "purity", "purit
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OtherData:
     """A data set in the space of x: x (N, D), the rows to measure, and integer classes (N,), -1 unknown, or None."""
 
     name: str
@@ -38,9 +38,18 @@ class Elsewhere:
     classes: np.ndarray | None = None
 
 
+def other_sets(data: Data, second_data: str, second_text: str, root: Path, scratch: Path) -> list[OtherData]:
+    """The sets that there are of: a second image set, texts, and these texts moved onto the mean of the images.
+
+    Args: second_data, second_text: as given, see `second_images` and `texts`; root: where relative paths start.
+    """
+    images, text = (f(data, given, root, scratch) for f, given in ((second_images, second_data), (texts, second_text)))
+    return [s for s in (images, text, text and centred(data, text)) if s is not None]
+
+
 def second_images(
     data: Data, given: str, root: Path, out: Path, batch_size: int = 256, workers: int = 2
-) -> Elsewhere | None:
+) -> OtherData | None:
     """The second image set: what was given, else the run's images of generators, which no stage has learned from.
 
     Args:
@@ -53,10 +62,10 @@ def second_images(
         rows = data.rows("unlabelled")
         classes, _ = image_classes(data) if len(rows) else (None, [])
         what = f"{len(rows)} images of the generators, which no stage has learned from"
-        return Elsewhere("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
+        return OtherData("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
     path = root / given
     if arrays.is_features(path):
-        return Elsewhere("second", f"{path.name}", *_array(path, data, "second_data", out))
+        return OtherData("second", f"{path.name}", *_array(path, data, "second_data", out))
     if not (data.facts.get("encoder") or {}).get("name"):
         raise InputError(f"second_data = {given}: this run has embeddings only; give a .npy in the same space")
     from mtlib.embed import sources  # both take seconds to import, and only a folder of images needs them
@@ -66,10 +75,11 @@ def second_images(
     _, facts = sources.from_images(config, Encoder.of(data.facts), path, out)
     other = load_parts(out, facts)
     rows = other.rows("all")
-    return Elsewhere("second", f"{len(rows)} images of {path.name}", np.asarray(other.x), rows, image_classes(other)[0])
+    what = f"{len(rows)} images of {path.name}"
+    return OtherData("second", what, np.asarray(other.x), rows, image_classes(other)[0])
 
 
-def texts(data: Data, given: str, root: Path, out: Path) -> Elsewhere | None:
+def texts(data: Data, given: str, root: Path, out: Path) -> OtherData | None:
     """The second modality: text embeddings that were given (a feature file), else the run's vocabulary; None without.
 
     All are multiplied by one number, so that their mean length is that of the train images: a vocabulary is often stored at
@@ -79,10 +89,9 @@ def texts(data: Data, given: str, root: Path, out: Path) -> Elsewhere | None:
         return None
     v = _array(root / given, data, "second_text", out)[0] if given else np.asarray(data.vocabulary, np.float32)
     what = Path(given).name if given else f"the {len(v)} phrases of the vocabulary"
+    what += ", at the mean length of the train images"
     factor = _mean_length(np.asarray(data.x[data.rows("train")])) / _mean_length(v)
-    return Elsewhere(
-        "text", f"{what}, at the mean length of the train images", v * np.float32(factor), np.arange(len(v))
-    )
+    return OtherData("text", what, v * np.float32(factor), np.arange(len(v)))
 
 
 def _mean_length(x: np.ndarray) -> float:
@@ -96,43 +105,36 @@ def _array(path: Path, data: Data, parameter: str, scratch: Path) -> tuple[np.nd
     return np.asarray(x, np.float32), np.arange(len(x))
 
 
-def centred(data: Data, text: Elsewhere) -> Elsewhere:
+def centred(data: Data, text: OtherData) -> OtherData:
     """The texts moved by one vector, so that their mean is that of the train images: the gap between the two is gone."""
     shift = target_mean(data.x, data.rows("train")) - target_mean(text.x, text.rows)
-    return Elsewhere(f"{text.name}, centred", "the same, moved onto the mean of the train images",
-                     (text.x + shift).astype(np.float32), text.rows)  # fmt: skip
+    what = "the same, moved onto the mean of the train images"
+    return OtherData(f"{text.name}, centred", what, (text.x + shift).astype(np.float32), text.rows)
 
 
-def evaluate_there(
-    data: Data, subjects: list[Subject], sets: list[Elsewhere], seed: int = 0
+def evaluate_on(
+    sets: list[OtherData], data: Data, subjects: list[Subject], seed: int = 0
 ) -> list[tuple[str, Subject, Scan]]:
     """`scan` of every subject (target x) on every set; the linear probe is fitted on the run's train rows."""
     labels, _ = targets(data.manifest, data.facts["labels"])
-    probe = fit_probe(data.x, data.rows("train"), labels)
-    return [
-        (there.name, s, scan(s.coder, there.x, there.x, there.rows, classes=there.classes, probe=probe, seed=seed))
-        for there in sets
-        for s in subjects
-    ]
+    how = {"probe": fit_probe(data.x, data.rows("train"), labels), "seed": seed}
+    return [(o.name, s, scan(s.coder, o.x, o.x, o.rows, classes=o.classes, **how)) for o in sets for s in subjects]
 
 
-def summary(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame) -> pd.DataFrame:
-    """One line per data set and method: the run's own test images first.
+def beside_test(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame, part: str) -> pd.DataFrame:
+    """What the coders measure on the other sets under what notebook 04 measured of the same ones on the run's test images.
 
-    Args: found: of `evaluate_there`; test: 04_metrics of the same coders.
-    Returns: frame of data, method, seed and those of SHOWN that were measured.
+    Args:
+        found: of `evaluate_on`.
+        part:  "summary", and `test` is 04_metrics; or "progressive", and `test` is 04_progressive.
+    Returns: frame of data ("test" first), method, seed, and SHOWN as far as measured, or the columns of progressive recovery.
     """
-    lines = [{"data": name, **s.key, **e.summary} for name, s, e in found]
     own = {(s.method, s.seed) for _, s, _ in found}
-    keep = [(m, s) in own for m, s in zip(test["method"], test["seed"], strict=True)]
-    frame = pd.concat([test[keep].assign(data="test"), pd.DataFrame(lines)], ignore_index=True)
-    return frame[["data", "method", "seed", *(c for c in SHOWN if c in frame)]]
-
-
-def progressive(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame) -> pd.DataFrame:
-    """Progressive recovery on every set under each other: data, method, seed, kept, fvu, l0; `test` is 04_progressive."""
-    frames = [e.progressive.assign(data=name, **s.key) for name, s, e in found]
-    own = {(s.method, s.seed) for _, s, _ in found}
-    keep = [(m, s) in own for m, s in zip(test["method"], test["seed"], strict=True)]
-    frame = pd.concat([test[keep].assign(data="test"), *frames], ignore_index=True)
-    return frame[["data", "method", "seed", "target", "l0_target", "kept", "fvu", "l0"]]
+    test = test[[pair in own for pair in zip(test["method"], test["seed"], strict=True)]]
+    if part == "summary":
+        others = [pd.DataFrame([{"data": name, **s.key, **e.summary} for name, s, e in found])]
+    else:
+        others = [e.progressive.assign(data=name, **s.key) for name, s, e in found]
+    frame = pd.concat([test.assign(data="test"), *others], ignore_index=True)
+    columns = SHOWN if part == "summary" else ["target", "l0_target", "kept", "fvu", "l0"]
+    return frame[["data", "method", "seed", *(c for c in columns if c in frame)]]

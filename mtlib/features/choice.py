@@ -1,0 +1,115 @@
+"""Which features are looked at first: by activity, for a collage, to be steered."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pandas as pd
+from pydantic import Field, field_validator
+
+from mtlib.run.params import Settings
+
+
+class CollageSettings(Settings):
+    """Which collages notebook 05 draws, and what stands on them."""
+
+    n_collages: int = Field(30, ge=0)
+    collages_of: Literal["surest", "active"] = "surest"
+    collage_images: int = Field(20, ge=1)
+    collage_columns: int = Field(5, ge=1)
+    collage_split: Literal["val", "test"] = "val"
+
+
+class SteeringSettings(Settings):
+    """What the notebook steering scales, on which images and against how many controls."""
+
+    features: list[int] = []
+    named: str = ""
+    n_features: int = Field(10, ge=1)
+    factors: list[float] = [-4.0, -1.0, 0.0, 1.0, 4.0]
+    n_images: int = Field(20, ge=1)
+    n_controls: int = Field(3, ge=1)
+
+    @field_validator("factors")
+    @classmethod
+    def _compared(cls, factors: list[float]) -> list[float]:
+        if not {0.0, 1.0} <= set(factors):
+            raise ValueError("0 and 1 must be among them, to compare with")
+        return factors
+
+
+def by_activity(features: pd.DataFrame) -> pd.DataFrame:
+    """Features, the most active first: mean activation x density, ties to the smaller number."""
+    return features.assign(_=-(features["mean_activation"] * features["density"])).sort_values(["_", "feature"])
+
+
+def choose(features: pd.DataFrame, n: int, min_images: int = 4, what: str = "surest") -> pd.DataFrame:
+    """Which features get a collage, and why, in the order in which a reader should see them.
+
+    what = "active": the most active ones (see `by_activity`). what = "surest":
+
+    With error ratios: half of the places go to the features most enriched for errors (highest lower bound of the error
+    ratio), a quarter to the most clearly plausible ones (lowest upper bound), a quarter to the most active (mean
+    activation x density). Without: half to the purest, half to the most active; all to the most active where there are
+    no classes. Ties go to the smaller feature number. Only features with at least `min_images` top images count.
+
+    Args:
+        features: features.parquet's columns and n_images (how many images the collage would show).
+    Returns: frame with feature and reason ("errors" | "plausible" | "pure" | "active"), at most n rows.
+    """
+    usable = features[features["n_images"] >= min_images]
+    active = by_activity(usable)
+    assessed = usable[usable["assessed"]] if what == "surest" else usable.head(0)
+    orders: list[tuple[str, float, pd.DataFrame]] = []
+    if len(assessed) and assessed["error_low"].notna().any():
+        orders.append(("errors", 0.5, assessed.sort_values(["error_low", "feature"], ascending=[False, True])))
+        orders.append(("plausible", 0.25, assessed.sort_values(["error_high", "feature"])))
+    elif len(assessed) and assessed["purity"].notna().any():
+        orders.append(("pure", 0.5, assessed.sort_values(["purity", "feature"], ascending=[False, True])))
+    taken: dict[int, str] = {}
+    for reason, share, order in orders:
+        for feature in [f for f in order["feature"] if f not in taken][: round(share * n)]:
+            taken[int(feature)] = reason
+    for feature in active["feature"]:
+        if len(taken) < n:
+            taken.setdefault(int(feature), "active")
+    return pd.DataFrame({"feature": list(taken), "reason": list(taken.values())})[:n].astype({"feature": int})
+
+
+def to_steer(table: pd.DataFrame, settings: SteeringSettings, causes: pd.DataFrame) -> pd.DataFrame:
+    """Which features are steered: those asked for, those whose name holds a text, or the strongest ones.
+
+    The strongest are, where the truth is known, those that stand for a cause (its specific feature of 04), and else the
+    most active ones. Only features that fire on test images are kept.
+
+    Args: table: features.parquet with the column `phrase`. causes: 04_causes of the method; empty without truth.
+    Returns: frame of feature, why, phrase, density.
+    Raises: ValueError for a feature that the coder does not have.
+    """
+    if unknown := sorted(set(settings.features) - set(table["feature"])):
+        raise ValueError(f"features: {unknown[0]} is no latent of the coder (0 .. {len(table) - 1})")
+    if settings.features:
+        why = dict.fromkeys(settings.features, "asked for")
+    elif settings.named:
+        has = table[table["phrase"].str.contains(settings.named, case=False, regex=False)]
+        why = dict.fromkeys(by_activity(has)["feature"].head(settings.n_features), f"its name holds {settings.named!r}")
+    elif len(causes):
+        best = _of_causes(causes).sort_values("specific_auroc", ascending=False).drop_duplicates("specific_feature")
+        why = {int(r.specific_feature): f"cause {r.cause}" for r in best.head(settings.n_features).itertuples()}
+    else:
+        why = dict.fromkeys(by_activity(table)["feature"].head(settings.n_features), "most active")
+    chosen = table.set_index("feature").loc[list(why), ["phrase", "density"]].reset_index()
+    chosen.insert(1, "why", list(why.values()))
+    return chosen[chosen["density"] > 0].reset_index(drop=True)
+
+
+def groups_of_causes(table: pd.DataFrame, causes: pd.DataFrame) -> dict[int, list[int]]:
+    """The feature of each cause -> all features that truly stand for that cause, itself included. Args: as `to_steer`."""
+    truly = table[table["is_error"].astype(bool)].groupby("top_cause")["feature"].agg(list)
+    own = _of_causes(causes)
+    pairs = zip(own["specific_feature"].astype(int), own["cause"], strict=True)
+    return {feature: sorted({feature, *truly[cause]}) for feature, cause in pairs if cause in truly}
+
+
+def _of_causes(causes: pd.DataFrame) -> pd.DataFrame:
+    return causes.dropna(subset=["specific_feature"]).drop_duplicates("cause")
