@@ -1,7 +1,8 @@
 """From files to rows: decoding in threads ahead of the encoder, in shards, by one process or several; the bytes are the same.
 
     local      this process; `workers` threads decode
-    processes  `workers` processes of this machine, each with the encoder and a share of the threads
+    processes  `workers` processes of this machine, each with the encoder and a share of the threads (how many an encoder has
+               may show in the last digits)
     ray        at most `workers` Ray actors (extra `ray`), on this machine or on the cluster that RAY_ADDRESS names, if it sees
                the same folders
 
