@@ -52,7 +52,7 @@ def progressive(methods, styles=None):
 
 def quantiles(methods, styles=None):
     frame = lines(methods, quantile=[0, 0.5, 1])
-    return compare.distributions(frame, {"mono_score": "MonoScore"}, {"mono_score": 0.1}, styles)
+    return compare.distributions(frame, {"mono_score": 0.1}, styles)
 
 
 def elsewhere(methods, styles=None):

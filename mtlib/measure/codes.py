@@ -91,6 +91,15 @@ def interpreted(train: Path) -> pd.DataFrame:
     return frame.drop_duplicates("method", keep="first").reset_index(drop=True)
 
 
+def stacked(subjects: list[Subject], frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Frames of all subjects (`levels`, `progressive` or `latents` of their scans) under each other, with `Subject.key`."""
+    keys = ["method", "seed", "target", "l0_target"]
+    if not frames:
+        return pd.DataFrame(columns=keys)
+    frame = pd.concat([f.assign(**s.key) for s, f in zip(subjects, frames, strict=True)], ignore_index=True)
+    return frame[keys + [c for c in frame if c not in keys]]
+
+
 def target_of(data: Data, subject: Subject) -> np.ndarray:
     """The array a subject reconstructs: x (N, D) or y (N, O)."""
     if subject.target == "y" and data.y is None:

@@ -6,6 +6,8 @@ same in all of them.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,11 +17,11 @@ from scipy.stats import t as student
 from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.classifier_scores import targets
-from mtlib.measure.codes import Subject, target_of
+from mtlib.measure.codes import Subject, first_seeds, target_of
 from mtlib.measure.logit import readout
-from mtlib.measure.monosemanticity import image_classes
+from mtlib.measure.monosemanticity import LATENTS, image_classes
 from mtlib.measure.probes import fit_probe
-from mtlib.measure.scan import TOP_N, Scan, scan
+from mtlib.measure.scan import TOP_N, Scan, activity, scan, write_scan
 from mtlib.measure.similarity import seed_stability
 from mtlib.measure.zero_shot import ZeroShot
 from mtlib.plots import base_name, base_names, legend, method_styles, panels
@@ -69,7 +71,17 @@ def scan_all(
     return out
 
 
-def metrics_table(subjects: list[Subject], summaries: list[dict], skipped: pd.DataFrame) -> pd.DataFrame:
+def write_scans(folder: Path, data: Data, subjects: list[Subject], scans: list[Scan], top_n: int = TOP_N) -> None:
+    """`write_scan` of the first seed of each method into <folder>/<method>, with its activity on the validation images."""
+    names, found = image_classes(data)[1], dict(zip(map(id, subjects), scans, strict=True))
+    for s in first_seeds(subjects):
+        val = activity(s.coder, data.x, data.rows("val"), tokens=data.tokens, top_n=top_n)
+        write_scan(folder / s.method, found[id(s)], val, data.manifest, names)
+
+
+def metrics_table(
+    subjects: list[Subject], summaries: list[dict], skipped: pd.DataFrame, tolerance: float = TOLERANCE
+) -> pd.DataFrame:
     """One line per method and seed, x before y, with the stability over seeds; then the skipped ones with reasons.
 
     FVU and its kin are comparable within one target only, which `target` names. `matched` compares the measured L0 with
@@ -79,32 +91,10 @@ def metrics_table(subjects: list[Subject], summaries: list[dict], skipped: pd.Da
     for s, summary in zip(subjects, summaries, strict=True):
         size = {"n_latents": s.coder.n_latents, "n_parameters": sum(p.numel() for p in s.coder.parameters())}
         head = {**s.key, "preset": s.preset, "status": "ok", "reason": "", **size}
-        head["matched"] = matched(summary["l0"], s.l0_target)
+        head["matched"] = matched(summary["l0"], s.l0_target, tolerance)
         lines.append(head | summary | {"stability": agree.get(s.method, float("nan"))})
     frame = pd.DataFrame(lines).sort_values("target", kind="stable") if lines else pd.DataFrame()
     return pd.concat([frame, skipped], ignore_index=True)
-
-
-def stacked(subjects: list[Subject], frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """Frames of all subjects (`levels`, `progressive` or `latents` of their scans) under each other, with `Subject.key`."""
-    keys = ["method", "seed", "target", "l0_target"]
-    if not frames:
-        return pd.DataFrame(columns=keys)
-    frame = pd.concat([f.assign(**s.key) for s, f in zip(subjects, frames, strict=True)], ignore_index=True)
-    return frame[keys + [c for c in frame if c not in keys]]
-
-
-def quantiles(latents: pd.DataFrame, columns: list[str], steps: int = 100) -> pd.DataFrame:
-    """Distribution of per-latent measures by method: quantile 0 .. 1 in `steps` steps over all its seeds' latents."""
-    levels = np.linspace(0, 1, steps + 1)
-    frames = [
-        pd.DataFrame(
-            {"method": m, "target": g["target"].iloc[0], "l0_target": g["l0_target"].iloc[0], "quantile": levels}
-            | {c: g[c].quantile(levels).values for c in columns}
-        )
-        for m, g in latents.groupby("method", sort=False)
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["method", "target", "quantile"])
 
 
 def matched(l0: float, target: float, tolerance: float = TOLERANCE) -> str:
@@ -198,6 +188,13 @@ def fair_tables(table: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     return {key: check_fair(part.reset_index(drop=True)) for key, part in groups}
 
 
+def best(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each fair table with two matched methods or more the line with the least FVU, and n, how many were compared."""
+    tables = {k: part[part["matched"] == "matched"] for k, part in fair_tables(table).items()}
+    lines = [part.loc[[part["fvu"].idxmin()]].assign(n=len(part)) for part in tables.values() if len(part) > 1]
+    return pd.concat(lines, ignore_index=True) if lines else table[:0]
+
+
 def check_fair(table: pd.DataFrame) -> pd.DataFrame:
     """The same table, after checking that it can be read as a ranking.
 
@@ -255,26 +252,19 @@ def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | No
     return fig
 
 
-def distributions(
-    table: pd.DataFrame,
-    columns: dict[str, str],
-    reference: dict[str, float] | None = None,
-    styles: dict[str, dict] | None = None,
-) -> Figure:
-    """Quantiles of per-latent measures, one panel per measure (and L0): value against the share of latents below it.
+def distributions(table: pd.DataFrame, marks: dict[str, float], styles: dict[str, dict] | None = None) -> Figure:
+    """Quantiles of the measures of LATENTS, a panel each (and per L0): value against the share of latents below it.
 
-    Args:
-        table:     method, quantile and the columns. columns: column -> axis label.
-        reference: column -> a value to mark, what chance would give.
+    Args: table: of `quantiles`. marks: of `chance`, drawn as dashed lines.
     """
     styles = styles or method_styles(table["method"])
-    fig, found = panels(table, list(columns))
+    fig, found = panels(table, [c for c in LATENTS if c in table])
     for ax, l0, column, parts in found:
         for base, part in parts:
             ax.plot(part[column], part["quantile"], label=base, markevery=20, ms=5, **styles[base])
-        if reference and column in reference:
-            ax.axvline(reference[column], color="0.3", ls="--", lw=1, label="chance")
-        ax.set(xlabel=columns[column], ylabel="share of latents below", ylim=(0, 1), title=l0)
+        if column in marks:
+            ax.axvline(marks[column], color="0.3", ls="--", lw=1, label="chance")
+        ax.set(xlabel=LATENTS[column], ylabel="share of latents below", ylim=(0, 1), title=l0)
     legend(fig)
     return fig
 

@@ -12,6 +12,7 @@ from mtlib.embed.store import Data
 from mtlib.measure.codes import MIN_ACTIVE, cross, matrix
 
 TINY = 1e-12
+LATENTS = {"mono_score": "MonoScore", "purity": "purity (class)"}  # measures of every latent -> label
 NULL_CELLS = 2e7  # bound on permutations * latents * classes kept at once
 
 
@@ -180,3 +181,22 @@ class Purity:
         found = pd.DataFrame(self.result())
         names = ("purity", "weighted_purity", "purity_null", "weighted_purity_null")
         return {name: float(found[name].mean()) for name in names} | {"n_purity": int(found["purity"].notna().sum())}
+
+
+def quantiles(latents: pd.DataFrame, steps: int = 100) -> pd.DataFrame:
+    """Distribution of the measures of LATENTS by method: quantile 0 .. 1 in `steps` steps over all its seeds' latents."""
+    levels, columns = np.linspace(0, 1, steps + 1), [c for c in LATENTS if c in latents]
+    frames = [
+        pd.DataFrame(
+            {"method": m, "target": g["target"].iloc[0], "l0_target": g["l0_target"].iloc[0], "quantile": levels}
+            | {c: g[c].quantile(levels).values for c in columns}
+        )
+        for m, g in latents.groupby("method", sort=False)
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["method", "target", "quantile"])
+
+
+def chance(metrics: pd.DataFrame) -> dict[str, float]:
+    """What a latent that says nothing has of the measures of LATENTS, on average."""
+    null = {"mono_score": "mean_cosine", "purity": "purity_null"}
+    return {name: float(metrics[column].mean()) for name, column in null.items() if column in metrics}

@@ -52,7 +52,7 @@ class Reader:
         names = current(run_dir)
         if not names:
             raise ArtifactError(f"{run_dir}: no finished stage here; run ./run_all.sh or the notebooks first")
-        folders = {stage: run_dir / names[stage] for stage in STAGES if stage in names}
+        folders = {stage: run_dir / names[stage] for stage in (*STAGES, "truth") if stage in names}
         for folder in folders.values():
             verify(folder)
         return cls(run_dir.name, folders)
@@ -61,7 +61,8 @@ class Reader:
     def of_stage(cls, stage: Stage) -> Reader:
         """The stages before `stage` (verified, recorded as its inputs) and what it has written so far itself."""
         done = current(stage.run_dir)
-        folders = {s: stage.input(s) for s in STAGES if s in done and s < stage.name}
+        earlier = [s for s in STAGES if s < stage.name] + ["truth"] * ("04_evaluate" < stage.name != "truth")
+        folders = {s: stage.input(s) for s in earlier if s in done}
         return cls(stage.run_dir.name, folders | {stage.name: stage.out})
 
     def facts(self, stage: str) -> dict:
@@ -80,9 +81,8 @@ class Reader:
         return folder / path if folder is not None and (folder / path).exists() else None
 
     def table(self, name: str) -> pd.DataFrame:
-        """tables/<name>.csv of the stage with that number, e.g. "04_causes"; an empty frame when there is none."""
-        stage = next((s for s in STAGES if s[:2] == name[:2]), "")
-        path = self.find(stage, f"tables/{name}.csv")
+        """tables/<name>.csv of the stage that has it, e.g. "04_causes"; an empty frame when there is none."""
+        path = next((p for s in self.folders if (p := self.find(s, f"tables/{name}.csv"))), None)
         if path is None:
             return pd.DataFrame()
         frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
@@ -92,9 +92,7 @@ class Reader:
 
     def figures(self, number: str) -> list[str]:
         """Names of the figures of the stage with that number, without ".png", sorted."""
-        stage = next((s for s in STAGES if s[:2] == number), "")
-        folder = self.find(stage, "figures")
-        return [] if folder is None else sorted(p.stem for p in folder.glob("*.png"))
+        return sorted(p.stem for folder in self.folders.values() for p in folder.glob(f"figures/{number}_*.png"))
 
     def methods(self) -> list[str]:
         """Methods whose features were interpreted (05), in the order of the coders' table (03) where there is one."""

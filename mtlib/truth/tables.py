@@ -193,6 +193,18 @@ def by_method(table: pd.DataFrame, reached: float = 0.95) -> pd.DataFrame:
     return methods.mean().assign(**spread).reset_index()
 
 
+def single_dimensions(table: pd.DataFrame) -> pd.DataFrame:
+    """The control of `by_method`: the best single dimension of x for each cause, as if it were a method."""
+    once = table.drop_duplicates("cause")[["cause", "best_x_dim", "ceiling"]].rename(columns={"best_x_dim": "auroc"})
+    return once.assign(method="x", seed=0)
+
+
+def nuisance_counts(kinds: pd.DataFrame) -> pd.DataFrame:
+    """method, attribute: how many latents stand for that nuisance, and how much of their firing it explains on average."""
+    own = kinds[kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False)
+    return own.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean")).reset_index()
+
+
 def causes_figure(found: pd.DataFrame) -> Figure:
     """Share of the ceiling that the best single feature of each method reaches, method by cause, mean over seeds."""
     table = found.pivot_table(index="method", columns="cause", values="share_of_ceiling", sort=False)

@@ -6,7 +6,7 @@ import pytest
 
 from mtlib.embed import store
 from mtlib.measure import codes, compare
-from mtlib.measure.monosemanticity import image_classes
+from mtlib.measure.monosemanticity import image_classes, quantiles
 from mtlib.measure.reconstruction import definitions
 from tests import synthetic
 from tests.finished_run import open_finished
@@ -46,10 +46,10 @@ def test_metrics_table_has_a_line_per_method_and_seed_and_reasons(run, scans):
 
 def test_levels_and_progressive_name_their_coder(run, scans):
     subjects = run[1]
-    levels = compare.stacked(subjects, [s.levels for s in scans])
+    levels = codes.stacked(subjects, [s.levels for s in scans])
     assert list(levels) == ["method", "seed", "target", "l0_target", "level", "n_latents", "fvu", "l0"]
     assert (levels.groupby(["method", "seed"]).size()[["matryoshka_transcoder", "sae"]] == [5, 5, 1, 1]).all()
-    assert set(compare.stacked(subjects, [s.progressive for s in scans])["kept"]) == {16, 32, 48}
+    assert set(codes.stacked(subjects, [s.progressive for s in scans])["kept"]) == {16, 32, 48}
 
 
 def test_definitions_cover_each_method_once(run):
@@ -74,9 +74,11 @@ def test_a_transcoder_without_y_is_refused(run):
 
 
 def test_quantiles_are_of_all_seeds_together():
-    latents = pd.DataFrame({"method": "m", "target": "x", "l0_target": 8.0, "seed": [0, 0, 1], "v": [1.0, 2.0, 4.0]})
-    got = compare.quantiles(latents, ["v"], steps=2)
-    np.testing.assert_allclose(got["v"], [1, 2, 4])
+    latents = pd.DataFrame(
+        {"method": "m", "target": "x", "l0_target": 8.0, "seed": [0, 0, 1], "purity": [1.0, 2.0, 4.0]}
+    )
+    got = quantiles(latents, steps=2)
+    np.testing.assert_allclose(got["purity"], [1, 2, 4])
 
 
 def test_a_sweep_over_l0_gets_a_row_of_panels_per_l0():

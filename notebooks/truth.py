@@ -1,0 +1,150 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Truth · Do single features find the known errors?
+#
+# On the demo every image's error is known. So the question of the whole repo can be put directly: when an image has one known
+# physical error, is there a *single* feature that says so, and nothing else?
+#
+# *Needs* drawn scenes (01) and the coders (03), for its part on steering the classifier (02). *Makes* the tables `04_causes.csv`,
+# `04_sparse_probing.csv`, `04_steering.csv`, `04_kinds.csv`, `04_nuisances.csv`, `04_splitting.csv` and the figures below. *Takes*
+# about half a minute on two cores for the demo.
+
+# %% tags=["parameters"] needs="truth coders" after="04_evaluate"
+run_dir = "runs/demo"  # folder of this run
+stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
+seed = 0  # of the random directions that steering is compared with
+found_from = 0.95  # share of the ceiling (a linear probe's AUROC) from which a cause counts as found
+probe_features = [1, 4, 16]  # how many features a sparse probe may use
+steer_factors = [0, 0.5, 1, 2, 4]  # on a feature's activation: 0 removes it, 1 changes nothing
+error_top = 20  # an error feature: of so many of its strongest val images ...
+error_share = 0.8  # ... at least this share shows one cause
+error_level = 0.05  # ... which is enriched among its test images at this q (Benjamini-Hochberg)
+
+# %%
+from mtlib import plots
+from mtlib.embed import store
+from mtlib.learn.classifier import Classifier
+from mtlib.measure.codes import open_subjects
+from mtlib.run.stage import Stage
+from mtlib.truth import tables
+
+plots.use_style()
+stage = Stage("truth", globals(), prefix="04")
+
+# %%
+data = store.open_data(stage)
+subjects, _ = open_subjects(stage.input("03_train"))
+known = tables.Known.of(data)
+codes = [known.codes(s) for s in subjects]
+styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in every figure of the run
+
+# %% [markdown]
+# ## Causes found
+#
+# A *cause* is one known error of one family. A feature is asked to tell images with the cause from **plausible images of the same
+# family**, so that a detector of the family scores 0.5. Feature, sign and threshold are chosen on the validation images and scored
+# on the test images. The ceiling is a linear probe on all of `x` or all of `y`; the controls are the best single unit of `x` and of
+# `y`: a feature that does not beat those has gained nothing.
+
+# %%
+captioned = tables.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
+causes = tables.causes_table(known, subjects, codes, captioned)
+caption = "Best single feature per cause and method as a share of the ceiling (a probe), mean over all seeds, with the best single dimensions below."
+stage.figure(tables.causes_figure(causes), "causes", causes[tables.CAUSES], caption)
+
+# %%
+limits = causes.groupby("cause")[["ceiling", "best_x_dim", "best_y_dim"]].mean()
+causes.pivot_table(index="cause", columns="method", values="auroc", sort=False).join(limits).round(3)
+
+# %% [markdown]
+# Over all causes: how many each method finds, its mean and its worst AUROC, and the smallest and largest mean of one seed. Where the
+# seeds of two methods overlap, which is better cannot be told.
+
+# %%
+methods = tables.by_method(causes, found_from).sort_values("mean", ascending=False)
+methods.round(3)
+
+# %%
+best, n = methods.iloc[0], int(methods["causes"].max())
+single = tables.by_method(tables.single_dimensions(causes), found_from).iloc[0]
+said = f"{best.method} has a feature that finds {best.reached:.1f} of {n} known causes (AUROC {best['mean']:.3f} on average)"
+stage.say("causes", f"{said}; single dimensions of x find {single.reached:.1f} ({single['mean']:.3f}).")
+
+# %% [markdown]
+# ## How many features does it take?
+#
+# A probe on the best 1, 4 and 16 features. If 16 reach the ceiling and 1 does not, the cause is in the codes but *split* over
+# features.
+
+# %%
+sparse = tables.sparse_table(known, subjects, codes, probe_features)
+caption = "Test AUROC of probes on the best few features; dotted: the worst cause."
+stage.figure(tables.sparse_figure(sparse, styles), "sparse_probing", sparse, caption)
+sparse.pivot_table(index="method", columns="k", values="auroc", sort=False).round(3)
+
+# %% [markdown] needs="head"
+# ## Turning a feature up and down
+#
+# A feature that finds a cause may still be idle. Here the feature that is most specific to each cause is scaled, on the test images on
+# which it fires, and everything else of the image stays as it is: 0 removes it, 1 changes nothing. If it carries the error, the
+# classifier's logit for *implausible* follows it; a random direction of the same length shows what any push of that size does.
+
+# %% needs="head"
+classifier = Classifier.load(stage.input("02_classify") / "classifier")
+steered = tables.steering_table(data, subjects, classifier, causes, steer_factors, seed)
+caption = "The classifier's logit when the feature of a cause is removed (0) or turned up; dashed: a random direction of the same norm."
+stage.figure(tables.steering_figure(steered, styles), "steering", steered, caption)
+steered.pivot_table(index="method", columns="scale", values=["change", "control"], sort=False).round(2)
+
+# %% [markdown]
+# ## What the features stand for
+#
+# For every feature: which attribute of the image removes most of the uncertainty about its firing, the cause, the family, or a
+# nuisance such as background, palette or style? A feature that codes a nuisance may still have a high error ratio by luck; it is no
+# error feature. *Truly* an error feature: at least 80% of its 20 strongest validation images share one cause, and that cause is
+# enriched among its test images.
+
+# %%
+kinds = tables.attributes_table(known, subjects, codes, top=error_top, share=error_share, level=error_level)
+shares = tables.attribute_shares(kinds)
+stage.figure(tables.attributes_figure(shares), "kinds", shares, "What the latents of each method stand for.")
+kinds.groupby(["method", "seed"], sort=False)["is_error"].sum().unstack()
+
+# %%
+nuisances = tables.nuisance_counts(kinds)
+stage.table(nuisances, "nuisances", "Latents that stand for a nuisance.")
+nuisances.nlargest(8, "n_features").round(2)
+
+# %% [markdown]
+# ## Splitting and absorption
+#
+# How many error features share a cause; on how many of the cause's images the best one fires, and any of them; and how often the best
+# one is silent when another fires (absorption).
+
+# %%
+split = tables.splitting_table(known, subjects, codes, causes, kinds)
+stage.table(split, "splitting", "How causes are split over error features.")
+split.groupby("method", sort=False)[["n_features", "recall_parent", "recall_any", "absorption"]].mean().round(2)
+
+# %% [markdown]
+# ## Answer
+#
+# The heat map says which causes a single feature finds, and the rows below it whether a single dimension would have done as well.
+# Limits: AUROC of the best of many features, chosen on validation images, is that of the one feature that a person with labels would
+# have picked, not of a feature found without them. Notebook 05 shows the features' images, 06 names them and judges them without
+# the truth.
+
+# %%
+stage.finish(n_causes=n, n_coders=len(subjects))
