@@ -22,7 +22,7 @@
 # on two cores for the demo. Every number is exact over the split: the batch size cannot change it. Where every error is known,
 # the notebook *truth* goes on from here and asks whether single latents find it.
 
-# %% tags=["parameters"]
+# %% tags=["parameters"] needs="coders"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the samples for CKNNA and of the permutations behind the purity null
