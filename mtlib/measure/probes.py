@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest, t
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from mtlib.embed.store import Data, unit_rows
+from mtlib.measure.zero_shot import zero_shot_task
+from mtlib.scenes.causes import CAUSES
+
+CARD = ("family", "cause", "captioned", "n_test", "probe_accuracy", "probe_auroc", "zero_shot_family")
 FLOOR = 1e-12  # probabilities below it are raised to it, so that a certain answer has a finite KL
 
 
@@ -31,6 +42,129 @@ def fit_probe(target: np.ndarray, rows: np.ndarray, classes: np.ndarray):
     """`linear_probe` of `classes` (N,), -1 unknown, on target (N, O), fitted on rows (train)."""
     rows = np.asarray(rows)[np.asarray(classes)[rows] >= 0]
     return linear_probe(np.asarray(target[rows], np.float64), np.asarray(classes)[rows], max_iter=500)
+
+
+def _f64(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
+    """What a linear probe reads from x on test rows, and how often the nearest text is the right one.
+
+    Scenes: plausible or not, by one probe for all families; probe_auroc of a cause by a probe of its family, whose plausible
+    images it is scored against. Plausibility labels alone: every image once, by a probe that has not seen its group (5 folds).
+    Classes: which one. Else the texts only, of rows whose word is in the vocabulary.
+
+    Args: data: one row per image; encoder: () -> Encoder, for the names of classes; seed: of the folds.
+    Returns: frame with CARD (family: of the scene, or the class); the first row is "all". Where it fits accuracy_low,
+        accuracy_high (Wilson, 95%), auroc_low, auroc_high (95% of the folds' mean) and zero_shot_top5.
+    Raises: ValueError when a label has fewer groups than folds.
+    """
+    facts = {k: v for k, v in data.facts.items() if k != "layer"}  # texts are compared with the final embedding
+    task, _ = zero_shot_task(replace(data, facts=facts), encoder)
+    if data.truth is not None:
+        return _scenes_card(data, task)
+    if data.facts["labels"] == "plausibility":
+        return _folds_card(data, seed)
+    return _classes_card(data, task) if data.facts["labels"] == "classes" else _words_card(data)
+
+
+def _hits(data: Data, task, rows: np.ndarray) -> np.ndarray:
+    """(n,) whether the nearest text is the right one; NaN without texts."""
+    return (
+        np.full(len(rows), np.nan) if task is None else task.hits(torch.as_tensor(data.embedding_at(rows)), rows)[:, 0]
+    )
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve; NaN without positives or negatives."""
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
+
+
+def _score(probe, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return np.zeros(len(rows)) if probe is None or not len(rows) else probe.decision_function(_f64(x[rows]))
+
+
+def _scenes_card(data: Data, task) -> pd.DataFrame:
+    x, y, train, test = data.x, data.labels(), data.rows("train"), data.rows("test")
+    family, cause = (data.truth[name].to_numpy(dtype=str) for name in ("family", "cause"))
+    score, named = _score(fit_probe(x, train, y), x, test), _hits(data, task, test)
+    right = (score > 0) == (y[test] == 1)
+    lines = [{"family": "all", "cause": "", "captioned": "", "n_test": len(test), "probe_accuracy": right.mean()}]
+    lines[0] |= {"probe_auroc": auroc(score, y[test] == 1), "zero_shot_family": named.mean()}
+    for name, error in sorted({(f, c) for f, c in zip(family, cause, strict=True) if c}):
+        fit, use = (r[(family[r] == name) & np.isin(cause[r], ["", error])] for r in (train, test))
+        own, here = fit_probe(x, fit, y), family[test] == name
+        line = {"family": name, "cause": error, "captioned": CAUSES.get(error, {}).get("captioned", "")}
+        line |= {
+            "n_test": int(here.sum()),
+            "probe_accuracy": right[here].mean(),
+            "zero_shot_family": named[here].mean(),
+        }
+        lines.append(line | {"probe_auroc": auroc(_score(own, x, use), y[use] == 1) if own else float("nan")})
+    return pd.DataFrame(lines)[list(CARD)]
+
+
+def _folds_card(data: Data, seed: int, n_folds: int = 5) -> pd.DataFrame:
+    rows, y = data.rows(("train", "val", "test")), data.labels()
+    groups = data.manifest["group"].to_numpy()[rows]
+    for label in (0, 1):
+        if (n := len(np.unique(groups[y[rows] == label]))) < n_folds:
+            raise ValueError(f"label {label} has {n} different images, {n_folds} folds need at least {n_folds}")
+    score, areas = np.zeros(len(rows)), []
+    cut = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for fit, held in cut.split(rows, y[rows], groups):
+        score[held] = _score(fit_probe(data.x, rows[fit], y), data.x, rows[held])
+        areas.append(auroc(score[held], y[rows[held]] == 1))
+    right, mean = (score > 0) == (y[rows] == 1), float(np.mean(areas))
+    half = t.ppf(0.975, n_folds - 1) * np.std(areas, ddof=1) / np.sqrt(n_folds)
+    names = data.manifest["class_name"].to_numpy(dtype=str)[rows]
+    lines = [
+        _line("all", right)
+        | {"probe_auroc": mean, "auroc_low": max(0.0, mean - half), "auroc_high": min(1.0, mean + half)}
+    ]
+    lines += [_line(name, right[names == name]) for name in sorted(set(names) - {""})]
+    return _card(lines, "accuracy_low", "accuracy_high", "auroc_low", "auroc_high")
+
+
+def _classes_card(data: Data, task) -> pd.DataFrame:
+    names, train, test = data.facts["class_names"], data.rows("train"), data.rows("test")
+    y = pd.Categorical(data.manifest["class_name"], categories=names).codes
+    probe, named = fit_probe(data.x, train, y), _hits(data, task, test)
+    right = np.zeros(len(test), bool) if probe is None else probe.predict(_f64(data.x[test])) == y[test]
+    lines = [_line("all", right) | {"zero_shot_family": named.mean()}]
+    for i, name in enumerate(names):
+        here = y[test] == i
+        lines.append(_line(name, right[here]) | {"zero_shot_family": named[here].mean() if here.any() else np.nan})
+    return _card(lines, "accuracy_low", "accuracy_high")
+
+
+def _words_card(data: Data) -> pd.DataFrame:
+    """Words are compared without case and surrounding spaces; every sense of a word ("bow", "bow (2)") counts as it."""
+    texts = data.phrases["phrase"].str.replace(r" \(\d+\)$", "", regex=True).str.strip().str.lower().to_numpy(str)
+    words = data.manifest["class_name"].str.strip().str.lower().to_numpy(str)
+    rows = np.flatnonzero(np.isin(words, texts))
+    line = {"family": "all", "n_test": len(rows)}
+    if len(rows):
+        v, right = unit_rows(data.vocabulary), []
+        for some in np.array_split(rows, -(-len(rows) // 1024)):
+            order = np.argsort(-(unit_rows(data.x[some]) @ v.T), axis=1, kind="stable")[:, :5]
+            right.append(texts[order] == words[some, None])
+        hits = np.concatenate(right)
+        line |= {"zero_shot_family": hits[:, 0].mean(), "zero_shot_top5": hits.any(axis=1).mean()}
+    return _card([line], "zero_shot_top5")
+
+
+def _line(name: str, right: np.ndarray) -> dict:
+    line = {"family": name, "n_test": len(right)}
+    if not len(right):
+        return line
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return line | {"probe_accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
+
+
+def _card(lines: list[dict], *extra: str) -> pd.DataFrame:
+    return pd.DataFrame(lines).reindex(columns=[*CARD, *extra]).assign(cause="", captioned="")
 
 
 class ProbeShift:
