@@ -127,6 +127,24 @@ def log_ticks(axis: Axis) -> None:
     axis.set_major_formatter("{x:g}")
 
 
+def scatter(frame: pd.DataFrame, x: str, y: str, hue: str, style: str, seed: int = 0, most: int = 16) -> Figure:
+    """Points in the plane, coloured by `hue` and marked by `style` where these tell 2 to `most` kinds apart; else by the other."""
+    kinds = frame[[hue, style]].nunique()
+    style = style if kinds[style] > 1 else None
+    hue = hue if 1 < kinds[hue] <= most else style
+    names = sorted(frame[hue].unique()) if hue else []
+    palette = sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names)) if hue else None
+    fig, ax = plt.subplots(figsize=(8, 5.5))
+    mixed = frame.sample(frac=1, random_state=seed)  # no kind lies on top of the others
+    look = dict(hue=hue, hue_order=names or None, style=style, palette=palette, s=18, alpha=0.7)
+    sns.scatterplot(mixed, x=x, y=y, ax=ax, **look)
+    if hue:
+        sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), fontsize=8, title=None)
+        for text in ax.get_legend().get_texts():
+            text.set_parse_math(False)
+    return fig
+
+
 def image_grid(
     lines: Sequence[Sequence[Image.Image | None]],
     *,

@@ -25,7 +25,7 @@
 # space) and the encoder's report card. With `layer`, the rows are the tokens of that layer instead of final embeddings.
 # *Takes* about two minutes on two cores for the demo; otherwise the time of the encoder.
 
-# %% tags=["parameters"]
+# %% tags=["parameters"] settings="mtlib.embed.sources:EmbedConfig"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 images = ""  # folder (.tar shards in it count as folders), table (.csv, .parquet), "hf:..." or "torchvision:..."; "scenes" or empty: draw scenes
@@ -50,31 +50,20 @@ pictures = True  # false: no figure, collage or notebook of the report shows an 
 engine = "local"  # "local" (this process), "processes" or "ray"; the rows are the same
 
 # %%
+import numpy as np
 import pandas as pd
-from IPython.display import display
-from matplotlib import pyplot as plt
+from sklearn.decomposition import PCA
 
 from mtlib import plots
-from mtlib.embed import card, sources, store
-from mtlib.embed import pictures as sheets
+from mtlib.embed import sources, store
 from mtlib.embed.encoders import Encoder
+from mtlib.measure.probes import encoder_card
 from mtlib.run.stage import Stage
-from mtlib.scenes.causes import CAUSES
+from mtlib.scenes.dataset import twins
 
 plots.use_style()
-params = dict(images=images, embeddings=embeddings, vocabulary=vocabulary, vocabulary_names=vocabulary_names)
-params |= dict(n_scenes=n_scenes, n_per_generator=n_per_generator, seed=seed, batch_size=batch_size, workers=workers)
-params |= dict(max_images=max_images, max_bad_fraction=max_bad_fraction, splits=splits)
-params |= dict(engine=engine, templates=templates)
-config = sources.EmbedConfig(**params)
-model = dict(precision=encoder_precision, layer=layer, tokens=tokens)
-stage = Stage(
-    "01_embed",
-    run_dir,
-    stage_dir,
-    params=params | model | dict(encoder=encoder, pretrained=pretrained, pictures=pictures),
-)
-print(f"source: {config.source}")
+stage = Stage("01_embed", globals())
+config = stage.settings(sources.EmbedConfig)
 
 # %% [markdown]
 # ## The rows
@@ -84,36 +73,30 @@ print(f"source: {config.source}")
 # links; each file is opened by one careful loader, whose pixels are the ones that every later step shows.
 # Whatever cannot be used gets a line with its reason and no row, and never shifts the others.
 
-# %%
-truth = sources.render_scenes(config, stage.out) if config.source == "scenes" else None
-tower = Encoder.load(encoder, pretrained, **model) if config.source != "arrays" else None
-if config.source == "arrays":
-    manifest, facts = sources.from_arrays(config, stage.root, stage.out)
-else:
-    folder = stage.out / "images" if config.source == "scenes" else stage.root / images
-    folder = sources.import_images(config, folder, stage.out)
-    manifest, facts = sources.from_images(config, tower, folder, stage.out, truth)
+# %% needs="!embeddings"
+tower = Encoder.load(encoder, pretrained, precision=encoder_precision, layer=layer, tokens=tokens)
+folder, truth = sources.images_of(config, stage.root, stage.out)
+manifest, facts = sources.from_images(config, tower, folder, stage.out, truth)
+
+# %% needs="embeddings"
+tower = None
+manifest, facts = sources.from_arrays(config, stage.root, stage.out)
 
 # %%
-facts |= dict(pictures=pictures)
-data = store.load_parts(stage.out, facts)
-made_by = f"encoder {encoder} {pretrained}".strip() if tower is not None else "an encoder that is not known here"
-print(f"{len(data.x)} rows of width {data.x.shape[1]}, made by {made_by}; labels: {facts['labels']}")
-if data.tokens > 1:
-    print(
-        f"{data.tokens} rows per image: {facts['tokens']} tokens of {facts['layer']}; below, an image is the mean of its rows"
-    )
-print(f"{len(data.phrases)} phrases in the same space: {data.phrases['kind'].value_counts().to_dict()}")
-assert len(data.x) == (manifest["status"] == "ok").sum() * data.tokens == facts["n_rows"]
-data = data.per_image()
+data = store.load_parts(stage.out, facts).per_image()  # with tokens, an image is below the mean of its rows
+assert len(data.x) == (manifest["status"] == "ok").sum() == facts["n_rows"] / facts.get("tokens_per_image", 1)
+made_by = f"{facts['encoder']['name'] or 'an encoder that is not known'} {facts['encoder']['pretrained']}".strip()
+width, n_tokens = data.x.shape[1], facts.get("tokens_per_image", 1)
+rows = f"{len(data.x):,} images, {n_tokens} x {width} numbers each, by {made_by}; {len(data.phrases):,} phrases."
+stage.say("rows", rows)
 
 # %%
 files = manifest["status"].value_counts().rename_axis("status").reset_index(name="count")
-plots.table(stage, files, "files")
-display(files)
+stage.table(files, "files", "Files found, and what became of them.", {"status": "status", "count": "files"})
+
+# %%
 remark = (manifest["detail"] != "") & ~manifest["status"].isin(["not sampled", "annotation"])
-notes = manifest.loc[remark, ["path", "status", "detail"]]
-display(notes.head(20)) if len(notes) else print("no file needs a remark")
+manifest.loc[remark, ["path", "status", "detail"]].head(20)  # the files that need one
 
 # %% [markdown]
 # ## The splits
@@ -123,32 +106,36 @@ display(notes.head(20)) if len(notes) else print("no file needs a remark")
 # rate is measured on. Images of generators are *unlabelled*: notebook 07 applies the finished detector to them.
 
 # %%
-rows = data.manifest.assign(label=data.manifest["label"].map({0: "plausible", 1: "implausible"}).fillna("unlabelled"))
-split_table = pd.crosstab(rows["split"], rows["label"]).reindex([s for s in store.SPLITS if s in set(rows["split"])])
-split_table["groups"] = rows.groupby("split")["group"].nunique()
-split_table["duplicates"] = (rows["duplicate_of"] != "").groupby(rows["split"]).sum()
-display(split_table)
-plots.table(stage, split_table.reset_index(), "splits")
-groups = rows[rows["split"] != "unlabelled"].groupby("group")["split"].nunique()
-assert groups.max() == 1, "a group stands in two splits"
-print(f"{len(groups)} groups are split; {int(split_table['duplicates'].sum())} files repeat another one and count once")
+of, label = data.manifest["split"], pd.Series(data.label_names, name="label")
+splits = pd.crosstab(of, label).reindex([name for name in store.SPLITS if name in set(of)])
+splits["groups"] = data.manifest.groupby("split")["group"].nunique()
+splits["duplicates"] = (data.manifest["duplicate_of"] != "").groupby(of).sum()
+in_one = data.manifest[of != "unlabelled"].groupby("group")["split"].nunique() == 1
+assert in_one.all(), "a group stands in two splits"
+stage.table(
+    splits.reset_index(), "splits", "Images of each split; groups are split, files that repeat another count once."
+)
 
-# %% [markdown]
+# %% [markdown] needs="pictures !embeddings"
 # ## What the images look like
 #
 # In the demo every pair is the same scene, drawn plausibly and with its one error. A person sees the difference at a glance; that the
 # two are otherwise alike is what makes it hard for an encoder.
 
-# %%
-fig, shown = None, pd.DataFrame()
-if config.source == "scenes" and pictures:
-    fig, shown = sheets.scene_pairs(data, seed=seed)
-elif config.source == "images" and pictures:
-    fig, shown = sheets.sample_sheet(data, seed=seed)
-if fig is not None:
-    plots.save(stage, fig, "images", shown)
-    plt.show()
-print(f"{len(shown)} pairs shown" if config.source == "scenes" else f"{len(shown)} of {len(data.x)} images shown")
+# %% needs="pictures !embeddings"
+if truth is not None:
+    pairs, shown = twins(truth, seed=seed)
+    names = [cause.replace("_", "\n") for cause in pairs]
+    fig = plots.image_grid(list(pairs.values()), names=names, heads=["plausible", "implausible"] * 3, side=1.5)
+else:
+    lines = data.sample(seed=seed)
+    shown = pd.DataFrame(
+        [(name.replace("\n", " "), r) for name, rows in lines.items() for r in rows], columns=["line", "path"]
+    )
+    shown["path"] = data.manifest["path"].to_numpy()[shown["path"].astype(int)]
+    names = [name.replace("_", " ")[:48] or "images" for name in lines]
+    fig = plots.image_grid([[data.thumbnail(r) for r in rows] for rows in lines.values()], names=names)
+stage.figure(fig, "images", shown, "Some images of the run.")
 
 # %% [markdown]
 # ## Where they lie
@@ -156,10 +143,17 @@ print(f"{len(shown)} pairs shown" if config.source == "scenes" else f"{len(shown
 # The two directions of largest variance. What the encoder cares about most shows here; a difference of a finger rarely does.
 
 # %%
-fig, points = sheets.map_figure(data, seed=seed)
-plots.save(stage, fig, "map", points)
-plt.show()
-print(f"{len(points)} of {len(data.x)} rows are drawn, in {points['group'].nunique()} groups")
+rng = np.random.default_rng(seed)
+fit = np.sort(rng.permutation(data.rows("train"))[:20_000])
+rows = np.sort(rng.permutation(data.rows("all"))[:3000])
+plane = PCA(2, svd_solver="full").fit(np.asarray(data.x[fit], np.float64))
+points = data.manifest.loc[rows, ["path"]].assign(
+    **dict(zip(("pc1", "pc2"), plane.transform(data.x[rows]).T, strict=True))
+)
+points["group"] = (data.manifest["class_name"] if data.truth is None else data.truth["family"])[rows]
+points["label"] = data.label_names[rows]
+fig = plots.scatter(points, "pc1", "pc2", "group", "label", seed)
+stage.figure(fig, "map", points, "The embeddings in the plane of their two largest principal components.")
 
 # %% [markdown]
 # ## The encoder's report card
@@ -170,20 +164,15 @@ print(f"{len(points)} of {len(data.x)} rows are drawn, in {points['group'].nuniq
 # whether the nearest text names what the image shows.
 
 # %%
-if config.source == "scenes":
-    report = card.scenes_card(data, {cause: about["captioned"] for cause, about in CAUSES.items()})
-elif facts["labels"] == "plausibility":
-    report = card.folds_card(data, seed)
-elif facts["labels"] == "classes":
-    names = [f"a photo of a {name.replace('_', ' ')}" for name in facts["class_names"]]
-    report = card.classes_card(data, tower.encode_texts(names) if tower.tokenizer else None)
-else:
-    report = card.words_card(data)
-plots.table(stage, report, "encoder")
-display(report.style.format(precision=3, na_rep="").hide())
-
-# %%
-print(card.reading(report, facts))
+card = encoder_card(data, lambda: tower, seed)
+headings = {"family": "family", "cause": "cause", "captioned": "captioned", "n_test": "test images"}
+headings |= {"probe_accuracy": "probe accuracy", "probe_auroc": "probe AUROC", "zero_shot_family": "nearest text right"}
+stage.table(
+    card,
+    "encoder",
+    "A linear probe on the embeddings, and the nearest text, on images that neither was fitted on.",
+    headings,
+)
 
 # %% [markdown]
 # ## Answer, limits, next

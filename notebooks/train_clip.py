@@ -39,7 +39,6 @@ import json
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import display
 from matplotlib import pyplot as plt
 from open_clip.model import CLIP
 from PIL import Image
@@ -62,11 +61,7 @@ from mtlib.scenes.dataset import FAMILIES, SCENES_PER_SEED, Spec, render
 # %%
 plots.use_style()
 torch.set_num_threads(clip_threads)
-params = dict(
-    clip_steps=clip_steps, clip_scenes=clip_scenes, clip_batch=clip_batch, clip_lr=clip_lr, clip_seed=clip_seed
-)
-params |= dict(clip_threads=clip_threads, clip_save_every=clip_save_every, clip_test_scenes=clip_test_scenes)
-stage = Stage("train_clip", run_dir, stage_dir, params=params)
+stage = Stage("train_clip", globals())
 assert clip_seed >= 100_000 and clip_batch % 4 == 0, "clip_seed from 100,000 on, clip_batch a multiple of 4"
 
 # %% [markdown]
@@ -84,8 +79,7 @@ for line in shown:
 pictures = [[Image.fromarray(p) for p in pixels[i]] for i in range(min(9, clip_scenes))]
 heads = ["plausible", "the same scene", "implausible", "the same scene"]
 fig = plots.image_grid(pictures, names=[scene[0]["family"] for scene in facts[:9]], heads=heads)
-plots.save(stage, fig, "pictures", pd.DataFrame(shown))
-plt.show()
+stage.figure(fig, "pictures", pd.DataFrame(shown), "Training scenes, one of each family.")
 
 # %% [markdown]
 # ## The model
@@ -192,8 +186,7 @@ for name, marker in zip(weights, plots.DASHES * 2, strict=False):
     ax.plot(curve["step"], curve[name], marker, label=name)
 ax.set(xlabel="step", ylabel="loss (running mean)")
 ax.legend()
-plots.save(stage, fig, "losses", curve)
-plt.show()
+stage.figure(fig, "losses", curve, "The five terms of the loss, as running means.")
 
 # %% [markdown]
 # ## The files
@@ -252,13 +245,12 @@ for (name, encoder), x in zip(encoders.items(), map(np.concatenate, seen.values(
         line["probe_auroc"] = roc_auc_score(error[here], scores(x, own)[here])
         lines.append(line | {"zero_shot_auroc": roc_auc_score(error[here], shift[here])})
 card = pd.DataFrame(lines)
-plots.table(stage, card, "card")
-display(card.round(3))
+stage.table(card, "card", "The bundled encoder and the one trained here, on scenes that neither has seen.")
 
 # %%
 means = card.groupby("encoder", sort=False)[["probe_accuracy", "zero_shot_family"]].mean()
-display(means.round(3))
 assert clip_steps < 1000 or (means["probe_accuracy"] > 0.93).all(), "a trained encoder tells errors from their absence"
+means.round(3)
 
 # %% [markdown]
 # ## Answer, limits, next

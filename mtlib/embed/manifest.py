@@ -126,12 +126,17 @@ def assign_splits(groups: Sequence[str], strata: Sequence[str], fractions: Seque
     Returns: (n,) str array of "train" | "val" | "test".
     Raises: ValueError if the fractions are no shares.
     """
+    return _divide(groups, strata, check_shares(fractions), seed)
+
+
+def check_shares(fractions: Sequence[float]) -> np.ndarray:
+    """(3,) shares of train, val and test. Raises: ValueError if the fractions are none."""
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or (shares < 0).any() or shares[0] == 0 or shares[2] == 0 or abs(shares.sum() - 1) > 1e-9:
         raise ValueError(
             f"splits = {list(fractions)}: three shares (train, val, test) that sum to 1, train and test above 0"
         )
-    return _divide(groups, strata, shares, seed)
+    return shares
 
 
 def _divide(groups: Sequence[str], strata: Sequence[str], shares: np.ndarray, seed: int) -> np.ndarray:

@@ -9,87 +9,88 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from mtlib.embed import arrays, datasets
 from mtlib.embed.listing import find_images, root_of
-from mtlib.embed.manifest import LISTED, InputError, attributes, check_bad_fraction, complete, sample
+from mtlib.embed.manifest import LISTED, InputError, attributes, check_bad_fraction, check_shares, complete, sample
 from mtlib.embed.store import Data, save_array, write_manifest
 from mtlib.run.artifacts import atomic, write_json
+from mtlib.run.params import Settings
 
 if TYPE_CHECKING:
     from mtlib.embed.encoders import Encoder
 
-ENGINES = ("local", "processes", "ray")  # see embedding.py
 PHRASES = ("phrase", "kind", "family", "cause")  # columns of a vocabulary
 KINDS = ("error", "normal", "object", "nuisance", "word")
 NO_PHRASES = pd.DataFrame(columns=list(PHRASES))
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image showing {}")
+ENCODER = ("name", "pretrained", "fingerprint")  # facts that are empty where it is not known
 WORDS = "wordfreq"  # of the extra `data`: lists come with the package
 
 
-@dataclass(frozen=True)
-class EmbedConfig:
-    """What notebook 01 was asked for, checked.
-
-    Raises: InputError when two sources are given; ValueError for a number out of range.
-    """
+class EmbedConfig(Settings):
+    """What notebook 01 was asked for. Raises: ValueError when two sources are given, or a number is out of range."""
 
     images: str = ""
     embeddings: str = ""
     vocabulary: str = ""
     vocabulary_names: str = ""
-    n_scenes: int = 8000
-    n_per_generator: int = 400
-    seed: int = 0
-    batch_size: int = 256
-    max_images: int = 0
-    max_bad_fraction: float = 0.2
-    splits: Sequence[float] = (0.6, 0.2, 0.2)
-    workers: int = 2
-    engine: str = "local"
-    templates: Sequence[str] = ()
+    templates: list[str] = []
+    encoder: str = "demo"
+    pretrained: str = ""
+    encoder_precision: Literal["float32", "bf16"] = "float32"
+    layer: str = ""
+    tokens: Literal["cls", "patches", "all", "mean"] = "cls"
+    n_scenes: int = Field(8000, ge=36)
+    n_per_generator: int = Field(400, ge=0)
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(256, ge=1)
+    max_images: int = Field(0, ge=0)
+    max_bad_fraction: float = Field(0.2, ge=0, le=1)
+    splits: list[float] = [0.6, 0.2, 0.2]
+    workers: int = Field(2, ge=1)
+    pictures: bool = True
+    engine: Literal["local", "processes", "ray"] = "local"
 
-    def __post_init__(self):
+    @model_validator(mode="after")
+    def _one_source(self) -> EmbedConfig:
         if self.images and self.embeddings:
-            raise InputError("images and embeddings are both given; choose one source")
+            raise ValueError("images and embeddings are both given; choose one source")
         if self.vocabulary.endswith(".npy") and not self.embeddings:
-            raise InputError(
+            raise ValueError(
                 "vocabulary = ....npy goes with embeddings = ...; for images the encoder embeds the phrases itself "
                 "(vocabulary = a list of phrases, or wordfreq:20000)"
             )
         if self.vocabulary and self.embeddings and not self.vocabulary.endswith(".npy"):
-            raise InputError("vocabulary of embeddings = ... must be a .npy of text embeddings in the same space")
+            raise ValueError("vocabulary of embeddings = ... must be a .npy of text embeddings in the same space")
         if self.vocabulary_names and not self.vocabulary.endswith(".npy"):
-            raise InputError("vocabulary_names = ... goes with vocabulary = ....npy")
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine = {self.engine!r} is not one of {', '.join(ENGINES)}")
+            raise ValueError("vocabulary_names = ... goes with vocabulary = ....npy")
         if wrong := [t for t in self.templates if t.count("{}") != 1]:
             raise ValueError(f"templates: {wrong[0]!r} must hold {{}} once, for the phrase")
-        for name, low in (
-            ("n_scenes", 36),
-            ("n_per_generator", 0),
-            ("batch_size", 1),
-            ("max_images", 0),
-            ("workers", 1),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {low}")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction = {self.max_bad_fraction} must lie in [0, 1]")
+        check_shares(self.splits)
+        return self
 
     @property
     def source(self) -> str:
         """ "scenes" (images is empty, or says so), "images" or "arrays"."""
         given = "images" if self.images else "arrays" if self.embeddings else "scenes"
         return "scenes" if self.images == "scenes" else given
+
+
+def images_of(config: EmbedConfig, root: Path, out: Path) -> tuple[Path, pd.DataFrame | None]:
+    """What `from_images` is to read, and the truth of drawn scenes: these, a data set that is copied, or the path given."""
+    if config.source == "scenes":
+        return out / "images", render_scenes(config, out)
+    if config.images.startswith(datasets.SCHEMES):
+        return datasets.import_images(config.images, out / "images"), None
+    return root / config.images, None
 
 
 def render_scenes(config: EmbedConfig, out: Path) -> pd.DataFrame:
@@ -147,22 +148,10 @@ def from_images(
         table, templates = phrases(source, config.vocabulary, Path(__file__).resolve().parents[2])
         v = encoder.encode_texts(list(table["phrase"]), tuple(config.templates) or templates)
         write_vocabulary(folder, v, table)
-    ok = manifest[manifest["status"] == "ok"]
-    names = sorted(set(ok["class_name"]) - {""}) if labels == "classes" else []
-    facts = {
-        "labels": labels,
-        "class_names": names,
-        "image_root": "images" if root.is_relative_to(out) else str(root.resolve()),
-    }
-    facts |= encoder.layer.facts if encoder.layer else {}
-    return manifest, facts | _facts(source, manifest, encoder.d_in, encoder.record, n_bad, tokens)
-
-
-def import_images(config: EmbedConfig, images: Path, out: Path) -> Path:
-    """What `from_images` is to read: the path given, or the table of a data set that is copied into out/images first."""
-    if not config.images.startswith(datasets.SCHEMES):
-        return images
-    return datasets.import_images(config.images, out / "images")
+    names = set(manifest.loc[manifest["status"] == "ok", "class_name"]) - {""} if labels == "classes" else ()
+    facts = {"labels": labels, "class_names": sorted(names)} | (encoder.layer.facts if encoder.layer else {})
+    facts["image_root"] = "images" if root.is_relative_to(out) else str(root.resolve())
+    return manifest, facts | _facts(config, source, manifest, encoder.d_in, encoder.record, n_bad, tokens)
 
 
 def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFrame, dict]:
@@ -186,15 +175,16 @@ def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFram
     save_array(folder / "x.npy", np.asarray(x, np.float32))
     write_manifest(folder, manifest)
     write_vocabulary(folder, v, table)
-    facts = {"labels": "none", "class_names": [], "image_root": ""}
-    return manifest, facts | _facts("arrays", manifest, d_in, {"name": "", "pretrained": "", "fingerprint": ""}, 0)
+    facts, unknown = {"labels": "none", "class_names": [], "image_root": ""}, dict.fromkeys(ENCODER, "")
+    return manifest, facts | _facts(config, "arrays", manifest, d_in, unknown, 0)
 
 
-def _facts(source: str, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad: int, tokens: int = 1) -> dict:
+def _facts(
+    config: EmbedConfig, source: str, manifest: pd.DataFrame, d_in: int, encoder: dict, n_bad: int, tokens=1
+) -> dict:
     n_rows = int((manifest["status"] == "ok").sum()) * tokens
-    return {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": source, "encoder": encoder} | {
-        "has_truth": source == "scenes"
-    }
+    facts = {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": source, "encoder": encoder}
+    return facts | {"has_truth": source == "scenes", "pictures": config.pictures}
 
 
 def phrases(source: str, vocabulary: str = "", root: Path = Path()) -> tuple[pd.DataFrame, tuple[str, ...]]:

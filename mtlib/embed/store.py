@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageOps
 
+from mtlib.embed.images import load_image
 from mtlib.embed.manifest import unescape
 from mtlib.run.artifacts import ArtifactError, atomic, current, digest, read_meta, verify
 from mtlib.run.stage import Stage
@@ -163,9 +165,29 @@ class Data:
         label = self.manifest["label"].fillna(-1).to_numpy(dtype=np.int64)
         return label if rows is None else label[rows]
 
+    @property
+    def label_names(self) -> np.ndarray:
+        """(N,) str: plausible, implausible, unlabelled."""
+        return np.array(["plausible", "implausible", "unlabelled"])[self.labels()]
+
     def images(self, row: int) -> Path | None:
         """Path of the image of a row; None when the embeddings came as arrays without images."""
         return None if self.image_root is None else self.image_root / unescape(self.manifest["path"].iloc[int(row)])
+
+    def thumbnail(self, row: int, side: int = 128) -> Image.Image:
+        """The image of a row, fitted into a white square. Raises: ImageRefused "changed" when the file is not what was embedded."""
+        image, _ = load_image(self.images(row), unchanged=self.manifest["sha256"].iloc[row])
+        return ImageOps.pad(image, (side, side), color=(255, 255, 255))
+
+    def sample(self, n_lines: int = 16, n_columns: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+        """Some rows of each class, of each label of it where there are labels: name of the line -> row numbers."""
+        lines = self.manifest["class_name"].to_numpy(dtype=str)
+        if self.facts["labels"] == "plausibility":
+            lines = np.char.add(np.char.add(self.label_names, "\n"), lines)
+        rng, names = np.random.default_rng(seed), np.unique(lines)
+        if len(names) > n_lines:
+            names = names[np.sort(rng.permutation(len(names))[:n_lines])]
+        return {str(name): rng.permutation(np.flatnonzero(lines == name))[:n_columns] for name in names}
 
     def caption(self, row: int) -> str:
         """What to write for a row that has no image: its word."""
@@ -219,9 +241,8 @@ def with_labels(data: Data, labels: np.ndarray) -> Data:
     """The same data with other plausibility labels (N,): 0, 1 or -1 for unknown."""
     if len(labels) != len(data.manifest):
         raise ArtifactError(f"{len(labels)} labels for {len(data.manifest)} rows")
-    label = pd.array(np.asarray(labels, np.int64), dtype="Int64")
-    label[np.asarray(labels) < 0] = pd.NA
-    return replace(data, manifest=data.manifest.assign(label=label))
+    label = pd.Series(labels, dtype="Int64").mask(np.asarray(labels) < 0)
+    return replace(data, manifest=data.manifest.assign(label=label.array))
 
 
 def with_tokens(data: Data, x: np.ndarray, facts: dict) -> Data:

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mtlib.embed.pictures import thumbnail
 from mtlib.embed.store import Data
 from mtlib.features.collages import loader, printable
 from mtlib.measure.steering import READINGS, Steering
@@ -166,7 +165,7 @@ def progressive(frame: pd.DataFrame, styles: Styles = None) -> Figure:
 def neighbours(data: Data, shown: pd.DataFrame) -> Figure:
     """Queries with their neighbours by embeddings and by codes, a line each. Args: shown: `concepts.shown_queries`."""
     groups = list(shown.groupby(["query", "by"], sort=False))
-    lines = [[thumbnail(data, int(row)) for row in (query, *own["row"])] for (query, _), own in groups]
+    lines = [[data.thumbnail(int(row)) for row in (query, *own["row"])] for (query, _), own in groups]
     return image_grid(lines, names=[by for (_, by), _ in groups], heads=["query", "nearest"], side=1.1)
 
 

@@ -104,8 +104,10 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
     if data.facts["labels"] == "classes":
         if encoder is None:
             return None, "the texts of the classes need the encoder"
+        if (tower := encoder()).tokenizer is None:
+            return None, "the encoder has no text tower"
         names = list(data.facts["class_names"])
-        texts = encoder().encode_texts([f"a photo of a {name.replace('_', ' ')}" for name in names])
+        texts = tower.encode_texts([f"a photo of a {name.replace('_', ' ')}" for name in names])
         return _task(texts, names, data.manifest["class_name"].to_numpy(str), "class of the folder"), ""
     if data.facts["labels"] == "none" and len(data.vocabulary):
         names = [re.sub(r" \(\d+\)$", "", p).strip().lower() for p in data.phrases["phrase"]]
@@ -256,7 +258,7 @@ def read_other(source: str, encoder: Encoder, out: Path, root: Path, n: int, see
     from mtlib.embed import sources  # takes seconds to import
 
     config = sources.EmbedConfig(images=source, max_images=n, seed=seed)
-    folder = sources.import_images(config, root / source, out)
+    folder, _ = sources.images_of(config, root, out)
     _, facts = sources.from_images(config, encoder, folder, out)
     return load_parts(out, facts)
 

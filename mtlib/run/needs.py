@@ -3,7 +3,7 @@
 A cell says so in its head: `# %% needs="truth"`, `# %% [markdown] needs="labels head"`; at the parameters cell it is said
 of the whole notebook. A need is something that a finished stage provides (`stage.finish(provides=["truth"])`), or a
 condition on the notebook's own parameters: `needs="score_features"` (it is not empty, zero or false) or
-`needs="judge=lmm"` (it has that value).
+`needs="judge=lmm"` (it has that value). `needs="!embeddings"` is met where `embeddings` is not.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def attributes(notebook: Path) -> dict[str, str]:
 
 def met(need: str, provided: set[str], values: dict) -> bool:
     """Whether one need is met by what stages provide or by the notebook's own parameters."""
+    if need.startswith("!"):
+        return not met(need[1:], provided, values)
     name, equals, value = need.partition("=")
     if equals:
         return str(values.get(name)) == value
@@ -91,7 +93,9 @@ def leave_out(notebook, provided: set[str], values: dict) -> list[dict]:
 
 def reason(lacking: list[str]) -> str:
     """One line that says what was missing."""
-    return "it needs " + " and ".join(WHY.get(need, need) for need in lacking)
+    return "it needs " + " and ".join(
+        "no " * need.startswith("!") + WHY.get(need.lstrip("!"), need.lstrip("!")) for need in lacking
+    )
 
 
 def literals(source: str) -> dict:

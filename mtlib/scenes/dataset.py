@@ -71,6 +71,22 @@ def render(spec, size=128):
     return canvas.finish(), {"variant": variant, "nuisance": nuisance}
 
 
+def twins(truth, n_pairs=3, seed=0):
+    """Some scenes of every cause, each drawn plausibly and with its one error.
+
+    Args: truth: as `write_dataset` returns it.
+    Returns: (cause -> images, plausible and implausible in turn; DataFrame of family, cause, scene, place of what is shown).
+    """
+    wrong = truth[(truth["label"] == 1) & (truth["generator"] == "")]
+    images, shown = {}, []
+    for cause, own in wrong.groupby("cause"):
+        family, scenes = own["family"].iloc[0], own["scene"].sort_values()
+        chosen = [int(s) for s in scenes.sample(min(n_pairs, len(scenes)), random_state=seed)]
+        images[cause] = [render(Spec(scene, family, error))[0] for scene in chosen for error in (False, True)]
+        shown += [{"family": family, "cause": cause, "scene": s, "place": i} for i, s in enumerate(chosen)]
+    return images, pd.DataFrame(shown)
+
+
 def _one(job):
     """Draws and writes one picture of a data set; returns its row of the truth."""
     folder, name, spec, generator, size = job

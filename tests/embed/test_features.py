@@ -144,7 +144,7 @@ def hugging_face(folder):
 def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tmp_path):
     encoded = hugging_face(tmp_path / "set")
     config = EmbedConfig(images=f"hf:{tmp_path / 'set'}", batch_size=8)
-    table = sources.import_images(config, tmp_path, tmp_path / "out")
+    table, _ = sources.images_of(config, tmp_path, tmp_path / "out")
     before = {p.name: p.read_bytes() for p in table.parent.iterdir()}
     _, facts = sources.from_images(config, tiny, table, tmp_path / "out")
     data = store.load_parts(tmp_path / "out", facts)
@@ -165,7 +165,7 @@ def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tm
     again = datasets.import_images(config.images, tmp_path / "again", shard_bytes=600)
     assert len(list(again.parent.glob("train-*.tar"))) == 3  # cut by size
     assert {
-        p.name: p.read_bytes() for p in sources.import_images(config, tmp_path, tmp_path / "out").parent.iterdir()
+        p.name: p.read_bytes() for p in sources.images_of(config, tmp_path, tmp_path / "out")[0].parent.iterdir()
     } == before
 
 

@@ -1,15 +1,19 @@
 """Whole sources to finished embeddings: folders, class folders, arrays, rendered scenes, and the real data beside the repository."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mtlib.embed import arrays, card, pictures, sources, store
+from mtlib.embed import arrays, sources, store
 from mtlib.embed.manifest import InputError
 from mtlib.embed.sources import EmbedConfig
+from mtlib.measure.probes import encoder_card
 from mtlib.run.artifacts import ArtifactError
+from mtlib.scenes.causes import CAUSES
+from mtlib.scenes.dataset import twins
 
 
 def embed_folder(tiny, folder, out, truth=None, **options):
@@ -30,23 +34,25 @@ def test_scenes_become_rows_with_truth_and_a_card(tiny, tmp_path):
         == {"unlabelled"}
         == set(data.manifest.loc[data.manifest["generator"] != "", "split"])
     )
-    table = card.scenes_card(data, {"hand_fingers": True, "glass_surface": False})
+    table = encoder_card(data)
     assert table["family"].tolist()[0] == "all" and len(table) == 10 and table["probe_accuracy"].between(0, 1).all()
     assert table["n_test"].iloc[0] == table["n_test"].iloc[1:].sum() == len(data.rows("test"))
-    assert "hardest" in card.reading(table, data.facts)
+    assert table.set_index("cause")["captioned"].drop("").to_dict() == {c: CAUSES[c]["captioned"] for c in CAUSES}
+    assert {"images", "labels", "pictures", "scenes", "text", "tower", "truth"} < set(sources.provided(data))
     before = (tmp_path / "images" / truth["path"][0]).stat().st_mtime_ns
     sources.render_scenes(config, tmp_path)
     assert (tmp_path / "images" / truth["path"][0]).stat().st_mtime_ns == before  # a killed run does not draw again
-    assert pictures.scene_pairs(data, 1)[1]["cause"].nunique() == 9 and len(pictures.map_figure(data)[1]) == len(data.x)
+    images, shown = twins(truth, 2)
+    assert [len(line) for line in images.values()] == [4] * 9 and set(shown["cause"]) == set(images) == set(CAUSES)
 
 
 def test_card_finds_what_is_planted(tiny, tmp_path):
     from tests.synthetic import write_embed_stage
 
     data = store.load_data(write_embed_stage(tmp_path, 1200))
-    table = card.scenes_card(data, {"hand_error": True}).set_index("family")
-    assert (table["probe_auroc"].drop("all") > 0.95).all() and table.loc["hand", "captioned"]
-    folds = card.folds_card(data)
+    table = encoder_card(data).set_index("family")
+    assert (table["probe_auroc"].drop("all") > 0.95).all()
+    folds = encoder_card(replace(data, truth=None))
     low, middle, high = folds.loc[0, ["accuracy_low", "probe_accuracy", "accuracy_high"]]
     assert 0.9 < low < middle <= high <= 1
 
@@ -78,10 +84,10 @@ def test_a_file_that_changed_later_is_not_shown_as_if_it_were_embedded(tiny, tmp
     for i in range(3):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
     data = embed_folder(tiny, folder, tmp_path / "out")
-    assert pictures.thumbnail(data, 1, 16).size == (16, 16)
+    assert data.thumbnail(1, 16).size == (16, 16)
     shutil.copy(folder / "0.png", folder / "1.png")
     with pytest.raises(ImageRefused, match="changed"):
-        pictures.thumbnail(data, 1)
+        data.thumbnail(1)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +98,8 @@ def test_a_file_that_changed_later_is_not_shown_as_if_it_were_embedded(tiny, tmp
         ({"embeddings": "x.npy", "vocabulary_names": "n.txt"}, "goes with vocabulary"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"max_bad_fraction": 1.5}, "max_bad_fraction = 1.5"),
+        ({"engine": "spark"}, "engine = 'spark': should be 'local', 'processes' or 'ray'"),
+        ({"splits": [0.5, 0.5]}, "three shares"),
     ],
 )
 def test_config_out_of_range_is_refused(options, say):
@@ -119,7 +127,7 @@ def test_arrays_give_rows_names_and_a_word_card(tmp_path):
     assert (
         data.caption(3) == "word 3" and manifest["path"].is_unique and data.phrases["phrase"].iloc[-1] == "word 0 (2)"
     )
-    table = card.words_card(data)
+    table = encoder_card(data)
     assert table.loc[0, "n_test"] == 11 and table.loc[0, "zero_shot_family"] == 1.0 == table.loc[0, "zero_shot_top5"]
 
 
@@ -161,17 +169,19 @@ def test_phyvib_folder_gives_labels_folds_and_a_caveat(tiny, tmp_path, shared_da
     data = embed_folder(tiny, shared_data("phyvib"), tmp_path, batch_size=128)
     labels = data.labels()
     assert (len(labels), (labels == 0).sum(), (labels == 1).sum()) == (201, 78, 123) and data.facts["n_bad"] == 0
-    table = card.folds_card(data)
+    table = encoder_card(data)
     assert table.loc[0, "n_test"] == len(data.rows("all")) and len(table) == 15
-    assert "may track the source" in card.reading(table, data.facts)
+    assert sources.provided(data) == ["folder", "images", "labels", "pictures", "text", "tower"]
 
 
 def test_cifar_class_folders_give_classes(tiny, tmp_path, shared_data):
     data = embed_folder(tiny, shared_data("cifar10") / "train", tmp_path, max_images=200)
     assert data.facts["labels"] == "classes" and len(data.facts["class_names"]) == 10 and len(data.x) == 200
     assert data.manifest["class_name"].value_counts().between(18, 22).all() and len(data.files) == 4000
-    table = card.classes_card(data, tiny.encode_texts(data.facts["class_names"]))
-    assert len(table) == 11 and "no plausibility labels" in card.reading(table, data.facts)
+    table = encoder_card(data, lambda: tiny)
+    assert len(table) == 11 and table["zero_shot_family"].between(0, 1).all() and "labels" not in sources.provided(data)
+    lines = data.sample(n_lines=4, n_columns=3)
+    assert len(lines) == 4 and all((data.manifest["class_name"][rows] == name).all() for name, rows in lines.items())
 
 
 def test_things_arrays_reproduce_the_known_zero_shot_rates(tmp_path, shared_data):
@@ -180,7 +190,7 @@ def test_things_arrays_reproduce_the_known_zero_shot_rates(tmp_path, shared_data
     manifest, facts = sources.from_arrays(config, folder, tmp_path)
     data = store.load_parts(tmp_path, facts)
     assert data.x.shape == (1854, 512) and len(data.phrases) == 1203 and data.caption(0) == "aardvark"
-    table = card.words_card(data)
+    table = encoder_card(data)
     assert table.loc[0, "n_test"] == 622
     rates = table.loc[0, ["zero_shot_family", "zero_shot_top5"]].to_numpy(float)
     assert (

@@ -1,16 +1,19 @@
 """Tokens as rows: every row knows its image, and features count images by their strongest token."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from mtlib.embed import card, sources, store
+from mtlib.embed import sources, store
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.sources import EmbedConfig
 from mtlib.learn.classifier_scores import why_not
 from mtlib.measure.codes import fire_together
+from mtlib.measure.probes import encoder_card
 from mtlib.measure.scan import activity
 from mtlib.run.artifacts import ArtifactError
 
@@ -47,7 +50,8 @@ def test_per_image_is_the_mean_over_tokens(data):
     one = data.per_image()
     assert one.tokens == 1 and np.allclose(one.x, np.asarray(data.x).reshape(20, T, 32).mean(axis=1), atol=1e-6)
     assert one.per_image() is one and one.manifest["path"].is_unique and one.embedding.shape == (20, 24)
-    table = card.classes_card(one, np.eye(24)[:2])
+    tower = SimpleNamespace(tokenizer=str, encode_texts=lambda texts: np.eye(24)[: len(texts)])
+    table = encoder_card(one, lambda: tower)
     assert table["n_test"].iloc[0] == len(one.rows("test")) and table["zero_shot_family"].notna().any()
 
 

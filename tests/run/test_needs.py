@@ -26,6 +26,9 @@ b = 1
 # %% needs="n_flips labels"
 c = 1
 
+# %% needs="!n_flips labels"
+e = 1
+
 # %%
 d = 1
 """
@@ -37,7 +40,7 @@ d = 1
         (set(), {}, "d"),
         ({"truth"}, {}, "ad"),
         ({"truth", "labels"}, {"judge": "lmm", "n_flips": 2}, "abcd"),
-        ({"labels"}, {"n_flips": 0}, "d"),
+        ({"labels"}, {"n_flips": 0}, "ed"),
     ],
 )
 def test_cells_whose_needs_are_not_met_are_left_out(tmp_path, provided, values, left):
@@ -52,7 +55,9 @@ def test_attributes_and_answers_of_a_notebook(tmp_path):
     (tmp_path / "x.py").write_text(SOURCE)
     assert needs.attributes(tmp_path / "x.py") == {"needs": "head", "after": "01_make"}
     found = needs.answers(tmp_path / "x.py", {"truth"}, {"judge": "lmm", "n_flips": 0})
-    assert found == {"head": False, "judge=lmm": True, "labels": False, "n_flips": False, "truth": True}
+    assert found == {"head": False, "judge=lmm": True, "labels": False, "n_flips": False, "truth": True} | {
+        "!n_flips": True
+    }
 
 
 def test_a_stage_without_what_it_needs_is_skipped_and_runs_when_it_is_there(tmp_path):
