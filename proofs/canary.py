@@ -28,6 +28,7 @@ import pandas as pd
 
 from mtlib.run.artifacts import write_text
 from proofs.canary_routes import SETTINGS, echoing, plain, refusing
+from tests.ask.asked import contents as of_any
 from tests.ask.lmm_server import LmmServer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,8 +47,8 @@ def needles(key: str) -> dict[str, bytes]:
 
 
 def contents(path: Path) -> bytes:
-    """A file's bytes, with the values of a parquet file in plain."""
-    data = path.read_bytes()
+    """A file's bytes, with the values of a parquet file or a data base in plain."""
+    data = of_any(path)
     if path.suffix == ".parquet":
         frame = pd.read_parquet(path)
         texts = frame.select_dtypes(exclude="number").astype(str).to_numpy().ravel()
@@ -71,7 +72,7 @@ class Routes:
         self.folder, self.key, self.done = folder, key, []
         home = {name: str(folder / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "XDG_CACHE_HOME")}
         self.env = os.environ | home | {"OPENAI_API_KEY": key, "PYTHONPATH": str(folder / "clone")}
-        self.env |= {"TMPDIR": str(folder / "tmp"), "OPENAI_LOG": "debug"}
+        self.env |= {"TMPDIR": str(folder / "tmp"), "HTTPX_LOG_LEVEL": "debug"}
         for name in ("home", "tmp", "out"):
             (folder / name).mkdir()
 

@@ -28,6 +28,7 @@ from PIL import Image
 from mtlib.ask.asker import Asker
 from mtlib.ask.client import Client
 from mtlib.ask.endpoint import Answer, Endpoint, Malformed, Picture, Question
+from mtlib.ask.ledger import Ledger
 from mtlib.embed.images import load_image
 from mtlib.run.artifacts import sha256, write_text
 from tests.ask.lmm_server import MODEL
@@ -130,15 +131,15 @@ def run(folder: Path, n: int, delay: float) -> dict:
                     memory.append(resident_mb())
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             alone.append(bare(base_url, pictures, BARE_SECONDS))
-        kept = (folder / "answers.sqlite").read_bytes()
-        assert done == 2 * n == asker.usage.calls - 1 == kept.count(b"\n") - 1
+        kept = folder / "answers.sqlite"
+        assert done == 2 * n == asker.usage.calls - 1 == len(Ledger(kept).records) - 1
     finally:
         server.kill()
         server.wait()
     rate, limit = done / seconds, CONCURRENCY / delay
     figures = {"requests": done, "seconds": seconds, "rate": rate, "limit": limit, "share": rate / limit, "cpu": cpu}
     figures |= {"bare": sum(alone) / 2 / limit}
-    return figures | {"memory": memory, "ledger_mb": len(kept) / 2**20, "load": os.getloadavg()[0]}
+    return figures | {"memory": memory, "ledger_mb": kept.stat().st_size / 2**20, "load": os.getloadavg()[0]}
 
 
 def summary(f: dict, n: int, delay: float) -> str:

@@ -18,7 +18,7 @@ from mtlib.embed.vision import AlexNetTransformer, vision_tokens
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.train_vision import load_vision
 from mtlib.measure.codes import interpreted
-from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
+from mtlib.run.artifacts import open_run, read_meta
 
 STAGES = ("01_embed", "03_train", "05_features", "06_interpret")
 THRESHOLD = 0.5
@@ -41,7 +41,7 @@ class Labeler:
     def __init__(self, run_dir: str | Path, method: str = "", threshold: float = THRESHOLD, judge: str = ""):
         if not 0 <= threshold < float("inf"):
             raise ValueError(f"threshold = {threshold}: must be finite and >= 0")
-        folders = _stages(Path(run_dir))
+        folders = open_run(run_dir, STAGES)
         self.run_dir, self.threshold = Path(run_dir), threshold
         self.facts = read_meta(folders["01_embed"])["facts"]
         self.eyes = _eyes(folders.get("02_classify"))
@@ -156,19 +156,6 @@ class Labeler:
         errors = sorted(errors, key=lambda e: -e["logit_push"]) if out["predicted"] == "implausible" else []
         reasons = [e["explanation"] for e in errors]
         return out | {"reasons": list(dict.fromkeys(reasons)), "explanations": explanations}
-
-
-def _stages(run_dir: Path) -> dict[str, Path]:
-    """Folders of the run's artifacts, verified; 02 may be missing, the others may not."""
-    run_dir = run_dir if run_dir.is_absolute() else Path(__file__).resolve().parents[2] / run_dir
-    names = current(run_dir)
-    for stage in STAGES:
-        if stage not in names:
-            raise ArtifactError(f"{run_dir}: no artifact of {stage} yet; run notebook {stage} first")
-    folders = {stage: run_dir / names[stage] for stage in (*STAGES, "02_classify") if stage in names}
-    for folder in folders.values():
-        verify(folder)
-    return folders
 
 
 def _coder(train: Path, method: str) -> tuple[str, SparseCoder]:

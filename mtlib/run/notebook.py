@@ -115,7 +115,7 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
 
     Args:
         source:   percent format.
-        provided: what earlier stages provide. values: the notebook's own parameters.
+        provided: what earlier stages provide. values: parameters that differ from those of its own cell.
     Returns: (node, lines of the sections left out; `needs.leave_out`).
     """
     import jupytext
@@ -123,7 +123,8 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
     notebook = jupytext.read(source)
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i + 1}"
-    return notebook, needs.leave_out(notebook, provided, values or {})
+    own = {name: value for _, cell in needs.parameter_cells(source) for name, value in needs.literals(cell).items()}
+    return notebook, needs.leave_out(notebook, provided, own | (values or {}))
 
 
 def run_notebook(
