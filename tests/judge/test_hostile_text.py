@@ -59,7 +59,8 @@ def run(tmp_path_factory):
     out.mkdir(parents=True)
     verdicts = pd.concat([judged.verdicts["tc"], every_judge.by_truth(features["tc"])], ignore_index=True)
     verdicts.to_parquet(out / "verdicts.parquet", index=False)
-    lines = agreement.judge_lines("tc", verdicts, features["tc"], {})
+    none = pd.DataFrame(columns=["method", "reason"])
+    lines = agreement.against_truth({"tc": verdicts}, features, {}, none)
     plots.table(stage, lines, "judges")
     plots.table(stage, pd.DataFrame([{"method": "tc", "assessed": 5, "answered": 5, "unasked": 1}]), "answers")
     usage = {"model": PHRASES[0], "answers": 5, "tokens_in": 7, "tokens_out": 8, "usd": 0.5}
