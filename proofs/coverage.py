@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.store import Data, open_run
-from mtlib.measure.generators import corrected_rate, coverage, detector_counts
+from mtlib.measure.generators import N_BOOT, corrected_rate, detector_counts
 from mtlib.measure.relevance import wilson
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import ArtifactError, versions, write_text
@@ -33,6 +33,44 @@ DETECTORS = {  # sensitivity, specificity, labelled images of each kind in the v
     "weak, few images": (0.70, 0.75, 100, 100),
     "good, very few images": (0.95, 0.95, 30, 50),
 }
+
+
+def coverage(
+    rate: float,
+    n: int,
+    sensitivity: float,
+    specificity: float,
+    n_positive: int,
+    n_negative: int,
+    repeats: int = 200,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> dict:
+    """Share of simulated experiments whose 95% interval holds the true rate.
+
+    Each repeat draws a generator's n images and a val split of n_positive and n_negative images anew.
+
+    Returns: coverage (goal >= 0.90) with its Wilson low and high, mean_width, repeats.
+    """
+    rng = np.random.default_rng(seed)
+    inside, width = 0, 0.0
+    apparent = sensitivity * rate + (1 - specificity) * (1 - rate)
+    for i in range(repeats):
+        hit, calm = int(rng.binomial(n_positive, sensitivity)), int(rng.binomial(n_negative, specificity))
+        counts = {"true_positive": hit, "n_positive": n_positive, "true_negative": calm, "n_negative": n_negative}
+        counts |= {"sensitivity": hit / n_positive, "specificity": calm / n_negative}
+        line = corrected_rate(int(rng.binomial(n, apparent)), n, counts, n_boot, seed=seed + 1 + i)
+        inside += line["low"] <= rate <= line["high"]
+        width += line["high"] - line["low"]
+    low, high = wilson(inside, repeats)
+    share = inside / repeats
+    return {
+        "coverage": share,
+        "low": float(low),
+        "high": float(high),
+        "mean_width": width / repeats,
+        "repeats": repeats,
+    }
 
 
 def simulated(repeats: int) -> pd.DataFrame:

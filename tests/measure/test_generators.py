@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mtlib.measure import generators
 from mtlib.measure.generators import rogan_gladen
+from proofs.coverage import coverage
 
 
 @settings(max_examples=50, deadline=None)
@@ -70,7 +71,7 @@ def test_no_generators_gives_an_empty_table():
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.4])
 def test_coverage_of_the_intervals(rate):
-    got = generators.coverage(rate, 400, 0.9, 0.95, 800, 800, repeats=200, n_boot=500)
+    got = coverage(rate, 400, 0.9, 0.95, 800, 800, repeats=200, n_boot=500)
     assert got["coverage"] >= 0.90
     assert 0 < got["mean_width"] < 0.2
 
