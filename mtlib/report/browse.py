@@ -1,4 +1,4 @@
-"""What the feature viewer shows, without its widgets: one table of features, and how it is sorted and filtered."""
+"""Features of a run as one table: for the viewer sorted and filtered, for the report the error features and a gallery."""
 
 from __future__ import annotations
 
@@ -72,6 +72,46 @@ def feature_table(reader: Reader, method: str, judge: str = "") -> pd.DataFrame:
     for column in ("phrase", "verdict", "category", "detail"):
         table[column] = table[column].fillna("").astype(str)
     return table.set_index("feature", drop=False).rename_axis(None)
+
+
+def error_features(reader: Reader, method: str, n: int | None = None) -> pd.DataFrame:
+    """The error features of a method to show: enriched on test, called an error by its judge, one per name, safest first.
+
+    Returns: frame of at most n lines of `feature_table`; empty when there are none.
+    """
+    table = feature_table(reader, method)
+    keep = table["assessed"].astype(bool) & (table["q_bh"] <= 0.05) & (table["verdict"] == "error")
+    ordered = table[keep].sort_values(["error_low", "feature"], ascending=[False, True])
+    return ordered.drop_duplicates("phrase").head(len(table) if n is None else n)
+
+
+def gallery(reader: Reader, n: int) -> list[dict]:
+    """Up to n features with a collage, over methods in order: error features, or where none has one the most active.
+
+    Of errors one per true cause where the truth is known, else one per name.
+
+    Returns: the features' lines of `feature_table` as dicts, with method, file (of the collage) and error (bool).
+    """
+    errors = _with_collages(reader, n, lambda method: error_features(reader, method), "top_cause")
+    return errors or _with_collages(reader, n, lambda method: most_active(reader, method), "")
+
+
+def most_active(reader: Reader, method: str) -> pd.DataFrame:
+    """The features of a method, those first that fire most, as `feature_table`."""
+    table = feature_table(reader, method)
+    return table.assign(_=-table["density"] * table["mean_activation"]).sort_values(["_", "feature"])
+
+
+def _with_collages(reader: Reader, n: int, found, apart: str) -> list[dict]:
+    shown, seen = [], set()
+    for method in reader.methods():
+        files = reader.collages(method)
+        for line in found(method).to_dict("records"):
+            what = (line.get(apart) or line["phrase"]) if apart else (method, line["feature"])
+            if line["feature"] in files and what not in seen and len(shown) < n:
+                seen.add(what)
+                shown.append(line | {"method": method, "file": files[line["feature"]].name, "error": bool(apart)})
+    return shown
 
 
 def select(table: pd.DataFrame, query: Query) -> np.ndarray:

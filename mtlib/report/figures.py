@@ -63,8 +63,10 @@ def generator_rates(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def generator_heatmap(frame: pd.DataFrame) -> Figure:
-    """How often each error feature fires on each generator's images, features named."""
+def generator_heatmap(frame: pd.DataFrame) -> Figure | None:
+    """How often each error feature fires on each generator's images, features named; None without error features."""
+    if frame.empty:
+        return None
     wide = frame.pivot(index="feature", columns="generator", values="rate").loc[list(dict.fromkeys(frame["feature"]))]
     names = frame.drop_duplicates("feature").set_index("feature")["phrase"]
     fig, ax = plt.subplots(figsize=(5.0 + 1.2 * wide.shape[1], 1.2 + 0.36 * len(wide)))
@@ -81,12 +83,14 @@ def generator_heatmap(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure:
+def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure | None:
     """Some new images beside the explanations of the features that fire on them.
 
     Args:
-        shown: list of (name, known, PIL image, what Labeler.label says), as `labels.label_table` returns.
+        shown: list of (name, known, PIL image, what Labeler.label says), as `new_images.label_table` returns; None if empty.
     """
+    if not shown:
+        return None
     flagged = [one for one in shown if one[3]["predicted"] == "implausible"][: n - 2]
     quiet = [one for one in shown if one[3]["predicted"] != "implausible"]
     shown = flagged + quiet[:: max(1, len(quiet) // n)][: n - len(flagged)]

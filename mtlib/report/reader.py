@@ -1,79 +1,72 @@
-"""What the report and the viewer read: the tables, figures and facts of a run's finished stages, by name."""
+"""What the report and the viewer read of a run: tables, figures and facts of its finished stages, by name."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
 from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
-from mtlib.run.stage import Stage
+from mtlib.run.stage import REPORT, Stage
 
-STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
-TEXT = (
-    "method",
-    "judge",
-    "phrase",
-    "verdict",
-    "category",
-    "status",
-    "reason",
-    "cause",
-    "family",
-    "generator",
-    "detail",
-    "image",
-    "known",
-    "explanation",
-)
+NAMES = "method judge phrase verdict category status reason cause family generator detail image known explanation"
+NAMES = NAMES.split()  # columns that are text even where a name looks like a number, or like nothing
 
 
 class Reader:
-    """The folders of a run's stages. A table or figure is found by its number: "04_causes" is in 04_evaluate.
+    """The folders of a run's stages, in which its tables are found by name.
 
     Args:
         name:    the run's name, e.g. "demo".
         folders: stage -> folder of its artifact (verified), stages without one left out.
+        run_dir: folder of the run; None where only the stages' own files are read.
     """
 
-    def __init__(self, name: str, folders: dict[str, Path]):
-        self.name = name
-        self.folders = folders
+    def __init__(self, name: str, folders: dict[str, Path], run_dir: Path | None = None):
+        self.name, self.run_dir = name, run_dir
+        self.folders = dict(sorted(folders.items(), key=lambda item: not item[0][:1].isdigit()))  # numbered ones first
 
     @classmethod
     def of_run(cls, run_dir: str | Path) -> Reader:
-        """The stages that a run has finished, each verified.
+        """The stages that a run has finished, each verified; relative paths are taken from the repository root.
 
         Raises: ArtifactError when there are none or a file is damaged.
         """
-        run_dir = Path(run_dir)
-        if not run_dir.is_absolute():
-            run_dir = Path(__file__).resolve().parents[2] / run_dir
-        names = current(run_dir)
-        if not names:
+        run_dir = Path(__file__).resolve().parents[2] / run_dir
+        folders = {stage: run_dir / folder for stage, folder in current(run_dir).items()}
+        if not folders:
             raise ArtifactError(f"{run_dir}: no finished stage here; run ./run_all.sh or the notebooks first")
-        folders = {stage: run_dir / names[stage] for stage in (*STAGES, "truth") if stage in names}
         for folder in folders.values():
             verify(folder)
-        return cls(run_dir.name, folders)
+        return cls(run_dir.name, folders, run_dir)
 
     @classmethod
     def of_stage(cls, stage: Stage) -> Reader:
-        """The stages before `stage` (verified, recorded as its inputs) and what it has written so far itself."""
-        done = current(stage.run_dir)
-        earlier = [s for s in STAGES if s < stage.name] + ["truth"] * ("04_evaluate" < stage.name != "truth")
-        folders = {s: stage.input(s) for s in earlier if s in done}
-        return cls(stage.run_dir.name, folders | {stage.name: stage.out})
+        """The numbered stages before `stage` (verified, recorded as its inputs) and what it has written so far itself."""
+        before = [s for s in current(stage.run_dir) if s[:1].isdigit() and s < stage.name]
+        return cls(stage.run_dir.name, {s: stage.input(s) for s in before} | {stage.name: stage.out})
+
+    def _meta(self, stage: str) -> dict:
+        folder = self.folders.get(stage)
+        return read_meta(folder) if folder is not None and (folder / "meta.json").is_file() else {}
 
     def facts(self, stage: str) -> dict:
         """The facts that a finished stage recorded; {} when it has not run."""
-        folder = self.folders.get(stage)
-        return read_meta(folder)["facts"] if folder is not None and (folder / "meta.json").is_file() else {}
+        return self._meta(stage).get("facts", {})
 
     def params(self, stage: str) -> dict:
         """The parameters that a finished stage ran with; {} when it has not run."""
-        folder = self.folders.get(stage)
-        return read_meta(folder)["params"] if folder is not None and (folder / "meta.json").is_file() else {}
+        return self._meta(stage).get("params", {})
+
+    def has(self, need: str) -> bool:
+        """Whether a finished stage provides what others may need: "truth", "labels" and the like."""
+        return any(need in self.facts(stage).get("provides", []) for stage in self.folders)
+
+    def declared(self, stage: str) -> dict:
+        """What a finished stage declared for the report: its `items`, the `prefix` of their files, and what was `skipped`."""
+        path = self.find(stage, REPORT)
+        return {"items": [], "skipped": []} if path is None else json.loads(path.read_text(encoding="utf-8"))
 
     def find(self, stage: str, path: str) -> Path | None:
         """A file or folder of a stage's artifact, or None when there is none."""
@@ -85,14 +78,10 @@ class Reader:
         path = next((p for s in self.folders if (p := self.find(s, f"tables/{name}.csv"))), None)
         if path is None:
             return pd.DataFrame()
-        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
-        texts = [c for c in TEXT if c in frame]
+        frame = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
+        texts = [c for c in NAMES if c in frame]
         frame[texts] = frame[texts].fillna("")
         return frame
-
-    def figures(self, number: str) -> list[str]:
-        """Names of the figures of the stage with that number, without ".png", sorted."""
-        return sorted(p.stem for folder in self.folders.values() for p in folder.glob(f"figures/{number}_*.png"))
 
     def methods(self) -> list[str]:
         """Methods whose features were interpreted (05), in the order of the coders' table (03) where there is one."""

@@ -10,7 +10,7 @@ from mtlib.embed.store import Data
 from mtlib.measure.codes import interpreted, iter_codes, sparse_codes
 from mtlib.measure.generators import detector_counts, failure_rates, firing_rates
 from mtlib.measure.relevance import permutation_null, relevance_table, same_denominator
-from mtlib.report import browse
+from mtlib.report.browse import error_features
 from mtlib.report.reader import Reader
 
 SCORES = {  # score of the long table -> short name in the wide one
@@ -18,38 +18,37 @@ SCORES = {  # score of the long table -> short name in the wide one
     "relevance_enriched": "enriched",
     "relevance_enriched_by": "enriched_by",
 }
+HEADINGS = {  # of the relevance table, as far as a run has the score
+    "threshold": "error ratio ≥ 0.95",
+    "enriched": "enriched",
+    "enriched_by": "enriched (BY)",
+    "judge_keyless": "judge: keyless",
+    "judge_lmm": "judge: lmm",
+    "judge_threshold": "judge: threshold",
+    "judge_truth": "truly",
+    "feature_accuracy": "feature accuracy",
+    "feature_accuracy_shuffled": "feature accuracy, shuffled",
+    "intruder_accuracy": "intruders found",
+    "reason": "reason",
+}
+ACCURACIES = {"detection": "feature_accuracy", "shuffled": "feature_accuracy_shuffled", "intruder": "intruder_accuracy"}
 APART = ("refused", "failed", "skipped", "unasked")  # what is no verdict
-
-
-def coder_lines(reader: Reader) -> pd.DataFrame:
-    """coders.csv of 03: the first line of every method (the seed that was interpreted, or why there is none)."""
-    return interpreted(reader.folders["03_train"])
+N_SHOWN = 12  # error features whose firing on generators' images is counted
 
 
 def load_coder(reader: Reader, method: str) -> SparseCoder:
     """The interpreted coder of a method."""
-    line = coder_lines(reader).set_index("method").loc[method]
-    return SparseCoder.from_pretrained(reader.folders["03_train"] / line["folder"])
-
-
-def nothing_to_judge(reader: Reader) -> str:
-    """Why no feature of this run can be called a physical error; "" when it can."""
-    kind = reader.facts("01_embed").get("labels", "none")
-    if kind == "plausibility":
-        return ""
-    what = "only class folders" if kind == "classes" else "no labels"
-    return f"the images have {what}; nobody said which are implausible, so there is nothing to judge errors against"
+    train = reader.folders["03_train"]
+    return SparseCoder.from_pretrained(train / interpreted(train).set_index("method").loc[method, "folder"])
 
 
 def relevance_long(reader: Reader) -> pd.DataFrame:
     """Every relevance score of every interpreted method: one line per method and score, judges included.
 
-    Returns: frame of `share_line`s with target; empty when there is nothing to judge errors against.
+    Returns: frame of `share_line`s with target; empty without methods.
     Raises: ValueError when methods have different denominators.
     """
-    if nothing_to_judge(reader):
-        return pd.DataFrame()
-    targets = coder_lines(reader).set_index("method")["target"]
+    targets = interpreted(reader.folders["03_train"]).set_index("method")["target"]
     frames = [
         relevance_table(m, reader.features(m), reader.verdicts(m)).assign(target=targets[m]) for m in reader.methods()
     ]
@@ -65,14 +64,13 @@ def relevance_wide(reader: Reader, long: pd.DataFrame) -> pd.DataFrame:
         feature_accuracy, with _n, _low and _high, its control feature_accuracy_shuffled and intruder_accuracy where 06
         scored explanations; status, reason.
     """
-    why, lines = nothing_to_judge(reader), []
-    for coder in coder_lines(reader).itertuples():
+    lines = []
+    for coder in interpreted(reader.folders["03_train"]).itertuples():
         line = {"method": coder.method, "target": coder.target}
         own = long[long["method"] == coder.method] if len(long) else long
         if len(own) == 0:
-            reason = coder.reason if coder.status != "ok" else why or "its features were not interpreted"
-            n = len(reader.features(coder.method)) if coder.method in reader.methods() else None
-            lines.append(line | {"n_latents": n, "status": "skipped", "reason": reason})
+            reason = coder.reason or "its features were not interpreted"
+            lines.append(line | {"n_latents": None, "status": "skipped", "reason": reason})
             continue
         first = own.iloc[0]
         line |= {"n_latents": first["n_latents"], "assessed": first["n_assessed"]}
@@ -94,11 +92,8 @@ def feature_accuracy(reader: Reader, method: str) -> dict:
     """How well explanations tell held-out images apart, from 06_scores: columns for `relevance_wide`; {} without it."""
     scores = reader.table("06_scores")
     own = scores[scores["method"] == method].set_index("kind") if len(scores) else scores
-    if "detection" not in own.index:
-        return {}
-    names = {"detection": "feature_accuracy", "shuffled": "feature_accuracy_shuffled", "intruder": "intruder_accuracy"}
     line = {}
-    for kind, name in names.items():
+    for kind, name in ACCURACIES.items() if "detection" in own.index else ():
         if kind in own.index:
             said = own.loc[kind]
             line |= {name: said["accuracy"], f"{name}_n": said["n_features"]}
@@ -111,12 +106,11 @@ def null_table(reader: Reader, data: Data, seed: int = 0) -> pd.DataFrame:
 
     Images are counted, as in `relevance_table`: a latent is active on one when it is on any of its rows.
 
-    Returns: frame of method and what `permutation_null` returns; empty when there is nothing to judge errors against.
+    Returns: frame of method and what `permutation_null` returns.
     """
-    if nothing_to_judge(reader):
-        return pd.DataFrame()
-    lines = [{"method": m} | enriched_null(load_coder(reader, m), data, seed) for m in reader.methods()]
-    return pd.DataFrame(lines)
+    return pd.DataFrame(
+        {"method": m} | enriched_null(load_coder(reader, m), data, seed) for m in reader.methods()
+    )
 
 
 def enriched_null(coder: SparseCoder, data: Data, seed: int = 0) -> dict:
@@ -132,21 +126,12 @@ def enriched_null(coder: SparseCoder, data: Data, seed: int = 0) -> dict:
 # ---- generators
 
 
-def why_no_generators(data: Data) -> str:
-    """Why generators cannot be ranked in this run; "" when they can."""
-    if data.facts.get("labels") != "plausibility" or data.logits is None:
-        return "there is no plausibility classifier in this run to say which images fail"
-    if not (data.manifest["generator"].fillna("") != "").any():
-        return "the run has no images of generators (a folder generators/<name>/ beside the labelled ones)"
-    val = data.labels(data.rows("val"))
-    return "" if {0, 1} <= set(val) else "the val split lacks one of the two labels, so the classifier has no rates"
-
-
 def generator_ranking(data: Data, seed: int = 0) -> pd.DataFrame:
     """Generators by failure rate, least failing first, corrected for the classifier's own errors (Rogan-Gladen).
 
     Returns: frame of generator, n, raw_rate, raw_low, raw_high, corrected_rate, low, high, rank, sensitivity,
         specificity; with a known truth also true_rate, true_rank, inside.
+    Raises: ValueError when the val split lacks one of the two labels, so that the classifier has no rates.
     """
     val, generator = data.rows("val"), data.manifest["generator"].fillna("").to_numpy(dtype=str)
     flagged = np.asarray(data.logits) > 0
@@ -165,24 +150,18 @@ def generator_ranking(data: Data, seed: int = 0) -> pd.DataFrame:
     return frame
 
 
-def error_features(reader: Reader, method: str, n: int = 12) -> pd.DataFrame:
-    """The error features of a method to show: enriched on test, called an error by its judge, one per name, safest first.
+def first_with_errors(reader: Reader) -> str:
+    """The first method that has error features, or else the first that was interpreted."""
+    methods = reader.methods()
+    return next((m for m in methods if len(error_features(reader, m))), methods[0])
 
-    Returns: frame of at most n lines of browse.feature_table; empty when there are none.
+
+def generator_features(reader: Reader, data: Data, method: str) -> pd.DataFrame:
+    """How often each of a method's safest error features fires on each generator's images.
+
+    Returns: frame of method, generator, feature, phrase, n, n_fired, rate, low, high; empty without error features.
     """
-    table = browse.feature_table(reader, method)
-    keep = table["assessed"].astype(bool) & (table["q_bh"] <= 0.05) & (table["verdict"] == "error")
-    ordered = table[keep].sort_values(["error_low", "feature"], ascending=[False, True])
-    return ordered.drop_duplicates("phrase").head(n)
-
-
-def generator_features(reader: Reader, data: Data, method: str, shown: pd.DataFrame) -> pd.DataFrame:
-    """How often each error feature fires on each generator's images.
-
-    Args:
-        shown: what `error_features` returned.
-    Returns: frame of method, generator, feature, phrase, n, n_fired, rate, low, high.
-    """
+    shown = error_features(reader, method).head(N_SHOWN)
     generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
     rows = np.flatnonzero(generator != "")
     codes = ((some, z.numpy()) for some, _, z in iter_codes(load_coder(reader, method), data.x, rows))

@@ -1,7 +1,8 @@
-"""Text from data made safe for Markdown, HTML and figures, and frames as Markdown tables.
+"""Text from data made safe for Markdown, HTML and figures; frames as Markdown tables; templates that escape by themselves.
 
 File names, phrases and answers of a language model are data: `<script>`, `$x$`, `[a](b)` or a line break in them must
-show as what they are, on GitHub, in Jupyter and in matplotlib.
+show as what they are, on GitHub, in Jupyter and in matplotlib. In a template every value that is printed is escaped,
+whether its author thought of it or not; only a macro or a filter that made the markup itself is left as it is.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 # "$" goes into a span of its own: GitHub and MathJax look for pairs of it within one run of text, also after entities.
 MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "\\`*|~@"} | {"$": "<span>$</span>"})
@@ -101,3 +105,27 @@ def markdown_table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None
     if len(frame) > max_rows:
         lines += ["", f"*The first {max_rows} of {len(frame)} rows; the whole table is in `tables/`.*"]
     return "\n".join(lines)
+
+
+def templates(escape: Callable[[object], str]) -> Environment:
+    """The templates of this folder. Args: escape: makes a printed value safe; values that are markup pass as they are."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    look = dict(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    found = Environment(loader=loader, autoescape=True, extensions=["jinja2.ext.do"], **look)
+    found.finalize = lambda value: value if hasattr(value, "__html__") else Markup(escape(value))
+    found.filters |= {"number": number, "percent": percent, "shorten": shorten, "interval": interval}
+    return found
+
+
+def html_parts(page: str):
+    """The macros of an HTML template of this folder, as functions that return HTML."""
+    return templates(escape_html).get_template(page).module
+
+
+def markdown_templates() -> Environment:
+    """Templates of Markdown: numbers are written by `number`, everything else is text; `| table` makes a table."""
+    numbers = (int, float, np.number, np.bool_, type(None), type(pd.NA))
+    found = templates(lambda value: number(value) if isinstance(value, numbers) else escape_markdown(value))
+    found.filters["combined"] = lambda first, more: {**first, **more}
+    found.filters["table"] = lambda *args, **more: Markup(markdown_table(*args, **more))
+    return found

@@ -1,7 +1,7 @@
 """The feature viewer: choose a method, sort and filter its features, look at one, label an image of your own.
 
-Reads a run's artifacts and writes nothing. What is shown is decided in browse.py, how it looks in cards.py; here are
-only the widgets and what happens when they change.
+Reads a run's artifacts and writes nothing. What is shown is decided in browse.py, how it looks in widgets.py; here is
+what happens when a widget changes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import pandas as pd
 
 from mtlib.embed.images import ImageRefused, decode, load_image
 from mtlib.embed.store import load_data
-from mtlib.report import browse, cards
-from mtlib.report.controls import N_LABELS, N_SIMILAR, Controls, fill_button
+from mtlib.report import browse, widgets
 from mtlib.report.reader import Reader
 from mtlib.report.text import number, shorten
+from mtlib.report.widgets import HTML, N_LABELS, N_SIMILAR, Controls, fill_button
 from mtlib.run.artifacts import ArtifactError
 
 MAX_LISTED = 3000  # a longer list makes browsers slow; filters shorten it
@@ -115,9 +115,7 @@ class FeatureViewer:
         self.features = browse.select(self.table, query)
         chosen, self.listed = self.table.loc[self.features], self.features[:MAX_LISTED]
         errors = int((chosen["verdict"] == "error").sum())
-        text = f"{len(chosen):,} of {len(self.table):,} features, {errors:,} with the verdict error"
-        text += f"; the first {MAX_LISTED:,} are listed" if len(chosen) > MAX_LISTED else ""
-        self.on.count.value = f'<div class="mtv"><span class="muted">{text}</span></div>'
+        self.on.count.value = HTML.count(len(chosen), len(self.table), errors, len(self.listed))
         lines = [browse.list_line(record, query.sort) for _, record in self.table.loc[self.listed].iterrows()]
         self._quiet = True
         self.on.list.options = list(zip(lines, map(int, self.listed), strict=True))
@@ -139,14 +137,14 @@ class FeatureViewer:
         self.on.list.value = self.feature if self.feature in self.listed else None
         self._quiet = False
         if self.feature is None:
-            self.on.header.value = cards.message("No feature passes these filters.")
+            self.on.header.value = HTML.message("No feature passes these filters.")
             for part in (self.on.tiles, self.on.gallery, self.on.histogram):
                 part.value = ""
         else:
             record = self.table.loc[self.feature]
             own = self.verdicts[self.verdicts["feature"] == self.feature]
-            self.on.header.value = cards.header(record, own, self.on.method.value)
-            self.on.tiles.value = cards.tiles(record)
+            self.on.header.value = widgets.header(record, own, self.on.method.value)
+            self.on.tiles.value = widgets.tiles(record)
             self._show_images()
         self._show_similar()
 
@@ -154,9 +152,9 @@ class FeatureViewer:
         if self.feature is None:
             return
         top = browse.top_of(self.top, self.feature, self.on.split.value)
-        self.on.gallery.value = cards.gallery(top, [self._thumbnail(int(row)) for row in top["row"]])
+        self.on.gallery.value = widgets.gallery(top, [self._thumbnail(int(row)) for row in top["row"]])
         at = self.feature
-        self.on.histogram.value = cards.histogram(self.edges[at], self.counts[at], top["activation"].tolist())
+        self.on.histogram.value = widgets.histogram(self.edges[at], self.counts[at], top["activation"].tolist())
 
     def _show_similar(self) -> None:
         found = [] if self.feature is None else browse.similar_to(self.neighbours, self.feature, N_SIMILAR)
@@ -171,7 +169,7 @@ class FeatureViewer:
         if path is None:
             return self.data.caption(row)
         try:
-            return cards.png(load_image(path)[0])
+            return widgets.png(load_image(path)[0])
         except (ImageRefused, OSError):  # moved or changed since the run: shown as a card that says so
             return None
 
@@ -186,14 +184,14 @@ class FeatureViewer:
         found: list[dict] = []
         try:
             image, _ = decode(content)
-            self.on.upload_preview.value = cards.message("Looking at it …")
+            self.on.upload_preview.value = HTML.message("Looking at it …")
             said = self._said(image)
             found = said["explanations"]
-            self.on.upload_preview.value = cards.uploaded(cards.png(image), said)
+            self.on.upload_preview.value = widgets.uploaded(widgets.png(image), said)
         except ImageRefused as refused:
-            self.on.upload_preview.value = cards.message(f"This image cannot be used: {refused}")
+            self.on.upload_preview.value = HTML.message(f"This image cannot be used: {refused}")
         except (ArtifactError, ValueError, OSError) as problem:
-            self.on.upload_preview.value = cards.message(f"No labels: {problem}")
+            self.on.upload_preview.value = HTML.message(f"No labels: {problem}")
         shown = [(d["feature_num"], _label_line(d)) for d in found[:N_LABELS]]
         for button, content_of in zip(self.on.labels, shown + [None] * (N_LABELS - len(shown)), strict=True):
             fill_button(button, content_of)

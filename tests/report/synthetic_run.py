@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from mtlib import plots
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data
 from mtlib.features.table import similar_features
@@ -79,10 +78,13 @@ def _finish_embed(folder: Path, labels: str) -> None:
     rows = [("all", "", True, 240, 0.91, 0.97, 0.96)]
     rows += [(f, f"{f}_error", f != "glass", 60, 0.9, 0.95, 0.96) for f in FAMILIES]
     names = ["family", "cause", "captioned", "n_test", "probe_accuracy", "probe_auroc", "zero_shot_family"]
-    plots.table(stage, pd.DataFrame(rows, columns=names), "encoder")
-    plots.table(stage, pd.DataFrame({"status": ["ok"], "count": [900]}), "files")
-    facts = {"labels": labels, "has_truth": labels != "none", "source": "scenes" if labels != "none" else "arrays"}
-    stage.finish(**(stage.old | facts | {"n_bad": 0}))
+    card = {"family": "family", "cause": "cause", "probe_auroc": "probe AUROC"}
+    stage.table(pd.DataFrame(rows, columns=names), "encoder", f"What the encoder sees of {HOSTILE}.", card)
+    stage.table(pd.DataFrame({"status": ["ok"], "count": [900]}), "files", "Files found.")
+    judged = labels != "none"
+    facts = {"labels": labels, "has_truth": judged, "source": "scenes" if judged else "arrays", "n_bad": 0}
+    provides = ["text", *(["labels", "truth", "generators"] if judged else [])]
+    stage.finish(provides=provides, **(stage.old | facts))
 
 
 def _again(name: str, folder: Path) -> Stage:
@@ -90,14 +92,16 @@ def _again(name: str, folder: Path) -> Stage:
     stage = Stage.__new__(Stage)
     stage.name, stage.number, stage.run_dir, stage.out = name, name[:2], folder.parent, folder
     stage.root, stage.interactive, stage.params, stage.inputs, stage.old = folder.parent, True, {}, {}, facts
+    stage.items = {}
     (folder / "meta.json").unlink()
     return stage
 
 
-def _figure(stage: Stage, name: str, frame: pd.DataFrame) -> None:
-    figure = Figure(figsize=(4, 2.4))
-    figure.subplots().plot([0, 1], [0, 1])
-    plots.save(stage, figure, name, frame)
+def draw(stage: Stage, name: str, frame: pd.DataFrame, caption: str = "") -> None:
+    """A figure of any kind, with its table."""
+    fig = Figure(figsize=(4, 2.4))
+    fig.subplots().plot([0, 1], [0, 1])
+    stage.figure(fig, name, frame, caption)
 
 
 def _classify(run_dir: Path, labels: str) -> None:
@@ -117,9 +121,10 @@ def _classify(run_dir: Path, labels: str) -> None:
     accuracy = float(((logits[rows] > 0) == label[rows]).mean())
     line = {"group": "all", "n": len(rows), "accuracy": accuracy, "accuracy_low": accuracy - 0.05}
     line |= {"accuracy_high": accuracy + 0.03, "auroc": 0.98, "auroc_low": 0.97, "auroc_high": 0.99, "ece": 0.02}
-    plots.table(stage, pd.DataFrame([line]), "metrics")
-    _figure(stage, "roc", history)
-    stage.finish(status="ok", reason="", d_hidden=32, n_outputs=1)
+    stage.table(pd.DataFrame([line]), "metrics", "How well the classifier does.", {"group": "images", "auroc": "AUROC"})
+    draw(stage, "roc", history, "Missed errors against false alarms.")
+    stage.say("best", "The classifier's best threshold is 0.")
+    stage.finish(provides=["head", "judged"], status="ok", reason="", d_hidden=32, n_outputs=1)
 
 
 def _train(run_dir: Path, labels: str, methods: dict) -> None:
@@ -139,7 +144,7 @@ def _train(run_dir: Path, labels: str, methods: dict) -> None:
         fit(config, data.x, t, data.rows("train"), data.rows("val"), train, stage.out / folder)
         rows.append(line | {"folder": folder, "n_latents": 64, "l0_val": 8.0, "fvu_val": 0.2, "best_step": 30})
     pd.DataFrame(rows).to_csv(stage.out / "coders.csv", index=False)
-    stage.finish(n_coders=len(methods))
+    stage.finish(provides=["coders"], n_coders=len(methods))
 
 
 def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
@@ -152,8 +157,8 @@ def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
         scores |= {"n_parameters": 999, "n_assessed": 32, "l0_target": 8, "matched": "matched"}
         skipped = {"status": "skipped", "reason": "needs the classifier's hidden layer y, and 02 was skipped"}
         rows.append(line | (scores if method in methods else skipped))
-    plots.table(stage, pd.DataFrame(rows), "metrics")
-    plots.table(stage, comparison(pd.DataFrame(rows)), "comparison")
+    stage.table(pd.DataFrame(rows), "metrics", "Every seed.")
+    stage.table(comparison(pd.DataFrame(rows)), "comparison", "Means over seeds.")
     if labels == "plausibility":
         causes = [
             dict(cause=f"{f}_error", captioned=f != "glass", method=m, seed=0, feature=i, sign=1, auroc=0.8 + 0.03 * i,
@@ -161,7 +166,7 @@ def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
                  n_cause=30, n_plausible=30)
             for m in methods for i, f in enumerate(FAMILIES)
         ]  # fmt: skip
-        plots.table(stage, pd.DataFrame(causes), "causes")
+        draw(stage, "causes", pd.DataFrame(causes), "Best single feature per cause.")
     stage.finish()
 
 
@@ -231,5 +236,5 @@ def _interpret(run_dir: Path, labels: str, methods: dict) -> None:
             truth = pd.DataFrame({"feature": frame["feature"], "is_error": error, "top_cause": "hand_error"})
             tables.append(judge_table(method, both, truth, {"hand_error": True}))
     if tables:
-        plots.table(stage, pd.concat(tables), "judges")
+        stage.table(pd.concat(tables), "judges", "Judges against the truth.")
     stage.finish(judge="keyless")

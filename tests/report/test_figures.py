@@ -6,7 +6,6 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mtlib import plots
 from mtlib.report import figures
 from mtlib.run.stage import Stage
 from tests.report.synthetic_run import HOSTILE
@@ -20,16 +19,16 @@ def stage(tmp_path):
 def test_relevance_bars_draw_hostile_method_names(stage):
     line = {"score": "relevance_judge", "judge": HOSTILE, "share": 0.5, "low": 0.4, "high": 0.6}
     frame = pd.DataFrame([line | {"method": HOSTILE}, line | {"method": "sae"}])
-    path = plots.save(stage, figures.relevance_bars(frame), "relevance_scores", frame)
-    assert Image.open(path).width > 200 and (stage.out / "tables/07_relevance_scores.csv").is_file()
+    stage.figure(figures.relevance_bars(frame), "relevance_scores", frame)
+    assert Image.open(stage.out / "figures/07_relevance_scores.png").width > 200 and (stage.out / "tables/07_relevance_scores.csv").is_file()
 
 
 def test_generator_figures_draw_hostile_names(stage):
     rates = pd.DataFrame({"generator": [HOSTILE, "b"], "raw_rate": [0.2, 0.3], "corrected_rate": [0.1, 0.3]})
     rates = rates.assign(low=0.05, high=0.4, true_rate=[0.1, 0.2])
-    plots.save(stage, figures.generator_rates(rates), "generators", rates)
+    stage.figure(figures.generator_rates(rates), "generators", rates)
     firing = pd.DataFrame({"generator": ["a", HOSTILE] * 2, "feature": [3, 3, 7, 7], "rate": [0.1, 0.2, 0.0, 1.0]})
-    plots.save(stage, figures.generator_heatmap(firing.assign(phrase=HOSTILE)), "generator_features", firing)
+    stage.figure(figures.generator_heatmap(firing.assign(phrase=HOSTILE)), "generator_features", firing)
 
 
 def test_labelled_images_show_known_and_predicted(stage):
@@ -42,7 +41,7 @@ def test_labelled_images_show_known_and_predicted(stage):
     texts = [t.get_text() for ax in fig.axes for t in [*ax.texts, ax.title]]
     assert any("90% implausible" in t for t in texts) and any("3 of 4" in t for t in texts)
     assert any("no feature fires" in t for t in texts)
-    plots.save(stage, fig, "labels", pd.DataFrame())
+    stage.figure(fig, "labels", pd.DataFrame())
 
 
 def test_a_flagged_image_shows_each_error_once_in_the_order_of_the_table():
@@ -61,7 +60,13 @@ def test_save_is_deterministic_and_shrinks_large_pictures(stage):
         fig.subplots().imshow(np.random.default_rng(0).random((400, 400, 3)))
         return fig
 
-    first = plots.save(stage, draw(), "noise", pd.DataFrame({"a": [1 / 3]}))
-    data, table = first.read_bytes(), (stage.out / "tables/07_noise.csv").read_bytes()
-    assert Image.open(first).mode == "P" and table == b"a\n0.333333\n"
-    assert plots.save(stage, draw(), "noise", pd.DataFrame({"a": [1 / 3]})).read_bytes() == data
+    path = stage.out / "figures/07_noise.png"
+    stage.figure(draw(), "noise", pd.DataFrame({"a": [1 / 3]}))
+    data, table = path.read_bytes(), (stage.out / "tables/07_noise.csv").read_bytes()
+    assert Image.open(path).mode == "P" and table == b"a\n0.333333\n"
+    stage.figure(draw(), "noise", pd.DataFrame({"a": [1 / 3]}))
+    assert path.read_bytes() == data
+
+
+def test_figures_of_nothing_are_none():
+    assert figures.generator_heatmap(pd.DataFrame()) is None and figures.labelled_images([]) is None

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from mtlib.report.text import (
@@ -13,7 +14,9 @@ from mtlib.report.text import (
     escape_html,
     escape_markdown,
     interval,
+    html_parts,
     markdown_table,
+    markdown_templates,
     number,
     one_line,
     percent,
@@ -105,3 +108,19 @@ def test_shorten_ends_in_an_ellipsis():
 def test_markdown_table_says_how_many_rows_it_cut():
     text = markdown_table(pd.DataFrame({"a": range(5)}), max_rows=2)
     assert "2 of 5 rows" in text and text.count("\n|") == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet=st.sampled_from("<>$*_`|[]()#+-.!~:@&\\ abx1\n\"'"), max_size=30))
+def test_a_value_in_a_template_is_text_whatever_it_holds(text):
+    page = markdown_templates().from_string("x {{ value }} {% set b = value %}{{ b ~ '' }} y {{ number }}")
+    html = render(page.render(value=text, number=0.5)).replace("<span>$</span>", "$")
+    assert plain(html).split() == f"x {one_line(text)} {one_line(text)} y 0.500".split()
+    assert html.strip().removeprefix("<p>").removesuffix("</p>").count("<") == 0
+    part = html_parts("viewer.html.j2").message(text)
+    assert plain(part).strip() == one_line(text).strip() and part.count("<") == 4
+
+
+def test_a_template_that_prints_what_is_missing_fails():
+    with pytest.raises(UndefinedError, match="missing"):
+        markdown_templates().from_string("{{ missing }}").render()

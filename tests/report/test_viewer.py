@@ -6,10 +6,12 @@ import io
 from datetime import datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from mtlib.judge.labeler import Labeler
+from mtlib.report import widgets
 from mtlib.report.viewer import FeatureViewer
 from mtlib.run.artifacts import ArtifactError
 from tests.report.synthetic_run import HOSTILE
@@ -118,3 +120,18 @@ def test_viewer_without_labels_or_images_shows_word_cards(unlabelled):
 def test_viewer_of_an_empty_run_says_what_to_do(tmp_path):
     with pytest.raises(ArtifactError, match="no finished stage"):
         FeatureViewer(tmp_path)
+
+
+def test_viewer_calls_a_cause_true_only_where_the_truth_does(viewer):
+    record = pd.concat([viewer.table.iloc[0], pd.Series({"is_error": False})])
+    record["top_cause"], record["top_cause_share"] = "fingers", 0.35
+    assert "commonest cause" in widgets.tiles(record) and "true cause" not in widgets.tiles(record)
+    record["is_error"] = True
+    assert "true cause" in widgets.tiles(record)
+
+
+def test_viewer_says_of_an_image_that_cannot_be_read_and_of_one_without_a_label():
+    top = pd.DataFrame({"path": ["a", '"><b>'], "activation": [1.0, 2.0], "label": pd.array([1, None], dtype="Int64")})
+    html = widgets.gallery(top, [None, "a word <i>"])
+    assert html.count("<figure") == 2 and "<b>" not in html.replace("<figcaption><b>", "") and "<i>" not in html
+    assert "cannot be read" in html and html.count("implausible") == 1

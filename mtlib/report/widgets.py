@@ -1,10 +1,21 @@
-"""The viewer's widgets and where they stand. What they do is in viewer.py."""
+"""The viewer's widgets, where they stand and what is drawn in them. What they do is in viewer.py, their HTML a template."""
 
 from __future__ import annotations
 
-import ipywidgets as w
+import base64
+import io
+from collections.abc import Sequence
 
-from mtlib.report import browse, cards
+import ipywidgets as w
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from mtlib.report import browse
+from mtlib.report.text import html_parts, number
+
+HTML = html_parts("viewer.html.j2")
+THUMBNAIL = 132  # pixels
 
 N_SIMILAR, N_LABELS = 6, 8
 SPLITS = (("val: named from these", "val"), ("test: held out", "test"))
@@ -50,13 +61,12 @@ class Controls:
         self.widget = self._layout(run)
 
     def _layout(self, run: str) -> w.Widget:
-        head = f"{cards.STYLE}<div class='mtv'><div class='over'>run {cards.escape_html(run)}</div></div>"
         sort = w.HBox([self.sort, self.descending])
         choose = [self.method, self.judge, sort, self.search, self.verdict, self.min_density, self.assessed]
         move = w.HBox([self.previous, self.next], layout=w.Layout(justify_content="space-between"))
         left = w.VBox([*choose, self.count, self.list, move], layout=w.Layout(width="370px", flex="0 0 370px"))
-        activations = w.VBox([title("Activations"), self.histogram], layout=w.Layout(width="52%"))
-        similar = w.VBox([title("Similar features"), *self.similar], layout=w.Layout(flex="1 1 0", min_width="0"))
+        activations = w.VBox([_title("Activations"), self.histogram], layout=w.Layout(width="52%"))
+        similar = w.VBox([_title("Similar features"), *self.similar], layout=w.Layout(flex="1 1 0", min_width="0"))
         chosen = w.VBox([self.upload, self.upload_preview], layout=w.Layout(flex="0 0 210px"))
         found = w.VBox(self.labels, layout=w.Layout(flex="1 1 0", min_width="0"))
         right = w.VBox(
@@ -66,7 +76,7 @@ class Controls:
                 self.split,
                 self.gallery,
                 w.HBox([activations, similar]),
-                title("Label an image of your own"),
+                _title("Label an image of your own"),
                 w.HBox([chosen, found]),
             ],
             layout=w.Layout(flex="1 1 0", min_width="0"),
@@ -74,12 +84,11 @@ class Controls:
         for part, name in ((left, "mtv-panel"), (right, "mtv-panel"), (similar, "mtv-buttons"), (found, "mtv-buttons")):
             part.add_class(name)
         body = w.HBox([left, right], layout=w.Layout(align_items="flex-start", grid_gap="14px"))
-        return w.VBox([w.HTML(head), body.add_class("mtv-viewer")])
+        return w.VBox([w.HTML(HTML.head(run)), body.add_class("mtv-viewer")])
 
 
-def title(text: str) -> w.HTML:
-    """A small heading."""
-    return w.HTML(f'<div class="mtv"><div class="over" style="margin-top:10px">{text}</div></div>')
+def _title(text: str) -> w.HTML:
+    return w.HTML(HTML.title(text))
 
 
 def feature_button(css: str) -> w.Button:
@@ -94,3 +103,68 @@ def fill_button(button: w.Button, content: tuple[int, str] | None) -> None:
     button.layout.display = "none" if content is None else ""
     button.feature, button.description = content or (None, "")
     button.tooltip = button.description
+
+
+# ---- pictures of one feature, as HTML
+
+
+def png(image: Image.Image, size: int = THUMBNAIL) -> bytes:
+    """PNG bytes of a thumbnail that fits into size x size pixels; smaller images keep their pixels."""
+    copy = image.convert("RGB")
+    copy.thumbnail((size * 2, size * 2), Image.Resampling.LANCZOS)  # twice, for dense screens
+    buffer = io.BytesIO()
+    copy.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def header(feature: pd.Series, verdicts: pd.DataFrame, method: str) -> str:
+    """What a feature is said to be: its name, each judge's phrase and verdict.
+
+    Args:
+        feature:  its line of browse.feature_table.
+        verdicts: its lines of verdicts.parquet, one per judge.
+    """
+    return HTML.header(feature.to_dict(), verdicts.to_dict("records"), method)
+
+
+def tiles(feature: pd.Series) -> str:
+    """The key numbers of a feature; those that its run does not have are left out."""
+    return HTML.tiles(feature.to_dict())
+
+
+def gallery(top: pd.DataFrame, images: Sequence[bytes | str | None]) -> str:
+    """The strongest images of a feature with their activation and label.
+
+    Args:
+        top:    lines of top_images.parquet, in order.
+        images: for each the PNG bytes, the word of a row without an image, or None when the file cannot be read.
+    """
+    cells = []
+    for line, image in zip(top.to_dict("records"), images, strict=True):
+        label = -1 if pd.isna(line["label"]) else int(line["label"])
+        data = base64.b64encode(image).decode() if isinstance(image, bytes) else ""
+        cells.append((line, label, data, "cannot be read" if image is None else image))
+    return HTML.gallery(cells)
+
+
+def histogram(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()) -> str:
+    """A feature's activations (where it fires) as bars, square-root height.
+
+    Args:
+        edges:  (bins + 1,) bin edges.
+        counts: (bins,) rows per bin.
+        marks:  activations to mark, e.g. of the images shown (those beyond the last bar are left out).
+    """
+    if counts.sum() == 0:
+        return HTML.message("It never fires here.")
+    width, height, last = 420, 110, int(np.flatnonzero(counts)[-1]) + 1
+    step, tops = width / last, np.sqrt(counts[:last] / counts.max()) * height  # (last,)
+    said = [f"{number(edges[i])} to {number(edges[i + 1])}: {int(counts[i])} rows" for i in range(last)]
+    bars = [(i * step, tall, said[i]) for i, tall in enumerate(tops)]
+    ticks = [m / edges[last] * width for m in marks if m <= edges[last]]
+    return HTML.histogram(bars, ticks, float(edges[last]), int(counts.sum()), width, height, step)
+
+
+def uploaded(image: bytes, said: dict) -> str:
+    """The image that was labelled (PNG bytes), what `Labeler.label` predicts, and how many features are present."""
+    return HTML.uploaded(base64.b64encode(image).decode(), said)

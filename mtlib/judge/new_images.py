@@ -1,4 +1,4 @@
-"""Notebook 07's labels of new images: which images, and what the run says of each."""
+"""Labels of new images: which images, and what the run says of each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mtlib.embed.store import Data
 SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
 
 
-def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tuple[list[tuple[str, Path, str]], str]:
+def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> list[tuple[str, Path, str]]:
     """Which images to label: those of a folder, else some of the generators', else held-out test images.
 
     Args:
         folder: label_images; "" for images of the run; relative paths are taken from `root`.
         n:      at most so many, drawn evenly over the generators.
-    Returns: list of (name, file, what is known of it), and a sentence that says what they are, or why there are none.
+    Returns: list of (name, file, what is known of it); empty for a run of arrays without a folder.
     Raises: FileNotFoundError when the folder does not exist.
     """
     if folder:
@@ -30,20 +30,18 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> tu
             raise FileNotFoundError(f"label_images = {folder!r}: no such folder")
         found, _ = find_images(base)
         paths = found.loc[found["status"] == LISTED, "path"].tolist()[:n]
-        return [(p, base / unescape(p), "") for p in paths], f"{len(paths)} images of the folder label_images"
+        return [(p, base / unescape(p), "") for p in paths]
     if data.image_root is None:
-        return [], "the run has no images (embeddings came as an array), and label_images is empty"
+        return []
     rng = np.random.default_rng(seed)
     generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
     names = sorted(set(generator) - {""})
     pools = [np.flatnonzero(generator == g) for g in names] or [data.rows("test")]
     pools = [pool[:: data.tokens] for pool in pools]
     rows = [r for pool in pools for r in rng.permutation(pool)[: max(1, n // len(pools))]]
-    kind = "images of the generators, which no stage has learned from" if names else "held-out test images"
     truth = data.truth["cause"].fillna("").to_numpy(dtype=str) if data.truth is not None else None
     known = ["" if truth is None else truth[r] or "plausible" for r in rows]
-    out = [(str(data.manifest["path"].iloc[r]), data.images(r), k) for r, k in zip(rows, known, strict=True)]
-    return out, f"{len(out)} {kind}"
+    return [(str(data.manifest["path"].iloc[r]), data.images(r), k) for r, k in zip(rows, known, strict=True)]
 
 
 def errors_first(explanations: list[dict]) -> list[dict]:

@@ -1,0 +1,218 @@
+"""A run's pages: README.md and appendix.md of reports/<run>/, templates over what its stages declared and wrote.
+
+    python -m mtlib.report.build runs/<run> reports/<run>
+
+Here are numbers only; every word and every condition stands in the templates beside this file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from mtlib.measure.compare import MEASURES, fair_tables
+from mtlib.report import browse, text
+from mtlib.report.reader import Reader
+from mtlib.run.artifacts import write_text
+from mtlib.run.stage import prefix_of
+
+PAGES = ("README.md", "appendix.md")
+FOUND = 0.95  # of the ceiling, from which on a cause is found
+ENOUGH = 10  # features called errors, and true ones, below which a judge is not scored
+NO_JUDGES = ("truth", "threshold")  # verdicts that read the answer or the labels
+
+
+def build(run_dir: str | Path, report: str | Path) -> None:
+    """Write the pages of a run into its published report, whose figures, tables and collages are there already.
+
+    Raises: ArtifactError when the run has no finished stage or a file of it is damaged.
+    """
+    run = Reader.of_run(run_dir)
+    values = numbers(run)
+    environment = text.markdown_templates()
+    for page in PAGES:
+        written = environment.get_template(f"{page}.j2").render(values)
+        write_text(Path(report) / page, re.sub(r"\n{3,}", "\n\n", written))
+
+
+def numbers(run: Reader) -> dict:
+    """What the templates speak of. `shown` collects the figures and tables that the first page has."""
+    scores = own_features(run.table("04_causes"))
+    return {
+        "run": run,
+        "items": {s: declared(run, s) for s in run.folders},
+        "left_out": _left_out(run),
+        "timings": _timings(run),
+        "splits": _splits(run),
+        "causes": by_cause(scores),
+        "finders": finders(scores),
+        "repeats": _mean(run.table("04_splitting")),
+        "glance": _mean(run.table("04_metrics")).reset_index(),
+        "relevance": relevance(run.table("07_relevance")),
+        "judges": judge_scores(run.table("06_judges")),
+        "fair": fair(run.table("04_comparison")),
+        "gallery": browse.gallery(run, n=4),
+        "names": names(run),
+        "chance": chance(run.table("01_encoder")),
+        "FOUND": FOUND,
+        "ENOUGH": ENOUGH,
+        "MEASURES": MEASURES,
+        "shown": set(),
+    }
+
+
+def declared(run: Reader, stage: str) -> list[dict]:
+    """A stage's figures, tables and sentences in the order of its notebook, with the names of their files.
+
+    Returns: dicts of kind ("figure", "table" or "say"), name, caption and headings ({} where the table is only linked).
+    """
+    items = run.declared(stage)["items"]
+    return [i | {"name": f"{prefix_of(stage)}_{i['name']}", "headings": dict(i.get("headings") or {})} for i in items]
+
+
+def own_features(frame: pd.DataFrame) -> pd.DataFrame:
+    """How well one feature stands for each known error and for nothing else, by seed; and the controls.
+
+    The score is the smaller of the AUROC against plausible images of the family and that against all other images. The
+    controls are the best single dimension of x and the best unit of y, chosen and scored alike.
+
+    Args: frame: 04_causes.
+    Returns: frame of who (a method, or "x" or "y"), control, seed, cause, captioned, score, ceiling; empty without causes.
+    """
+    if "auroc" not in frame or frame["auroc"].isna().all():
+        return pd.DataFrame()
+    frame = frame.dropna(subset=["auroc"]).assign(captioned=lambda f: f["captioned"].astype(str) == "True")
+    one = "specific_auroc" in frame
+    score = frame[["specific_auroc", "specific_auroc_all"]].min(axis=1) if one else frame["auroc"]
+    parts = [frame.assign(who=frame["method"], control=False, score=score)]
+    for who in ("x", "y"):
+        column = f"specific_{who}_dim" if one else f"best_{who}_dim"
+        parts.append(frame.drop_duplicates("cause").assign(who=who, control=True, score=lambda f, c=column: f[c]))
+    every = pd.concat(parts, ignore_index=True).dropna(subset=["score"])
+    return every[["who", "control", "seed", "cause", "captioned", "score", "ceiling"]]
+
+
+def by_cause(scores: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds. Args: scores: what `own_features` returned. Returns: its columns without seed, and found."""
+    if scores.empty:
+        return scores
+    keys = ["who", "control", "cause", "captioned"]
+    mean = scores.groupby(keys, sort=False)[["score", "ceiling"]].mean().reset_index()
+    return mean.assign(found=mean["score"] >= FOUND * mean["ceiling"])
+
+
+def finders(scores: pd.DataFrame) -> pd.DataFrame:
+    """Who has features of their own for how many causes, the best method first, controls last.
+
+    Args: scores: what `own_features` returned.
+    Returns: frame of who, control, n, found, mean and worst (of the means over seeds), low and high (the smallest and largest
+        mean of one seed), settled (the worst seed is better than every other method's best).
+    """
+    if scores.empty:
+        return scores
+    counts = {"n": ("cause", "count"), "found": ("found", "sum"), "mean": ("score", "mean"), "worst": ("score", "min")}
+    out = by_cause(scores).groupby(["who", "control"], sort=False).agg(**counts)
+    seeds = scores.groupby(["who", "control", "seed"])["score"].mean().groupby(["who", "control"])
+    out = out.assign(low=seeds.min(), high=seeds.max(), seeds=seeds.size()).reset_index()
+    methods = out[~out["control"]]
+    others = [methods.loc[methods["who"] != who, "high"].max() for who in out["who"]]
+    out["settled"] = ~out["control"] & (out["seeds"] > 1) & (out["low"] > others)
+    order = {"by": ["control", "found", "mean"], "ascending": [True, False, False]}
+    return out.sort_values(**order, kind="stable", ignore_index=True)
+
+
+def relevance(frame: pd.DataFrame) -> pd.DataFrame:
+    """07_relevance with each share as text with its interval; the plain shares stay as <score>_share."""
+    shares = {f"{c}_share": frame[c] for c in frame if f"{c}_low" in frame}
+    return with_intervals(frame, text.percent).assign(**shares)
+
+
+def with_intervals(frame: pd.DataFrame, show) -> pd.DataFrame:
+    """The columns that have a <name>_low and <name>_high beside them as text, value and interval, written by `show`."""
+    named = [c for c in frame if f"{c}_low" in frame]
+    rows = {c: zip(frame[c], frame[f"{c}_low"], frame[f"{c}_high"], strict=True) for c in named}
+    return frame.assign(**{c: [text.interval(*row, show) for row in rows[c]] for c in named})
+
+
+def fair(compared: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
+    """04_comparison cut into one table per target and L0; an aimed L0 of all latents is none, as nothing was asked of it."""
+    if compared.empty:
+        return {}
+    none = compared["l0_target"] >= compared["n_latents"]
+    tables = fair_tables(compared.assign(l0_target=compared["l0_target"].mask(none), matched=compared["matched"].mask(none)))
+    return {key: with_intervals(table.dropna(axis=1, how="all"), text.number) for key, table in tables.items()}
+
+
+def judge_scores(frame: pd.DataFrame) -> pd.DataFrame:
+    """06_judges, one line per method and judge, with the recall of causes that no caption named beside that of all.
+
+    No score stands where fewer than ENOUGH features are called errors, or truly are.
+    """
+    if frame.empty:
+        return frame
+    keys = ["method", "judge"]
+    apart = frame[frame["captioned"] == "uncaptioned"].set_index(keys)[["n_truth", "recall"]].add_suffix("_uncaptioned")
+    out = frame[(frame["captioned"] == "all") & ~frame["judge"].isin(NO_JUDGES)].join(apart, on=keys)
+    out.loc[out[["n_error", "n_truth"]].min(axis=1) < ENOUGH, ["precision", "recall", "f1", "kappa"]] = float("nan")
+    out.loc[~(out["n_truth_uncaptioned"] >= ENOUGH), "recall_uncaptioned"] = float("nan")
+    return out.reset_index(drop=True)
+
+
+def names(run: Reader, n: int = 5) -> list[str]:
+    """Names of the first method's most active features, each once."""
+    phrases = browse.most_active(run, run.methods()[0])["phrase"] if run.methods() else []
+    return [p for p in dict.fromkeys(phrases) if p][:n]
+
+
+def chance(frame: pd.DataFrame) -> dict:
+    """Share and number of classes where the text tower names the classes no better than chance would; {} elsewhere.
+
+    Args: frame: 01_encoder.
+    """
+    whole = frame[frame["family"] == "all"] if "zero_shot_family" in frame else frame[:0]
+    n = frame["family"].nunique() - 1 if len(whole) else 0
+    if n < 2 or whole["zero_shot_family"].isna().all():
+        return {}
+    share, images = float(whole["zero_shot_family"].iloc[0]), max(int(whole["n_test"].iloc[0]), 1)
+    by_chance = 1 / n + 2 * ((1 - 1 / n) / n / images) ** 0.5
+    return {"share": share, "classes": n} if share <= by_chance else {}
+
+
+def _mean(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds (and causes) of all numbers by method, columns without any left out; words are the first line's."""
+    if frame.empty:
+        return frame
+    how = {c: "mean" if pd.api.types.is_numeric_dtype(frame[c]) else "first" for c in frame if c not in ("method", "seed")}
+    return frame.groupby("method", sort=False).agg(how).dropna(axis=1, how="all")
+
+
+def _splits(run: Reader) -> dict[str, int]:
+    """Images of each split."""
+    path = run.find("01_embed", "embeddings/manifest.parquet")
+    manifest = pd.DataFrame(columns=["status", "split"]) if path is None else pd.read_parquet(path)
+    counts = manifest.loc[manifest["status"] == "ok", "split"].value_counts()
+    return {s: int(counts[s]) for s in ("train", "val", "test", "unlabelled") if s in counts}
+
+
+def _left_out(run: Reader) -> list[dict]:
+    """Whole notebooks and sections that the pipeline left out: stage, title, reason."""
+    path = run.run_dir / "left_out.json"
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = [{"stage": stage, "title": stage, "reason": reason} for stage, reason in whole.items()]
+    return lines + [{"stage": s} | line for s in run.folders for line in run.declared(s)["skipped"]]
+
+
+def _timings(run: Reader) -> list[dict]:
+    """timings.csv of the run: stage, seconds, peak_mb."""
+    path = run.run_dir / "timings.csv"
+    rows = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
+    return [{"stage": r["stage"], "seconds": round(float(r["seconds"])), "peak_mb": int(r["peak_mb"])} for r in rows]
+
+
+if __name__ == "__main__":
+    build(*sys.argv[1:])

@@ -1,0 +1,93 @@
+"""Notebook 07's tables on a small run: shares with reasons, generators beside the truth, labels of new images."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mtlib.embed.store import open_run
+from mtlib.judge.new_images import errors_first, new_images
+from mtlib.report import browse, results
+from mtlib.report.reader import Reader
+
+
+@pytest.fixture(scope="module")
+def reader(run) -> Reader:
+    return Reader.of_run(run)
+
+
+def test_relevance_wide_has_one_line_per_method(reader):
+    wide = results.relevance_wide(reader, results.relevance_long(reader))
+    assert wide["method"].tolist() == ["matryoshka_transcoder", "sae"]
+    assert (wide["threshold"] == wide["threshold_n"] / wide["n_latents"]).all()
+    assert (wide["enriched_low"] <= wide["enriched"]).all() and (wide["reason"] == "").all()
+
+
+def test_a_method_that_was_skipped_keeps_its_line_and_reason(unlabelled):
+    reader = Reader.of_run(unlabelled)
+    wide = results.relevance_wide(reader, results.relevance_long(reader)).set_index("method")
+    assert wide["status"].to_dict() == {"matryoshka_transcoder": "skipped", "sae": "ok"}
+    assert "hidden layer y" in wide.loc["matryoshka_transcoder", "reason"]
+
+
+def test_generator_ranking_is_corrected_and_beside_the_truth(run):
+    data = open_run(run)
+    frame = results.generator_ranking(data)
+    wanted = {"generator", "n", "raw_rate", "corrected_rate", "low", "high", "true_rate", "rank", "true_rank"}
+    assert wanted <= set(frame) and sorted(frame["rank"]) == [1, 2] and (frame["low"] <= frame["high"]).all()
+    truth = data.truth[data.manifest["generator"] == "gen_a"]
+    assert frame.set_index("generator").loc["gen_a", "true_rate"] == pytest.approx(truth["label"].mean())
+
+
+def test_error_features_fire_on_generators_and_none_give_an_empty_table(run, reader, monkeypatch):
+    data, method = open_run(run), results.first_with_errors(reader)
+    frame = results.generator_features(reader, data, method)
+    shown = browse.error_features(reader, method).head(results.N_SHOWN)
+    assert set(frame["feature"]) == set(shown["feature"]) and set(frame["generator"]) == {"gen_a", "gen_b"}
+    assert (frame["rate"] == frame["n_fired"] / frame["n"]).all()
+    monkeypatch.setattr(results, "error_features", lambda *_: shown.head(0))
+    assert results.generator_features(reader, data, method).empty and results.first_with_errors(reader) == method
+
+
+def test_null_has_a_line_for_each_method(run, reader):
+    null = results.null_table(reader, open_run(run))
+    assert null["method"].tolist() == reader.methods() and (null["n_permutations"] == 200).all()
+
+
+def test_new_images_of_a_missing_folder_is_an_error(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="label_images"):
+        new_images(open_run(run), "no/such/folder", tmp_path, 4)
+
+
+def test_new_images_of_a_folder_are_its_readable_files(run, tmp_path):
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    for name in ("b.png", "deep/a.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "new" / name)
+    (tmp_path / "new" / "notes.txt").write_text("no image")
+    images = new_images(open_run(run), "new", tmp_path, 2)
+    assert len(images) == 2 and all(path.is_file() for _, path, _ in images)
+
+
+def test_new_images_of_a_run_come_evenly_from_its_generators(run, unlabelled, tmp_path):
+    data = open_run(run)
+    images = new_images(data, "", tmp_path, 4)
+    known = data.manifest.set_index("path")["generator"]
+    assert known.loc[[name for name, _, _ in images]].value_counts().to_dict() == {"gen_a": 2, "gen_b": 2}
+    assert new_images(open_run(unlabelled), "", tmp_path, 4) == []
+
+
+def test_errors_come_first_then_activation():
+    found = [("no_error", 9.0), ("error", 2.0), ("error", 5.0), ("no_error", 1.0)]
+    ordered = errors_first([{"verdict": v, "activation": a, "logit_push": -a} for v, a in found])
+    expected = [("error", 5.0), ("error", 2.0), ("no_error", 9.0), ("no_error", 1.0)]
+    assert [(d["verdict"], d["activation"]) for d in ordered] == expected
+
+
+def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path):
+    folder = tmp_path / "04_evaluate"
+    (folder / "tables").mkdir(parents=True)
+    names = pd.DataFrame({"method": ["null", "007"], "fvu": [0.5, None]})
+    names.to_csv(folder / "tables/04_metrics.csv", index=False)
+    frame = Reader("r", {"04_evaluate": folder}).table("04_metrics")
+    assert frame["method"].tolist() == ["null", "007"] and frame["fvu"].isna().tolist() == [False, True]
