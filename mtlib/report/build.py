@@ -144,7 +144,9 @@ def fair(compared: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     if compared.empty:
         return {}
     none = compared["l0_target"] >= compared["n_latents"]
-    tables = fair_tables(compared.assign(l0_target=compared["l0_target"].mask(none), matched=compared["matched"].mask(none)))
+    tables = fair_tables(
+        compared.assign(l0_target=compared["l0_target"].mask(none), matched=compared["matched"].mask(none))
+    )
     return {key: with_intervals(table.dropna(axis=1, how="all"), text.number) for key, table in tables.items()}
 
 
@@ -187,7 +189,9 @@ def _mean(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds (and causes) of all numbers by method, columns without any left out; words are the first line's."""
     if frame.empty:
         return frame
-    how = {c: "mean" if pd.api.types.is_numeric_dtype(frame[c]) else "first" for c in frame if c not in ("method", "seed")}
+    how = {
+        c: "mean" if pd.api.types.is_numeric_dtype(frame[c]) else "first" for c in frame if c not in ("method", "seed")
+    }
     return frame.groupby("method", sort=False).agg(how).dropna(axis=1, how="all")
 
 
@@ -207,11 +211,11 @@ def _left_out(run: Reader) -> list[dict]:
     return lines + [{"stage": s} | line for s in run.folders for line in run.declared(s)["skipped"]]
 
 
-def _timings(run: Reader) -> list[dict]:
-    """timings.csv of the run: stage, seconds, peak_mb."""
+def _timings(run: Reader) -> dict[str, dict]:
+    """timings.csv of the run: stage -> seconds, peak_mb."""
     path = run.run_dir / "timings.csv"
     rows = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
-    return [{"stage": r["stage"], "seconds": round(float(r["seconds"])), "peak_mb": int(r["peak_mb"])} for r in rows]
+    return {r["stage"]: {"seconds": round(float(r["seconds"])), "peak_mb": int(r["peak_mb"])} for r in rows}
 
 
 if __name__ == "__main__":

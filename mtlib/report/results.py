@@ -108,9 +108,7 @@ def null_table(reader: Reader, data: Data, seed: int = 0) -> pd.DataFrame:
 
     Returns: frame of method and what `permutation_null` returns.
     """
-    return pd.DataFrame(
-        {"method": m} | enriched_null(load_coder(reader, m), data, seed) for m in reader.methods()
-    )
+    return pd.DataFrame({"method": m} | enriched_null(load_coder(reader, m), data, seed) for m in reader.methods())
 
 
 def enriched_null(coder: SparseCoder, data: Data, seed: int = 0) -> dict:

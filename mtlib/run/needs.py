@@ -3,7 +3,8 @@
 A cell says so in its head: `# %% needs="truth"`, `# %% [markdown] needs="labels head"`; at the parameters cell it is said
 of the whole notebook. A need is something that a finished stage provides (`stage.finish(provides=["truth"])`), or a
 condition on the notebook's own parameters: `needs="score_features"` (it is not empty, zero or false) or
-`needs="judge=lmm"` (it has that value). `needs="!embeddings"` is met where `embeddings` is not.
+`needs="judge=lmm"` (it has that value). `needs="!embeddings"` is met where `embeddings` is not; of
+`needs="images|label_images"` one is enough.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def attributes(notebook: Path) -> dict[str, str]:
 
 
 def met(need: str, provided: set[str], values: dict) -> bool:
-    """Whether one need is met by what stages provide or by the notebook's own parameters."""
+    """Whether one need, or one of several with "|" between them, is met by stages or by the notebook's own parameters."""
+    if "|" in need:
+        return any(met(one, provided, values) for one in need.split("|"))
     if need.startswith("!"):
         return not met(need[1:], provided, values)
     name, equals, value = need.partition("=")
@@ -93,9 +96,8 @@ def leave_out(notebook, provided: set[str], values: dict) -> list[dict]:
 
 def reason(lacking: list[str]) -> str:
     """One line that says what was missing."""
-    return "it needs " + " and ".join(
-        "no " * need.startswith("!") + WHY.get(need.lstrip("!"), need.lstrip("!")) for need in lacking
-    )
+    each = [" or ".join("no " * n.startswith("!") + WHY.get(n.lstrip("!"), n.lstrip("!")) for n in need.split("|")) for need in lacking]
+    return "it needs " + " and ".join(each)
 
 
 def literals(source: str) -> dict:

@@ -94,7 +94,7 @@ class Stage:
         """
         with artifacts.atomic(self.out / "tables" / f"{self.number}_{name}.csv") as tmp:
             frame.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
-        self._declare("table", name, caption, headings=headings)
+        self._declare("table", name, caption, headings=list(headings.items()) if headings else None)  # in this order
         shown = frame if headings is None else frame[[c for c in headings if c in frame]].rename(columns=headings)
         return shown.round(DIGITS)
 

@@ -30,7 +30,9 @@ def published(run: Path, folder: Path, remark: str = "", left_out: dict | None =
     reader = Reader.of_stage(stage)
     if reader.has("labels"):
         long = results.relevance_long(reader)
-        stage.table(results.relevance_wide(reader, long), "relevance", "Shares.", {"method": "method"} | results.HEADINGS)
+        stage.table(
+            results.relevance_wide(reader, long), "relevance", "Shares.", {"method": "method"} | results.HEADINGS
+        )
         draw(stage, "relevance_scores", long, "Shares with intervals.")
         draw(stage, "generators", results.generator_ranking(open_run(folder / "demo")), "Failure rates.")
     stage.finish()
@@ -174,10 +176,14 @@ def test_sections_that_were_left_out_are_grouped_by_reason(labelled, tmp_path):
 def test_gallery_shows_error_features_or_else_the_most_active_ones(labelled, monkeypatch):
     reader = labelled[0]
     shown = browse.gallery(reader, 3)
-    assert all(s["error"] and s["verdict"] == "error" for s in shown) and len({s["top_cause"] for s in shown}) == len(shown)
+    assert all(s["error"] and s["verdict"] == "error" for s in shown) and len({s["top_cause"] for s in shown}) == len(
+        shown
+    )
     every = Reader.collages
     errors = {m: set(browse.error_features(reader, m)["feature"]) for m in reader.methods()}
-    monkeypatch.setattr(Reader, "collages", lambda self, m: {f: p for f, p in every(self, m).items() if f not in errors[m]})
+    monkeypatch.setattr(
+        Reader, "collages", lambda self, m: {f: p for f, p in every(self, m).items() if f not in errors[m]}
+    )
     shown = browse.gallery(reader, 3)
     assert shown and not any(s["error"] for s in shown)
 
@@ -186,7 +192,8 @@ def causes(**seeds) -> pd.DataFrame:
     """04_causes with two causes: method=(score of seed 0, of seed 1, ...); the controls score 0.97 and 0.90."""
     controls = {"specific_x_dim": 0.97, "specific_y_dim": 0.90, "ceiling": 1.0, "captioned": True}
     return pd.DataFrame(
-        {"cause": c, "method": m, "seed": s, "auroc": 1.0, "specific_auroc": a + d, "specific_auroc_all": 1.0} | controls
+        {"cause": c, "method": m, "seed": s, "auroc": 1.0, "specific_auroc": a + d, "specific_auroc_all": 1.0}
+        | controls
         for m, scores in seeds.items()
         for s, a in enumerate(scores)
         for c, d in (("fingers", 0.01), ("water", -0.01))
@@ -198,7 +205,10 @@ def test_causes_are_means_over_seeds_beside_controls():
     assert table["who"].tolist() == ["a", "b", "x", "y"] and table["control"].tolist() == [False, False, True, True]
     assert table["found"].tolist() == [2, 0, 2, 0]  # a: 0.97 and 0.95 of a ceiling of 1
     best = table.iloc[0]
-    assert (best["mean"], best["worst"]) == pytest.approx((0.96, 0.95)) and (best["low"], best["high"]) == pytest.approx((0.95, 0.97))
+    assert (best["mean"], best["worst"]) == pytest.approx((0.96, 0.95)) and (
+        best["low"],
+        best["high"],
+    ) == pytest.approx((0.95, 0.97))
 
 
 def test_a_method_is_best_only_where_its_worst_seed_is_above_every_other_seed():

@@ -20,7 +20,10 @@ def test_relevance_bars_draw_hostile_method_names(stage):
     line = {"score": "relevance_judge", "judge": HOSTILE, "share": 0.5, "low": 0.4, "high": 0.6}
     frame = pd.DataFrame([line | {"method": HOSTILE}, line | {"method": "sae"}])
     stage.figure(figures.relevance_bars(frame), "relevance_scores", frame)
-    assert Image.open(stage.out / "figures/07_relevance_scores.png").width > 200 and (stage.out / "tables/07_relevance_scores.csv").is_file()
+    assert (
+        Image.open(stage.out / "figures/07_relevance_scores.png").width > 200
+        and (stage.out / "tables/07_relevance_scores.csv").is_file()
+    )
 
 
 def test_generator_figures_draw_hostile_names(stage):
