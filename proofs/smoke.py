@@ -71,7 +71,7 @@ def lighten(report: Path) -> None:
     readme = report / "README.md"
     text = NO_NOTEBOOKS.sub("", readme.read_text(encoding="utf-8"))
     note = "The executed notebooks are left out of this copy, and its figures are at half their size; the same command makes all."
-    write_text(readme, text.replace("## Notebooks and tables\n", f"## Notebooks and tables\n\n{note}\n"))
+    write_text(readme, text.replace("## Everything else\n", f"## Everything else\n\n{note}\n"))
 
 
 def main(names: list[str]) -> int:
