@@ -19,7 +19,6 @@ from mtlib.measure.compare import MEASURES, fair_tables
 from mtlib.report import browse, text
 from mtlib.report.reader import Reader
 from mtlib.run.artifacts import write_text
-from mtlib.run.stage import prefix_of
 
 PAGES = ("README.md", "appendix.md")
 FOUND = 0.95  # of the ceiling, from which on a cause is found
@@ -71,8 +70,9 @@ def declared(run: Reader, stage: str) -> list[dict]:
 
     Returns: dicts of kind ("figure", "table" or "say"), name, caption and headings ({} where the table is only linked).
     """
-    items = run.declared(stage)["items"]
-    return [i | {"name": f"{prefix_of(stage)}_{i['name']}", "headings": dict(i.get("headings") or {})} for i in items]
+    said = run.declared(stage)
+    named = [i | {"headings": dict(i.get("headings") or {})} for i in said["items"]]
+    return [i | {"name": f"{said['prefix']}_{i['name']}"} for i in named]
 
 
 def own_features(frame: pd.DataFrame) -> pd.DataFrame:

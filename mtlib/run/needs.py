@@ -27,6 +27,8 @@ WHY = {  # what is missing, in words
     "generators": "images of generators",
     "head": "a classifier, which needs labels or classes to learn",
     "images": "image files",
+    "judged": "a classifier that learned from labels plausible and implausible",
+    "label_images": "a folder of new images",
     "labels": "labels plausible and implausible",
     "pictures": "images that may be shown",
     "scenes": "scenes that were drawn here",
@@ -96,8 +98,12 @@ def leave_out(notebook, provided: set[str], values: dict) -> list[dict]:
 
 def reason(lacking: list[str]) -> str:
     """One line that says what was missing."""
-    each = [" or ".join("no " * n.startswith("!") + WHY.get(n.lstrip("!"), n.lstrip("!")) for n in need.split("|")) for need in lacking]
-    return "it needs " + " and ".join(each)
+    return "it needs " + " and ".join(" or ".join(map(_words, need.split("|"))) for need in lacking)
+
+
+def _words(need: str) -> str:
+    name = need.removeprefix("!")
+    return "no " * need.startswith("!") + WHY.get(name, name)
 
 
 def literals(source: str) -> dict:
