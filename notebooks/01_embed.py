@@ -33,7 +33,7 @@ embeddings = ""  # .npy, .npz (N, D) or LMDB of embeddings made elsewhere, inste
 vocabulary = ""  # with embeddings: .npy (V, D) of texts in the same space; else phrases (.txt, .csv) or "wordfreq:20000"; empty: packaged
 vocabulary_names = ""  # text file with a line per row of vocabulary; empty: the one .txt beside it that fits
 templates = []  # prompts around the phrases, e.g. "a photo of {}"; empty: the packaged ones
-encoder = "demo"  # "demo", an open_clip model name, "timm/<name>", "local-dir:<folder>" or "hf-hub:<repository>"
+encoder = "demo"  # "demo", an open_clip model name, "timm/<name>", "local-dir:<folder>", "hf-hub:<repository>" or "alexnet:<folder>"
 pretrained = ""  # for an open_clip name: one of its tags, or the path of a checkpoint
 encoder_precision = "float32"  # or "bf16": faster on many processors
 layer = ""  # empty: the final embedding; a block number ("11", "-1") or a module's path: its activations
@@ -112,9 +112,7 @@ splits["groups"] = data.manifest.groupby("split")["group"].nunique()
 splits["duplicates"] = (data.manifest["duplicate_of"] != "").groupby(of).sum()
 in_one = data.manifest[of != "unlabelled"].groupby("group")["split"].nunique() == 1
 assert in_one.all(), "a group stands in two splits"
-stage.table(
-    splits.reset_index(), "splits", "Images of each split; groups are split, files that repeat another count once."
-)
+stage.table(splits.reset_index(), "splits", "Images of each split; a file that repeats another counts once.")
 
 # %% [markdown] needs="pictures !embeddings"
 # ## What the images look like
@@ -129,10 +127,10 @@ if truth is not None:
     fig = plots.image_grid(list(pairs.values()), names=names, heads=["plausible", "implausible"] * 3, side=1.5)
 else:
     lines = data.sample(seed=seed)
+    paths = data.manifest["path"]
     shown = pd.DataFrame(
-        [(name.replace("\n", " "), r) for name, rows in lines.items() for r in rows], columns=["line", "path"]
+        {"line": name.replace("\n", " "), "path": paths[r]} for name, rows in lines.items() for r in rows
     )
-    shown["path"] = data.manifest["path"].to_numpy()[shown["path"].astype(int)]
     names = [name.replace("_", " ")[:48] or "images" for name in lines]
     fig = plots.image_grid([[data.thumbnail(r) for r in rows] for rows in lines.values()], names=names)
 stage.figure(fig, "images", shown, "Some images of the run.")
@@ -147,9 +145,8 @@ rng = np.random.default_rng(seed)
 fit = np.sort(rng.permutation(data.rows("train"))[:20_000])
 rows = np.sort(rng.permutation(data.rows("all"))[:3000])
 plane = PCA(2, svd_solver="full").fit(np.asarray(data.x[fit], np.float64))
-points = data.manifest.loc[rows, ["path"]].assign(
-    **dict(zip(("pc1", "pc2"), plane.transform(data.x[rows]).T, strict=True))
-)
+points = data.manifest.loc[rows, ["path"]]
+points[["pc1", "pc2"]] = plane.transform(data.x[rows])
 points["group"] = (data.manifest["class_name"] if data.truth is None else data.truth["family"])[rows]
 points["label"] = data.label_names[rows]
 fig = plots.scatter(points, "pc1", "pc2", "group", "label", seed)
@@ -167,12 +164,8 @@ stage.figure(fig, "map", points, "The embeddings in the plane of their two large
 card = encoder_card(data, lambda: tower, seed)
 headings = {"family": "family", "cause": "cause", "captioned": "captioned", "n_test": "test images"}
 headings |= {"probe_accuracy": "probe accuracy", "probe_auroc": "probe AUROC", "zero_shot_family": "nearest text right"}
-stage.table(
-    card,
-    "encoder",
-    "A linear probe on the embeddings, and the nearest text, on images that neither was fitted on.",
-    headings,
-)
+caption = "A linear probe on the embeddings, and the nearest text, on images that neither was fitted on."
+stage.table(card, "encoder", caption, headings)
 
 # %% [markdown]
 # ## Answer, limits, next

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import timm
 import torch
 from PIL import Image
 
+from mtlib.embed import vision
 from mtlib.embed.layers import Layer
 from mtlib.embed.store import unit_rows
 from mtlib.run.artifacts import ArtifactError
 from mtlib.scenes import clip_path
 
-TIMM = "timm/"
+TIMM, ALEXNET = "timm/", "alexnet:"
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -63,8 +65,8 @@ class Encoder:
         """Load an encoder, ready for inference.
 
         Args:
-            name:       "demo" (bundled), "local-dir:<folder>", "hf-hub:<repository>", any open_clip model name, or
-                "timm/<name>" for a timm model (images only).
+            name:       "demo" (bundled), "local-dir:<folder>", "hf-hub:<repository>", any open_clip model name, or, for images
+                only, "timm/<name>", or "alexnet:<folder>" of a model that was trained here (see vision.py).
             pretrained: for an open_clip name: one of its tags (downloaded where there is a network), or the path of a
                 checkpoint (safetensors, or a torch file, which is read without executing anything in it). For a timm name:
                 "" for its published weights, or the path of a checkpoint.
@@ -77,7 +79,7 @@ class Encoder:
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision = {precision!r} is not one of {', '.join(PRECISIONS)}")
-        where = _device(device)
+        where = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         found = _load(name, pretrained, where)
         model = found.model.to(PRECISIONS[precision])
         fingerprint = _fingerprint(model, found.preprocessing)
@@ -111,11 +113,8 @@ class Encoder:
     @property
     def record(self) -> dict:
         """What 01_embed's facts keep of the encoder: all that `load` needs, and the fingerprint."""
-        place = {"layer": self.layer_name, "tokens": self.layer.tokens if self.layer else "cls"}
-        return {"name": self.name, "pretrained": self.pretrained, "fingerprint": self.fingerprint} | {
-            "precision": self.precision,
-            **place,
-        }
+        own = {name: getattr(self, name) for name in ("name", "pretrained", "fingerprint", "precision")}
+        return own | {"layer": self.layer_name, "tokens": self.layer.tokens if self.layer else "cls"}
 
     @property
     def tower(self) -> torch.nn.Module:
@@ -150,17 +149,18 @@ class Encoder:
             embedding = self.encode_tensors(pixels)
         return {"x": seen[0].float().cpu().numpy(), "embedding": embedding}
 
+    def _pixels(self, images: list[Image.Image], batch_size: int) -> Iterator[torch.Tensor]:
+        for i in range(0, len(images), batch_size):
+            yield torch.stack([self.preprocess(image) for image in images[i : i + batch_size]])
+
     def encode_images(self, images: list[Image.Image], batch_size: int = 256) -> np.ndarray:
         """Embeddings of RGB images as `load_image` gives them: (B, D) float32, not normalised."""
-        parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-        found = [self.encode_tensors(torch.stack([self.preprocess(image) for image in part])) for part in parts]
+        found = [self.encode_tensors(pixels) for pixels in self._pixels(images, batch_size)]
         return np.concatenate(found) if found else np.zeros((0, self.d_out), np.float32)
 
     def encode_layer(self, images: list[Image.Image], batch_size: int = 256) -> np.ndarray:
         """Tokens of the layer for RGB images as `load_image` gives them: (B, T, D) float32."""
-        parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-        pixels = (torch.stack([self.preprocess(image) for image in part]) for part in parts)
-        return np.concatenate([self.encode_arrays(batch)["x"] for batch in pixels])
+        return np.concatenate([self.encode_arrays(pixels)["x"] for pixels in self._pixels(images, batch_size)])
 
     def encode_texts(self, texts: list[str], templates: tuple[str, ...] = ("{}",), batch_size: int = 256) -> np.ndarray:
         """Text embeddings, (B, D) float32: the mean over the templates of unit vectors, of norm 1 again.
@@ -175,12 +175,6 @@ class Encoder:
             for i in range(0, len(filled), batch_size):
                 total[i : i + batch_size] += _text(self.model, self.tokenizer, filled[i : i + batch_size], self.device)
         return unit_rows(total, np.float32)
-
-
-def _device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _text(model: torch.nn.Module, tokenizer, texts: list[str], device: torch.device) -> np.ndarray:
@@ -209,7 +203,7 @@ class Towers:
 
 def _load(name: str, pretrained: str, device: torch.device) -> Towers:
     """Load a model in float32, frozen, every weight finite. Args and raises: as `Encoder.load`."""
-    read = _load_timm if name.startswith(TIMM) else _load_open_clip
+    read = _load_timm if name.startswith(TIMM) else _load_alexnet if name.startswith(ALEXNET) else _load_open_clip
     try:
         found = read(name, pretrained, device)
     except EncoderError:
@@ -251,6 +245,17 @@ def _load_timm(name: str, pretrained: str, device: torch.device) -> Towers:
     model.reset_classifier(0)
     config = timm.data.resolve_data_config({}, model=model)
     return Towers(model.to(device), timm.data.create_transform(**config, is_training=False), None, config)
+
+
+def _load_alexnet(name: str, pretrained: str, device: torch.device) -> Towers:
+    model = vision.load_alexnet(Path(name.removeprefix(ALEXNET)))
+    preprocessing = {"side": model.config.side, "mean": vision.MEAN, "std": vision.STD}
+    return Towers(
+        model.to(device),
+        lambda image: torch.tensor(vision.square(image, model.config.side)).float(),
+        None,
+        preprocessing,
+    )
 
 
 def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:

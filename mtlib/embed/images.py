@@ -146,9 +146,7 @@ def decode(data: bytes) -> tuple[Image.Image, dict]:
         raise ImageRefused("too large", str(e)) from e
     except MemoryError as e:
         raise ImageRefused("too large", "not enough memory to decode") from e
-    except (
-        Exception
-    ) as e:  # a damaged file makes Pillow raise almost anything (struct.error, KeyError, SyntaxError ...)
+    except Exception as e:  # of a damaged file Pillow raises almost anything (struct.error, KeyError, SyntaxError ...)
         text = f"{type(e).__name__}: {e}"
         if "too large" in text.lower() or "too much memory" in text.lower():
             raise ImageRefused("too large", text[:200]) from e
@@ -179,13 +177,8 @@ def _kind(data: bytes) -> str:
         return "WEBP"
     if data[4:8] == b"ftyp":
         brand = data[8:12].decode("latin-1").strip()
-        return (
-            "AVIF"
-            if brand in ("avif", "avis")
-            else "HEIC"
-            if brand[:3] in ("hei", "hev", "mif", "msf")
-            else f"ftyp {brand}"
-        )
+        known = {"avi": "AVIF", "hei": "HEIC", "hev": "HEIC", "mif": "HEIC", "msf": "HEIC"}
+        return known.get(brand[:3], f"ftyp {brand}")
     if data[:512].lstrip().startswith((b"<?xml", b"<svg")) and b"<svg" in data[:1024]:
         return "SVG"
     return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), "")

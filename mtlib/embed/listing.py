@@ -136,14 +136,8 @@ def _members(archive: bytes, path: bytes, mtime_ns: int):
     """The same of an archive's members."""
     mtime_ns = mtime_ns or os.stat(archive).st_mtime_ns
     for name, status, detail, size, class_name in archives.members(Path(os.fsdecode(archive))):
-        yield (
-            os.path.join(path, os.fsencode(name)) if name else path,
-            status or LISTED,
-            detail,
-            size,
-            mtime_ns,
-            class_name,
-        )
+        place = os.path.join(path, os.fsencode(name)) if name else path
+        yield place, status or LISTED, detail, size, mtime_ns, class_name
 
 
 def _labels(paths: pd.Series) -> str:

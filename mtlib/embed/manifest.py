@@ -37,9 +37,7 @@ def sample(frame: pd.DataFrame, max_images: int, seed: int) -> pd.DataFrame:
         return frame
     part = frame.iloc[listed]
     order = _shuffled(part["path"], _strata(part), seed)
-    keep = np.floor((np.arange(len(listed)) + 1) * max_images / len(listed)) > np.floor(
-        np.arange(len(listed)) * max_images / len(listed)
-    )
+    keep = np.diff(np.floor(np.arange(len(listed) + 1) * max_images / len(listed))) > 0
     out = frame.copy()
     out.loc[out.index[listed[order[~keep]]], ["status", "detail"]] = ["not sampled", f"max_images = {max_images}"]
     return out
@@ -77,9 +75,8 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     given = out["split"].where(ok & (out["split"] != ""))
     out["split"] = np.where(ok, "unlabelled", "")
     if given.notna().any():
-        first = (
-            given.map({name: i for i, name in enumerate(GIVEN)}).groupby(out["group"].where(ok)).transform("min")
-        )  # of the whole group
+        rank = given.map({name: i for i, name in enumerate(GIVEN)})
+        first = rank.groupby(out["group"].where(ok)).transform("min")  # of the whole group
         out["split"] = np.where(ok & first.notna(), [GIVEN[int(i)] if i == i else "" for i in first], out["split"])
         moved = given.notna() & (given != out["split"])
         out.loc[moved, "detail"] = "given to " + given[moved] + ", moved to the split of its group"

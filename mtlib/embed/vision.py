@@ -4,18 +4,21 @@
            -> 16 transformer blocks of 16 heads, dropout 0.5 -> flatten -> classes
 
 The training loop is learn/train_vision.py; here are the model, the pixels that it is given and the tokens that it gives.
+A trained one is an encoder, too: `encoder = "alexnet:<folder>"`, with a block number as `layer`, and `tokens = "patches"`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,12 +153,17 @@ class AlexNetTransformer(nn.Module):
         expected = (3, self.config.side, self.config.side)
         if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != expected:
             raise ValueError(f"vision: pixels {tuple(pixels.shape)} {pixels.dtype}, expected (B, {expected}) uint8")
-        grid = self.features((pixels.float() / 255 - self.mean) / self.std)  # (B, 256, 6, 6)
+        x = ((pixels.float() / 255 - self.mean) / self.std).to(self.positions.dtype)
+        grid = self.features(x)  # (B, 256, 6, 6)
         return grid.flatten(2).transpose(1, 2) + self.positions
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits. Args: pixels (B, 3, side, side) uint8. Returns: (B, n_classes)."""
         return self.head(self.norm(self.blocks(self.tokens(pixels))).flatten(1))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """The final embedding: the mean token of the last block. Args: pixels (B, 3, side, side), 0 .. 255, of any type."""
+        return self.norm(self.blocks(self.tokens(pixels.to(torch.uint8)))).mean(dim=1)  # (B, 256)
 
     def layer(self) -> Layer:
         """The residual stream after block `config.layer`: a hook that reads it, (B, T, 256), or replaces it."""
@@ -167,6 +175,14 @@ class AlexNetTransformer(nn.Module):
             )
         self.train(training)
         return found
+
+
+def load_alexnet(folder: Path) -> AlexNetTransformer:
+    """A trained model from the weights.safetensors and config.json of a folder. Raises: ValueError where these do not fit."""
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = AlexNetTransformer(VisionConfig(**{f.name: saved[f.name] for f in fields(VisionConfig) if f.name in saved}))
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model
 
 
 def read_pixels(

@@ -136,8 +136,8 @@ def external_inputs(params: dict, root: Path) -> dict[str, str]:
 
 
 def _path(value: str, root: Path) -> Path:
-    """The path that a text may name: "local-dir:" and "hf:" before it, and a data set's ":<split>" after it, left out."""
-    name = value.split(":")[1] if value.startswith("hf:") else value.removeprefix("local-dir:")
+    """The path that a text may name: "local-dir:", "alexnet:" and "hf:" before it, and a data set's ":<split>" after it, left out."""
+    name = value.split(":")[1] if value.startswith("hf:") else value.removeprefix("local-dir:").removeprefix("alexnet:")
     return root / os.path.expanduser(name)  # unlike Path's, it takes a text that begins with "~5"
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.embed import store, vision
+from mtlib.embed.encoders import Encoder, EncoderError
+from mtlib.embed.sources import EmbedConfig, from_images
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
 from mtlib.learn import checkpoint, plan, train_vision
 from mtlib.learn.train_config import TrainConfig
@@ -269,3 +271,21 @@ def test_profile_asks_for_images_only_and_is_the_published_system(repo, tmp_path
     assert coder == SparseCoderConfig.preset("alexnet", 256, 256)
     published = TrainConfig.preset("alexnet")
     assert replace(training, val_every=published.val_every) == published
+
+
+def test_a_trained_model_is_an_encoder_whose_blocks_are_layers(whole, tmp_path):
+    encoder = Encoder.load(f"alexnet:{whole}", device="cpu", layer="1", tokens="patches")
+    pixels, _ = pictures(3)
+    images = [Image.fromarray(p.transpose(1, 2, 0)) for p in pixels]
+    model = load_vision(whole, "cpu")
+    assert np.allclose(encoder.encode_layer(images), vision.vision_tokens(model, images), atol=1e-5)
+    assert encoder.encode_images(images).shape == (3, 256) and encoder.layer.facts["token_grid"] == [2, 2]
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    config = EmbedConfig(images=str(tmp_path), encoder=encoder.name, layer="1", tokens="patches")
+    _, facts = from_images(config, encoder, tmp_path, tmp_path / "out")
+    data = store.load_parts(tmp_path / "out", facts)
+    assert data.x.shape == (3 * 4, 256) and data.tokens == 4 and len(data.phrases) == 0
+    assert Encoder.of(facts, "cpu").fingerprint == encoder.fingerprint
+    with pytest.raises(EncoderError, match="the weights cannot be loaded"):
+        Encoder.load(f"alexnet:{tmp_path}", device="cpu")
