@@ -108,7 +108,7 @@ main() {
       ;;
     keep)
       set_up
-      exec "$PY" -m mtlib.run.keep "${@:2}"
+      exec "$PY" -m mtlib.run.publish "${@:2}"
       ;;
     prove)
       set_up test

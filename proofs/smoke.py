@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from mtlib.run.keep import read_timings
 from PIL import Image
 
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import atomic, versions, write_json, write_text
-from mtlib.run.keep import read_timings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "proofs" / "results"

@@ -11,8 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from mtlib.run import environment, params, profiles
-from mtlib.run.keep import ALL_BYTES, DEMO_BYTES, REPORT_BYTES, TABLE_BYTES
 from mtlib.run.profiles import KEPT
+from mtlib.run.publish import ALL_BYTES, DEMO_BYTES, REPORT_BYTES, TABLE_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {".py", ".sh", ".md", ".yaml", ".yml", ".toml", ".lock", ".ipynb", ".csv", ".json", ".txt", ".html", ""}

@@ -1,14 +1,16 @@
-"""From artifacts to `reports/<run>/`: figures, tables, collages, notebooks, README and times.
+"""What stands in reports/: of every run its figures, tables, collages, notebooks, pages and times, and what is kept of it.
 
-Every published file belongs to one stage, told by the number, or the unnumbered notebook's name, that its name starts
-with (collages: 05, and others under collages/<prefix>_*). The README.md of 07 is the report's; that of an unnumbered
-notebook is a section of it. Publishing happens once, after the last stage, so that a report never mixes two runs.
+Every published file belongs to one stage, told by the prefix that its name starts with. Publishing happens once, after the
+last stage, so that a report never mixes two runs. `./run_all.sh keep <run>` copies what is worth keeping, small enough for
+git, into reports/kept/<run>/: the pages, the pictures that they show, and tables up to 50 kB; of the demo also the executed
+notebooks. Links to what is not kept become plain text.
 """
 
 from __future__ import annotations
 
 import csv
 import filecmp
+import re
 import shutil
 import subprocess
 import sys
@@ -16,10 +18,13 @@ from pathlib import Path
 
 from mtlib.run.artifacts import atomic, write_text
 from mtlib.run.notebook import StageFailed
-from mtlib.run.profiles import Places
-from mtlib.run.stage import prefix_of as prefix
+from mtlib.run.params import ParamsError
+from mtlib.run.profiles import KEPT, Places
 
 TIMING_COLUMNS = ("stage", "seconds", "peak_mb")
+TABLE_BYTES, REPORT_BYTES, DEMO_BYTES, ALL_BYTES = 50_000, 1_000_000, 5_000_000, 12_000_000
+PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def check_names(stage: str, folder: Path, prefix: str) -> None:
@@ -75,57 +80,11 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
         if not any(folder.iterdir()):
             folder.rmdir()
     write_timings(report / "timings.csv", timings)
-    if (places.package / "report" / "build.py").is_file():
-        done = subprocess.run(
-            [sys.executable, "-m", "mtlib.report.build", str(run_dir), str(report)],
-            cwd=places.root,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise StageFailed(
-                f"the report could not be written: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-            )
-    elif readme := next((f / "README.md" for s, f in folders.items() if _numbered(s) and _has_readme(f)), None):
-        text = between(readme.read_text(encoding="utf-8"), "timings", timings_table(timings))
-        further = [section(s, f, files) for s, f in folders.items() if not _numbered(s)]
-        write_text(report / "README.md", between(text, "notebooks", "\n\n".join(further)))
-
-
-def _numbered(stage: str) -> bool:
-    return stage[:1].isdigit()
-
-
-def _has_readme(folder: Path) -> bool:
-    return (folder / "README.md").is_file()
-
-
-def section(stage: str, folder: Path, files: dict[str, Path]) -> str:
-    """An unnumbered notebook's part of the report: its README.md (else its name), and links to what it published."""
-    text = (folder / "README.md").read_text(encoding="utf-8") if _has_readme(folder) else f"## Notebook {stage}"
-    shown = {f"notebooks/{stage}.html": "read", f"notebooks/{stage}.ipynb": "run"}
-    own = (f"tables/{prefix(stage)}_", f"figures/{prefix(stage)}_")
-    shown |= {n: Path(n).name.removeprefix(f"{prefix(stage)}_") for n in files if n.startswith(own)}
-    links = ", ".join(f"[{label}]({name})" for name, label in shown.items() if name in files)
-    return f"{text.strip()}\n\nNotebook `{stage}`: {links}."
-
-
-def between(text: str, name: str, new: str) -> str:
-    """`text` with `new` between its markers `<!-- name -->` and `<!-- /name -->`, if it has them."""
-    start, end = text.find(f"<!-- {name} -->"), text.find(f"<!-- /{name} -->")
-    if start < 0 or end < start:
-        return text
-    return text[: start + len(f"<!-- {name} -->")] + (f"\n\n{new}\n\n" if new else "\n") + text[end:]
-
-
-def timings_table(timings: dict[str, dict]) -> str:
-    """The stages' times and peaks as Markdown."""
-    rows = [(stage, f"{float(t['seconds']):.0f}", f"{float(t['peak_mb']):.0f}") for stage, t in timings.items()]
-    rows.append(
-        ("all", f"{sum(float(t['seconds']) for t in timings.values()):.0f}", max((r[2] for r in rows), key=int))
-    )
-    head = ["| stage | seconds | peak memory, MB |", "|---|---:|---:|"]
-    return "\n".join([*head, *(f"| {' | '.join(r)} |" for r in rows)])
+    command = [sys.executable, "-m", "mtlib.report.build", str(run_dir), str(report)]
+    done = subprocess.run(command, cwd=places.root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise StageFailed(f"the report could not be written: {said}")
 
 
 def read_timings(path: Path) -> dict[str, dict]:
@@ -141,3 +100,51 @@ def write_timings(path: Path, timings: dict[str, dict]) -> None:
     lines = [",".join(TIMING_COLUMNS)]
     lines += [f"{stage},{float(t['seconds']):.1f},{float(t['peak_mb']):.0f}" for stage, t in timings.items()]
     write_text(path, "\n".join(lines) + "\n")
+
+
+def keep(run: str, places: Places) -> Path:
+    """Copy a run's report into reports/kept/<run>/, replacing what was kept of it before.
+
+    Returns: the folder.
+    Raises: ParamsError when there is no such report, or when what would be kept is too large.
+    """
+    report, target = places.root / "reports" / run, places.root / "reports" / KEPT / run
+    pages = sorted(report.glob("*.md"))
+    if not pages:
+        raise ParamsError(f"keep {run}: reports/{run}/ holds no page; run the profile first")
+    texts = {page.name: page.read_text(encoding="utf-8") for page in pages}
+    shown = {a or b for text in texts.values() for a, b in PICTURE.findall(text)}
+    files = {name for name in shown if (report / name).is_file()} | set(texts)
+    files |= {f"tables/{p.name}" for p in (report / "tables").glob("*.csv") if p.stat().st_size <= TABLE_BYTES}
+    files |= {f"notebooks/{p.name}" for p in (report / "notebooks").glob("*.ipynb") if run == "demo"}
+    limit = DEMO_BYTES if run == "demo" else REPORT_BYTES
+    size = sum((report / name).stat().st_size for name in files)
+    if size > limit:
+        largest = max(files, key=lambda name: (report / name).stat().st_size)
+        raise ParamsError(f"keep {run}: {size:,} bytes, at most {limit:,} are kept; the largest is {largest}")
+    shutil.rmtree(target, ignore_errors=True)
+    for name in sorted(files):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in texts:
+            (target / name).write_text(_without_dead_links(texts[name], files), encoding="utf-8")
+        else:
+            shutil.copyfile(report / name, target / name)
+    return target
+
+
+def _without_dead_links(text: str, files: set[str]) -> str:
+    """Links to files of the report that are not kept, as plain text; others, also to pages elsewhere, as they are."""
+
+    def linked(match: re.Match) -> str:
+        path = match[2].split("#")[0]
+        return match[0] if not path or "://" in path or path.startswith("..") or path in files else match[1]
+
+    return LINK.sub(linked, text)
+
+
+if __name__ == "__main__":
+    try:
+        for name in sys.argv[1:] or [""]:
+            print(keep(name, Places()).relative_to(Places().root))
+    except ParamsError as e:
+        sys.exit(f"error: {e}")

@@ -51,9 +51,15 @@ n = stage.facts("01_make")["n"]
 # %%
 (stage.out / "tables").mkdir(exist_ok=True)
 (stage.out / "tables" / "02_product.csv").write_text(f"product\\n{{n * factor}}\\n")
-marked = ["# Report", *(f"<!-- {{name}} -->\\n<!-- /{{name}} -->" for name in ("notebooks", "timings"))]
-(stage.out / "README.md").write_text("\\n\\n".join(marked))
 stage.finish()
+"""
+
+BUILD = """import sys
+from pathlib import Path
+
+run, report = map(Path, sys.argv[1:])
+tables = sorted(p.name for p in (report / "tables").glob("*.csv"))
+(report / "README.md").write_text(f"# {run.name}: {', '.join(tables)}")
 """
 
 EXTRA = """# %%
@@ -65,7 +71,6 @@ text = f"{{word}}: {{stage.facts('01_make')['n']}}"
 # %%
 (stage.out / "tables").mkdir(exist_ok=True)
 (stage.out / "tables" / "more_words_said.csv").write_text(f"said\\n{{text}}\\n")
-(stage.out / "README.md").write_text(f"## Words\\n\\n{{text}}\\n")
 stage.finish()
 """
 
@@ -86,6 +91,8 @@ def write(
     if not (root / "mtlib" / "run").exists():
         shutil.copytree(ROOT / "mtlib" / "run", root / "mtlib" / "run", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "mtlib" / "__init__.py").write_text("")
+    (root / "mtlib" / "report").mkdir(exist_ok=True)
+    (root / "mtlib" / "report" / "build.py").write_text(BUILD)
     (root / "mtlib" / "tiny.py").write_text("def value(n):\n    return n + 1\n")
     header = HEADER.format(stage="01_make", parameters=make_parameters)
     (root / "notebooks" / "01_make.py").write_text(header + body.format(extra=make))

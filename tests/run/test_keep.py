@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtlib.run import keep
+from mtlib.run import publish
 from mtlib.run.params import ParamsError
 from mtlib.run.profiles import Places
 
@@ -21,19 +21,19 @@ FILES = {"figures/01_a.png": 10, "figures/01_b.png": 10, "tables/big.csv": 60_00
 
 def test_pages_shown_pictures_and_small_tables_are_kept_and_dead_links_are_text(tmp_path):
     report(tmp_path, "mine", TEXT, **FILES, **{"notebooks/01_a.ipynb": 5, "notebooks/01_a.html": 5})
-    target = keep.keep("mine", Places(tmp_path))
+    target = publish.keep("mine", Places(tmp_path))
     files = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_file()}
     assert files == {"README.md", "figures/01_a.png", "tables/small.csv"}
     kept = (target / "README.md").read_text()
     assert kept == "![a](figures/01_a.png) all [small](tables/small.csv) page [web](https://x.y)"
     report(tmp_path, "mine", "nothing")
-    files = {p.name for p in keep.keep("mine", Places(tmp_path)).rglob("*") if p.is_file()}
+    files = {p.name for p in publish.keep("mine", Places(tmp_path)).rglob("*") if p.is_file()}
     assert files == {"README.md", "small.csv"}, "what was kept before is replaced"
 
 
 def test_the_demos_executed_notebooks_are_kept(tmp_path):
     report(tmp_path, "demo", TEXT, **FILES, **{"notebooks/01_a.ipynb": 5, "notebooks/01_a.html": 5})
-    target = keep.keep("demo", Places(tmp_path))
+    target = publish.keep("demo", Places(tmp_path))
     assert [p.name for p in (target / "notebooks").iterdir()] == ["01_a.ipynb"]
 
 
@@ -42,6 +42,6 @@ def test_too_much_and_nothing_are_refused(tmp_path):
     with pytest.raises(
         ParamsError, match=r"keep mine: 1,000,0\d\d bytes, at most 1,000,000 are kept; the largest is figures/01_a"
     ):
-        keep.keep("mine", Places(tmp_path))
+        publish.keep("mine", Places(tmp_path))
     with pytest.raises(ParamsError, match="holds no page"):
-        keep.keep("other", Places(tmp_path))
+        publish.keep("other", Places(tmp_path))

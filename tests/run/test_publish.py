@@ -4,6 +4,7 @@ import pytest
 
 from mtlib.run import publish
 from mtlib.run.profiles import Places
+from tests.run import small
 
 TIMINGS = {"01_a": {"seconds": 1.24, "peak_mb": 10}, "05_features": {"seconds": "2", "peak_mb": "200"}}
 
@@ -17,11 +18,12 @@ def make(root, name, files):
 
 def test_publish_replaces_what_a_stage_published_before(tmp_path):
     first = make(tmp_path, "01_a-1", {"figures/01_x.png": "x", "tables/01_x.csv": "x", "weights.bin": "w"})
-    features = make(tmp_path, "05_features-1", {"features/topk/collages/7.jpg": "7", "README.md": "r"})
+    features = make(tmp_path, "05_features-1", {"features/topk/collages/7.jpg": "7"})
     report = make(
         tmp_path, "report", {"figures/01_old.png": "o", "figures/08_other.png": "o", "collages/gone/1.jpg": "o"}
     )
     rendered = make(tmp_path, "rendered", {"01_a-1.html": "h", "01_a-0.html": "old"})
+    make(tmp_path, "mtlib", {"__init__.py": "", "report/__init__.py": "", "report/build.py": small.BUILD})
     publish.publish(report, {"01_a": first, "05_features": features}, rendered.parent, TIMINGS, Places(tmp_path))
     files = {p.relative_to(report).as_posix() for p in report.rglob("*") if p.is_file()}
     assert files == {
@@ -34,16 +36,6 @@ def test_publish_replaces_what_a_stage_published_before(tmp_path):
     }
     assert (report / "timings.csv").read_text() == "stage,seconds,peak_mb\n01_a,1.2,10\n05_features,2.0,200\n"
     assert publish.read_timings(report / "timings.csv")["01_a"] == {"seconds": "1.2", "peak_mb": "10"}
-
-
-def test_timings_go_between_the_markers_and_replace_older_ones():
-    text = "a\n<!-- timings -->old<!-- /timings -->\nb\n"
-    table = publish.timings_table(TIMINGS)
-    new = publish.between(text, "timings", table)
-    assert "old" not in new
-    assert "| 05_features | 2 | 200 |\n| all | 3 | 200 |" in new
-    assert publish.between(new, "timings", table) == new
-    assert publish.between("no markers", "timings", table) == "no markers"
 
 
 def test_names_without_the_stages_number_are_refused(tmp_path):
