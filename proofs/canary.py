@@ -72,7 +72,7 @@ class Routes:
         self.folder, self.key, self.done = folder, key, []
         home = {name: str(folder / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "XDG_CACHE_HOME")}
         self.env = os.environ | home | {"OPENAI_API_KEY": key, "PYTHONPATH": str(folder / "clone")}
-        self.env |= {"TMPDIR": str(folder / "tmp"), "HTTPX_LOG_LEVEL": "debug"}
+        self.env |= {"TMPDIR": str(folder / "tmp")}
         for name in ("home", "tmp", "out"):
             (folder / name).mkdir()
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from mtlib.ask.interview import plan_jobs
 from mtlib.ask.ledger import Ledger
 from mtlib.judge import lmm, scoring
+from mtlib.judge.settings import JudgeConfig
 from mtlib.run.artifacts import sha256, write_text
 from tests.ask.lmm_server import Ask, LmmServer, digest
 from tests.ask.looking_server import Looker
@@ -40,8 +41,8 @@ def work(base_url: str, folder: Path) -> None:
     jobs, left = plan_jobs(features, tops, n_images=N_IMAGES)
     server = type("Server", (), {"base_url": base_url})
     talk = interview(server, data, folder / "answers.sqlite", concurrency=CONCURRENCY)
-    judged = lmm.judge(features, jobs, left, talk)
-    config, rows = scoring.ScoreConfig(features=20, images=6), data.rows("test")
+    judged = lmm.by_model(features, jobs, left, talk)
+    config, rows = JudgeConfig(score_features=20, score_images=6), data.rows("test")
     own = [j for j in jobs if j.name in judged.explanations]
     trials = scoring.make_trials(own, judged.explanations, fires[rows][:, [j.feature for j in own]], rows, config)
     scores = scoring.score(trials, judged.explanations, talk)

@@ -26,6 +26,12 @@ from mtlib.run.artifacts import sha256, write_text
 RECORDED = ("answered", "refused")
 FIELDS = {"key": str, "status": str, "text": str, "reason": str, "usage": dict, "model": str}
 WAIT_S = 0.5  # for another process that is only reading
+SETTINGS = (  # one process alone; every answer is synced to a log of changes, kept short so that its place is reused
+    "locking_mode=EXCLUSIVE",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "wal_autocheckpoint=100",
+)
 TABLES = (
     "CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, key TEXT NOT NULL, record TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS attempts (number INTEGER PRIMARY KEY, key TEXT, question TEXT, reason TEXT)",
@@ -85,7 +91,7 @@ class Ledger:
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):  # a sync for each answer
+            for setting in SETTINGS:
                 self._db.execute(f"PRAGMA {setting}")
             for table in TABLES:
                 self._db.execute(table)

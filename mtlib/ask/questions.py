@@ -46,6 +46,7 @@ class Prompt:
     fields: tuple[str, ...]
     version: str
     text: str
+    system: str
 
 
 @functools.cache
@@ -53,7 +54,8 @@ def prompt(kind: str) -> Prompt:
     """The prompt of a kind of question, from its file."""
     head, _, text = (PROMPTS / f"{kind}.md").read_text(encoding="utf-8").partition("\n\n")
     said = dict(line.split(": ", 1) for line in head.splitlines())
-    return Prompt(tuple(said["fields"].split(", ")), said["version"], text.rstrip("\n"))
+    system = (PROMPTS / "system.md").read_text(encoding="utf-8")
+    return Prompt(tuple(said["fields"].split(", ")), said["version"], text.rstrip("\n"), system.rstrip("\n"))
 
 
 def ask(
@@ -92,7 +94,7 @@ def ask(
         text=re.sub(r"\{(\w+)\}", lambda place: places[place[1]], asked.text),
         pictures=album.pictures(rows, order),
         schema=schema(asked.fields, n),
-        system=(PROMPTS / "system.md").read_text(encoding="utf-8").rstrip("\n"),
+        system=asked.system,
         kind=kind,
         n_images=n,
     )

@@ -84,8 +84,8 @@ def estimate(jobs: list[Job], interview: Interview, config: JudgeConfig) -> pd.D
     hold a name count as calls to make even where an earlier run has asked them.
     """
     album, ratio, again = interview.album, config.show_error_ratio, first_of_each(jobs, config.flip_check)
-    parts = {"commonality": [questions.ask("commonality", j.name, album, j.rows) for j in jobs]}
-    parts["error"] = [error_question(j, album, STAND_IN, ratio) for j in jobs]
+    parts = {"commonality": (questions.ask("commonality", j.name, album, j.rows) for j in jobs)}
+    parts["error"] = (error_question(j, album, STAND_IN, ratio) for j in jobs)
     parts |= stand_ins(jobs, album, config, STAND_IN)
     if again:
         ways = [error_question(j, album, STAND_IN, not ratio) for j in again if j.ratio]
