@@ -38,10 +38,10 @@ import pandas as pd
 
 from mtlib import plots
 from mtlib.embed import store
+from mtlib.embed.manifest import image_classes
 from mtlib.features import bias, concepts, figures, other_data
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.compare import distributions
-from mtlib.measure.monosemanticity import image_classes
 from mtlib.measure.similarity import align
 from mtlib.run.stage import Stage
 
@@ -128,7 +128,7 @@ aligned.round(3)
 
 # %%
 found = {s.method: concepts.search(s.coder, data, n_neighbours, seed=seed) for s in subjects}
-classes, _ = image_classes(data)
+classes, _ = image_classes(data.manifest, data.tokens)
 quality = pd.DataFrame([{"method": m} | concepts.search_quality(f, classes) for m, f in found.items()])
 headings = {"method": "method", "n_queries": "queries", "overlap": "same neighbours", "same_chance": "by chance"}
 headings |= {"same_embedding": "same class: embeddings", "same_centred": "centred embeddings", "same_codes": "codes"}

@@ -195,3 +195,18 @@ def unescape(stored: str) -> str:
         else:
             out, rest = out + rest[:at] + b"\\", rest[at + 2 :]
     return (out + rest).decode("utf-8", "surrogateescape")
+
+
+def image_classes(manifest: pd.DataFrame, tokens: int = 1) -> tuple[np.ndarray | None, list[str]]:
+    """What a latent's images can be pure in: (N,) the class of every row, -1 where it has no name, and the names in order.
+
+    A class is the folder below the label's folder (of rendered scenes their family), or what a table of the images says.
+    It is never the label itself: how many of a latent's images are implausible is its error ratio.
+    Args: tokens: rows of each image.
+    Returns: (None, []) for fewer than two classes, or where nearly every image has one of its own (words of an array).
+    """
+    name = manifest["class_name"].fillna("").to_numpy(str)
+    names = sorted(set(name) - {""})
+    if not 2 <= len(names) < len(name) / tokens / 2:
+        return None, []
+    return np.where(name == "", -1, np.searchsorted(names, name)), names

@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 from mtlib.embed import arrays, datasets
 from mtlib.embed.listing import find_images, root_of
-from mtlib.embed.manifest import LISTED, InputError, attributes, check_bad_fraction, check_shares, complete, sample
+from mtlib.embed.manifest import (
+    LISTED,
+    InputError,
+    attributes,
+    check_bad_fraction,
+    check_shares,
+    complete,
+    image_classes,
+    sample,
+)
 from mtlib.embed.store import Data, save_array, write_manifest
 from mtlib.run.artifacts import atomic, write_json
 from mtlib.run.params import Settings
@@ -259,11 +268,10 @@ def provided(data: Data) -> list[str]:
     """What an artifact has that later stages and sections may need; see mtlib/run/needs.py."""
     source, images = data.facts["source"], data.image_root is not None
     columns = [c for c in attributes(data.manifest) if data.manifest[c].notna().any()]
-    n_classes = data.manifest["class_name"].replace("", None).nunique()
     known = {
         "arrays": source == "arrays",
         "attributes": data.truth is not None or bool(columns),
-        "classes": 2 <= n_classes < len(data.manifest) / data.tokens / 2,
+        "classes": bool(image_classes(data.manifest, data.tokens)[1]),
         "folder": source == "images",
         "generators": data.manifest["generator"].replace("", None).nunique() > 1,
         "images": images,

@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed import arrays
-from mtlib.embed.manifest import InputError
+from mtlib.embed.manifest import InputError, image_classes
 from mtlib.embed.store import Data, load_parts
 from mtlib.learn.classifier_scores import targets
 from mtlib.measure.codes import Subject
-from mtlib.measure.monosemanticity import image_classes
 from mtlib.measure.probes import fit_probe
 from mtlib.measure.reconstruction import target_mean
 from mtlib.measure.scan import Scan, scan
@@ -60,7 +59,7 @@ def second_images(
     """
     if not given:
         rows = data.rows("unlabelled")
-        classes, _ = image_classes(data) if len(rows) else (None, [])
+        classes, _ = image_classes(data.manifest, data.tokens) if len(rows) else (None, [])
         what = f"{len(rows)} images of the generators, which no stage has learned from"
         return OtherData("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
     path = root / given
@@ -76,7 +75,7 @@ def second_images(
     other = load_parts(out, facts)
     rows = other.rows("all")
     what = f"{len(rows)} images of {path.name}"
-    return OtherData("second", what, np.asarray(other.x), rows, image_classes(other)[0])
+    return OtherData("second", what, np.asarray(other.x), rows, image_classes(other.manifest, other.tokens)[0])
 
 
 def texts(data: Data, given: str, root: Path, out: Path) -> OtherData | None:

@@ -14,12 +14,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from mtlib.embed.manifest import image_classes
 from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.classifier_scores import targets
 from mtlib.measure.codes import Subject, first_seeds, target_of
 from mtlib.measure.logit import readout
-from mtlib.measure.monosemanticity import LATENTS, image_classes
+from mtlib.measure.monosemanticity import LATENTS
 from mtlib.measure.probes import fit_probe
 from mtlib.measure.scan import TOP_N, Scan, activity, scan, write_scan
 from mtlib.measure.similarity import seed_stability
@@ -56,7 +57,13 @@ def scan_all(
     """`scan` of every subject on the test rows, dead latents counted on train; zero-shot for coders of the final embedding."""
     rows, train = data.rows("test"), data.rows("train")
     labels, probes = targets(data.manifest, data.facts["labels"])[0], {}
-    settings = dict(classes=image_classes(data)[0], labels=data.labels(), tokens=data.tokens, top_n=top_n, seed=seed)
+    settings = dict(
+        classes=image_classes(data.manifest, data.tokens)[0],
+        labels=data.labels(),
+        tokens=data.tokens,
+        top_n=top_n,
+        seed=seed,
+    )
     out = []
     for s in subjects:
         target = target_of(data, s)
@@ -73,7 +80,7 @@ def scan_all(
 
 def write_scans(folder: Path, data: Data, subjects: list[Subject], scans: list[Scan], top_n: int = TOP_N) -> None:
     """`write_scan` of the first seed of each method into <folder>/<method>, with its activity on the validation images."""
-    names, found = image_classes(data)[1], dict(zip(map(id, subjects), scans, strict=True))
+    names, found = image_classes(data.manifest, data.tokens)[1], dict(zip(map(id, subjects), scans, strict=True))
     for s in first_seeds(subjects):
         val = activity(s.coder, data.x, data.rows("val"), tokens=data.tokens, top_n=top_n)
         write_scan(folder / s.method, found[id(s)], val, data.manifest, names)

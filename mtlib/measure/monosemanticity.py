@@ -8,7 +8,6 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from mtlib.embed.store import Data
 from mtlib.measure.codes import MIN_ACTIVE, cross, matrix
 
 TINY = 1e-12
@@ -106,20 +105,6 @@ def mono_score(x: np.ndarray, z: np.ndarray) -> np.ndarray:
     sums = MonoScore(z.shape[1], x.shape[1])
     sums.update(torch.as_tensor(np.asarray(x)), torch.as_tensor(np.asarray(z)))
     return sums.scores()
-
-
-def image_classes(data: Data) -> tuple[np.ndarray | None, list[str]]:
-    """What a latent's images can be pure in: (N,) the class of every row, -1 where it has no name, and the names in order.
-
-    A class is the folder below the label's folder (of rendered scenes their family), or what a table of the images says.
-    It is never the label itself: how many of a latent's images are implausible is its error ratio.
-    Returns: (None, []) for fewer than two classes, or where nearly every image has one of its own (words of an array).
-    """
-    name = data.manifest["class_name"].fillna("").to_numpy(str)
-    names = sorted(set(name) - {""})
-    if not 2 <= len(names) < len(name) / data.tokens / 2:
-        return None, []
-    return np.where(name == "", -1, np.searchsorted(names, name)), names
 
 
 class Purity:

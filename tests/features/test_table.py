@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mtlib.embed.manifest import image_classes
 from mtlib.embed.store import load_data
 from mtlib.features.choice import choose
 from mtlib.features.table import (
@@ -21,7 +22,6 @@ from mtlib.features.table import (
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import fire_together, interpreted
 from mtlib.measure.logit import causal_relevance
-from mtlib.measure.monosemanticity import image_classes
 from mtlib.measure.scan import activity, scan, write_scan
 from tests.features.standins import LinearCoder
 from tests.synthetic import write_embed_stage
@@ -51,7 +51,7 @@ def coder(data):
 
 def scanned(coder, data, folder):
     """What notebook 04 writes of a coder."""
-    classes, names = image_classes(data)
+    classes, names = image_classes(data.manifest, data.tokens)
     found = scan(coder, data.x, data.x, data.rows("test"), classes=classes, labels=data.labels())
     write_scan(folder, found, activity(coder, data.x, data.rows("val")), data.manifest, names)
     return folder

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.embed.manifest import image_classes
 from mtlib.embed.store import open_data, save_array
 from mtlib.features.table import feature_table, similar_features, truth_columns, write_features
 from mtlib.judge import keyless, verdicts
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.logit import causal_relevance
-from mtlib.measure.monosemanticity import image_classes
 from mtlib.measure.scan import activity, scan, write_scan
 from mtlib.run.stage import Stage
 from tests.synthetic import write_embed_stage
@@ -42,7 +42,7 @@ def write_small_run(run: Path, n: int = 400) -> Path:
 
     stage = Stage("05_features", str(run))
     data = open_data(stage)
-    classes, names = image_classes(data)
+    classes, names = image_classes(data.manifest, data.tokens)
     test = data.rows("test")
     found = scan(coder, data.x, data.y, test, classes=classes, labels=data.labels())
     scanned = run / "scan"

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from mtlib.embed import store
+from mtlib.embed.manifest import image_classes
 from mtlib.measure import codes, compare
-from mtlib.measure.monosemanticity import image_classes, quantiles
+from mtlib.measure.monosemanticity import quantiles
 from mtlib.measure.reconstruction import definitions
 from tests import synthetic
 from tests.finished_run import open_finished
@@ -60,11 +61,11 @@ def test_definitions_cover_each_method_once(run):
 
 def test_classes_are_the_names_and_never_the_label(run):
     data = run[0]
-    classes, names = image_classes(data)
+    classes, names = image_classes(data.manifest, data.tokens)
     assert names == sorted(synthetic.FAMILIES) and [names[c] for c in classes] == data.manifest["class_name"].tolist()
     for own in ([f"w{i}" for i in range(len(data.manifest))], "", "one"):
         words = data.manifest.assign(class_name=own)
-        assert image_classes(store.Data(**{**vars(data), "manifest": words})) == (None, [])
+        assert image_classes(words) == (None, [])
 
 
 def test_a_transcoder_without_y_is_refused(run):
