@@ -36,7 +36,8 @@ def build(run_dir: str | Path, report: str | Path) -> None:
     environment = text.markdown_templates()
     for page in PAGES:
         written = environment.get_template(f"{page}.j2").render(values)
-        write_text(Path(report) / page, re.sub(r"\n{3,}", "\n\n", written))
+        spaced = re.sub(r"\n+(?=#+ )", "\n\n", re.sub(r"\n{3,}", "\n\n", written))
+        write_text(Path(report) / page, spaced)
 
 
 def numbers(run: Reader) -> dict:
