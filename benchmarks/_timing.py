@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mtlib.learn.adamw import AdamW
+from mtlib.learn.optimiser import AdamW
 
 Step = Callable[[], None]
 

@@ -57,6 +57,7 @@ from sklearn.decomposition import PCA
 from mtlib import plots
 from mtlib.embed import sources, store
 from mtlib.embed.encoders import Encoder
+from mtlib.learn.classifier import learnable
 from mtlib.measure.probes import encoder_card
 from mtlib.run.stage import Stage
 from mtlib.scenes.dataset import twins
@@ -176,4 +177,4 @@ stage.table(card, "encoder", caption, headings)
 # Next: notebook 02 trains the small classifier whose hidden layer is taken apart in notebook 03.
 
 # %%
-stage.finish(provides=sources.provided(data), **facts)
+stage.finish(provides=sources.provided(data) + learnable(store.load_parts(stage.out, facts)), **facts)

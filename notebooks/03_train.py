@@ -22,7 +22,7 @@
 # *Takes* about 90 seconds on two cores for the demo. A method that needs `y` where there is none becomes a row with the
 # reason.
 
-# %% tags=["parameters"] check="mtlib.learn.plan:check_parameters"
+# %% tags=["parameters"] settings="mtlib.learn.config:MethodsConfig"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 methods = [  # preset: a published method or ours; any setting of it may follow; l0: features per image to aim at
@@ -47,88 +47,74 @@ fits_at_once = 1  # coders trained at a time, each in its own process; they shar
 processes = 1  # processes that train one coder together, each with a share of every batch: cores, or GPUs
 
 # %%
-from IPython.display import display
+import pandas as pd
 
 from mtlib import plots
 from mtlib.embed import store
-from mtlib.learn import figures
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.methods import at_their_last_step, epochs, train_methods
-from mtlib.run.artifacts import atomic
+from mtlib.learn.config import MethodsConfig
+from mtlib.learn.methods import at_their_last_step, coder_configs, epochs, save_coders, train_methods, training_curves
 from mtlib.run.stage import Stage
 
 plots.use_style()
-train = dict(steps=steps, batch=batch, lr=lr, val_every=val_every, precision=precision)
-common = dict(n_latents=n_latents, centre=centre, scale=scale, target_centre=target_centre, target_scale=target_scale)
-how = dict(fits_at_once=fits_at_once, processes=processes)
-stage = Stage("03_train", run_dir, stage_dir, params=dict(methods=methods, seeds=seeds, **train, **common, **how))
+stage = Stage("03_train", globals())
+config = stage.settings(MethodsConfig)
+data = store.open_data(stage)
+w_logit = None
 
 # %% [markdown]
-# ## The data
+# ## The coders
 #
-# Coders learn from the train images, labelled or not. The validation images choose the best step and freeze the
-# thresholds, so that the code of an image never depends on the images that are coded with it.
+# Every method is one family of formulas, and a preset is a choice within it:
+#
+#     z_pre = (x - b_pre) @ W_enc + b_enc                  z = selection(activation(z_pre))
+#     y_l   = z[:, :m_l] @ W_dec_l + b_dec_l               for each level l, which has the first m_l features
+#     loss  = sum_l w_l * mse(y_l, y) + penalty(z) + mono_weight * (1 - MonoScore) + aux_weight * AuxK
 
 # %%
-data = store.open_data(stage)
-n_train, n_val = len(data.rows("train")), len(data.rows("val"))
-width = f"y has {data.y.shape[1]} units" if data.y is not None else "there is no y, so transcoders are left out"
-print(f"{n_train} train and {n_val} validation images; x has {data.x.shape[1]} units; {width}.")
+coder = {name: coder.model_dump() for name, (coder, _) in coder_configs(data, config).items()}
+terms = ["target", "activation", "selection", "ks", "levels", "decoder", "penalty", "mono_weight", "aux_weight"]
+pd.DataFrame(coder).loc[terms].T
 
 # %% [markdown]
 # ## Training
 #
-# One loop for every method. An interrupted run goes on from its last checkpoint and ends with the same bytes.
+# Coders learn from the train images, labelled or not, in one loop for every method. The validation images choose the best
+# step and freeze the thresholds, so that the code of an image never depends on the images that are coded with it. An
+# interrupted run goes on from its last checkpoint and ends with the same bytes.
+
+# %% needs="head"
+w_logit = Classifier.load(stage.input("02_classify") / "classifier").w_logit.detach().numpy()
 
 # %%
-head = Classifier.load(stage.input("02_classify") / "classifier") if data.y is not None else None
-w_logit = head.w_logit.detach().numpy() if head else None
-coders, history = train_methods(data, methods, seeds, stage.out / "coders", train, common, w_logit, **how)
-with atomic(stage.out / "coders.csv") as tmp:
-    coders.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
+coders, history = train_methods(data, config, stage.out / "coders", w_logit)
+save_coders(stage.out, coders)
 
 # %%
-if len(history):
-    styles = plots.method_styles(coders["method"])  # a method looks the same in every figure of the run
-    fig, frame = figures.training_curves(history, styles)
-    plots.save(stage, fig, "curves", frame)
+fig, frame = training_curves(history, plots.method_styles(coders["method"]))
+stage.figure(fig, "curves", frame, "What coders leave unexplained, and how many latents fire, on validation images.")
 
 # %%
-if len(history):
-    by_epoch = epochs(history)
-    plots.table(stage, by_epoch, "epochs")
-    display(by_epoch.groupby(["method", "seed"], sort=False).tail(1).drop(columns="target").round(4))
+table = stage.table(epochs(history), "epochs", "Every epoch of every coder: training loss and validation measures.")
+table.groupby(["method", "seed"], sort=False).tail(1)
 
 # %%
-done = coders[coders["status"] == "ok"]
-for row in coders[coders["status"] != "ok"].itertuples():
-    print(f"{row.method} (seed {row.seed}) was skipped: {row.reason}.")
-for method, part in done.groupby("method", sort=False):
-    at = ", ".join(str(step) for step in part["best_step"])
-    print(f"{method}: best validation at step {at} of {history['step'].max()}.")
-if len(done):
-    n_growing = at_their_last_step(coders, history)
-    print(f"{n_growing} of {len(done)} coders were best at their last step: with more steps they would go on learning.")
+n_growing, n_ok = at_their_last_step(coders, history), int((coders["status"] == "ok").sum())
+stage.say("training", f"{n_growing} of {n_ok} trained coders were best at their last step, and would go on learning.")
 
 # %% [markdown]
+# A curve that still falls at its end belongs to a coder that was stopped early: more `steps` change its rank.
+#
 # ## What each method explains
 #
 # FVU is the share of the target's variance that is left unexplained: 0 is perfect, 1 is the mean. An FVU of `x` and one
-# of `y` measure different things, so they stand in two tables. L0 is measured, not set: compare methods only where it
-# is about the same.
+# of `y` measure different things; compare them only within a target. L0 is measured, not set: compare methods only where
+# it is about the same.
 
 # %%
-shown = ["method", "seed", "n_latents", "l0_val", "matched", "fvu_val", "dead", "best_step"]
-for target, part in done.groupby("target"):
-    print(f"target {target}")
-    display(part[shown].round(3).reset_index(drop=True))
-
-# %%
-for target, part in done.groupby("target"):
-    mean = part.groupby("method")[["fvu_val", "l0_val"]].mean()
-    best = mean["fvu_val"].idxmin()
-    print(f"Of target {target}, {best} leaves least: FVU {mean.fvu_val[best]:.3f} at L0 {mean.l0_val[best]:.0f}.")
-print(f"Dead latents: at most {done['dead'].max():.0%} of a coder." if len(done) else "No coder was trained.")
+headings = {"method": "method", "seed": "seed", "target": "learns", "n_latents": "latents", "l0_val": "L0 (val)"}
+headings |= {"fvu_val": "FVU (val)", "dead": "dead share", "best_step": "best step", "reason": "left out because"}
+stage.table(coders, "coders", "Coders by what they learn: x, the embedding, or y, the classifier's layer.", headings)
 
 # %% [markdown]
 # ## Answer
@@ -137,7 +123,8 @@ print(f"Dead latents: at most {done['dead'].max():.0%} of a coder." if len(done)
 # notebook 04 compares the methods on test images and, where the truth is known, asks which causes their features find.
 
 # %%
-n_ok, n_skipped = len(done), len(coders) - len(done)
-provides = ["coders"] * bool(n_ok) + ["autoencoders"] * bool((done["target"] == "x").any())
+done = coders[coders["status"] == "ok"]
+provides = ["coders"] * (n_ok > 0) + ["autoencoders"] * bool((done["target"] == "x").any())
 provides += ["seeds"] * bool(done.duplicated("method").any())
-stage.finish(provides=provides, methods=[m["name"] for m in methods], seeds=list(seeds), n_ok=n_ok, n_skipped=n_skipped)
+names = [method.name for method in config.methods]
+stage.finish(provides=provides, methods=names, seeds=seeds, n_ok=n_ok, n_skipped=len(coders) - n_ok)

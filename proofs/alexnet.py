@@ -23,8 +23,9 @@ from mtlib.embed.store import Data
 from mtlib.embed.vision import AlexNetTransformer
 from mtlib.features.figures import curves
 from mtlib.features.token_maps import spliced, token_figure, token_map, token_picture
+from mtlib.learn.config import VisionTraining
 from mtlib.learn.train import read_history
-from mtlib.learn.train_vision import VisionTraining, load_vision
+from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import Subject, first_seeds, open_subjects
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
@@ -36,11 +37,15 @@ RESULTS = ROOT / "proofs" / "results"
 
 def vision_rows(reader: Reader) -> list[str]:
     """What the vision model learned, as lines of Markdown."""
-    metrics, loss = reader.table("02_metrics"), reader.table("02_loss")
+    metrics, loss = reader.table("vision_model_metrics"), reader.table("vision_model_loss")
     whole, best = metrics.iloc[0], loss.loc[loss["val_loss"].idxmin()]
-    used = reader.params("02_classify")
+    used = reader.params("vision_model")
     sizes = f"{used['vision_blocks']} blocks, batches of {used['vision_batch']}, {used['vision_epochs']} epochs"
-    sizes += "" if used["vision_epochs"] == VisionTraining().epochs else f" (published: {VisionTraining().epochs})"
+    sizes += (
+        ""
+        if used["vision_epochs"] == VisionTraining().vision_epochs
+        else f" (published: {VisionTraining().vision_epochs})"
+    )
     chance = 1 / max(len(metrics) - 1, 2)
     return [
         f"**Vision model** ({sizes}, trained from random weights): test accuracy {whole['accuracy']:.1%} "
@@ -90,7 +95,7 @@ def main() -> int:
     run_dir, reader = f"runs/{name}", Reader.of_run(f"runs/{name}")
     plots.use_style()
     data, train = store.open_run(ROOT / run_dir), reader.folders["03_train"]
-    subjects, model = first_seeds(open_subjects(train)[0]), load_vision(reader.folders["02_classify"] / "vision")
+    subjects, model = first_seeds(open_subjects(train)[0]), load_vision(reader.folders["vision_model"] / "vision")
     frame = coder_rows(reader, data, subjects, model, 64 if args.smoke else 400)
     names = dict(zip(frame, ("coder", *(c.replace("_", " ") for c in frame.columns[1:])), strict=True))
     seconds = pd.read_csv(ROOT / run_dir / "timings.csv").set_index("stage")["seconds"]

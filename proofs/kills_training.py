@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.learn.checkpoint import NAME
+from mtlib.learn.config import TrainConfig
+from mtlib.learn.loop import NAME
 from mtlib.learn.train import fit
-from mtlib.learn.train_config import TrainConfig
 from mtlib.run.artifacts import sha256, versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ from PIL import Image
 from mtlib import plots
 from mtlib.features import figures as feature_figures
 from mtlib.judge import figures as judge_figures
-from mtlib.learn import figures as learn_figures
+from mtlib.learn import methods as trained
+from mtlib.learn import scores
 from mtlib.measure import compare
 from mtlib.run.stage import Stage
 from mtlib.truth import tables as truth
@@ -43,7 +44,7 @@ def lines(methods: list[str], **columns) -> pd.DataFrame:
 
 
 def training(methods, styles=None):
-    return learn_figures.training_curves(lines(methods, step=[50, 100, 150], split=["val"]), styles)[0]
+    return trained.training_curves(lines(methods, step=[50, 100, 150], split=["val"]), styles)[0]
 
 
 def progressive(methods, styles=None):
@@ -163,7 +164,7 @@ def test_cut_values_are_said_on_the_axis():
 
 
 def test_loss_has_whole_epochs_and_readable_names():
-    fig = learn_figures.loss(pd.DataFrame({"epoch": [1, 2, 3], "train_loss": 0.5, "val_loss": 0.6}))
+    fig = scores.loss(pd.DataFrame({"epoch": [1, 2, 3], "train_loss": 0.5, "val_loss": 0.6}))
     fig.canvas.draw()
     assert all(float(t.get_text().replace("−", "-")).is_integer() for t in fig.axes[0].get_xticklabels())
     assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["train", "validation"]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Annotated, Literal
 
-from mtlib.coders.checked import check
+from pydantic import BeforeValidator, Field, model_validator
 
-ACTIVATIONS = ("relu", "jumprelu_fixed", "jumprelu")
-SELECTIONS = ("none", "topk", "block_topk", "batch_topk", "nested_topk")
-SCALES = ("none", "rms", "std", "rows")
-PENALTIES = ("none", "l1_mean", "l1_sum", "l0_sigmoid", "l0_rectangle")
+from mtlib.coders import presets
+from mtlib.run.params import Settings
+
+_as_tuple = BeforeValidator(
+    lambda value: tuple(value) if isinstance(value, list) else value
+)  # as JSON and YAML have it
+Whole = Annotated[tuple[int, ...], _as_tuple]
+Numbers = Annotated[tuple[float, ...], _as_tuple]
 
 
-@dataclass(frozen=True)
-class SparseCoderConfig:
+class SparseCoderConfig(Settings):
     """One member of the family of sparse coders.
 
     z_pre = (x - b_pre) @ W_enc + b_enc;  z = selection(activation(z_pre));  y_l = z[:, :m_l] @ W_dec_l + b_dec_l
@@ -26,99 +29,83 @@ class SparseCoderConfig:
     Raises: ValueError naming the field, its value and its range.
     """
 
-    d_in: int
-    d_out: int
-    n_latents: int
-    target: str = "x"  # "x": an autoencoder; "y": a transcoder to the classifier's hidden layer
-    activation: str = "relu"  # relu | jumprelu_fixed | jumprelu (theta learned per latent)
-    gamma: float = 1.0  # jumprelu_fixed: place of the jump
+    d_in: int = Field(ge=1)
+    d_out: int = Field(ge=1)
+    n_latents: int = Field(ge=1)
+    target: Literal["x", "y"] = "x"  # x: an autoencoder; y: a transcoder to the classifier's hidden layer
+    activation: Literal["relu", "jumprelu_fixed", "jumprelu"] = "relu"  # jumprelu: theta learned per latent
+    gamma: float = Field(1.0, ge=0)  # jumprelu_fixed: place of the jump
     beta: float = 1.0  # jumprelu_fixed: height of the jump
-    theta_init: float = 1e-3  # jumprelu: first value of every threshold
-    bandwidth: float = 1e-3  # jumprelu: width of the gradient estimate around a threshold
-    selection: str = "topk"  # none | topk | block_topk | batch_topk | nested_topk
-    levels: tuple[int, ...] = ()  # m_l, growing, the last = n_latents; nested_topk: all = n_latents; () = one level
-    ks: tuple[int, ...] = ()  # one per level (block_topk, nested_topk), else one in all (batch_topk: either)
-    level_weights: tuple[float, ...] = ()  # w_l; () = equal, summing to 1
-    decoder: str = "own"  # own: one per level | shared: one, whose first m_l rows decode level l
+    theta_init: float = Field(1e-3, ge=0)  # jumprelu: first value of every threshold
+    bandwidth: float = Field(1e-3, gt=0)  # jumprelu: width of the gradient estimate around a threshold
+    selection: Literal["none", "topk", "block_topk", "batch_topk", "nested_topk"] = "topk"
+    levels: Whole = ()  # m_l, growing, the last = n_latents; nested_topk: all = n_latents; () = one level
+    ks: Whole = ()  # one per level (block_topk, nested_topk), else one in all (batch_topk: either)
+    level_weights: Numbers = ()  # w_l; () = equal, summing to 1
+    decoder: Literal["own", "shared"] = "own"  # own: one per level; shared: one, whose first m_l rows decode level l
     decoder_bias: bool = True
-    pre_bias: str = (
-        "none"  # b_pre beyond centring: none | own: learned | decoder: the decoder's bias, subtracted from x
-    )
+    pre_bias: Literal["none", "own", "decoder"] = "none"  # b_pre beyond centring; decoder: the decoder's bias
     tied: bool = False  # W_dec = W_enc transposed
     unit_norm_decoder: bool = False  # decoder rows (one per latent) have norm 1 after every step
-    penalty: str = "none"  # l1_mean: mean |z| | l1_sum: sum |z| per row | l0_sigmoid, l0_rectangle: surrogate L0
-    penalty_weight: float = 0.0
-    mono_weight: float = 0.0
-    aux_weight: float = 0.0
-    aux_k: int = 0  # dead latents that try to explain the error; 0 = half the input width
-    dead_after: int = 20_000  # rows without firing after which a latent counts as dead
-    centre: str = "none"  # none | mean: subtract the train mean of the input
-    scale: str = (
-        "none"  # none | rms: one number, mean square 1 | std: per unit | rows: each row by its own mean and spread
-    )
-    target_centre: str = "none"  # of y; a target x is treated as the input
-    target_scale: str = "none"  # none | rms | std | logit: each unit in proportion to its weight in the logit
+    penalty: Literal["none", "l1_mean", "l1_sum", "l0_sigmoid", "l0_rectangle"] = "none"  # of |z|, or a surrogate L0
+    penalty_weight: float = Field(0.0, ge=0)
+    mono_weight: float = Field(0.0, ge=0)
+    aux_weight: float = Field(0.0, ge=0)
+    aux_k: int = Field(0, ge=0)  # dead latents that try to explain the error; 0 = half the input width
+    dead_after: int = Field(20_000, ge=1)  # rows without firing after which a latent counts as dead
+    centre: Literal["none", "mean"] = "none"  # mean: subtract the train mean of the input
+    scale: Literal["none", "rms", "std", "rows"] = "none"  # rms: one number; std: per unit; rows: each row by itself
+    target_centre: Literal["none", "mean"] = "none"  # of y; a target x is treated as the input
+    target_scale: Literal["none", "rms", "std", "rows", "logit"] = "none"  # logit: units by their weight in the logit
 
-    def __post_init__(self):
-        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (a frozen dataclass)
-        for name in ("levels", "ks", "level_weights"):
-            set_(name, tuple(getattr(self, name)))
-        nested = self.selection == "nested_topk"
+    @model_validator(mode="after")
+    def _complete(self) -> SparseCoderConfig:
+        """Fill in what other fields decide, then check what several of them must agree on."""
+        given = dict(levels=self.levels, level_weights=self.level_weights)
         if not self.levels:
-            set_("levels", (self.n_latents,) * (max(len(self.ks), 1) if nested else 1))
+            given["levels"] = (self.n_latents,) * (max(len(self.ks), 1) if self.selection == "nested_topk" else 1)
         if not self.level_weights:
-            set_("level_weights", (1.0 / len(self.levels),) * len(self.levels))
+            given["level_weights"] = (1.0 / len(given["levels"]),) * len(given["levels"])
         if self.target == "x":
-            set_("target_centre", self.centre)
-            set_("target_scale", self.scale)
+            given |= dict(target_centre=self.centre, target_scale=self.scale)
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # frozen for everyone else
         self._check_choices()
         self._check_sizes()
+        return self
+
+    def _must(self, ok: bool, field: str, allowed: str) -> None:
+        if not ok:
+            raise ValueError(f"{field} = {getattr(self, field)!r}: must be {allowed}")
 
     def _check_choices(self) -> None:
-        for name, allowed in {
-            "target": ("x", "y"),
-            "activation": ACTIVATIONS,
-            "selection": SELECTIONS,
-            "decoder": ("own", "shared"),
-            "pre_bias": ("none", "own", "decoder"),
-            "penalty": PENALTIES,
-            "centre": ("none", "mean"),
-            "scale": SCALES,
-            "target_centre": ("none", "mean"),
-            "target_scale": SCALES if self.target == "x" else ("none", "rms", "std", "logit"),
-        }.items():
-            check(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
         learned = self.activation == "jumprelu"
-        check(self, "penalty", learned or not self.penalty.startswith("l0"), "l0_* only with activation = jumprelu")
-        check(self, "decoder", self.decoder == "shared" or self.selection != "nested_topk", "shared for nested_topk")
+        self._must(learned or not self.penalty.startswith("l0"), "penalty", "l0_* only with activation = jumprelu")
+        self._must(self.decoder == "shared" or self.selection != "nested_topk", "decoder", "shared for nested_topk")
         biased = self.target == "x" and self.decoder_bias and (len(self.levels) == 1 or self.decoder == "shared")
-        check(
-            self, "pre_bias", self.pre_bias != "decoder" or biased, "none or own unless one decoder with bias gives x"
-        )
+        allowed = "none or own unless one decoder with bias gives x"
+        self._must(self.pre_bias != "decoder" or biased, "pre_bias", allowed)
         one = len(set(self.levels)) == 1 and self.d_in == self.d_out
-        check(self, "tied", not self.tied or one, "false unless d_in = d_out and there is one decoder")
+        self._must(not self.tied or one, "tied", "false unless d_in = d_out and there is one decoder")
+        own = self.target == "y" and self.target_scale == "rows"
+        self._must(not own, "target_scale", "none, rms, std or logit when target = y")
 
     def _check_sizes(self) -> None:
-        for name in ("d_in", "d_out", "n_latents", "dead_after"):
-            check(self, name, getattr(self, name) >= 1, ">= 1")
-        for name in ("gamma", "theta_init", "penalty_weight", "mono_weight", "aux_weight", "aux_k"):
-            check(self, name, 0 <= getattr(self, name) < float("inf"), "finite and >= 0")
-        check(self, "bandwidth", 0 < self.bandwidth < float("inf"), "finite and > 0")
-        check(self, "d_out", self.target == "y" or self.d_out == self.d_in, f"d_in = {self.d_in} when target = x")
         S, L = self.n_latents, len(self.levels)
+        self._must(self.target == "y" or self.d_out == self.d_in, "d_out", f"d_in = {self.d_in} when target = x")
         if self.selection == "nested_topk":
-            check(self, "levels", all(m == S for m in self.levels), f"all n_latents = {S} for nested_topk")
-            growing = all(a < b for a, b in pairwise(self.ks))
-            check(self, "ks", growing, "growing for nested_topk")
+            self._must(all(m == S for m in self.levels), "levels", f"all n_latents = {S} for nested_topk")
+            self._must(all(a < b for a, b in pairwise(self.ks)), "ks", "growing for nested_topk")
         else:
             growing = all(a < b for a, b in pairwise((0, *self.levels)))
-            check(self, "levels", growing and self.levels[-1] == S, f"growing, ending in n_latents = {S}")
+            self._must(growing and self.levels[-1] == S, "levels", f"growing, ending in n_latents = {S}")
         counts = {"none": (0,), "topk": (1,), "batch_topk": (1, L)}.get(self.selection, (L,))
-        check(self, "ks", len(self.ks) in counts, f"{' or '.join(map(str, counts))} numbers for {self.selection}")
+        self._must(len(self.ks) in counts, "ks", f"{' or '.join(map(str, counts))} numbers for {self.selection}")
         for k, width in zip(self.ks, self.k_widths, strict=True):
-            check(self, "ks", 1 <= k <= width, f"between 1 and the {width} latents it selects from")
-        check(self, "level_weights", len(self.level_weights) == L, f"{L} numbers, one per level")
-        check(self, "level_weights", min(self.level_weights) >= 0 < sum(self.level_weights), ">= 0 and not all 0")
+            self._must(1 <= k <= width, "ks", f"between 1 and the {width} latents it selects from")
+        self._must(len(self.level_weights) == L, "level_weights", f"{L} numbers, one per level")
+        weighed = min(self.level_weights) >= 0 < sum(self.level_weights)
+        self._must(weighed, "level_weights", ">= 0 and not all 0")
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -146,22 +133,18 @@ class SparseCoderConfig:
 
         Without a selection (`none`) nothing changes here: training steers the penalty and calibrates a threshold.
         """
-        from mtlib.coders.presets import scale_ks, within
-
         if not self.ks:
             return self
-        ks = scale_ks(self.ks, 1.0, l0, self.selection == "nested_topk", self.n_latents)
+        ks = presets.scale_ks(self.ks, 1.0, l0, self.selection == "nested_topk", self.n_latents)
         if self.selection != "nested_topk":
-            return replace(self, ks=within(ks, self.k_widths))
+            return self.with_(ks=presets.within(ks, self.k_widths))
         weights = self.level_weights[-len(ks) :]
         weights = tuple(w / sum(weights) for w in weights)
-        return replace(self, ks=ks, levels=(self.n_latents,) * len(ks), level_weights=weights)
+        return self.with_(ks=ks, levels=(self.n_latents,) * len(ks), level_weights=weights)
 
     @staticmethod
     def preset(name: str, d_in: int, d_out: int, **overrides) -> SparseCoderConfig:
         """A published method, or ours, at any size; see `presets.coder_settings`. An autoencoder takes d_out = d_in."""
-        from mtlib.coders.presets import coder_settings
-
-        settings = coder_settings(name, **overrides)
+        settings = presets.coder_settings(name, **overrides)
         d_out = d_out if settings.get("target") == "y" else d_in
         return SparseCoderConfig(d_in=d_in, d_out=d_out, **settings)

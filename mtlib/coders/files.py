@@ -1,17 +1,21 @@
-"""Weights on disk for this folder's models: weights.safetensors beside config.json, checked when read; never pickle."""
+"""A model as two files, weights.safetensors and config.json, in a folder or in a Hugging Face hub repository.
+
+Both are checked when they are read; never pickle.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
 from mtlib.run.artifacts import atomic, write_json
+from mtlib.run.params import Settings
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
@@ -23,20 +27,19 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
 
 
 def save_model(folder: Path, model: nn.Module, config, **extra) -> None:
-    """Write weights.safetensors and config.json (the config's fields; `extra` values stand beside them)."""
+    """Write weights.safetensors and config.json (the settings' fields; `extra` values stand beside them)."""
     save_tensors(Path(folder) / WEIGHTS, model.state_dict())
-    write_json(Path(folder) / CONFIG, asdict(config) | extra)
+    write_json(Path(folder) / CONFIG, config.model_dump() | extra)
 
 
-def read_config(folder: Path, config_class):
-    """The config dataclass saved in `folder`; JSON lists become tuples, values beside the fields are ignored."""
+def read_config(folder: Path, config_class: type[Settings]) -> Settings:
+    """The settings saved in `folder`; values beside the fields are ignored."""
     path = Path(folder) / CONFIG
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: not valid JSON ({e})") from e
-    known = {f.name for f in fields(config_class)}
-    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known})
+    return config_class(**{k: v for k, v in saved.items() if k in config_class.model_fields})
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -75,3 +78,46 @@ def local_folder(folder_or_repo: str | Path, revision: str | None = None, **hub)
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=[WEIGHTS, CONFIG], **hub))
+
+
+class HubModel(ModelHubMixin):
+    """save_pretrained, from_pretrained and push_to_hub for a module made from `config`, settings of `config_class`.
+
+    The hub library's mixin gives `push_to_hub(repo_id, ...)`; what is written and read, and its checks, are ours.
+    """
+
+    config_class: type[Settings]
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        config=None,  # given by the mixin's push_to_hub: the settings, which are written anyway
+        model_card_kwargs: dict | None = None,
+        **extra,
+    ) -> None:
+        """Write weights.safetensors and config.json: the settings, with `extra` JSON values beside them.
+
+        Args: push_to_hub: also push them to `repo_id` ("owner/name"; default: the folder's name).
+        """
+        self.recorded = getattr(self, "recorded", {}) | extra
+        save_model(Path(folder), self, self.config, **self.recorded)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(folder).name)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, revision: str | None = None, **hub):
+        """A model in eval mode from a folder, or from a hub repository "owner/name" with the same two files.
+
+        Args: revision: branch, tag or commit. hub: token, cache_dir, local_files_only or force_download.
+        Raises: FileNotFoundError, or ValueError when the weights do not fit the settings or are not finite.
+        """
+        folder = local_folder(folder_or_repo, revision, **hub)
+        config = read_config(folder, cls.config_class)
+        model = cls(config)
+        load_weights(folder, model)
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        model.recorded = {k: v for k, v in saved.items() if k not in cls.config_class.model_fields}
+        return model.eval()

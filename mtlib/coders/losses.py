@@ -1,13 +1,45 @@
-"""Terms of the training loss, each a plain function of tensors and a mean over the rows of the batch."""
+"""Terms of the training loss: each a plain function of tensors and a mean over the rows of the batch, and their sum.
+
+loss = sum_l w_l * reconstruction(y_l, y) + penalty + mono_weight * (1 - MonoScore) + aux_weight * AuxK
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtlib.coders import sparsity
+
+
+class Batch:
+    """The rows of one training step, here all in one process; learn/parallel.py shares them among several.
+
+    Whatever compares rows of a batch asks it, so that a loss has one definition.
+    """
+
+    size = 1  # processes
+
+    def rows(self, own: int) -> int:
+        """Rows of the whole batch, of which this process has `own`."""
+        return own
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum of a value over processes, without gradient."""
+        return value
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all processes in order, with gradient."""
+        return rows
+
+    def batch_topk(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """This process' rows of `sparsity.batch_topk` over the whole batch."""
+        return sparsity.batch_topk(z, k)
+
+
+WHOLE = Batch()
 
 
 def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -88,18 +120,72 @@ def aux_codes(z_pre: Tensor, dead: Tensor, k: int) -> Tensor:
     return sparsity.topk(z_pre.relu() * dead.to(z_pre.dtype), k)
 
 
-def aux(error: Tensor, error_hat: Tensor, dead: Tensor) -> Tensor:
+def aux(error: Tensor, error_hat: Tensor, dead: Tensor, batch: Batch = WHOLE) -> Tensor:
     """AuxK: how badly the dead latents explain what the live ones left over; exactly 0 when nothing is dead.
 
     |error - error_hat|^2 / |error - mean(error)|^2
 
     Args:
         error: (B, O) target minus reconstruction (no gradient flows into it). error_hat: (B, O) decoded `aux_codes`.
-        dead:  (S,) bool.
-    Returns: ().
+        dead:  (S,) bool. batch: whose rows these are.
+    Returns: (); of a shared batch this process' part of it.
     Source: Gao et al. 2024, arXiv 2406.04093, appendix A.2.
     """
-    error = error.detach()
-    scale = (error - error.mean(0)).square().mean().clamp_min(1e-12)
-    value = (error - error_hat).square().mean() / scale
+    error, rows = error.detach(), batch.rows(len(error))
+    mean = batch.sum(error.sum(0)) / rows
+    scale = batch.sum((error - mean).square().sum()) / (rows * error.shape[1])
+    value = (error - error_hat).square().sum() / (rows * error.shape[1]) / scale.clamp_min(1e-12)
     return torch.where(dead.any(), value, torch.zeros_like(value)).nan_to_num(0.0)
+
+
+class Terms(NamedTuple):
+    """What the loss of a batch needs beside its buffers."""
+
+    parts: dict[str, Tensor]  # (), with gradient: reconstruction, penalty, mono, aux
+    error: Tensor  # (B, O) y minus the last level's reconstruction
+    fired: Tensor  # (S,) bool
+    n_fired: Tensor  # ()
+
+
+def terms(coder, x: Tensor, y: Tensor, penalty_scale: Tensor | float, z_pre=None, z=None, y_hats=None) -> Terms:
+    """The readable definition of a SparseCoder's loss, which the fast path must equal.
+
+    Args: x (B, D); y (B, O) in the coder's units; z_pre (B, S), z (B, S) and y_hats (L of (B, O)) where they are known.
+    """
+    c, batch = coder.config, coder.batch
+    share = len(y) / batch.rows(len(y))
+    if z is None:
+        z_pre = coder._pre(x) if z_pre is None else z_pre
+        z = coder._select(coder._activate(z_pre), batchwise=True)
+    y_hats = coder._decode_levels(z) if y_hats is None else y_hats
+    error = y - y_hats[-1]
+    parts = {"reconstruction": share * reconstruction(y, y_hats, c.level_weights)}
+    if c.penalty != "none":
+        parts["penalty"] = share * penalty_scale * c.penalty_weight * _penalty(coder, z_pre, z)
+    if c.mono_weight:  # of the whole batch; its gradient is that of this process' rows
+        mono = mono_loss(coder._compared(batch.gather(x)), batch.gather(z))
+        mono = mono_weight(coder, penalty_scale) * mono
+        parts["mono"] = mono - mono.detach() * (1 - 1 / batch.size)
+    if c.aux_weight:
+        parts["aux"] = c.aux_weight * _aux(coder, z_pre, error)
+    count = (z.detach() != 0).to(z.dtype).sum(0)  # numbers add up several times as fast as bools
+    return Terms(parts, error, count > 0, count.long().sum())
+
+
+def mono_weight(coder, penalty_scale: Tensor | float) -> Tensor | float:
+    """With a selection, the L0 is steered by MonoLoss; without one, by the penalty."""
+    return coder.config.mono_weight * (1.0 if coder.config.selection == "none" else penalty_scale)
+
+
+def _penalty(coder, z_pre: Tensor, z: Tensor) -> Tensor:
+    c = coder.config
+    of = {"l1_mean": l1_mean, "l1_sum": l1_sum, "l0_sigmoid": l0_sigmoid, "l0_rectangle": l0_rectangle}[c.penalty]
+    return of(z) if c.penalty.startswith("l1") else of(z_pre, coder.theta, c.bandwidth)
+
+
+def _aux(coder, z_pre: Tensor, error: Tensor) -> Tensor:
+    dead = coder.dead
+    if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
+        return error.new_zeros(())
+    codes = aux_codes(z_pre, dead, coder.aux_k)
+    return aux(error, coder._product(codes, coder._decoder(-1)), dead, coder.batch)

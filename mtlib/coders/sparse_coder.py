@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from mtlib.coders import losses, sparsity
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.coders.fast.terms import Terms, fast_terms
-from mtlib.coders.hub import HubModel
-from mtlib.coders.rows import own_moments, scaled
+from mtlib.coders.fast.terms import fast_terms
+from mtlib.coders.files import HubModel
+from mtlib.coders.scaling import own_moments, scaled
 
 __all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
 
@@ -78,6 +78,9 @@ class SparseCoder(nn.Module, HubModel):
         }.items():
             self.register_buffer(name, value)
         self.compute_dtype: torch.dtype | None = None  # of the products with enc and dec; None = that of the weights
+        self.batch = (
+            losses.WHOLE
+        )  # the rows of a training step: all here, or shared among processes (learn/parallel.py)
 
     # ---- the coder in the units of x and y -------------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class SparseCoder(nn.Module, HubModel):
         """Batch-wise selection of every block; the frozen threshold follows the smallest value kept (training only)."""
         parts, kept = [], []
         for k, (a, b) in zip(self.config.ks, self.config.blocks, strict=True):
-            part, smallest = sparsity.batch_topk(z[:, a:b], k)
+            part, smallest = self.batch.batch_topk(z[:, a:b], k)
             parts.append(part)
             kept.append(smallest)
         self._follow(kept)
@@ -265,57 +268,21 @@ class SparseCoder(nn.Module, HubModel):
 
         Args: x (B, D), y (B, O) in their own units; penalty_scale multiplies what lowers the L0 (L0 steering):
                 penalty_weight without a selection, mono_weight with one.
-        Returns: () loss; detached parts: reconstruction, penalty, mono, aux, l0, error (squared, summed, last level).
+        Returns: () loss; detached parts: loss, reconstruction, penalty, mono, aux, l0, error (squared, summed, last level).
+            Of a batch that processes share: this one's part of the loss, whose gradients add up; parts of the whole.
         """
-        c = self.config
+        c, rows = self.config, self.batch.rows(len(x))
         if y.shape != (len(x), c.d_out):
             raise ValueError(f"loss: target has shape {tuple(y.shape)}, expected ({len(x)}, {c.d_out})")
         y = self._targets(y)
         terms = fast_terms(self, x, y, penalty_scale) if self.fast == "auto" else None
-        parts, error, fired, n_fired = terms or self._plain_terms(x, y, penalty_scale)
+        parts, error, fired, n_fired = terms or losses.terms(self, x, y, penalty_scale)
         total = torch.stack(tuple(parts.values())).sum()
         if self.training:
-            since = self.rows_since_fired + len(x)
-            self.rows_since_fired.copy_(since.masked_fill_(fired, 0))
-        parts |= {"l0": n_fired / len(x), "error": error.square().sum()}
-        return total, {name: value.detach() for name, value in parts.items()}
-
-    def _mono_weight(self, penalty_scale: Tensor | float) -> Tensor | float:
-        return self.config.mono_weight * (1.0 if self.config.selection == "none" else penalty_scale)
-
-    def _plain_terms(self, x: Tensor, y: Tensor, penalty_scale, z_pre=None, z=None, y_hats=None) -> Terms:
-        """The readable definition, which the fast path must equal; y in the coder's units.
-
-        z_pre (B, S), z (B, S) and y_hats (L of (B, O)) are given when they are known.
-        """
-        c = self.config
-        if z is None:
-            z_pre = self._pre(x) if z_pre is None else z_pre
-            z = self._select(self._activate(z_pre), batchwise=True)
-        y_hats = self._decode_levels(z) if y_hats is None else y_hats
-        error = y - y_hats[-1]
-        parts = {"reconstruction": losses.reconstruction(y, y_hats, c.level_weights)}
-        if c.penalty != "none":
-            parts["penalty"] = penalty_scale * c.penalty_weight * self._penalty(z_pre, z)
-        if c.mono_weight:
-            parts["mono"] = self._mono_weight(penalty_scale) * losses.mono_loss(self._compared(x), z)
-        if c.aux_weight:
-            parts["aux"] = c.aux_weight * self._aux(z_pre, error)
-        count = (z.detach() != 0).to(z.dtype).sum(0)  # numbers add up several times as fast as bools
-        return Terms(parts, error, count > 0, count.long().sum())
-
-    def _penalty(self, z_pre: Tensor, z: Tensor) -> Tensor:
-        c = self.config
-        if c.penalty.startswith("l1"):
-            return getattr(losses, c.penalty)(z)
-        return getattr(losses, c.penalty)(z_pre, self.theta, c.bandwidth)
-
-    def _aux(self, z_pre: Tensor, error: Tensor) -> Tensor:
-        dead = self.dead
-        if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
-            return error.new_zeros(())
-        codes = losses.aux_codes(z_pre, dead, self.aux_k)
-        return losses.aux(error, self._product(codes, self._decoder(-1)), dead)
+            since = self.rows_since_fired + rows
+            self.rows_since_fired.copy_(since.masked_fill_(self.batch.sum(fired), 0))
+        parts |= {"loss": total, "l0": n_fired / rows, "error": error.square().sum()}
+        return total, {name: self.batch.sum(value.detach()) for name, value in parts.items()}
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -4,7 +4,7 @@ embeddings/x.npy             (N, D) float32, row i belongs to the file whose man
                              (N * T, D): rows i * T .. i * T + T - 1 belong to it
 embeddings/embedding.npy     only with a layer: (N, d_out) float32, the final embedding, in the space of the vocabulary
 embeddings/manifest.parquet  one line per file found; `row` is null unless the file is ok, non-null rows are 0 .. N-1
-02_classify's x.npy          only with a vision model trained there: its tokens, (N * T, D), which then are x
+vision_model's x.npy         where a vision model was trained on the images: its tokens, (N * T, D), which then are x
 embeddings/vocabulary.npy    (V, D) float32 text embeddings; vocabulary.csv: phrase, kind, family, cause
 truth.parquet                only for rendered scenes: what is really wrong in each image
 """
@@ -21,10 +21,12 @@ from PIL import Image, ImageOps
 
 from mtlib.embed.images import load_image
 from mtlib.embed.manifest import unescape
-from mtlib.run.artifacts import ArtifactError, atomic, current, digest, read_meta, verify
+from mtlib.run import artifacts
+from mtlib.run.artifacts import ArtifactError, atomic, digest, read_meta
 from mtlib.run.stage import Stage
 
 SPLITS = ("train", "val", "test", "unlabelled")
+ADDED = ("vision_model", "02_classify")  # stages whose artifacts add to the rows of 01
 
 
 def open_array(path: Path, ndim: int | None = None) -> np.memmap:
@@ -195,45 +197,43 @@ class Data:
 
 
 def open_data(stage: Stage) -> Data:
-    """The joined view for a stage: 01's artifact, and 02's when the stage comes after 02 and one exists.
+    """The joined view for a stage: 01's artifact, and what stages before it ADDED to the rows.
 
-    Raises: ArtifactError when an artifact is missing or damaged, or when 02 was made from other embeddings.
+    Raises: ArtifactError when an artifact is missing or damaged, or was made from other embeddings.
     """
-    classify = None
-    if stage.number > "02" and "02_classify" in current(stage.run_dir):
-        classify = stage.input("02_classify")
-    return load_data(stage.input("01_embed"), classify)
+    added = [name for name in ADDED if stage.name not in ADDED and stage.has(name)]
+    return load_data(stage.input("01_embed"), *(stage.input(name) for name in added))
 
 
 def open_run(run_dir: Path) -> Data:
     """The joined view of a finished run for readers outside the pipeline (viewer, labeler), verified."""
-    names = current(run_dir)
-    if "01_embed" not in names:
-        raise ArtifactError(f"{run_dir}: no artifact of 01_embed; run notebook 01_embed first")
-    folders = {stage: Path(run_dir) / names[stage] for stage in ("01_embed", "02_classify") if stage in names}
-    for folder in folders.values():
-        verify(folder)
-    return load_data(folders["01_embed"], folders.get("02_classify"))
+    folders = artifacts.open_run(run_dir, ["01_embed"])
+    return load_data(folders["01_embed"], *map(folders.get, ADDED))
 
 
-def load_data(embed: Path, classify: Path | None = None) -> Data:
-    """Join the artifacts of 01_embed and 02_classify (folders already verified)."""
+def load_data(embed: Path, *added: Path | None) -> Data:
+    """Join the artifact of 01_embed and those of the stages that ADDED to it (folders already verified)."""
     data = load_parts(embed, read_meta(embed)["facts"])
-    if classify is None:
+    for folder in filter(None, added):
+        meta = read_meta(folder)
+        if meta["inputs"].get("01_embed") not in (None, digest(embed)):
+            raise ArtifactError(f"{folder}: made from other embeddings than {embed}; run {meta['stage']} again")
+        data = _with(data, folder, meta["facts"])
+    return data
+
+
+def _with(data: Data, folder: Path, facts: dict) -> Data:
+    """The same data with what a stage made for every row: labels (of a null run), tokens as x, y and logits."""
+    if (folder / "labels.npy").is_file():  # the labels that everything was trained with
+        data = with_labels(data, open_array(folder / "labels.npy", 1))
+    if (folder / "x.npy").is_file():
+        data = with_tokens(data, open_array(folder / "x.npy", 2), facts["x"])
+    if not (folder / "y.npy").is_file():
         return data
-    meta = read_meta(classify)
-    if meta["inputs"].get("01_embed") not in (None, digest(embed)):
-        raise ArtifactError(f"{classify}: made from other embeddings than {embed}; run 02_classify again")
-    if (classify / "labels.npy").is_file():  # a null run: the labels that everything was trained with
-        data = with_labels(data, open_array(classify / "labels.npy", 1))
-    if meta["facts"].get("vision"):
-        return with_tokens(data, open_array(classify / "x.npy", 2), meta["facts"]["x"])
-    if meta["facts"].get("status") != "ok":
-        return data
-    y, logits = open_array(classify / "y.npy", 2), open_array(classify / "logits.npy")
+    y, logits = open_array(folder / "y.npy", 2), open_array(folder / "logits.npy")
     for name, value in (("y.npy", y), ("logits.npy", logits)):
         if len(value) != len(data.x):
-            raise ArtifactError(f"{classify / name}: {len(value)} rows, the embeddings have {len(data.x)}")
+            raise ArtifactError(f"{folder / name}: {len(value)} rows, the embeddings have {len(data.x)}")
     return replace(data, y=y, logits=logits)
 
 

@@ -3,64 +3,56 @@
     pixels -> AlexNet features (96, 256, 384, 384, 256 channels, grouped, BatchNorm) -> a 6 x 6 grid: 36 tokens of 256
            -> 16 transformer blocks of 16 heads, dropout 0.5 -> flatten -> classes
 
-The training loop is learn/train_vision.py; here are the model, the pixels that it is given and the tokens that it gives.
+The training loop is learn/vision.py; here are the model, the pixels that it is given and the tokens that it gives.
 A trained one is an encoder, too: `encoder = "alexnet:<folder>"`, with a block number as `layer`, and `tokens = "patches"`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.embed.layers import Layer
 from mtlib.embed.store import Data, open_array
 from mtlib.run.artifacts import ArtifactError, atomic
+from mtlib.run.params import Settings
 
 CHANNELS = (96, 256, 384, 384, 256)  # AlexNet's
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as usual
-MODELS = ("alexnet",)  # vision models that notebook 02 can train
 
 
-@dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Settings):
     """Sizes of the model; the defaults are the published ones. Raises ValueError naming the field, its value and its range."""
 
-    n_classes: int
-    name: str = "alexnet"
-    blocks: int = 16
-    heads: int = 16
-    dropout: float = 0.5  # on attention weights, on what each block adds to the stream, and inside its two layers
-    layer: int = 6  # the block after which the residual stream is read; 0 is the first
-    side: int = 224  # pixels; 224 gives the 6 x 6 grid
+    n_classes: int = Field(ge=2)
+    name: Literal["alexnet"] = "alexnet"
+    blocks: int = Field(16, ge=1)
+    heads: int = Field(16, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)  # on attention weights, on what each block adds, and inside its two layers
+    layer: int = Field(6, ge=0)  # the block after which the residual stream is read; 0 is the first
+    side: int = Field(224, ge=63)  # pixels; 224 gives the 6 x 6 grid
 
-    def __post_init__(self):
-        wide = CHANNELS[-1] % max(self.heads, 1) == 0
-        for name, good, allowed in (
-            ("name", self.name in MODELS, f"one of {', '.join(MODELS)}"),
-            ("n_classes", self.n_classes >= 2, ">= 2"),
-            ("blocks", self.blocks >= 1, ">= 1"),
-            ("heads", self.heads >= 1 and wide, f"a divisor of {CHANNELS[-1]}"),
-            ("dropout", 0 <= self.dropout < 1, "between 0 and 1 (not 1)"),
-            (
-                "layer",
-                0 <= self.layer < self.blocks,
-                f"between 0 and {self.blocks - 1}, since there are {self.blocks} blocks",
-            ),
-            ("side", self.side >= 63, ">= 63"),
-        ):
-            if not good:
-                raise ValueError(f"vision: {name} = {getattr(self, name)!r} must be {allowed}")
+    @model_validator(mode="after")
+    def _check(self) -> VisionConfig:
+        if CHANNELS[-1] % self.heads:
+            raise ValueError(f"heads = {self.heads}: must be a divisor of {CHANNELS[-1]}")
+        if self.layer >= self.blocks:
+            raise ValueError(f"layer = {self.layer}: must be below blocks = {self.blocks}; 0 is the first")
+        return self
 
     @property
     def grid(self) -> int:
@@ -180,14 +172,19 @@ class AlexNetTransformer(nn.Module):
 def load_alexnet(folder: Path) -> AlexNetTransformer:
     """A trained model from the weights.safetensors and config.json of a folder. Raises: ValueError where these do not fit."""
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = AlexNetTransformer(VisionConfig(**{f.name: saved[f.name] for f in fields(VisionConfig) if f.name in saved}))
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    model = AlexNetTransformer(VisionConfig(**{k: v for k, v in saved.items() if k in VisionConfig.model_fields}))
+    try:
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (RuntimeError, SafetensorError) as e:
+        raise ValueError(f"{folder}: the weights do not fit config.json ({str(e).splitlines()[0]})") from e
     return model
 
 
-def read_pixels(
-    data: Data, path: Path, side: int, workers: int = 2, progress: Callable[[int], object] = lambda n: None
-):
+def _bar(n: int, text: str) -> tqdm:
+    return tqdm(total=n, desc=text, unit="images", file=sys.stdout, mininterval=5.0)
+
+
+def read_pixels(data: Data, path: Path, side: int, workers: int = 2) -> np.ndarray:
     """Every image scaled and cropped to a square, into one memory-mapped file, by the loader that all stages share.
 
     Args:
@@ -195,7 +192,6 @@ def read_pixels(
         path:     the .npy file to write; one of the right shape that is already there is kept.
         side:     pixels.
         workers:  decoding threads.
-        progress: called with the number of images of each finished batch.
     Returns: (N, 3, side, side) uint8, read-only.
     Raises: ArtifactError when there are no files, or one is not the one that was embedded.
     """
@@ -203,7 +199,7 @@ def read_pixels(
         raise ArtifactError("a vision model needs images with one row each; give images, without a layer")
     hashes, shape = data.manifest["sha256"].to_numpy(str), (len(data.manifest), 3, side, side)
     if not path.is_file() or open_array(path).shape != shape:
-        with atomic(path) as tmp, ThreadPoolExecutor(workers) as pool:
+        with atomic(path) as tmp, ThreadPoolExecutor(workers) as pool, _bar(shape[0], "pixels") as bar:
             out = np.lib.format.open_memmap(tmp, "w+", np.uint8, shape)
             for start in range(0, shape[0], 256):
                 rows = range(start, min(start + 256, shape[0]))
@@ -211,7 +207,7 @@ def read_pixels(
                     rows, pool.map(lambda r: _load(data.images(r), hashes[r], side), rows), strict=True
                 ):
                     out[row] = image
-                progress(len(rows))
+                bar.update(len(rows))
             out.flush()
             del out
     return open_array(path, 4)
@@ -239,28 +235,22 @@ def vision_tokens(model: AlexNetTransformer, images: list[Image.Image]) -> np.nd
 
 
 @torch.inference_mode()
-def write_tokens(
-    model: AlexNetTransformer,
-    pixels: np.ndarray,
-    path: Path,
-    batch: int = 64,
-    progress: Callable[[int], object] = lambda n: None,
-) -> tuple[np.ndarray, dict]:
+def write_tokens(model: AlexNetTransformer, pixels: np.ndarray, path: Path, batch: int = 64) -> tuple[np.ndarray, dict]:
     """The residual stream of every image, row by row into a .npy file: image i has rows i * T .. i * T + T - 1.
 
     Args: model in eval mode; pixels (N, 3, side, side) uint8; path of x.npy, (N * T, 256) float32; batch: images at a
-        time; progress: called with the images done.
+        time.
     Returns: logits (N, n_classes) float32; the facts of these rows: d_in, n_rows, layer, tokens, tokens_per_image,
         token_grid, first_patch.
     """
     layer, device = model.eval().layer(), model.positions.device
     shape = (len(pixels) * layer.n_tokens, layer.width)
     logits = []
-    with atomic(path) as tmp, open(tmp, "wb") as f:
+    with atomic(path) as tmp, open(tmp, "wb") as f, _bar(len(pixels), "tokens") as bar:
         np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for start in range(0, len(pixels), batch):
             with layer.recorded() as seen:
                 logits.append(model(torch.from_numpy(np.array(pixels[start : start + batch])).to(device)).cpu())
             f.write(seen[0].flatten(0, 1).float().cpu().contiguous().numpy().data)
-            progress(len(logits[-1]))
+            bar.update(len(logits[-1]))
     return torch.cat(logits).numpy(), {"d_in": shape[1], "n_rows": shape[0]} | layer.facts

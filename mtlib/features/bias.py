@@ -14,8 +14,7 @@ from scipy.stats import binomtest
 
 from mtlib.embed.manifest import attributes as columns_of
 from mtlib.embed.store import Data
-from mtlib.learn.classifier import Classifier
-from mtlib.learn.classifier_scores import targets
+from mtlib.learn.classifier import Classifier, targets
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.logit import steer
 from mtlib.truth.attributes import nuisances

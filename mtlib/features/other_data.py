@@ -15,7 +15,7 @@ import pandas as pd
 from mtlib.embed import arrays
 from mtlib.embed.manifest import InputError, image_classes
 from mtlib.embed.store import Data, load_parts
-from mtlib.learn.classifier_scores import targets
+from mtlib.learn.classifier import targets
 from mtlib.measure.codes import Subject
 from mtlib.measure.probes import fit_probe
 from mtlib.measure.reconstruction import target_mean

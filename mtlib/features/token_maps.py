@@ -14,8 +14,8 @@ from PIL import Image
 from mtlib.embed.images import load_image
 from mtlib.embed.store import Data
 from mtlib.embed.vision import AlexNetTransformer, square
-from mtlib.learn.classifier_scores import targets
-from mtlib.learn.train_vision import load_vision
+from mtlib.learn.classifier import targets
+from mtlib.learn.vision import load_vision
 from mtlib.measure.zero_shot import accuracy_spliced
 from mtlib.plots import PALETTE, image_grid
 from mtlib.run.stage import Stage
@@ -75,9 +75,8 @@ def token_map(coder, data: Data, image: int, place: tuple[int, int] | None = Non
 
 
 def vision_model(stage: Stage) -> AlexNetTransformer | None:
-    """The vision model that 02 trained; None where x are tokens of a layer of the encoder."""
-    folder = stage.input("02_classify") / "vision" if stage.has("02_classify") else None
-    return load_vision(folder) if folder is not None and folder.is_dir() else None
+    """The vision model that was trained on the images; None where x are tokens of a layer of the encoder."""
+    return load_vision(stage.input("vision_model") / "vision") if stage.has("vision_model") else None
 
 
 def spliced(model: AlexNetTransformer, coder, data: Data, n: int) -> pd.DataFrame:
@@ -95,7 +94,7 @@ def spliced(model: AlexNetTransformer, coder, data: Data, n: int) -> pd.DataFram
 def token_picture(data: Data, image: int, model: AlexNetTransformer | None = None) -> Image.Image:
     """An image as the vision model sees it, square; white where no image is to be shown (`pictures: false` in 01).
 
-    Args: model: that 02 trained; None where x are tokens of a layer of the encoder.
+    Args: model: whose tokens are x; None where x are tokens of a layer of the encoder.
     """
     side = model.config.side if model else SIDE
     if not data.pictures:

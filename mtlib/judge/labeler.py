@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mtlib.coders.rows import step_gain
+from mtlib.coders.scaling import step_gain
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import load_image, to_rgb
-from mtlib.embed.vision import AlexNetTransformer, vision_tokens
+from mtlib.embed.vision import vision_tokens
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.train_vision import load_vision
+from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import interpreted
 from mtlib.run.artifacts import open_run, read_meta
 
@@ -44,8 +44,9 @@ class Labeler:
         folders = open_run(run_dir, STAGES)
         self.run_dir, self.threshold = Path(run_dir), threshold
         self.facts = read_meta(folders["01_embed"])["facts"]
-        self.eyes = _eyes(folders.get("02_classify"))
-        self.facts |= read_meta(folders["02_classify"])["facts"]["x"] if self.eyes else {}
+        vision = folders.get("vision_model")  # whose tokens are x
+        self.eyes = load_vision(vision / "vision") if vision else None
+        self.facts |= read_meta(vision)["facts"]["x"] if vision else {}
         self.method, self.coder = _coder(folders["03_train"], method)
         self.classifier, self.classes = _classifier(folders.get("02_classify"))
         self.features = pd.read_parquet(folders["05_features"] / "features" / self.method / "features.parquet")
@@ -170,13 +171,7 @@ def _coder(train: Path, method: str) -> tuple[str, SparseCoder]:
     return str(line.iloc[0]["method"]), SparseCoder.from_pretrained(train / line.iloc[0]["folder"])
 
 
-def _eyes(classify: Path | None) -> AlexNetTransformer | None:
-    """The vision model that 02 trained, whose tokens are x."""
-    trained = classify is not None and read_meta(classify)["facts"].get("vision")
-    return load_vision(classify / "vision") if trained else None
-
-
 def _classifier(classify: Path | None) -> tuple[Classifier | None, list[str]]:
-    if classify is None or read_meta(classify)["facts"].get("status") != "ok":
+    if classify is None:
         return None, []
     return Classifier.load(classify / "classifier"), list(read_meta(classify)["facts"].get("class_names", []))

@@ -8,7 +8,6 @@ The papers' h_2 is x, h_1 is y, h_0 = sigmoid(logit). Transcoders learn y; the l
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,38 +17,76 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlib.coders import files
-from mtlib.coders.checked import check
-from mtlib.learn.adamw import AdamW
+from mtlib.embed.store import Data, with_labels
 from mtlib.learn.batches import Rows, Sampler, moments
-from mtlib.learn.train_config import TrainConfig, lr_at
+from mtlib.learn.config import ClassifierConfig, TrainConfig
+from mtlib.learn.optimiser import AdamW
+from mtlib.run.params import Settings
+
+FEW = 2000  # labelled images below which five folds are made as well
 
 
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Sizes and training settings of the head. Raises ValueError naming the field, its value and its range.
+def targets(manifest: pd.DataFrame, kind: str) -> tuple[np.ndarray, list[str]]:
+    """What the head learns for every row of the manifest.
 
-    Published (Matryoshka Transcoders): d_hidden 256, lr 1e-4, 20 epochs, batch 16, no standardisation.
+    Args: manifest with columns label, class_name; kind: "plausibility" | "classes" | "none" (a fact of 01_embed).
+    Returns: labels (N,) int64, -1 where unknown; the names of 0 .. C-1 (empty for "none").
     """
-
-    d_hidden: int = 256
-    epochs: int = 20
-    lr: float = 1e-3
-    batch: int = 64
-    weight_decay: float = 1e-2
-    dropout: float = 0.0  # on the hidden layer, in training
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("d_hidden", "epochs", "batch"):
-            check(self, name, getattr(self, name) >= 1, ">= 1")
-        check(self, "lr", 0 < self.lr < float("inf"), "finite and > 0")
-        check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "finite and >= 0")
-        check(self, "dropout", 0 <= self.dropout < 1, "between 0 and 1 (not 1)")
-        check(self, "seed", self.seed >= 0, ">= 0")
+    if kind == "plausibility":
+        return manifest["label"].fillna(-1).to_numpy(dtype=np.int64), ["plausible", "implausible"]
+    if kind == "classes":
+        codes, names = pd.factorize(manifest["class_name"].replace("", None), sort=True)
+        return codes.astype(np.int64), [str(name) for name in names]
+    return np.full(len(manifest), -1, dtype=np.int64), []
 
 
-@dataclass(frozen=True)
-class _Sizes:
+def labelled(data: Data) -> tuple[np.ndarray, list[str], dict[str, np.ndarray]]:
+    """`targets` of the data, and the rows of train, val and test whose target is known."""
+    labels, names = targets(data.manifest, data.facts["labels"])
+    every = {split: data.rows(split) for split in ("train", "val", "test")}
+    return labels, names, {split: rows[labels[rows] >= 0] for split, rows in every.items()}
+
+
+def learnable(data: Data) -> list[str]:
+    """Capabilities that 01_embed provides for learning: `targets`, and `few` where one split of them says little.
+
+    Targets: at least two classes among the train rows, labelled validation and test rows, and one row per image, to which
+    a label belongs.
+    """
+    labels, _, rows = labelled(data)
+    two = len(np.unique(labels[rows["train"]])) > 1
+    if data.tokens > 1 or not two or not len(rows["val"]) or not len(rows["test"]):
+        return []
+    return ["targets"] + ["few"] * bool((labels >= 0).sum() < FEW)
+
+
+def group_names(data: Data) -> np.ndarray:
+    """(N,) what rates are broken down by: the family of drawn scenes, else the folder or class."""
+    return (data.manifest["class_name"] if data.truth is None else data.truth["family"]).to_numpy(dtype=str)
+
+
+def with_permuted_labels(data: Data, seed: int = 0) -> Data:
+    """The null of everything: plausibility labels permuted within family (folder without a truth) and split.
+
+    Each family keeps its share of implausible images in every split, so that what is left to find is chance. The truth
+    of rendered scenes (cause, family, true label) is not touched.
+
+    Raises: ValueError when the labels are not plausibility.
+    """
+    if data.facts.get("labels") != "plausibility":
+        raise ValueError(
+            f"permute_labels = true needs labels plausible / implausible, this run has {data.facts.get('labels')!r}"
+        )
+    family = data.manifest["class_name"] if data.truth is None else data.truth["family"]
+    group = family.fillna("").to_numpy(str) + "/" + data.manifest["split"].to_numpy(str)
+    labels, rng = data.labels().copy(), np.random.default_rng(seed)
+    for name in sorted(set(group)):
+        at = np.flatnonzero((group == name) & (labels >= 0))
+        labels[at] = rng.permutation(labels[at])
+    return with_labels(data, labels)
+
+
+class _Sizes(Settings):
     """What config.json of a saved classifier must hold to build it again."""
 
     d_in: int
@@ -109,7 +146,9 @@ class Classifier(nn.Module):
 
     def save(self, folder: str | Path, **extra) -> None:
         """Write weights.safetensors and config.json (sizes, with `extra` JSON values beside them)."""
-        files.save_model(Path(folder), self, _Sizes(self.d_in, self.d_hidden, self.n_outputs), **extra)
+        files.save_model(
+            Path(folder), self, _Sizes(d_in=self.d_in, d_hidden=self.d_hidden, n_outputs=self.n_outputs), **extra
+        )
 
     @staticmethod
     def load(folder: str | Path) -> Classifier:
@@ -151,10 +190,10 @@ def fit_classifier(
     mean, variance = moments(data)
     model.x_mean.copy_(torch.from_numpy(mean))
     model.x_scale.copy_(torch.from_numpy(np.where(variance > 1e-12, np.sqrt(variance), 1.0)))
-    sampler = Sampler(len(rows_train), config.batch, config.seed)
+    sampler = Sampler(len(rows_train), config.classifier_batch, config.seed)
     steps = config.epochs * sampler.per_epoch
     optimiser = AdamW(model.named_parameters(), weight_decay=config.weight_decay)
-    schedule = TrainConfig(lr=config.lr, schedule="cosine", final_lr=0.01)
+    schedule = TrainConfig(lr=config.classifier_lr, schedule="cosine", final_lr=0.01)
     drop = torch.Generator().manual_seed(config.seed)
     val_x = torch.cat(list(val.chunks(8192)))
     best, best_loss, running, history = None, np.inf, torch.zeros(()), []
@@ -166,7 +205,7 @@ def fit_classifier(
         loss = _loss(model.output(y), target[torch.from_numpy(at)])
         optimiser.zero_grad()
         loss.backward()
-        optimiser.step(lr_at(step, steps, schedule))
+        optimiser.step(schedule.lr_at(step, steps))
         running = running + loss.detach()
         if (step + 1) % sampler.per_epoch == 0:
             with torch.no_grad():
@@ -176,7 +215,9 @@ def fit_classifier(
             if val_loss < best_loss:
                 best, best_loss = {k: v.clone() for k, v in model.state_dict().items()}, val_loss
     if best is None:
-        raise ValueError(f"fit_classifier: the validation loss is never finite; lower lr (now {config.lr})")
+        raise ValueError(
+            f"fit_classifier: the validation loss is never finite; lower classifier_lr (now {config.classifier_lr})"
+        )
     model.load_state_dict(best)
     calibrate_temperature(model.eval(), val_x, val_target)
     return model, pd.DataFrame(history, columns=["epoch", "train_loss", "val_loss"])
@@ -208,4 +249,4 @@ def calibrate_temperature(model: Classifier, x: Tensor, target: Tensor) -> float
 def describe(config: ClassifierConfig, history: pd.DataFrame) -> dict:
     """What is stored beside a saved classifier: settings and its best epoch."""
     best = history.loc[history["val_loss"].idxmin()]
-    return {"training": asdict(config), "best_epoch": int(best["epoch"]), "best_val_loss": float(best["val_loss"])}
+    return {"training": config.model_dump(), "best_epoch": int(best["epoch"]), "best_val_loss": float(best["val_loss"])}

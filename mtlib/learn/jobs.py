@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,9 @@ import torch
 import torch.distributed as dist
 
 from mtlib.coders.config import SparseCoderConfig
+from mtlib.learn.config import TrainConfig
 from mtlib.learn.parallel import Group
 from mtlib.learn.train import fit
-from mtlib.learn.train_config import TrainConfig
 from mtlib.run.artifacts import write_json
 
 WORK = ".jobs"  # beside the fits while they run; removed afterwards
@@ -120,7 +120,7 @@ def _write(job: Fit, paths: dict[int, str], threads: int) -> Path:
     arrays |= {name: _array(getattr(job, name), folder, paths) for name in ("rows_train", "rows_val")}
     if job.y_scale is not None:
         arrays["y_scale"] = _array(job.y_scale, folder, paths)
-    settings = {"config": asdict(job.config), "train_config": asdict(job.train_config), "label": job.label}
+    settings = {"config": job.config.model_dump(), "train_config": job.train_config.model_dump(), "label": job.label}
     settings |= {"folder": str(job.folder.resolve()), "threads": threads, "parent": os.getpid()}
     write_json(folder / "job.json", settings | {"arrays": arrays})
     return folder

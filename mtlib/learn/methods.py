@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.learn.batches import Rows
+from mtlib.learn.batches import Rows, logit_scale
+from mtlib.learn.config import MethodsConfig, TrainConfig
 from mtlib.learn.jobs import Fit, run_all
-from mtlib.learn.plan import check_methods, settings
-from mtlib.learn.scaling import logit_scale
-from mtlib.learn.train import read_history, summary
+from mtlib.learn.train import PARTS, read_history, summary
+from mtlib.plots import legend, log_ticks, method_styles
+from mtlib.run.artifacts import atomic
 
 COLUMNS = ["method", "seed", "preset", "target", "status", "reason", "folder", "n_latents", "l0_target", "l0_val"]
 COLUMNS += ["matched", "fvu_val", "dead", "best_step"]
+HISTORY_COLUMNS = ["step", "split", "loss", "fvu", "l0", "dead", *PARTS, "lr", "method", "seed", "target", "epoch"]
 
 
 def _y_scale(config: SparseCoderConfig, data, rows: np.ndarray, w_logit: np.ndarray | None) -> np.ndarray | None:
@@ -29,41 +33,44 @@ def _y_scale(config: SparseCoderConfig, data, rows: np.ndarray, w_logit: np.ndar
     return logit_scale(Rows(data.y, rows, torch.device("cpu")), w_logit)
 
 
+def coder_configs(data, config: MethodsConfig) -> dict[str, tuple[SparseCoderConfig, TrainConfig]]:
+    """Coder and training settings of every method at the widths of `data`, a store.Data (d_out 1 where it has no y)."""
+    d_out = data.y.shape[1] if data.y is not None else 1
+    return {method.name: config.configs(method, data.x.shape[1], d_out) for method in config.methods}
+
+
 def train_methods(
-    data,
-    methods: Sequence[dict],
-    seeds: Sequence[int],
-    folder: Path,
-    train: dict,
-    common: dict | None = None,
-    w_logit: np.ndarray | None = None,
-    fits_at_once: int = 1,
-    processes: int = 1,
+    data, config: MethodsConfig, folder: Path, w_logit: np.ndarray | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every method with every seed into folder/<method>-s<seed>; finished ones are loaded, not repeated.
 
     Methods whose target is y become rows with status "skipped" and the reason when there is no y.
 
-    Args: data: store.Data. methods, seeds, train, common: as in `check_methods` and `settings`. w_logit: (O,) of the
-        classifier, needed by methods with target_scale "logit". fits_at_once, processes: as in `jobs.run_all`.
+    Args: data: store.Data. w_logit: (O,) of the classifier, needed by methods with target_scale "logit".
     Returns: coders (columns COLUMNS, one row per method and seed); history of all fits with method, seed, target.
     """
-    check_methods(methods, seeds)
     train_rows, val_rows = data.rows("train"), data.rows("val")
-    d_out = data.y.shape[1] if data.y is not None else 1
-    plans = [(method, *settings(method, data.x.shape[1], d_out, train, common)) for method in methods]
+    plans = [
+        (method, *configs) for method, configs in zip(config.methods, coder_configs(data, config).values(), strict=True)
+    ]
     fits: dict[tuple[str, int], Fit] = {}
-    for method, config, train_config in plans:
-        if config.target == "y" and data.y is None:
+    for method, coder, train in plans:
+        if coder.target == "y" and data.y is None:
             continue
-        target = data.y if config.target == "y" else data.x
-        y_scale = _y_scale(config, data, train_rows, w_logit)
-        for seed in seeds:
-            name, seeded = f"{method['name']}-s{seed}", replace(train_config, seed=seed)
-            job = Fit(config, seeded, data.x, target, train_rows, val_rows, folder / name, y_scale, label=name)
-            fits[method["name"], seed] = job
-    run_all(list(fits.values()), fits_at_once, processes)
-    return _tables(plans, seeds, fits)
+        target = data.y if coder.target == "y" else data.x
+        y_scale = _y_scale(coder, data, train_rows, w_logit)
+        for seed in config.seeds:
+            name, seeded = f"{method.name}-s{seed}", train.with_(seed=seed)
+            job = Fit(coder, seeded, data.x, target, train_rows, val_rows, folder / name, y_scale, label=name)
+            fits[method.name, seed] = job
+    run_all(list(fits.values()), config.fits_at_once, config.processes)
+    return _tables(plans, config.seeds, fits)
+
+
+def save_coders(folder: Path, coders: pd.DataFrame) -> None:
+    """Write coders.csv, by which later stages find the coders."""
+    with atomic(folder / "coders.csv") as tmp:
+        coders.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _tables(plans, seeds: Sequence[int], fits: dict[tuple[str, int], Fit]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -71,9 +78,9 @@ def _tables(plans, seeds: Sequence[int], fits: dict[tuple[str, int], Fit]) -> tu
     rows, histories = [], []
     for method, config, train_config in plans:
         for seed in seeds:
-            row = {"method": method["name"], "seed": seed, "preset": method["preset"], "target": config.target}
+            row = {"method": method.name, "seed": seed, "preset": method.preset, "target": config.target}
             row |= {"n_latents": config.n_latents, "l0_target": train_config.l0_target or np.nan}
-            job = fits.get((method["name"], seed))
+            job = fits.get((method.name, seed))
             if job is None:
                 reason = "its target is the classifier's hidden layer, and no classifier was trained"
                 rows.append(row | {"status": "skipped", "reason": reason, "folder": ""})
@@ -84,8 +91,8 @@ def _tables(plans, seeds: Sequence[int], fits: dict[tuple[str, int], Fit]) -> tu
             rows.append(row)
             history = read_history(job.folder)
             passes = history["step"] * train_config.batch / len(job.rows_train)
-            histories.append(history.assign(method=method["name"], seed=seed, target=config.target, epoch=passes))
-    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame()
+            histories.append(history.assign(method=method.name, seed=seed, target=config.target, epoch=passes))
+    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=HISTORY_COLUMNS)
     coders = pd.DataFrame(rows).reindex(columns=COLUMNS)
     for column in ("l0_target", "best_step"):
         coders[column] = coders[column].astype(np.float64).astype("Int64")
@@ -114,3 +121,35 @@ def at_their_last_step(coders: pd.DataFrame, history: pd.DataFrame) -> int:
     last = history[history["split"] == "val"].groupby(["method", "seed"])["step"].max().rename("last_step")
     done = coders[coders["status"] == "ok"].join(last, on=["method", "seed"])
     return int((done["best_step"] == done["last_step"]).sum())
+
+
+def training_curves(history: pd.DataFrame, styles: dict[str, dict] | None = None) -> tuple[Figure | None, pd.DataFrame]:
+    """Validation FVU (a panel per target), L0 and dead share against steps: a line per method, the band its seeds.
+
+    Args: history: frame with method, seed, target, step, split, fvu, l0, dead. styles: of the run's methods.
+    """
+    frame = history[history["split"] == "val"][["method", "seed", "target", "step", "fvu", "l0", "dead"]]
+    if frame.empty:
+        return None, frame
+    panels = [("fvu", f"FVU of {target}", frame[frame["target"] == target]) for target in sorted(set(frame["target"]))]
+    panels += [("l0", "latents per image", frame), ("dead", "dead share of latents", frame)]
+    styles = styles or method_styles(frame["method"])
+    columns = 2 if len(panels) == 4 else len(panels)
+    fig, axes = plt.subplots(len(panels) // columns, columns, figsize=(4.4 * columns, 3.1 * (len(panels) // columns)))
+    for ax, (column, label, part) in zip(axes.flat, panels, strict=True):
+        for method, one in part.groupby("method", sort=False):
+            seeds = one.groupby("step")[column]
+            ax.plot(seeds.mean(), label=method, markevery=max(1, seeds.ngroups // 6), ms=5, **styles[method])
+            ax.fill_between(
+                seeds.mean().index, seeds.min(), seeds.max(), alpha=0.2, color=styles[method]["color"], lw=0
+            )
+        ax.set(xlabel="step", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        if column != "dead":
+            ax.set_yscale("log")
+            low, high = part.loc[part[column] > 0, column].agg(["min", "max"])
+            if high < 2 * low:  # what hardly changes is not blown up
+                ax.set_ylim(low / 1.5, high * 1.5)
+            log_ticks(ax.yaxis)
+    legend(fig)
+    return fig, frame.reset_index(drop=True)

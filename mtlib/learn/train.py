@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import shutil
-import sys
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from mtlib.coders import files
+from mtlib.coders import files, losses
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.sparse_coder import SparseCoder
-from mtlib.learn import checkpoint, parallel
-from mtlib.learn.adamw import AdamW
-from mtlib.learn.batches import Rows, Sampler, device_for, moments
+from mtlib.learn.batches import Rows, Sampler, device_for, moments, set_statistics
+from mtlib.learn.config import TrainConfig
+from mtlib.learn.loop import HISTORY, Loop, finished
+from mtlib.learn.optimiser import AdamW
 from mtlib.learn.parallel import Group
-from mtlib.learn.precision import products_in
-from mtlib.learn.scaling import set_statistics
-from mtlib.learn.train_config import TrainConfig, lr_at
-from mtlib.learn.validate import better, calibrate, matched, validate
+from mtlib.learn.validation import better, calibrate, matched, validate
 from mtlib.run.artifacts import atomic
 
-HISTORY = "history.parquet"
 PARTS = ("reconstruction", "penalty", "mono", "aux")  # of the loss
 STEER_EVERY, STEER_RATE = 10, 0.25  # how often and how strongly the penalty follows the L0 target
 MONO_RESTS = 0.999  # share of the L0 target below which MonoLoss rests
 
 
+@contextlib.contextmanager
+def products_in(coder: SparseCoder, precision: str) -> Iterator[None]:
+    """Within the block, the products with the encoder and the decoder run in `precision`.
+
+    bf16 rounds both factors and the product to bfloat16; biases, thresholds, selection, loss, gradients of the weights
+    as the optimiser sees them and its state are float32. tf32 has an effect on CUDA devices only.
+
+    Args: precision: float32, tf32 or bf16, as in TrainConfig.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32, coder.compute_dtype
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    coder.compute_dtype = torch.bfloat16 if precision == "bf16" else None
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, coder.compute_dtype = before
+
+
 def fingerprint(config: SparseCoderConfig, train_config: TrainConfig, x, t, rows_train, rows_val, y_scale) -> str:
     """Hash of everything that decides a fit's result: settings, row numbers, and 64 rows of each array."""
-    h = hashlib.sha256(json.dumps([asdict(config), asdict(train_config)], sort_keys=True).encode())
+    h = hashlib.sha256(json.dumps([config.model_dump(), train_config.model_dump()], sort_keys=True).encode())
     for rows in (rows_train, rows_val):
         h.update(np.ascontiguousarray(rows, dtype=np.int64).tobytes())
         sample = rows[:: max(1, len(rows) // 64)]
@@ -82,7 +96,7 @@ def fit(
         raise ValueError(f"fit: {len(rows_train)} train rows and {len(rows_val)} val rows; both must be > 0")
     config = config.with_l0(train_config.l0_target) if train_config.l0_target else config
     key = fingerprint(config, train_config, x, t, rows_train, rows_val, y_scale)
-    if _finished(folder, key):
+    if finished(folder, key):
         return SparseCoder.from_pretrained(folder)
     loop = _Loop(config, x, t, rows_train, rows_val, train_config, y_scale, folder / "checkpoint", key, group)
     loop.run(label)
@@ -94,16 +108,9 @@ def fit(
     coder = loop.coder
     coder.load_state_dict(loop.best)
     result = loop.best_val | {"matched": matched(loop.best_val["l0"], train_config.l0_target or None)}
-    coder.cpu().eval().save_pretrained(folder, fit=key, train=asdict(train_config), result=result)
+    coder.cpu().eval().save_pretrained(folder, fit=key, train=train_config.model_dump(), result=result)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return coder
-
-
-def _finished(folder: Path, key: str) -> bool:
-    needed = [folder / name for name in (files.WEIGHTS, files.CONFIG, HISTORY)]
-    if not all(path.is_file() for path in needed):
-        return False
-    return json.loads(needed[1].read_text(encoding="utf-8")).get("fit") == key
 
 
 def summary(folder: str | Path) -> dict:
@@ -116,28 +123,29 @@ def read_history(folder: str | Path) -> pd.DataFrame:
     return pd.read_parquet(Path(folder) / HISTORY)
 
 
-class _Loop:
-    """State of one fit: everything here is saved in a checkpoint or follows from the arguments."""
+class _Loop(Loop):
+    """The steps of one coder."""
 
     def __init__(self, config, x, t, rows_train, rows_val, train_config, y_scale, folder, key, group):
-        self.config, self.folder, self.key = train_config, folder, key
-        self.group, self.first = group, group is None or group.rank == 0
-        self.device = device_for(train_config.device, group)
-        self.coder = SparseCoder(config, seed=train_config.seed).to(self.device)
-        self.loss = torch.compile(self.coder.loss) if train_config.compile and group is None else self.coder.loss
+        self.config = c = train_config
+        self.group, self.device = group, device_for(c.device, group)
+        self.coder = SparseCoder(config, seed=c.seed).to(self.device)
+        self.coder.batch = group or losses.WHOLE
+        self.loss = torch.compile(self.coder.loss) if c.compile and group is None else self.coder.loss
         self.x, self.val_x = Rows(x, rows_train, self.device), Rows(x, rows_val, self.device)
         same = t is x
         self.y = self.x if same else Rows(t, rows_train, self.device)
         self.val_y = self.val_x if same else Rows(t, rows_val, self.device)
-        self.sampler = Sampler(len(rows_train), train_config.batch, train_config.seed)
-        self.steps = train_config.steps or train_config.epochs * self.sampler.per_epoch
+        self.sampler = Sampler(len(rows_train), c.batch, c.seed)
         set_statistics(self.coder, self.x, self.y, y_scale)
         self.spread = self._spread()
-        self.optimiser = self._optimiser()
-        self.sums = {"penalty_scale": torch.ones((), device=self.device), "steer": self._zero(), "n": self._zero()}
-        self.history: list[dict] = []
-        self.best, self.best_val, self.step = None, None, 0
-        self._resume()
+        self.logged = time.monotonic()
+        named = self.coder.named_parameters()
+        optimiser = AdamW(named, (c.beta1, c.beta2), c.eps, c.weight_decay, groups={"theta": c.theta_lr})
+        steps = c.steps or c.epochs * self.sampler.per_epoch
+        sums = {"penalty_scale": torch.ones((), device=self.device), "steer": self._zero(), "n": self._zero()}
+        often, first = (c.checkpoint_steps, c.checkpoint_seconds), group is None or group.rank == 0
+        super().__init__(self.coder, optimiser, steps, sums, folder, key, *often, first)
 
     def _zero(self) -> torch.Tensor:
         return torch.zeros((), device=self.device)
@@ -152,54 +160,13 @@ class _Loop:
             return float(y.double().var(dim=0, correction=0).mean())
         return float(np.mean(variance / self.coder.y_scale.double().cpu().numpy() ** 2))
 
-    def _optimiser(self) -> AdamW:
-        c = self.config
-        named = self.coder.named_parameters()
-        return AdamW(named, (c.beta1, c.beta2), c.eps, c.weight_decay, groups={"theta": c.theta_lr})
-
-    def _resume(self) -> None:
-        saved = checkpoint.load(self.folder)
-        if saved is None:
-            return
-        tensors, record = saved
-        if record["key"] != self.key:
-            print(f"{self.folder}: checkpoint of other settings or data; training starts anew")
-            return
-        checkpoint.restore(tensors, self.coder, self.optimiser, self.device)
-        self.sums = checkpoint.part(tensors, "sums", self.device)
-        self.best = checkpoint.part(tensors, "best", self.device) or None
-        self.history, self.best_val, self.step = record["history"], record["best_val"], record["step"]
-
-    def _save(self) -> None:
-        record = {"key": self.key, "step": self.step, "history": self.history, "best_val": self.best_val}
-        checkpoint.save(self.folder, self.coder, self.optimiser, self.sums, self.best, record)
-
-    def run(self, label: str) -> None:
-        c = self.config
-        bar = tqdm(
-            total=self.steps,
-            initial=self.step,
-            desc=label,
-            file=sys.stdout,
-            mininterval=5.0,
-            unit="step",
-            disable=not self.first,
-        )
-        saved = self.logged = time.monotonic()
-        val_every = c.val_every or self.sampler.per_epoch
-        while self.step < self.steps:
-            self._train_step()
-            self.step += 1
-            if self.step % c.log_every == 0 or self.step == self.steps:
-                bar.set_postfix(self._log(), refresh=False)
-            if self.step % val_every == 0 or self.step == self.steps:
-                self._validate()
-            bar.update()
-            due = c.checkpoint_steps and self.step % c.checkpoint_steps == 0
-            if self.first and (due or time.monotonic() - saved > c.checkpoint_seconds):
-                self._save()
-                saved = time.monotonic()
-        bar.close()
+    def _record(self) -> dict[str, str]:
+        last, shown = self.step == self.steps, {}
+        if self.step % self.config.log_every == 0 or last:
+            shown = self._log()
+        if self.step % (self.config.val_every or self.sampler.per_epoch) == 0 or last:
+            self._validate()
+        return shown
 
     def _train_step(self) -> None:
         c, coder = self.config, self.coder
@@ -210,20 +177,16 @@ class _Loop:
         coder.train()
         scale = self.sums["penalty_scale"]
         with products_in(coder, c.precision):
-            if self.group is None:
-                loss, parts = self.loss(x, y, scale)
-            else:
-                loss, parts = parallel.loss(coder, x, y, scale, len(positions), self.group)
+            loss, parts = self.loss(x, y, scale)
             self.optimiser.zero_grad()
             loss.backward()
         if self.group is not None:
             self.group.sum_gradients(coder)
-            loss = sum(parts[k] for k in PARTS if k in parts)
         if c.grad_clip:
             torch.nn.utils.clip_grad_norm_(coder.parameters(), c.grad_clip)
-        self.optimiser.step(lr_at(self.step, self.steps, c))
+        self.optimiser.step(c.lr_at(self.step, self.steps))
         coder.after_step()
-        for name, value in (parts | {"loss": loss.detach(), "n": torch.ones_like(loss)}).items():
+        for name, value in (parts | {"n": torch.ones_like(loss)}).items():
             self.sums[name] = self.sums.get(name, self._zero()) + value
         self._steer(parts["l0"])
 
@@ -254,7 +217,7 @@ class _Loop:
         row["fvu"] = mean["error"] / (self.sampler.batch * self.coder.config.d_out * self.spread)
         row |= {"l0": mean["l0"], "dead": float(self.coder.dead.double().mean())}
         row |= {k: mean.get(k, 0.0) for k in PARTS}
-        self.history.append(row | {"lr": lr_at(self.step - 1, self.steps, self.config)})
+        self.history.append(row | {"lr": self.config.lr_at(self.step - 1, self.steps)})
         seconds, self.logged = time.monotonic() - self.logged, time.monotonic()
         rate = float(self.sums["n"]) * self.sampler.batch / max(seconds, 1e-9)
         self.sums = keep | {"n": self._zero()}
@@ -277,5 +240,4 @@ class _Loop:
         row = {"step": self.step, "split": "val"} | validate(self.coder, self.val_x, self.val_y)
         self.history.append(row)
         if better(row, self.best_val, self.config.l0_target or None):
-            self.best_val = {k: v for k, v in row.items() if k != "split"}
-            self.best = {k: v.clone() for k, v in self.coder.state_dict().items()}
+            self._keep_best({k: v for k, v in row.items() if k != "split"})

@@ -16,8 +16,7 @@ from scipy.stats import t as student
 
 from mtlib.embed.manifest import image_classes
 from mtlib.embed.store import Data
-from mtlib.learn.classifier import Classifier
-from mtlib.learn.classifier_scores import targets
+from mtlib.learn.classifier import Classifier, targets
 from mtlib.measure.codes import Subject, first_seeds, target_of
 from mtlib.measure.logit import readout
 from mtlib.measure.monosemanticity import LATENTS

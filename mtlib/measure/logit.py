@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mtlib.coders.rows import step_gain
+from mtlib.coders.scaling import step_gain
 from mtlib.measure.codes import BATCH, iter_codes
 
 PAIRS = 16_384  # (row, feature) pairs per forward pass

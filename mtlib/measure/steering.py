@@ -19,7 +19,7 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from mtlib.coders.rows import step_gain
+from mtlib.coders.scaling import step_gain
 from mtlib.embed.images import load_image
 from mtlib.embed.store import Data, unit_rows
 from mtlib.measure.zero_shot import ZeroShot

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.images import ImageRefused, decode, load_image
-from mtlib.embed.store import load_data
+from mtlib.embed.store import ADDED, load_data
 from mtlib.report import browse, widgets
 from mtlib.report.reader import Reader
 from mtlib.report.text import number, shorten
@@ -40,7 +40,7 @@ class FeatureViewer:
             raise ArtifactError(f"{run_dir}: no features yet; run the notebooks up to 05_features first")
         self.run_dir = Path(__file__).resolve().parents[2] / run_dir
         folders = self.reader.folders  # verified by the reader
-        self.data = load_data(folders["01_embed"], folders.get("02_classify"))
+        self.data = load_data(folders["01_embed"], *map(folders.get, ADDED))
         self.feature: int | None = None
         self.features = self.listed = np.array([], dtype=np.int64)
         self._thumbnail = lru_cache(maxsize=2000)(self._read_thumbnail)

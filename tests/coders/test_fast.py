@@ -1,7 +1,5 @@
 """The fast path gives the numbers of the plain loss: every part, gradient and buffer, in float64."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +12,7 @@ from mtlib.coders.fast import select, terms
 from mtlib.coders.fast.dense import DecodePrefixes, EncodeDense, top_codes
 from mtlib.coders.fast.nested import rank_dots
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.learn.adamw import AdamW
+from mtlib.learn.optimiser import AdamW
 
 SHAPES = dict(d_in=6, d_out=5, n_latents=96)
 LEVELS = (16, 40, 96)
@@ -103,7 +101,7 @@ def sparse_only(monkeypatch):
 
     def run(coder, **batch):
         with monkeypatch.context() as m:
-            m.setattr(SparseCoder, "_plain_terms", refuse)
+            m.setattr(losses, "terms", refuse)
             return _run(coder, "auto", **batch)
 
     return run
@@ -216,7 +214,7 @@ def test_dense_activations_take_the_dense_products(kind, monkeypatch):
 
 def test_dense_settings_are_left_to_the_plain_path():
     dense = _coder("topk")
-    dense.config = replace(dense.config, ks=(40,), aux_weight=0.1)
+    dense.config = dense.config.with_(ks=(40,), aux_weight=0.1)
     x, _ = _batch(dense)
     assert terms.applies(_coder("topk"), x) and not terms.applies(dense, x)
     assert not terms.applies(_coder("topk"), x.float())  # mixed types

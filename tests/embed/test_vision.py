@@ -1,7 +1,6 @@
 """The AlexNet-Transformer: published shapes, the stream after a block by hook, learning, resuming, rows and places."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,14 @@ from mtlib.embed import store, vision
 from mtlib.embed.encoders import Encoder, EncoderError
 from mtlib.embed.sources import EmbedConfig, from_images
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
-from mtlib.learn import checkpoint, plan, train_vision
-from mtlib.learn.train_config import TrainConfig
-from mtlib.learn.train_vision import VisionTraining, fit_vision, load_vision
+from mtlib.learn import loop
+from mtlib.learn.config import MethodsConfig, TrainConfig, VisionTraining
+from mtlib.learn.vision import fit_vision, load_vision
 from mtlib.run import profiles
 from mtlib.run.artifacts import ArtifactError, sha256
 
-SMALL = VisionConfig(2, blocks=2, heads=4, dropout=0.1, layer=1, side=95)  # 2 x 2 tokens
-TRAINING = VisionTraining(epochs=2, batch=3)  # 4 steps
+SMALL = VisionConfig(n_classes=2, blocks=2, heads=4, dropout=0.1, layer=1, side=95)  # 2 x 2 tokens
+TRAINING = VisionTraining(vision_epochs=2, vision_batch=3)  # 4 steps
 PUBLISHED = [  # what each convolution and pooling gives for 224 x 224 pixels
     *((96, 55), (96, 27), (256, 27), (256, 13)),
     *((384, 13), (384, 13), (256, 13), (256, 6)),
@@ -52,7 +51,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def published():
-    return AlexNetTransformer(VisionConfig(10)).eval()
+    return AlexNetTransformer(VisionConfig(n_classes=10)).eval()
 
 
 def test_every_stage_has_its_published_shape(published):
@@ -127,7 +126,7 @@ def test_replacing_the_stream_by_itself_changes_nothing_and_by_zeros_everything(
 
 def test_token_number_is_its_place_row_by_row():
     """A patch painted at one place of the grid changes the token of that place most."""
-    model = AlexNetTransformer(VisionConfig(2, blocks=1, layer=0, side=224)).eval()
+    model = AlexNetTransformer(VisionConfig(n_classes=2, blocks=1, layer=0, side=224)).eval()
     for row, column in ((0, 0), (1, 4), (5, 2)):
         pixels = torch.full((2, 3, 224, 224), 120, dtype=torch.uint8)
         y, x = model.config.centres[row], model.config.centres[column]
@@ -139,7 +138,7 @@ def test_token_number_is_its_place_row_by_row():
 
 def test_overfits_one_batch(tmp_path):
     pixels, labels = pictures()
-    model, history = fit(tmp_path, VisionTraining(epochs=8, batch=6, lr=1e-3))
+    model, history = fit(tmp_path, VisionTraining(vision_epochs=8, vision_batch=6, vision_lr=1e-3))
     assert history["train_loss"].iloc[-1] < 0.1 < history["train_loss"].iloc[0]
     with torch.inference_mode():
         assert (model(torch.from_numpy(pixels)).argmax(1).numpy() == labels).all()
@@ -150,7 +149,7 @@ def test_overfits_one_batch(tmp_path):
 
 
 def test_stopped_training_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch):
-    steps, save = [], checkpoint.save
+    steps, save = [], loop.save
 
     def save_and_stop(*args):
         save(*args)
@@ -158,11 +157,11 @@ def test_stopped_training_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch
         if len(steps) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_vision.checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(loop, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, replace(TRAINING, checkpoint_steps=3))
+        fit(tmp_path, TRAINING.with_(checkpoint_steps=3))
     assert not (tmp_path / "weights.safetensors").exists()
-    fit(tmp_path, replace(TRAINING, checkpoint_steps=3))
+    fit(tmp_path, TRAINING.with_(checkpoint_steps=3))
     assert steps == [3], "it went on from step 3 of 4"
     for name in ("weights.safetensors", "history.parquet"):
         assert sha256(tmp_path / name) == sha256(whole / name), name
@@ -170,14 +169,14 @@ def test_stopped_training_goes_on_to_the_same_bytes(tmp_path, whole, monkeypatch
 
 
 def test_another_seed_gives_other_weights(tmp_path, whole):
-    fit(tmp_path, replace(TRAINING, seed=1))
+    fit(tmp_path, TRAINING.with_(seed=1))
     assert sha256(tmp_path / "weights.safetensors") != sha256(whole / "weights.safetensors")
 
 
 def test_finished_training_is_loaded_not_repeated(whole, monkeypatch):
-    monkeypatch.setattr(train_vision._Loop, "run", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.Loop, "run", lambda self, label: pytest.fail("trained again"))
     model, history = fit(whole, TRAINING)
-    assert len(history) == TRAINING.epochs
+    assert len(history) == TRAINING.vision_epochs
     assert not model.training
 
 
@@ -230,11 +229,11 @@ def test_rows_that_do_not_fit_the_images_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer": 16}, "layer = 16 must be between 0 and 15"),
-        ({"heads": 7}, "heads = 7 must be a divisor of 256"),
-        ({"dropout": 1.0}, "dropout = 1.0 must be between 0 and 1"),
-        ({"name": "alexnte"}, "name = 'alexnte' must be one of alexnet"),
-        ({"n_classes": 1}, "n_classes = 1 must be >= 2"),
+        ({"layer": 16}, "layer = 16: must be below blocks = 16"),
+        ({"heads": 7}, "heads = 7: must be a divisor of 256"),
+        ({"dropout": 1.0}, "dropout = 1.0: should be less than 1"),
+        ({"name": "alexnte"}, "name = 'alexnte': should be 'alexnet'"),
+        ({"n_classes": 1}, "n_classes = 1: should be greater than or equal to 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -243,10 +242,10 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_training_settings_and_labels_out_of_range_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"batch = 1: must be >= 2"):
-        VisionTraining(batch=1)
-    with pytest.raises(ValueError, match=r"lr = nan"):
-        VisionTraining(lr=float("nan"))
+    with pytest.raises(ValueError, match=r"vision_batch = 1: should be greater than or equal to 2"):
+        VisionTraining(vision_batch=1)
+    with pytest.raises(ValueError, match=r"vision_lr = nan: should be a finite number"):
+        VisionTraining(vision_lr=float("nan"))
     pixels, labels = pictures()
     with pytest.raises(ValueError, match=r"labels 0 .. 2, expected 0 .. 1"):
         fit_vision(SMALL, pixels, labels * 2, np.arange(6), np.arange(6, 8), VisionTraining(), tmp_path)
@@ -262,15 +261,14 @@ def test_profile_asks_for_images_only_and_is_the_published_system(repo, tmp_path
     places = profiles.Places(root=repo)
     assert profiles.asked_for("alexnet", places) == ["images"]
     values = profiles.load_params("alexnet", False, {"images": str(tmp_path / "images")}, places)
-    eyes, coders = values["02_classify"], values["03_train"]
-    used = VisionConfig(10, eyes["vision"], eyes["vision_blocks"], layer=eyes["vision_layer"])
-    assert used == VisionConfig(10)
+    eyes, coders = values["vision_model"], MethodsConfig(**values["03_train"])
+    used = VisionConfig(n_classes=10, blocks=eyes["vision_blocks"], layer=eyes["vision_layer"])
+    assert used == VisionConfig(n_classes=10)
     assert eyes["vision_epochs"] == 10
-    train, common = ({k: coders[k] for k in keys} for keys in (plan.TRAIN_KEYS, plan.COMMON_KEYS))
-    coder, training = plan.settings(coders["methods"][0], 256, 1, train, common)
+    coder, training = coders.configs(coders.methods[0], 256, 1)
     assert coder == SparseCoderConfig.preset("alexnet", 256, 256)
     published = TrainConfig.preset("alexnet")
-    assert replace(training, val_every=published.val_every) == published
+    assert training.with_(val_every=published.val_every) == published
 
 
 def test_a_trained_model_is_an_encoder_whose_blocks_are_layers(whole, tmp_path):

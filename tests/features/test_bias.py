@@ -37,7 +37,7 @@ def planted(tmp_path_factory):
         classifier.output_layer.weight.copy_(torch.tensor([[1.0, 2.0, 0, 0]]))
         classifier.output_layer.bias.fill_(-2.0)
         logits = classifier(torch.from_numpy(x)).numpy()
-    coder = SparseCoder(SparseCoderConfig(D, D, 4, selection="none", penalty="none"))
+    coder = SparseCoder(SparseCoderConfig(d_in=D, d_out=D, n_latents=4, selection="none", penalty="none"))
     with torch.no_grad():
         coder.enc.zero_(), coder.dec[0].zero_(), coder.enc_bias.fill_(-0.5)
         for j in range(4):

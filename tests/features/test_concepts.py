@@ -26,7 +26,7 @@ def planted(tmp_path_factory):
     x[np.arange(len(x)), of] += 3
     phrases = pd.DataFrame({"phrase": WORDS, "kind": "word", "family": "", "cause": ""})
     manifest = data.manifest.assign(class_name=np.array(WORDS)[of])
-    coder = SparseCoder(SparseCoderConfig(D, D, S, selection="none", penalty="none"))
+    coder = SparseCoder(SparseCoderConfig(d_in=D, d_out=D, n_latents=S, selection="none", penalty="none"))
     with torch.no_grad():
         coder.enc.zero_(), coder.dec[0].zero_(), coder.enc_bias.fill_(-1.0)
         for j in range(S):

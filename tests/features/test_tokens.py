@@ -9,10 +9,11 @@ import pytest
 
 from mtlib.embed import store
 from mtlib.embed.images import load_image
-from mtlib.embed.vision import VisionConfig, vision_tokens
+from mtlib.embed.vision import VisionConfig, read_pixels, vision_tokens, write_tokens
 from mtlib.features.token_maps import spliced, token_figure, token_map, token_picture
+from mtlib.learn.config import MethodsConfig, VisionTraining
 from mtlib.learn.methods import train_methods
-from mtlib.learn.train_vision import VisionTraining, load_vision, train_and_read
+from mtlib.learn.vision import fit_vision, load_vision
 from mtlib.measure.codes import first_seeds, open_subjects
 from mtlib.run.artifacts import atomic, sha256, verify
 from mtlib.run.stage import Stage
@@ -27,21 +28,23 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "tokens.py"
 def run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "tokens"
     write_embed_stage(run_dir, n=N)
-    stage = Stage("02_classify", str(run_dir))
+    stage = Stage("vision_model", str(run_dir))
     data = store.open_data(stage)
     hashes = [sha256(data.images(row)) for row in range(N)]  # the synthetic manifest has made-up ones
     data = replace(data, manifest=data.manifest.assign(sha256=hashes))
-    labels, config = data.labels(), VisionConfig(2, blocks=2, heads=4, layer=0, side=95)
+    labels, config = data.labels(), VisionConfig(n_classes=2, blocks=2, heads=4, layer=0, side=95)
     train, val = (rows[labels[rows] >= 0] for rows in (data.rows("train"), data.rows("val")))
-    training = VisionTraining(epochs=1, batch=8)
-    logits, history, facts = train_and_read(data, labels, train, val, config, training, stage.out)
-    assert logits.shape == (N,)
+    training = VisionTraining(vision_epochs=1, vision_batch=8)
+    pixels = read_pixels(data, stage.out / "shards" / "pixels.npy", config.side)
+    folders = stage.out / "vision", stage.out / "checkpoint"
+    model, history = fit_vision(config, pixels, labels, train, val, training, *folders)
+    logits, facts = write_tokens(model, pixels, stage.out / "x.npy")
+    assert logits.shape == (N, 2)
     assert len(history) == 1
-    stage.finish(status="vision", vision="alexnet", x=facts)
+    stage.finish(x=facts)
     stage = Stage("03_train", str(run_dir))
-    coders, _ = train_methods(
-        store.open_data(stage), METHODS, [0], stage.out / "coders", {"steps": 20, "batch": 16}, {"n_latents": 32}
-    )
+    config = MethodsConfig(methods=METHODS, seeds=[0], steps=20, batch=16, n_latents=32)
+    coders, _ = train_methods(store.open_data(stage), config, stage.out / "coders")
     with atomic(stage.out / "coders.csv") as tmp:
         coders.to_csv(tmp, index=False)
     stage.finish()
@@ -49,7 +52,7 @@ def run(tmp_path_factory):
 
 
 def test_scratch_is_gone_and_the_model_stays(run):
-    classify = next(run.glob("02_classify-*"))
+    classify = next(run.glob("vision_model-*"))
     assert sorted(p.name for p in classify.iterdir()) == ["meta.json", "report.json", "vision", "x.npy"]
     assert sorted(p.name for p in (classify / "vision").iterdir()) == [
         "config.json",
@@ -103,7 +106,7 @@ def test_notebook_tokens_runs_as_a_stage(run, tmp_path):
         if "parameters" in cell.metadata.get("tags", []):
             scope |= values
     meta = verify(tmp_path / "tokens")
-    assert set(meta["inputs"]) == {"01_embed", "02_classify", "03_train"}
+    assert set(meta["inputs"]) == {"01_embed", "vision_model", "03_train"}
     assert {"tables/tokens_curves.csv", "figures/tokens_features.png"} <= set(meta["files"])
     seen = pd.read_csv(tmp_path / "tokens" / "tables" / "tokens_spliced.csv").iloc[0]
     assert (seen["method"], seen["n"]) == ("topk", 4)

@@ -33,7 +33,7 @@ def write_small_run(run: Path, n: int = 400) -> Path:
 
     stage = Stage("03_train", str(run))
     stage.input("02_classify")
-    coder = SparseCoder(SparseCoderConfig(32, 16, 24, target="y", ks=(6,)), seed=2)
+    coder = SparseCoder(SparseCoderConfig(d_in=32, d_out=16, n_latents=24, target="y", ks=(6,)), seed=2)
     coder.save_pretrained(stage.out / "coders" / "tc-s0")
     lines = [("tc", 0, "transcoder", "y", "ok", "", "coders/tc-s0"), ("sae", 0, "sae", "x", "skipped", "not today", "")]
     names = ["method", "seed", "preset", "target", "status", "reason", "folder"]

@@ -119,7 +119,7 @@ def test_features_with_too_few_held_out_images_are_left_out():
 
 
 def test_activity_is_the_coders_own():
-    coder = SparseCoder(SparseCoderConfig(6, 6, 12, target="x", ks=(3,)), seed=1)
+    coder = SparseCoder(SparseCoderConfig(d_in=6, d_out=6, n_latents=12, target="x", ks=(3,)), seed=1)
     x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
     rows = np.arange(0, 50, 3)
     with torch.no_grad():

@@ -1,25 +1,27 @@
 """The classifier: formula, accuracy, seeds, calibration, files; its scores against hand-worked cases and sklearn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from mtlib.learn.classifier import Classifier, ClassifierConfig, calibrate_temperature, fit_classifier
-from mtlib.learn.classifier_scores import (
+from mtlib.embed.store import Data
+from mtlib.learn.classifier import Classifier, calibrate_temperature, fit_classifier, learnable, targets
+from mtlib.learn.config import ClassifierConfig
+from mtlib.learn.scores import (
     auroc_interval,
     expected_calibration_error,
     folds,
     probabilities,
     reliability,
     scores,
-    targets,
-    why_not,
 )
 from tests.synthetic import table
 
-CONFIG = ClassifierConfig(d_hidden=32, epochs=10, batch=32, lr=5e-3)
+CONFIG = ClassifierConfig(d_hidden=32, epochs=10, classifier_batch=32, classifier_lr=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -97,25 +99,40 @@ def test_temperature_undoes_overconfidence():
 
 
 @pytest.mark.parametrize(
-    ("change", "field"), [(dict(lr=0.0), "lr"), (dict(epochs=0), "epochs"), (dict(dropout=1.0), "dropout")]
+    ("change", "field"),
+    [(dict(classifier_lr=0.0), "classifier_lr"), (dict(epochs=0), "epochs"), (dict(dropout=1.0), "dropout")],
 )
 def test_bad_settings_name_the_field(change, field):
     with pytest.raises(ValueError, match=field):
         ClassifierConfig(**change)
 
 
-def test_targets_and_reasons_without_labels():
+def test_targets_of_labels_of_classes_and_of_neither():
     manifest = pd.DataFrame({"label": pd.array([1, None, 0], dtype="Int64"), "class_name": ["b", "a", ""]})
     assert targets(manifest, "plausibility")[0].tolist() == [1, -1, 0]
     labels, names = targets(manifest, "classes")
     assert labels.tolist() == [1, 0, -1] and names == ["a", "b"]
     nothing, names = targets(manifest, "none")
-    rows = np.arange(3)
-    assert names == [] and "no labels" in why_not(nothing, rows, rows)
-    assert "fewer than two" in why_not(np.array([1, 1, 1]), rows, rows)
-    assert (
-        "validation" in why_not(np.array([1, 0, 1]), rows, rows[:0]) and why_not(np.array([1, 0, 1]), rows, rows) == ""
-    )
+    assert names == [] and (nothing == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "splits", "found"),
+    [
+        ([1, 0, 1, 0], ["train", "train", "val", "test"], ["targets", "few"]),
+        ([1, 1, 1, 0], ["train", "train", "val", "test"], []),  # one class to learn from
+        ([1, 0, 1, 0], ["train", "train", "test", "test"], []),  # nothing to choose the epoch by
+        ([1, 0, None, 0], ["train", "train", "val", "test"], []),
+        ([1, 0, 1, 0] * 500, ["train", "train", "val", "test"] * 500, ["targets"]),
+    ],
+)
+def test_targets_can_be_learned_from_two_classes_in_every_split(labels, splits, found):
+    manifest = pd.DataFrame({"label": pd.array(labels, dtype="Int64"), "class_name": "", "duplicate_of": ""})
+    nothing = np.zeros((len(labels), 2), np.float32)
+    data = Data(nothing, manifest.assign(split=splits), nothing, pd.DataFrame(), {"labels": "plausibility"})
+    assert learnable(data) == found
+    tokens = {"labels": "plausibility", "tokens_per_image": 4}
+    assert learnable(replace(data, facts=tokens)) == []
 
 
 def test_auroc_equals_sklearn_and_its_interval_covers():

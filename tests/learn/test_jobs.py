@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.learn.config import TrainConfig
 from mtlib.learn.jobs import WORK, Fit, JobFailed, run_all
 from mtlib.learn.parallel import Group
 from mtlib.learn.train import fit, read_history, summary
-from mtlib.learn.train_config import TrainConfig
 
 D, O, N = 16, 12, 400  # noqa: E741
 TRAIN, VAL = np.arange(300), np.arange(300, N)

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.learn.methods import at_their_last_step, check_methods, epochs, settings, train_methods
-from mtlib.learn.plan import check_parameters
+from mtlib.learn.config import MethodsConfig
+from mtlib.learn.methods import at_their_last_step, epochs, train_methods
 from mtlib.run.params import ParamsError, notebook_parameters
 from mtlib.run.profiles import Places, load_params
 
@@ -19,42 +19,47 @@ GOOD, OTHER = {"name": "mine", "preset": "sae"}, {"name": "other", "preset": "sa
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
+def config(methods=(GOOD,), seeds=(0,), **common) -> MethodsConfig:
+    return MethodsConfig(methods=list(methods), seeds=list(seeds), **common)
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ([GOOD | {"n_latent": 5}], r"methods\[0\]\.n_latent: unknown; did you mean 'n_latents'"),
-        ([GOOD | {"preset": "transcodr"}], r"methods\[0\]\.transcodr: unknown; did you mean 'transcoder'"),
+        ([GOOD | {"n_latent": 5}], r"^methods\[0\].n_latent is no setting of a method; did you mean n_latents\?$"),
+        (
+            [GOOD | {"preset": "transcodr"}],
+            r"^methods\[0\].preset = 'transcodr': no such .* did you mean transcoder\?$",
+        ),
         ([GOOD, GOOD], "names must differ"),
-        ([{"preset": "sae"}], r"methods\[0\] has no 'name'"),
-        ([GOOD | {"name": "../up"}], "only letters"),
+        ([{"preset": "sae"}], r"^methods\[0\].name is missing$"),
+        ([GOOD | {"name": "../up"}], r"^methods\[0\].name = '../up': only letters"),
+        ([], "^methods"),
     ],
 )
 def test_bad_methods_are_refused_with_the_nearest_name(methods, message):
     with pytest.raises(ValueError, match=message):
-        check_methods(methods, [0])
+        config(methods)
 
 
 def test_seeds_must_exist_and_differ():
-    with pytest.raises(ValueError, match="seeds"):
-        check_methods([GOOD], [0, 0])
-
-
-def test_settings_name_the_method_whose_value_is_wrong():
-    with pytest.raises(ValueError, match=r"method 'mine': SparseCoderConfig\.ks"):
-        settings(GOOD | {"k": 5000}, 8, 4, {}, {"n_latents": 64})
+    for seeds in ([0, 0], [], [-1]):
+        with pytest.raises(ValueError, match="seeds"):
+            config(seeds=seeds)
 
 
 def test_own_settings_stand_above_common_ones_and_zero_means_published():
-    config, train = settings(GOOD | {"n_latents": 32, "lr": 0.1}, 8, 4, {"lr": 0.0, "steps": 7}, {"n_latents": 64})
-    assert (config.n_latents, train.lr, train.steps, train.batch) == (32, 0.1, 7, 32)
+    common = config([GOOD | {"n_latents": 32, "lr": 0.1}], lr=0.0, steps=7, n_latents=64)
+    coder, train = common.configs(common.methods[0], 8, 4)
+    assert (coder.n_latents, train.lr, train.steps, train.batch) == (32, 0.1, 7, 32)
 
 
 def test_methods_that_need_y_become_reasoned_rows(tmp_path):
     x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
     rows = {"train": np.arange(60), "val": np.arange(60, 80)}
     data = SimpleNamespace(x=x, y=None, rows=rows.get)
-    methods = [GOOD, {"name": "other", "preset": "transcoder"}]
-    coders, history = train_methods(data, methods, [3, 4], tmp_path / "coders", {"steps": 4}, {"n_latents": 16})
+    methods = config([GOOD, {"name": "other", "preset": "transcoder"}], [3, 4], steps=4, n_latents=16)
+    coders, history = train_methods(data, methods, tmp_path / "coders")
     assert coders["status"].tolist() == ["ok", "ok", "skipped", "skipped"]
     assert coders["reason"].iloc[2].startswith("its target is") and set(history["method"]) == {"mine"}
     folder = tmp_path / coders["folder"].iloc[1]
@@ -62,16 +67,15 @@ def test_methods_that_need_y_become_reasoned_rows(tmp_path):
 
 
 def _parameters() -> dict:
-    return notebook_parameters(NOTEBOOKS / "03_train.py")
+    values = notebook_parameters(NOTEBOOKS / "03_train.py")
+    return {name: value for name, value in values.items() if name in MethodsConfig.model_fields}
 
 
 def test_notebook_default_methods_are_valid_at_the_demo_size():
-    values = _parameters()
-    check_parameters(values)
-    common = {k: values[k] for k in ("n_latents", "centre", "scale", "target_centre", "target_scale")}
-    for method in values["methods"]:
-        config, _ = settings(method, 512, 256, {k: values[k] for k in ("steps", "lr", "batch")}, common)
-        assert config.n_latents == values["n_latents"]
+    values = MethodsConfig(**_parameters())
+    for method in values.methods:
+        coder, _ = values.configs(method, 512, 256)
+        assert coder.n_latents == values.n_latents
 
 
 @pytest.mark.parametrize(
@@ -79,13 +83,16 @@ def test_notebook_default_methods_are_valid_at_the_demo_size():
     [
         (dict(methods=[GOOD, OTHER | {"k": 5000}]), r"^methods\[1\].k = 5000 is larger than n_latents = 512$"),
         (dict(methods=[GOOD | {"l0": 600}]), r"^methods\[0\].l0 = 600 is larger than n_latents = 512$"),
-        (dict(methods=[GOOD | {"bandwidth": 0.0}]), r"^methods\[0\].bandwidth = 0.0: must be finite and > 0$"),
+        (dict(methods=[GOOD | {"bandwidth": 0.0}]), r"^methods\[0\].bandwidth = 0.0: should be greater than 0$"),
         (dict(methods=[GOOD | {"penalty_weight": float("nan")}]), r"^methods\[0\].penalty_weight = nan"),
-        (dict(methods=[GOOD | {"lr": "fast"}]), r"^methods\[0\].lr = 'fast': must be a number$"),
-        (dict(methods=[GOOD | {"lr": -0.1}]), r"^methods\[0\].lr = -0.1: must be finite and > 0$"),
-        (dict(methods=[GOOD | {"k": True}]), r"^methods\[0\].k = True: must be a whole number$"),
-        (dict(lr=-1.0), "^lr = -1.0: must be > 0"),
-        (dict(precision="fp8"), r"^precision = 'fp8' \(methods\[0\]\): must be one of float32, tf32, bf16$"),
+        (dict(methods=[GOOD | {"lr": "fast"}]), r"^methods\[0\].lr = 'fast': expected a number$"),
+        (dict(methods=[GOOD | {"lr": -0.1}]), r"^methods\[0\].lr = -0.1: should be greater than 0$"),
+        (dict(methods=[GOOD | {"k": True}]), r"^methods\[0\].k = True: expected a whole number"),
+        (dict(methods=[GOOD | {"n_latents": "many"}]), r"^methods\[0\].n_latents = 'many': expected a whole number$"),
+        (dict(methods=[GOOD | {"selection": "best"}]), r"^methods\[0\].selection = 'best': should be 'none'"),
+        (dict(scale="rsm"), r"^scale = 'rsm': should be 'none', 'rms', 'std' or 'rows' \(methods\[0\]\)$"),
+        (dict(lr=-1.0), "^lr = -1.0: should be greater than or equal to 0"),
+        (dict(precision="fp8"), r"^precision = 'fp8': should be 'float32', 'tf32' or 'bf16'$"),
         (dict(fits_at_once=0), "^fits_at_once = 0"),
         (dict(val_every=-1), "^val_every = -1"),
         (dict(seeds=[-1]), r"^seeds = \[-1\]"),
@@ -93,11 +100,11 @@ def test_notebook_default_methods_are_valid_at_the_demo_size():
 )
 def test_parameters_are_refused_before_a_run_in_its_words(change, message):
     with pytest.raises(ValueError, match=message):
-        check_parameters(_parameters() | change)
+        MethodsConfig(**(_parameters() | change))
 
 
 def test_checking_parameters_imports_no_torch():
-    code = "import sys, mtlib.learn.plan; sys.exit('torch' in sys.modules)"
+    code = "import sys, mtlib.learn.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,9 +7,8 @@ import torch
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn import batches
 from mtlib.learn.batches import Rows
-from mtlib.learn.precision import products_in
-from mtlib.learn.train import fit, summary
-from mtlib.learn.train_config import TrainConfig
+from mtlib.learn.config import TrainConfig
+from mtlib.learn.train import fit, products_in, summary
 from tests.learn.test_train import TRAIN, VAL, _config, _data
 
 CPU = torch.device("cpu")

@@ -5,18 +5,16 @@ import os
 import random
 import signal
 import time
-from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.learn import checkpoint, train
-from mtlib.learn.batches import Rows, Sampler, moments
-from mtlib.learn.scaling import logit_scale
+from mtlib.learn import loop, train
+from mtlib.learn.batches import Rows, Sampler, logit_scale, moments
+from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit, read_history, summary
-from mtlib.learn.train_config import TrainConfig, lr_at
 from mtlib.measure.scan import scan
 
 D, O, N = 16, 12, 700  # noqa: E741
@@ -79,13 +77,13 @@ def test_finished_fit_is_loaded_and_changed_settings_are_not(tmp_path):
 def _fit_slowly(folder: str, config: dict, settings: dict) -> None:
     torch.set_num_threads(1)
     x, y = _data()
-    step = checkpoint.save
+    step = loop.save
 
     def slow_save(*args):
         step(*args)
         time.sleep(0.02)  # widens the places where a kill can land
 
-    checkpoint.save = slow_save
+    loop.save = slow_save
     fit(SparseCoderConfig(**config), x, y, TRAIN, VAL, TrainConfig(**settings), folder)
 
 
@@ -97,14 +95,14 @@ def test_resume_after_sigkill_ends_with_identical_bytes(tmp_path):
     context.set_forkserver_preload(["mtlib.learn.train", "tests.learn.test_train"])
 
     def start(name):
-        child = context.Process(target=_fit_slowly, args=(str(tmp_path / name), asdict(config), settings))
+        child = context.Process(target=_fit_slowly, args=(str(tmp_path / name), config.model_dump(), settings))
         child.start()
         return child
 
     whole = start("whole")
     whole.join(120)
     assert whole.exitcode == 0
-    rng, kills, state = random.Random(0), 0, tmp_path / "killed" / "checkpoint" / checkpoint.NAME
+    rng, kills, state = random.Random(0), 0, tmp_path / "killed" / "checkpoint" / loop.NAME
     for _ in range(5):
         seen = state.stat().st_mtime_ns if state.exists() else 0
         child = start("killed")
@@ -123,7 +121,7 @@ def test_resume_after_sigkill_ends_with_identical_bytes(tmp_path):
 
 def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / checkpoint.NAME).write_bytes(b"torn")
+    (tmp_path / "checkpoint" / loop.NAME).write_bytes(b"torn")
     with pytest.raises(ValueError, match="damaged checkpoint"):
         _fit(tmp_path)
 
@@ -196,7 +194,7 @@ def test_rows_scaled_by_themselves_are_measured_in_units_of_x(tmp_path):
 
 def test_given_target_scale_weights_the_units(tmp_path):
     x, y = _data()
-    config, scale = replace(_config(), target_scale="logit"), np.geomspace(0.1, 10, O)
+    config, scale = _config().with_(target_scale="logit"), np.geomspace(0.1, 10, O)
     coder = fit(config, x, y, TRAIN, VAL, TrainConfig(steps=5), tmp_path, y_scale=scale)
     np.testing.assert_allclose(coder.y_scale, scale, rtol=1e-6)
     with pytest.raises(ValueError, match="y_scale goes with"):
@@ -240,10 +238,10 @@ def test_moments_are_exact_far_from_zero():
 
 def test_schedules_by_hand():
     config = TrainConfig(lr=1.0, schedule="linear", decay_start=0.5, warmup=0.2)
-    assert [lr_at(s, 10, config) for s in (0, 1, 4)] == [0.5, 1.0, 1.0]
-    assert lr_at(9, 10, config) == pytest.approx(0.0) and lr_at(5, 10, config) == pytest.approx(0.8)
+    assert [config.lr_at(s, 10) for s in (0, 1, 4)] == [0.5, 1.0, 1.0]
+    assert config.lr_at(9, 10) == pytest.approx(0.0) and config.lr_at(5, 10) == pytest.approx(0.8)
     cosine = TrainConfig(lr=1.0, schedule="cosine", final_lr=0.01)
-    assert lr_at(9, 10, cosine) == pytest.approx(0.01) and lr_at(4, 10, cosine) == pytest.approx(0.505)
+    assert cosine.lr_at(9, 10) == pytest.approx(0.01) and cosine.lr_at(4, 10) == pytest.approx(0.505)
 
 
 @pytest.mark.parametrize(

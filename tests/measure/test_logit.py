@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.learn.batches import Rows
+from mtlib.learn.batches import Rows, set_statistics
 from mtlib.learn.classifier import Classifier
-from mtlib.learn.scaling import set_statistics
 from mtlib.measure.logit import Removal, causal_relevance, chosen, steer
 from tests.features.standins import LinearCoder
 

@@ -19,8 +19,8 @@ from mtlib.embed.store import open_data
 from mtlib.features.table import similar_features
 from mtlib.judge.agreement import judge_table
 from mtlib.learn.classifier import ClassifierConfig, fit_classifier
+from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit
-from mtlib.learn.train_config import TrainConfig
 from mtlib.measure.compare import comparison
 from mtlib.measure.relevance import error_ratios
 from mtlib.measure.scan import activity, top_images_table, write_npz

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -12,19 +10,11 @@ from mtlib.coders.fast import select
 from mtlib.coders.fast.dense import DecodePrefixes, EncodeDense, top_codes
 from mtlib.coders.fast.nested import level_sums, ranked_pairs
 from mtlib.coders.fast.pairs import EncodePairs, Pairs, SquaredNorms, SumBags, weight_sums
+from mtlib.coders.losses import Terms
 
 DENSE = 0.2  # share of active latents above which dense products are quicker on a CPU (measured: between 0.2 and 0.3)
 CHUNK = 1 << 22  # values of z_pre held at once: 16 MB; malloc maps larger buffers afresh at every step
 SATURATED = 40.0  # bandwidths from a threshold at which a sigmoid is 0 or 1 in float64
-
-
-class Terms(NamedTuple):
-    """What the loss of a batch needs beside its buffers."""
-
-    parts: dict[str, Tensor]  # (), with gradient: reconstruction, penalty, mono, aux
-    error: Tensor  # (B, O) y minus the last level's reconstruction
-    fired: Tensor  # (S,) bool
-    n_fired: Tensor  # ()
 
 
 def fast_terms(coder, x: Tensor, y: Tensor, penalty_scale: Tensor | float) -> Terms | None:
@@ -47,9 +37,9 @@ def fast_terms(coder, x: Tensor, y: Tensor, penalty_scale: Tensor | float) -> Te
         z = EncodeDense.apply(*weights, values, shifted, pairs)
         y_hats = DecodePrefixes.apply(z, *(coder._decoder(level) for level in range(len(coder.config.levels))))
         y_hats = [_with_bias(coder, level, y_hat) for level, y_hat in enumerate(y_hats)]
-        return coder._plain_terms(x, y, penalty_scale, z=z, y_hats=y_hats)
+        return losses.terms(coder, x, y, penalty_scale, z=z, y_hats=y_hats)
     if pairs is None:  # too many are active
-        return coder._plain_terms(x, y, penalty_scale, EncodeDense.apply(*weights, values, shifted))
+        return losses.terms(coder, x, y, penalty_scale, EncodeDense.apply(*weights, values, shifted))
     if values.ndim == 2:  # many are active, but sorted by rank
         values = EncodeDense.apply(*weights, values, shifted)
         pre = values.gather(1, pairs.item.view(len(x), -1)).flatten()
@@ -68,7 +58,9 @@ def applies(coder, x: Tensor) -> bool:
     types = {x.dtype, coder.enc.dtype}
     if types not in ({torch.float32}, {torch.float64}) or x.shape != (len(x), c.d_in) or x.requires_grad or not len(x):
         return False
-    if coder.compute_dtype is not None or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if coder.batch.size > 1 or coder.compute_dtype is not None:
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     if c.selection in ("topk", "block_topk", "batch_topk"):
         return c.activation != "jumprelu" and (c.l0 <= DENSE * c.n_latents or _dense_codes_do(c))
@@ -186,7 +178,7 @@ def _terms(coder, x, inputs, y, penalty_scale, pairs: Pairs, pre: Tensor, theta:
     if c.penalty != "none":
         parts["penalty"] = penalty_scale * c.penalty_weight * _penalty(coder, pairs, pre, theta, z)
     if c.mono_weight:
-        parts["mono"] = coder._mono_weight(penalty_scale) * mono_loss(coder._compared(x), pairs, z)
+        parts["mono"] = losses.mono_weight(coder, penalty_scale) * mono_loss(coder._compared(x), pairs, z)
     if c.aux_weight:
         parts["aux"] = c.aux_weight * _aux(coder, inputs, error)
     active = select.true_places(z.detach() != 0)

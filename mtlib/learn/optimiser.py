@@ -1,7 +1,7 @@
 """AdamW on the fused kernel of torch, with a state of plain named tensors.
 
-The same kernel and numbers as torch.optim.AdamW(fused=True). That class imports torch's compiler at its first step,
-which costs ten seconds of every fresh process; and its state is keyed by position, not by name.
+The same kernel and numbers as torch.optim.AdamW(fused=True), kept by hand because that class imports torch's compiler at
+its first step, ten seconds of every fresh process.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import math
 import torch
 
 from mtlib.coders import sparsity
-from mtlib.coders.rows import own_moments
+from mtlib.coders.scaling import own_moments
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn.batches import Rows
 

@@ -1,0 +1,197 @@
+"""Settings of everything that is trained here, checked when made. Torch-free, so that a run checks them before it starts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from mtlib.coders.config import SparseCoderConfig
+from mtlib.coders.presets import PRESETS, train_settings
+from mtlib.run.params import Settings
+
+
+class TrainConfig(Settings):
+    """How a coder is trained. Raises ValueError naming the field, its value and its range."""
+
+    steps: int = Field(0, ge=0)  # optimiser steps; 0 = `epochs`
+    epochs: int = Field(1, ge=1)
+    batch: int = Field(256, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # down to final_lr * lr
+    final_lr: float = Field(0.0, ge=0, le=1)  # share of lr at the end
+    decay_start: float = Field(0.0, ge=0, lt=1)  # share of the steps after which the rate falls
+    warmup: float = Field(0.0, ge=0, lt=1)  # share of the steps over which it rises from 0
+    grad_clip: float = Field(0.0, ge=0)  # largest gradient norm; 0 = no limit
+    theta_lr: float = Field(10.0, gt=0)  # learning rate of JumpReLU thresholds, as a multiple of lr
+    l0_target: int = Field(0, ge=0)  # latents per row; 0 = as the coder's settings say
+    seed: int = Field(0, ge=0)
+    val_every: int = Field(50, ge=0)  # steps between validations; 0 = once an epoch
+    log_every: int = Field(25, ge=1)
+    checkpoint_steps: int = Field(0, ge=0)  # steps between checkpoints; 0 = by time only
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of products; tf32: CUDA; all else stays float32
+    compile: bool = False  # torch.compile the loss; worth its half minute on a GPU
+
+    @staticmethod
+    def preset(name: str, **overrides) -> TrainConfig:
+        """Published training settings of a method, with overrides."""
+        return TrainConfig(**(train_settings(name) | overrides))
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of step 0 .. steps-1: linear warm-up, then constant, cosine or linear decay to final_lr * lr."""
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        start = max(warm, round(self.decay_start * steps))
+        if self.schedule == "constant" or step < start:
+            return self.lr
+        done = (step - start + 1) / max(1, steps - start)
+        shape = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
+        return self.lr * (self.final_lr + (1 - self.final_lr) * shape)
+
+
+class ClassifierConfig(Settings):
+    """The head of notebook 02. Raises ValueError naming the field, its value and its range.
+
+    Published (Matryoshka Transcoders): d_hidden 256, lr 1e-4, 20 epochs, batch 16, no standardisation.
+    """
+
+    d_hidden: int = Field(256, ge=1)
+    epochs: int = Field(20, ge=1)
+    classifier_lr: float = Field(1e-3, gt=0)
+    classifier_batch: int = Field(64, ge=1)
+    weight_decay: float = Field(1e-2, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)  # on the hidden layer, in training
+    seed: int = Field(0, ge=0)
+
+
+class VisionTraining(Settings):
+    """How the vision model is trained. Raises ValueError naming the field, its value and its range.
+
+    Published: 10 epochs, the best weights kept. Ours: AdamW with warm-up and cosine decay, images mirrored at random.
+    """
+
+    vision_epochs: int = Field(10, ge=1)
+    vision_batch: int = Field(32, ge=2)
+    vision_lr: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_seconds: float = Field(120.0, gt=0)
+    checkpoint_steps: int = Field(0, ge=0)  # 0: by time only
+
+
+class Method(Settings):
+    """A line of the parameter `methods`: a preset under a name of its own, and settings that differ from it.
+
+    Beside the fields below: any setting of SparseCoderConfig, and OF_TRAINING from TrainConfig.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    preset: str
+    n_latents: int | None = Field(None, ge=1)
+    k: Any = None  # latents per row, instead of `ks`
+    l0: int = Field(0, ge=0)  # latents per row that training aims at; 0: as the preset
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ValueError("only letters, digits, - and _")
+        return name
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f"no such preset{_nearest(name, PRESETS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> Method:
+        known = [n for n in SparseCoderConfig.model_fields if n not in ("d_in", "d_out")] + [*OF_TRAINING]
+        for name in self.model_extra:
+            if name not in known:
+                raise ValueError(f"{name} is no setting of a method{_nearest(name, [*known, 'k', 'l0', 'n_latents'])}")
+        if self.k is not None and (type(self.k) is not int or self.k < 1):
+            raise ValueError(f"k = {self.k!r}: expected a whole number above 0 (several: ks)")
+        return self
+
+    def configs(self, d_in: int, d_out: int, coder: dict, train: dict) -> tuple[SparseCoderConfig, TrainConfig]:
+        """Coder and training settings: the preset's, overlaid by those for every method, and by the method's own."""
+        own = {n: v for n, v in self if n in self.model_fields_set and n not in ("name", "preset", "l0")}
+        how = {n: v for n, v in own.items() if n in OF_TRAINING}
+        train_config = TrainConfig.preset(self.preset, **(train | how | {"l0_target": self.l0}))
+        own = {n: v for n, v in own.items() if n not in OF_TRAINING}
+        config = SparseCoderConfig.preset(self.preset, d_in, d_out, **(coder | own))
+        return (config.with_l0(self.l0) if self.l0 else config), train_config
+
+
+OF_TRAINING = ("lr", "steps", "batch", "weight_decay", "schedule", "warmup")  # settings of TrainConfig in a method
+FOR_TRAINING = ("steps", "batch", "lr", "val_every", "precision")  # parameters for every method: of training
+FOR_CODERS = ("n_latents", "centre", "scale", "target_centre", "target_scale")  # and of the coder
+
+
+class MethodsConfig(Settings):
+    """The parameters of notebook 03; 0 or "" leaves what is published.
+
+    Raises: ValueError in the words of a params file: `methods[2].k = 5000 is larger than n_latents = 2048`.
+    """
+
+    methods: list[Method] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    n_latents: int = Field(0, ge=0)
+    steps: int = Field(0, ge=0)
+    batch: int = Field(0, ge=0)
+    lr: float = Field(0.0, ge=0)
+    centre: str = ""
+    scale: str = ""
+    target_centre: str = ""
+    target_scale: str = ""
+    val_every: int = Field(0, ge=0)
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    fits_at_once: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> MethodsConfig:
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError(f"methods: their names must differ: {names}")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds = {self.seeds}: expected whole numbers >= 0, each once")
+        for i, method in enumerate(self.methods):
+            width = method.n_latents or self.n_latents or PRESETS[method.preset]["coder"]["n_latents"]
+            for key in ("k", "l0"):
+                if (getattr(method, key) or 0) > width:
+                    raise ValueError(f"methods[{i}].{key} = {getattr(method, key)} is larger than n_latents = {width}")
+            try:  # widths of x and y are not known yet, and not needed
+                self.configs(method, 1, 1)
+            except ValueError as e:
+                field = str(e).split(" ")[0]
+                given = field in FOR_CODERS and field not in method.model_fields_set
+                raise ValueError(f"{e} (methods[{i}])" if given else f"methods[{i}].{e}") from None
+        return self
+
+    def configs(self, method: Method, d_in: int, d_out: int) -> tuple[SparseCoderConfig, TrainConfig]:
+        """Coder and training settings of one of the methods. d_in, d_out: widths of x and y."""
+        coder, train = (
+            {n: v for n in names if (v := getattr(self, n)) not in ("", 0)} for names in (FOR_CODERS, FOR_TRAINING)
+        )
+        return method.configs(d_in, d_out, coder, train)
+
+
+def _nearest(word: str, known) -> str:
+    near = difflib.get_close_matches(str(word), known, 1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"

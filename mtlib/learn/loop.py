@@ -1,0 +1,132 @@
+"""A fit as steps that can be interrupted: everything it holds stands in one safetensors file, from which it goes on to
+the same bytes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from mtlib.coders.files import CONFIG, WEIGHTS, save_tensors
+
+NAME, HISTORY = "state.safetensors", "history.parquet"
+
+
+def save(folder: Path, coder, optimiser, sums: dict[str, Tensor], best: dict[str, Tensor] | None, record: dict) -> None:
+    """Write checkpoint/state.safetensors atomically.
+
+    Args:
+        sums:   running tensors of the loop. best: state dict of the best weights so far.
+        record: JSON values (step, fingerprint, history, best validation); floats survive exactly.
+    """
+    tensors = {f"model.{k}": v for k, v in coder.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in (best or {}).items()}
+    tensors |= {f"sums.{k}": v for k, v in sums.items()}
+    tensors |= {f"optimiser.{k}": v for k, v in optimiser.state.items()}
+    tensors["rng"] = torch.get_rng_state()
+    save_tensors(folder / NAME, tensors, {"record": json.dumps(record)})
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """Tensors by name and the record of a checkpoint, or None when there is none.
+
+    Raises: ValueError naming the file when it is damaged.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["record"])  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as e:
+        raise ValueError(f"{path}: damaged checkpoint ({e}); delete {folder} and train again") from e
+
+
+def finished(folder: Path, key: str) -> bool:
+    """Whether a fit of these settings and data is done in `folder`."""
+    needed = [folder / name for name in (WEIGHTS, CONFIG, HISTORY)]
+    return all(p.is_file() for p in needed) and json.loads(needed[1].read_text(encoding="utf-8")).get("fit") == key
+
+
+def part(tensors: dict[str, Tensor], name: str, device: torch.device) -> dict[str, Tensor]:
+    """The tensors under `name.`, on the device."""
+    return {k.removeprefix(name + "."): v.to(device) for k, v in tensors.items() if k.startswith(name + ".")}
+
+
+class Loop:
+    """State and course of a fit; a subclass says what a step is and what is recorded after it.
+
+    Everything here is saved in a checkpoint or follows from the arguments.
+
+    Args:
+        model, optimiser: on the device.
+        steps:   how many there are. sums: running tensors.
+        folder:  of the checkpoint. key: of settings and data; another one's checkpoint is left alone.
+        every_steps, every_seconds: between checkpoints; 0 steps: by time only.
+        first:   whether this process writes.
+    """
+
+    def __init__(self, model, optimiser, steps, sums, folder, key, every_steps, every_seconds, first=True):
+        self.model, self.optimiser, self.steps, self.sums = model, optimiser, steps, sums
+        self.folder, self.key, self.first = folder, key, first
+        self.every_steps, self.every_seconds = every_steps, every_seconds
+        self.history: list[dict] = []
+        self.best, self.best_val, self.step = None, None, 0
+        self._resume()
+
+    def _train_step(self) -> None:
+        raise NotImplementedError
+
+    def _record(self) -> dict[str, str]:
+        """What is measured after a step; returns numbers for the progress bar, {} most of the time."""
+        raise NotImplementedError
+
+    def run(self, label: str) -> None:
+        """All steps that are left."""
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            desc=label,
+            file=sys.stdout,
+            mininterval=5.0,
+            unit="step",
+            disable=not self.first,
+        )
+        saved = time.monotonic()
+        while self.step < self.steps:
+            self._train_step()
+            self.step += 1
+            if shown := self._record():
+                bar.set_postfix(shown, refresh=False)
+            bar.update()
+            due = self.every_steps and self.step % self.every_steps == 0
+            if self.first and (due or time.monotonic() - saved > self.every_seconds):
+                record = {"key": self.key, "step": self.step, "history": self.history, "best_val": self.best_val}
+                save(self.folder, self.model, self.optimiser, self.sums, self.best, record)
+                saved = time.monotonic()
+        bar.close()
+
+    def _keep_best(self, measured: dict) -> None:
+        self.best_val, self.best = measured, {k: v.clone() for k, v in self.model.state_dict().items()}
+
+    def _resume(self) -> None:
+        saved = load(self.folder)
+        if saved is None:
+            return
+        tensors, record = saved
+        if record["key"] != self.key:
+            print(f"{self.folder}: checkpoint of other settings or data; training starts anew")
+            return
+        device = next(self.model.parameters()).device
+        self.model.load_state_dict(part(tensors, "model", device))
+        self.optimiser.load(part(tensors, "optimiser", device))
+        torch.set_rng_state(tensors["rng"])
+        self.sums = part(tensors, "sums", device)
+        self.best = part(tensors, "best", device) or None
+        self.history, self.best_val, self.step = record["history"], record["best_val"], record["step"]

@@ -1,0 +1,153 @@
+"""Training the AlexNet-Transformer of embed/vision.py from random weights: seeded, validated, resumable to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtlib.coders import files
+from mtlib.embed.vision import AlexNetTransformer, VisionConfig, load_alexnet
+from mtlib.learn.batches import Sampler, device_for
+from mtlib.learn.config import TrainConfig, VisionTraining
+from mtlib.learn.loop import HISTORY, Loop, finished
+from mtlib.learn.optimiser import AdamW
+from mtlib.run.artifacts import atomic
+
+VAL_BATCH = 64
+
+
+def fit_vision(
+    config: VisionConfig,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    rows_train: np.ndarray,
+    rows_val: np.ndarray,
+    training: VisionTraining,
+    folder: Path,
+    scratch: Path | None = None,
+) -> tuple[AlexNetTransformer, pd.DataFrame]:
+    """Train; the weights of the epoch with the lowest validation loss are kept.
+
+    Args:
+        config:     sizes of the model.
+        pixels:     (N, 3, side, side) uint8, an array or memory map.
+        labels:     (N,) int, 0 .. n_classes - 1 on the rows that are used.
+        rows_train: images to learn from. rows_val: images that choose the epoch.
+        folder:     gets weights.safetensors, config.json, history.parquet; a finished fit of the same settings and images
+            is loaded, not repeated.
+        scratch:    where checkpoints are kept while it trains; None: folder/checkpoint. A killed fit goes on from there.
+    Returns: the model in eval mode on its device; history: epoch, train_loss and val_loss in nats, train_accuracy
+        (with dropout on) and val_accuracy, lr.
+    Raises: ValueError for empty row lists, labels out of range, or a loss that is not finite.
+    """
+    if len(rows_train) < 2 or not len(rows_val):
+        raise ValueError(f"fit_vision: {len(rows_train)} train images and {len(rows_val)} val images; need 2 and 1")
+    used = labels[np.concatenate([rows_train, rows_val])]
+    if used.min() < 0 or used.max() >= config.n_classes:
+        raise ValueError(f"fit_vision: labels {used.min()} .. {used.max()}, expected 0 .. {config.n_classes - 1}")
+    key = _fingerprint(config, training, pixels, labels, rows_train, rows_val)
+    if finished(folder, key):
+        return load_vision(folder, training.device), pd.read_parquet(folder / HISTORY)
+    scratch = scratch or folder / "checkpoint"
+    with torch.random.fork_rng():  # every step draws from a seed of its own
+        loop = _Loop(config, pixels, labels, rows_train, rows_val, training, scratch, key)
+        loop.run("vision")
+    history = pd.DataFrame(loop.history)
+    with atomic(folder / HISTORY) as tmp:
+        history.to_parquet(tmp, index=False)
+    loop.model.load_state_dict(loop.best)
+    files.save_model(folder, loop.model, config, fit=key, training=training.model_dump(), best=loop.best_val)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return loop.model.eval(), history
+
+
+def load_vision(folder: Path, device: str = "auto") -> AlexNetTransformer:
+    """A model saved by `fit_vision`, in eval mode on the device. Raises: ValueError when the weights do not fit."""
+    return load_alexnet(folder).to(device_for(device)).eval()
+
+
+def _fingerprint(config, training, pixels, labels, rows_train, rows_val) -> str:
+    """Hash of everything that decides the result: settings, rows, labels, and 64 of the images."""
+    h = hashlib.sha256(json.dumps([config.model_dump(), training.model_dump(), list(pixels.shape)]).encode())
+    for rows in (rows_train, rows_val):
+        h.update(np.ascontiguousarray(rows, np.int64).tobytes() + labels[rows].astype(np.int64).tobytes())
+        h.update(np.ascontiguousarray(pixels[rows[:: max(1, len(rows) // 32)]]).tobytes())
+    return h.hexdigest()
+
+
+class _Loop(Loop):
+    """The steps of the vision model."""
+
+    def __init__(self, config, pixels, labels, rows_train, rows_val, training, scratch, key):
+        self.training = t = training
+        self.pixels, self.labels, self.rows_train, self.rows_val = pixels, labels, rows_train, rows_val
+        self.device = device_for(t.device)
+        model = AlexNetTransformer(config, t.seed).to(self.device)
+        optimiser = AdamW(model.named_parameters(), weight_decay=t.weight_decay)
+        self.sampler = Sampler(len(rows_train), t.vision_batch, t.seed)
+        self.schedule = TrainConfig(lr=t.vision_lr, schedule="cosine", final_lr=0.01, warmup=t.warmup)
+        steps = t.vision_epochs * self.sampler.per_epoch
+        super().__init__(model, optimiser, steps, self._zero(), scratch, key, t.checkpoint_steps, t.checkpoint_seconds)
+
+    def _zero(self) -> dict[str, Tensor]:
+        return {name: torch.zeros((), device=self.device) for name in ("loss", "right", "n")}
+
+    def _batch(self, rows: np.ndarray, mirrored: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """(pixels uint8, labels) of some rows on the device."""
+        pixels = np.array(self.pixels[rows])
+        if mirrored is not None:
+            pixels[mirrored] = pixels[mirrored, ..., ::-1]
+        target = torch.from_numpy(self.labels[rows].astype(np.int64))
+        return torch.from_numpy(pixels).to(self.device), target.to(self.device)
+
+    def _record(self) -> dict[str, str]:
+        return {} if self.step % self.sampler.per_epoch else self._end_of_epoch()
+
+    def _train_step(self) -> None:
+        seed = np.random.default_rng([self.training.seed, self.step])  # mirrors and dropout of this step
+        torch.manual_seed(int(seed.integers(2**62)))
+        rows = self.rows_train[self.sampler(self.step)]
+        pixels, target = self._batch(rows, seed.random(len(rows)) < 0.5)
+        logits = self.model.train()(pixels)
+        loss = F.cross_entropy(logits, target)
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step(self.schedule.lr_at(self.step, self.steps))
+        new = {"loss": loss.detach() * len(rows), "right": (logits.argmax(1) == target).sum(), "n": len(rows)}
+        self.sums = {name: self.sums[name] + new[name] for name in self.sums}
+
+    @torch.inference_mode()
+    def _validation(self) -> tuple[float, float]:
+        """Mean loss and accuracy of the validation images, exact."""
+        self.model.eval()
+        loss = right = 0.0
+        for start in range(0, len(self.rows_val), VAL_BATCH):
+            pixels, target = self._batch(self.rows_val[start : start + VAL_BATCH])
+            logits = self.model(pixels)
+            loss += float(F.cross_entropy(logits.double(), target, reduction="sum"))
+            right += int((logits.argmax(1) == target).sum())
+        return loss / len(self.rows_val), right / len(self.rows_val)
+
+    def _end_of_epoch(self) -> dict[str, str]:
+        epoch, lr = self.step // self.sampler.per_epoch, self.schedule.lr_at(self.step - 1, self.steps)
+        n = float(self.sums["n"])
+        train = {"loss": float(self.sums["loss"]) / n, "accuracy": float(self.sums["right"]) / n}
+        loss, accuracy = self._validation()
+        if not np.isfinite([train["loss"], loss]).all():
+            found = f"the loss is {train['loss']}, of val {loss}"
+            raise ValueError(f"epoch {epoch}: {found}; lower vision_lr (now {self.training.vision_lr})")
+        row = {"epoch": epoch, "train_loss": train["loss"], "val_loss": loss}
+        self.history.append(row | {"train_accuracy": train["accuracy"], "val_accuracy": accuracy, "lr": lr})
+        self.sums = self._zero()
+        if self.best_val is None or loss < self.best_val["loss"]:
+            self._keep_best({"epoch": epoch, "loss": loss, "accuracy": accuracy})
+        return {"loss": f"{train['loss']:.3f}", "val loss": f"{loss:.3f}", "val accuracy": f"{accuracy:.3f}"}
