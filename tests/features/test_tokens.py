@@ -74,7 +74,7 @@ def test_later_stages_read_the_tokens_as_x(run):
 def test_map_and_picture_of_a_token_of_the_run(run):
     data, (subject, *others) = store.open_run(run), first_seeds(open_subjects(next(run.glob("03_train-*")))[0])
     assert (subject.method, others) == ("topk", []), "there is no y, so no transcoder"
-    model = load_vision(next(run.glob("02_classify-*")) / "vision")
+    model = load_vision(next(run.glob("vision_model-*")) / "vision")
     image = int(data.rows("test")[0] // data.tokens)
     picture = load_image(data.images(image * 4))[0]
     assert np.allclose(vision_tokens(model, [picture])[0], data.x[image * 4 : image * 4 + 4], atol=1e-4)
