@@ -62,8 +62,8 @@ verdicts = pd.read_parquet(stage.input("06_interpret") / "explanations" / chosen
 named_first = verdicts.drop_duplicates("feature")[["feature", "phrase"]]
 table = table.merge(named_first, how="left").fillna({"phrase": ""})
 
-# %% needs="truth"
-causes = pd.read_csv(stage.input("04_evaluate") / "tables" / "04_causes.csv").query("method == @chosen.method")
+# %% needs="causes"
+causes = pd.read_csv(stage.input("truth") / "tables" / "04_causes.csv").query("method == @chosen.method")
 groups = choice.groups_of_causes(table, causes)
 
 # %% needs="head labels"

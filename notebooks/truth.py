@@ -147,4 +147,4 @@ split.groupby("method", sort=False)[["n_features", "recall_parent", "recall_any"
 # the truth.
 
 # %%
-stage.finish(n_causes=n, n_coders=len(subjects))
+stage.finish(provides=["causes"], n_causes=n, n_coders=len(subjects))

@@ -22,6 +22,7 @@ WHY = {  # what is missing, in words
     "attributes": "columns of the table of images, or nuisances of scenes",
     "autoencoders": "a trained autoencoder",
     "asked": "a multimodal model that was asked",
+    "causes": "the features that stand for known causes, which the notebook truth finds",
     "classes": "classes to sort the images into",
     "coders": "a trained coder",
     "generators": "images of generators",
