@@ -36,7 +36,7 @@ def feature_table(
         truth:   what `truth_columns` returned; None leaves its columns out.
     """
     labels = data.labels(data.rows("test")[:: data.tokens])
-    frame = latents.rename(columns={"n_active": "n_active_test"})
+    frame = latents.rename(columns={"n_active": "n_active_test"}).drop(columns="n_error", errors="ignore")
     frame["assessed"] = frame["n_active_test"] >= MIN_ACTIVE
     if (labels >= 0).any():
         ratios = error_ratios(

@@ -114,7 +114,7 @@ def test_without_labels_the_error_columns_are_empty(coder, data, tmp_path):
     manifest = data.manifest.assign(label=pd.array([pd.NA] * len(data.manifest), dtype="Int64"))
     bare = type(data)(**(vars(data) | {"manifest": manifest, "truth": None}))
     table = feature_table(pd.read_parquet(scanned(coder, bare, tmp_path) / "latents.parquet"), bare)
-    assert table["error_ratio"].isna().all() and list(table.columns) == COLUMNS
+    assert table[["error_ratio", "n_error"]].isna().all(axis=None) and list(table.columns) == COLUMNS
     assert table["assessed"].sum() >= 4 and table["purity"].notna().any()
     coders = pd.DataFrame({"method": ["sae"], "reason": ""})
     assert overview({"sae": table}, coders)["n_enriched"].tolist() == [0]
