@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 
 from mtlib.run import artifacts
-from mtlib.run.profiles import STAGES
+from mtlib.run.notebook import prepare, run_notebook
+from mtlib.run.profiles import Places, with_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = "matryoshka_transcoders"  # one of the five systems, so that a whole one runs
 RUN = f"{PROFILE}-smoke"
+STAGES = with_notebooks(PROFILE, {}, Places()).stages
 PARTS = ("mtlib", "notebooks", "params", "run_all.sh", "requirements.lock", "pyproject.toml")
 TABLES = ("01_encoder", "04_metrics", "04_causes", "06_judges", "07_relevance", "07_generators")
 FILE_NAME = re.compile(r"^[\w<>./-]*\w\.(npy|npz|parquet|csv|jsonl|safetensors)$")
@@ -55,7 +57,7 @@ def smoke(copy) -> Path:
     """The copy after `./run_all.sh matryoshka_transcoders --smoke`."""
     done = run_all(copy, PROFILE, "--smoke")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert f"Report: reports/{RUN}/README.md (7 stages run" in done.stdout
+    assert f"Report: reports/{RUN}/README.md ({len(STAGES)} stages run" in done.stdout
     return copy
 
 
@@ -114,7 +116,7 @@ def test_second_run_redoes_nothing_within_a_minute(smoke):
     start = time.monotonic()
     done = run_all(smoke, PROFILE, "--smoke")
     assert done.returncode == 0
-    assert "(0 stages run, 7 unchanged" in done.stdout
+    assert f"(0 stages run, {len(STAGES)} unchanged" in done.stdout
     assert time.monotonic() - start < 60
 
 
@@ -172,17 +174,27 @@ def test_failing_stage_exits_non_zero_and_is_named(smoke):
 def test_further_notebooks_follow_as_stages_of_the_same_run(smoke):
     """What the published systems list under `notebooks`: the seven stages stand, and their sections join the report."""
     shutil.copytree(smoke / "runs" / RUN, smoke / "runs" / "further")
-    given = ("run=further", "notebooks=[concepts, steering]")
+    given = ("run=further", "notebooks=[truth, concepts, steering]")
     done = run_all(smoke, PROFILE, "--smoke", *[x for p in given for x in ("-p", p)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "(2 stages run, 7 unchanged" in done.stdout
+    assert f"(2 stages run, {len(STAGES)} unchanged" in done.stdout
     report = smoke / "reports" / "further"
     assert list(pd.read_csv(report / "timings.csv")["stage"]) == [*STAGES, "concepts", "steering"]
     table = pd.read_csv(report / "tables" / "steering_factors.csv")
     assert {"feature", "control"} <= set(table["direction"])
     assert (table.loc[table["factor"] == 1, "class_kept"] == 1).all()
-    text = (report / "README.md").read_text(encoding="utf-8")
-    assert "## What does a feature do to the verdict?" in text and "Notebook `concepts`: [read]" in text
+    text = "".join((report / page).read_text(encoding="utf-8") for page in ("README.md", "appendix.md"))
+    assert "notebooks/concepts.html" in text and "tables/steering_" in text
+
+
+@pytest.mark.slow
+def test_the_tour_builds_by_hand_what_the_package_does(smoke):
+    """Its own assertions compare gradients and the trained error with the package's."""
+    given = {"run_dir": f"runs/{RUN}", "n_latents": 64, "k": 8, "steps": 60, "batch": 64, "n_images": 4}
+    logs = smoke / "runs" / RUN / "logs"
+    cells, _ = prepare(smoke / "notebooks" / "tour.py")
+    run_notebook("tour", cells, logs / "tour.ipynb", logs / "tour.log", given, smoke, 600)
+    assert "by hand" in (logs / "tour.ipynb").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -201,7 +213,7 @@ def test_multimodal_judge_over_http_from_question_to_report(smoke):
         command = [x for p in [*given, f"base_url={server.base_url}"] for x in ("-p", p)]
         done = run_all(smoke, PROFILE, "--smoke", *command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert "(2 stages run, 5 unchanged" in done.stdout
+        assert f"(2 stages run, {len(STAGES) - 2} unchanged" in done.stdout
     tables = smoke / "reports" / "looked" / "tables"
     pairs = pd.read_csv(tables / "06_agreement.csv").query("method == 'all'").set_index(["judge", "reference"])
     line = pairs.loc[("lmm", "truth")]
@@ -212,8 +224,9 @@ def test_multimodal_judge_over_http_from_question_to_report(smoke):
     assert (parts == answers["assessed"]).all() and answers["answered"].max() == 25
     relevance = pd.read_csv(tables / "07_relevance.csv")
     assert {"judge_lmm", "judge_keyless", "feature_accuracy", "intruder_accuracy"} <= set(relevance)
-    text = (smoke / "reports" / "looked" / "README.md").read_text(encoding="utf-8")
-    assert "The model's answers" in text and "Flip rate" in text and "| lmm " in text
+    assert (pd.read_csv(tables / "06_flips.csv")["n"] >= 0).all() and "lmm" in set(
+        pd.read_csv(tables / "06_judges.csv")["judge"]
+    )
     for method in answers["method"]:
         folder = run / artifacts.current(run)["06_interpret"] / "explanations" / method
         for name in ("answers.jsonl", "feature_analysis.jsonl", "error_analysis.jsonl", "verdicts.parquet"):
