@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.run.artifacts import ArtifactError, current, read_meta, verify
+from mtlib.run.artifacts import ROOT, open_run, read_meta
 from mtlib.run.stage import REPORT, Stage
 
 NAMES = "method judge phrase verdict category status reason cause family generator detail image known explanation"
 NAMES = NAMES.split()  # columns that are text even where a name looks like a number, or like nothing
+
+READ = ("01_embed", "02_classify", "03_train", "05_features", "06_interpret")  # by a stage; a report reads all
 
 
 class Reader:
@@ -33,18 +35,12 @@ class Reader:
 
         Raises: ArtifactError when there are none or a file is damaged.
         """
-        run_dir = Path(__file__).resolve().parents[2] / run_dir
-        folders = {stage: run_dir / folder for stage, folder in current(run_dir).items()}
-        if not folders:
-            raise ArtifactError(f"{run_dir}: no finished stage here; run ./run_all.sh or the notebooks first")
-        for folder in folders.values():
-            verify(folder)
-        return cls(run_dir.name, folders, run_dir)
+        return cls(Path(run_dir).name, open_run(run_dir), ROOT / run_dir)
 
     @classmethod
     def of_stage(cls, stage: Stage) -> Reader:
-        """The numbered stages before `stage` (verified, recorded as its inputs) and what it has written so far itself."""
-        before = [s for s in current(stage.run_dir) if s[:1].isdigit() and s < stage.name]
+        """The stages that notebook 07 reads (verified, recorded as its inputs) and what it has written so far itself."""
+        before = [s for s in READ if stage.has(s) and s != stage.name]
         return cls(stage.run_dir.name, {s: stage.input(s) for s in before} | {stage.name: stage.out})
 
     def _meta(self, stage: str) -> dict:
