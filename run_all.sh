@@ -125,7 +125,7 @@ main() {
       ;;
     pair)
       set_up
-      exec "$PY" -m mtlib.run.pairs
+      exec "$PY" -m jupytext --quiet --update --to ipynb notebooks/*.py # --update keeps the cells' ids
       ;;
     lock)
       set_up

@@ -58,5 +58,5 @@ def test_folders_and_files_can_be_read():
 # What is still to be mended, each line to go; nothing may be added.
 KNOWN_UP = set()
 KNOWN_CYCLES = set()
-KNOWN_FULL = {"mtlib/run"}
+KNOWN_FULL = set()
 KNOWN_LONG = set()
