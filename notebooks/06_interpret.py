@@ -201,21 +201,9 @@ stage.table(
     scores,
     "judges",
     caption="Judges against the truth, all causes, and those that the encoder's captions named or did not.",
-    headings={
-        "method": "method",
-        "judge": "judge",
-        "captioned": "causes",
-        "n_assessed": "judged",
-        "n_error": "errors said",
-    }
-    | {
-        "n_truth": "true errors",
-        "precision": "precision",
-        "recall": "recall",
-        "f1": "F1",
-        "kappa": "kappa",
-        "reason": "reason",
-    },
+    headings={"method": "method", "judge": "judge", "captioned": "causes", "n_assessed": "judged", "n_error": "said"}
+    | {"n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa"}
+    | {"reason": "reason"},
 )
 
 # %% needs="truth"
@@ -290,13 +278,7 @@ stage.table(
     lmm.flip_check(jobs, judged, interview, config.flip_check, config.show_error_ratio),
     "flips",
     caption="Verdicts that turned when they were asked for again under a change that should not matter.",
-    headings={
-        "method": "method",
-        "changed": "what changed",
-        "n": "verdicts",
-        "n_flipped": "turned",
-        "flip_rate": "share",
-    }
+    headings={"method": "method", "changed": "change", "n": "verdicts", "n_flipped": "turned", "flip_rate": "share"}
     | {"low": "low", "high": "high", "n_lost": "without a verdict"},
 )
 
@@ -304,17 +286,13 @@ stage.table(
 for method in features:
     interview.export(stage.out / "explanations" / method / "answers.jsonl", method)
 interview.asker.close()
+
+# %% needs="judge=lmm dry_run=False"
 stage.table(
     pd.DataFrame([interview.usage(endpoint)]),
     "usage",
     caption="What all answers took, replayed ones too.",
-    headings={
-        "model": "model",
-        "answers": "answers",
-        "tokens_in": "tokens in",
-        "tokens_out": "tokens out",
-        "usd": "USD",
-    },
+    headings={"model": "model", "answers": "answers", "tokens_in": "tokens in", "tokens_out": "out", "usd": "USD"},
 )
 
 # %% needs="judge=lmm dry_run=False"
