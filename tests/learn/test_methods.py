@@ -11,7 +11,7 @@ import pytest
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.config import MethodsConfig
-from mtlib.learn.methods import at_their_last_step, epochs, train_methods
+from mtlib.learn.methods import at_their_last_step, epochs, train_methods, training_curves
 from mtlib.run.params import ParamsError, notebook_parameters
 from mtlib.run.profiles import Places, load_params
 
@@ -64,6 +64,15 @@ def test_methods_that_need_y_become_reasoned_rows(tmp_path):
     assert coders["reason"].iloc[2].startswith("its target is") and set(history["method"]) == {"mine"}
     folder = tmp_path / coders["folder"].iloc[1]
     assert folder.name == "mine-s4" and SparseCoder.from_pretrained(folder).n_latents == 16
+
+
+def test_where_no_method_can_be_trained_the_tables_are_empty(tmp_path):
+    x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    rows = {"train": np.arange(60), "val": np.arange(60, 80)}
+    data = SimpleNamespace(x=x, y=None, rows=rows.get)
+    coders, history = train_methods(data, config([{"name": "other", "preset": "transcoder"}]), tmp_path / "coders")
+    assert coders["status"].tolist() == ["skipped"] and epochs(history).empty
+    assert training_curves(history)[0] is None and at_their_last_step(coders, history) == 0
 
 
 def _parameters() -> dict:
