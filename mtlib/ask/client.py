@@ -1,7 +1,8 @@
 """One request to an OpenAI-compatible server: pictures as data URLs, the key from the environment, the reply read strictly.
 
-No exception of the HTTP client leaves this module, since it carries the request with its headers. What a server will not
-take (a schema, a temperature, max_tokens by its old name) is changed once and told.
+The `openai` client makes the request; its own retries are off (see `asker`), and no exception of it leaves this module,
+since it carries the request with its headers. It is loaded with the first question: that takes seconds. What a server will
+not take (a schema, a temperature, max_tokens by its old name) is changed once and told.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import threading
 from collections import OrderedDict
 from urllib.parse import quote
 
-import httpx
-
 from mtlib.ask import replies
 from mtlib.ask.endpoint import Endpoint, Picture, Question
 from mtlib.ask.replies import Reply, Trouble
@@ -25,7 +24,13 @@ CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come 
 MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 MAX_WORDS = 20_000  # bytes of an error that are read
 SHORTEST_KEY = 8  # characters; shorter ones are placeholders of local servers
-LOGGERS = ("httpx", "httpcore")  # their debug logs hold headers, which may echo the key
+LOGGERS = (
+    "openai",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+)  # their debug logs hold headers, which may echo the key
 TAKES_NO = {  # what a server can refuse: in which words of an HTTP 400 or 422, and what is told
     "schema": ("response_format|json_schema|structured output", "the server takes no schema; asked again without"),
     "max_tokens": ("max_completion_tokens", "the server asks for max_completion_tokens; asked again so"),
@@ -42,13 +47,14 @@ class Client:
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self.refused: set[str] = set() if endpoint.json_schema else {"schema"}
-        self._key, self._http = "", None
+        self._key = ""
+        self._openai = self._create = None
         self._cache: OrderedDict[str, str] = OrderedDict()
         self._cached, self._lock = 0, threading.Lock()
 
     def at_hand(self, question: Question) -> bool:
         """Whether `messages` is quick: every picture of the question is in memory."""
-        return self._http is not None and all(p.sha256 in self._cache for p in question.pictures)
+        return self._openai is not None and all(p.sha256 in self._cache for p in question.pictures)
 
     def messages(self, question: Question) -> list[dict]:
         """The question as chat messages. Raises: whatever a picture's callable raises; ValueError if it is no picture."""
@@ -60,11 +66,16 @@ class Client:
 
     def _open(self) -> None:
         with self._lock:
-            if self._http is None:
+            if self._openai is None:
+                import openai
+
                 for name in LOGGERS:
                     logging.getLogger(name).setLevel(logging.WARNING)
-                self._key = self.endpoint.key()
-                self._http = httpx.AsyncClient(timeout=self.endpoint.timeout_s, follow_redirects=False)
+                e, self._key = self.endpoint, self.endpoint.key()
+                http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._refuse]}, follow_redirects=False)
+                settings = {"base_url": e.base_url, "timeout": e.timeout_s, "max_retries": 0, "http_client": http}
+                self._openai = openai.AsyncOpenAI(api_key=self._key or "none", **settings)
+                self._create = self._openai.chat.completions.with_streaming_response.create  # loads what it needs
 
     def _url(self, picture: Picture) -> str:
         with self._lock:
@@ -96,7 +107,7 @@ class Client:
             form = {"name": "answer", "strict": True, "schema": question.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         try:
-            return replies.read(await self._post(json.dumps(body).encode()), e)
+            return replies.read(await self._post(body), e)
         except Trouble as trouble:
             for name, (words, told) in TAKES_NO.items():
                 sent = (
@@ -107,29 +118,30 @@ class Client:
                     raise Trouble("plain", told, charged=False) from None
             raise trouble from None
 
-    async def _post(self, body: bytes) -> bytes:
-        """The bytes of a successful reply. Raises: Trouble, whatever the client raised."""
-        reply, url = bytearray(), f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
+    async def _post(self, body: dict) -> bytes:
+        """The bytes of a successful reply. The body goes as `extra_body`, since the client walks through all else piece by
+        piece. Raises: Trouble, whatever the client raised.
+        """
+        reply = bytearray()
         try:
-            headers = {"authorization": f"Bearer {self._key or 'none'}", "content-type": "application/json"}
-            async with self._http.stream("POST", url, content=body, headers=headers) as response:
-                if not response.is_success:
-                    raise await self._refusal(response)
-                async for piece in response.aiter_bytes():
+            async with self._create(model=self.endpoint.model, messages=[], extra_body=body) as response:
+                async for piece in response.iter_bytes():
                     reply += piece
                     if len(reply) > replies.MAX_BODY:
                         raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
-        except Trouble:
-            raise
-        except Exception as error:  # the client has many names for a broken connection
-            cause = type(error).__name__
+        except Exception as error:  # the client and the libraries below it have many names for a broken connection
+            if isinstance(error, Trouble) or isinstance(error.__cause__, Trouble):
+                raise (error if isinstance(error, Trouble) else error.__cause__) from None
+            cause = type(error.__cause__ or error).__name__
             raise Trouble("again", f"no reply ({cause})", charged=cause != "ConnectError") from None
         if self._repeated(reply.decode("utf-8", "replace")):
             raise Trouble("fail", "the reply repeats the key")
         return bytes(reply)
 
-    async def _refusal(self, response: httpx.Response) -> Trouble:
-        """What a response that is no success stands for; only the start of its text is read."""
+    async def _refuse(self, response) -> None:
+        """Called by the HTTP client with every response: of all but successes only the start is read. Raises: Trouble."""
+        if response.is_success:
+            return
         words = bytearray()
         with contextlib.suppress(Exception):  # an error whose text cannot be read is still that error
             async for piece in response.aiter_bytes():
@@ -138,7 +150,7 @@ class Client:
                     break
         text = words[:MAX_WORDS].decode("utf-8", "replace")
         text = "(its text repeats the key)" if self._repeated(text) else text
-        return replies.of_status(response.status_code, text, response.headers)
+        raise replies.of_status(response.status_code, text, response.headers)
 
     def _repeated(self, text: str) -> bool:
         """Whether a body holds the key, also when it is spelled with JSON's escapes."""
@@ -161,5 +173,5 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._http is not None:
-            await self._http.aclose()
+        if self._openai is not None:
+            await self._openai.close()
