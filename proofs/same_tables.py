@@ -3,7 +3,7 @@
     ./run_all.sh prove same_tables [--only NAME ...] [--data FOLDER] [--base FOLDER]
 
 The earlier commit is checked out below runs/ and run there once; then the same commands run here. What may differ is
-listed in proofs/same_tables.csv: run, table, columns (empty: the whole table; it may be new or gone), reason. Anything else
+listed in proofs/same_tables.csv: run, table, columns (or "(new)", "(gone)", "(any)"), reason. Anything else
 that differs makes the proof fail.
 """
 
@@ -58,21 +58,19 @@ def earlier(base: Path) -> Path:
     return base
 
 
-def differences(old: Path, new: Path, listed: pd.DataFrame) -> list[dict]:
+def differences(old: Path, now: Path, listed: pd.DataFrame) -> list[dict]:
     """A line for every table of either folder: name, state ("equal", "listed" or "DIFFERS") and what differs."""
     lines = []
-    for name in sorted({p.name for folder in (old, new) for p in folder.glob("*.csv")}):
-        texts = [(f / name).read_bytes() if (f / name).is_file() else None for f in (old, new)]
-        allowed = listed[[fnmatch(name, pattern) for pattern in listed["table"]]]
+    for name in sorted({p.name for folder in (old, now) for p in folder.glob("*.csv")}):
+        texts = [(f / name).read_bytes() if (f / name).is_file() else None for f in (old, now)]
         if texts[0] == texts[1]:
             lines.append({"table": name, "state": "equal", "what": ""})
             continue
-        what = "gone" if texts[1] is None else "new" if texts[0] is None else _columns(old / name, new / name)
-        columns = {c for text in allowed["columns"] for c in text.split()}
-        whole = (allowed["columns"] == "").any()
-        fine = whole or (isinstance(what, set) and what <= columns)
-        said = " ".join(sorted(what)) if isinstance(what, set) else what
-        lines.append({"table": name, "state": "listed" if fine else "DIFFERS", "what": said})
+        gone, made = texts[1] is None, texts[0] is None
+        what = {"(gone)"} if gone else {"(new)"} if made else _columns(old / name, now / name)
+        allowed = {c for text in listed[[fnmatch(name, p) for p in listed["table"]]]["columns"] for c in text.split()}
+        fine = what <= allowed or "(any)" in allowed
+        lines.append({"table": name, "state": "listed" if fine else "DIFFERS", "what": " ".join(sorted(what))})
     return lines
 
 
