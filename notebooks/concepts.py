@@ -100,7 +100,7 @@ stage.table(concepts.naming_summary(named), "names", "Latents named by their own
 cosines = concepts.cosine_quantiles(named)
 wide = cosines.pivot(index=["method", "quantile"], columns="by", values="cosine").reset_index()
 labels = {by: f"cosine of the {by} to the nearest phrase" for by in concepts.BY}
-fig = distributions(wide, labels, dict.fromkeys(labels, cosines["threshold"].iloc[0]), styles)
+fig = distributions(wide, dict.fromkeys(labels, cosines["threshold"].iloc[0]), styles, labels)
 stage.figure(fig, "naming", cosines, "Cosine of every latent to its nearest phrase; a name from the dashed line on.")
 
 # %% needs="text"

@@ -258,19 +258,24 @@ def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | No
     return fig
 
 
-def distributions(table: pd.DataFrame, marks: dict[str, float], styles: dict[str, dict] | None = None) -> Figure:
-    """Quantiles of the measures of LATENTS, a panel each (and per L0): value against the share of latents below it.
+def distributions(
+    table: pd.DataFrame,
+    marks: dict[str, float],
+    styles: dict[str, dict] | None = None,
+    labels: dict[str, str] = LATENTS,
+) -> Figure:
+    """Quantiles of measures of latents, a panel each (and per L0): value against the share of latents below it.
 
-    Args: table: of `quantiles`. marks: of `chance`, drawn as dashed lines.
+    Args: table: of `quantiles`. marks: of `chance`, drawn as dashed lines. labels: measure -> its name on the axis.
     """
     styles = styles or method_styles(table["method"])
-    fig, found = panels(table, [c for c in LATENTS if c in table])
+    fig, found = panels(table, [c for c in labels if c in table])
     for ax, l0, column, parts in found:
         for base, part in parts:
             ax.plot(part[column], part["quantile"], label=base, markevery=20, ms=5, **styles[base])
         if column in marks:
             ax.axvline(marks[column], color="0.3", ls="--", lw=1, label="chance")
-        ax.set(xlabel=LATENTS[column], ylabel="share of latents below", ylim=(0, 1), title=l0)
+        ax.set(xlabel=labels[column], ylabel="share of latents below", ylim=(0, 1), title=l0)
     legend(fig)
     return fig
 
