@@ -132,6 +132,16 @@ def test_report_holds_no_machine_paths(smoke):
 
 
 @pytest.mark.slow
+def test_a_run_never_dirties_the_checkout(smoke):
+    """Of all that lies in the copy after a run, git would see only what was copied."""
+    shutil.copy2(ROOT / ".gitignore", smoke)
+    subprocess.run(["git", "init", "--quiet"], cwd=smoke, check=True)
+    listed = ["git", "ls-files", "--others", "--exclude-standard", "-z"]
+    seen = subprocess.run(listed, cwd=smoke, capture_output=True, text=True, check=True).stdout.split("\0")
+    assert [name for name in seen if name and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.slow
 def test_every_link_in_the_report_leads_somewhere(smoke):
     report = smoke / "reports" / RUN
     links = re.findall(r"\]\(([^)#]+)\)|(?:src|href)=\"([^\"#]+)\"", (report / "README.md").read_text(encoding="utf-8"))
