@@ -24,6 +24,7 @@ WHY = {  # what is missing, in words
     "asked": "a multimodal model that was asked",
     "causes": "the features that stand for known causes, which the notebook truth finds",
     "classes": "classes to sort the images into",
+    "classify": "classify = true, which this run has switched off",
     "coders": "a trained coder",
     "generators": "images of generators",
     "head": "a classifier, which needs labels or classes to learn",
