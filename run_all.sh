@@ -24,7 +24,7 @@ usage() {
 
 The environment: an active conda or virtual environment that has the packages of pyproject.toml is used as it is;
 otherwise .venv is made here, from requirements.lock. It needs Python 3.10 to 3.13 with pip and a package registry.
-Set OMP_NUM_THREADS to use more than two threads (results may then differ in the last digit).
+Set OMP_NUM_THREADS to use more than two threads (sums are then taken in another order: a training may end a little elsewhere).
 END
 }
 

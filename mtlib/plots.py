@@ -187,19 +187,6 @@ def image_grid(
     return fig
 
 
-def table(stage, frame: pd.DataFrame, name: str) -> Path:
-    """The same as `stage.table`, for the path."""
-    stage.table(frame, name)
-    return stage.out / "tables" / f"{stage.number}_{name}.csv"
-
-
-def save(stage, fig: Figure | None, name: str, frame: pd.DataFrame) -> Path:
-    """The same as `stage.figure`, for the path."""
-    stage.figure(fig, name, frame)
-    kind, end = ("figures", "png") if fig is not None else ("tables", "csv")
-    return stage.out / kind / f"{stage.number}_{name}.{end}"
-
-
 def png(fig: Figure) -> bytes:
     """PNG bytes of a figure; a large one (it shows photographs or many points) is stored with 256 colours."""
     buffer = io.BytesIO()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlib.run import params
+from mtlib.run import needs, params
 from mtlib.run.profiles import STAGES, Places, unnumbered
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -103,9 +103,8 @@ def test_parameters_that_share_a_name_share_a_default():
 
 
 @every_notebook
-def test_no_cell_ends_with_the_path_of_a_file(source):
-    """`plots.save` and the like return a path, which Jupyter would show when it is a cell's last line."""
-    returning = {"plots.save", "plots.table", "write_text", "write_report"}
-    last = [body[-1] for body in (ast.parse(cell).body for cell in code(source)) if body]
-    calls = [n.value.func for n in last if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
-    assert [ast.unparse(f) for f in calls if ast.unparse(f) in returning] == []
+def test_every_need_has_words_for_its_lack(source):
+    """What is left out is explained in the report: a need is one of `needs.WHY`, or a parameter of the notebook."""
+    parameters = {name for _, cell in needs.parameter_cells(source) for name in needs.literals(cell)}
+    named = {n for text in needs.answers(source, set(), {}) for n in text.lstrip("!").split("|")}
+    assert {n.partition("=")[0] for n in named} - set(needs.WHY) - parameters == set()

@@ -140,15 +140,16 @@ def test_saved_figures_are_not_cut(tmp_path, n):
     drawn = {"kinds": truth.attributes_figure(shares), "causes": truth.causes_figure(causes)}
     drawn |= {"scores": judge_figures.scores(judged(MANY[:n]))[0], "curves": training(MANY[:n])}
     for name, fig in drawn.items():
-        image = np.asarray(Image.open(plots.save(stage, fig, name, shares)).convert("L"))
+        stage.figure(fig, name, shares)
+        image = np.asarray(Image.open(stage.out / "figures" / f"04_{name}.png").convert("L"))
         edges = [image[:4], image[-4:], image[:, :4], image[:, -4:]]
         assert min(edge.min() for edge in edges) > 240, f"{name}: ink at the edge"
 
 
 def test_without_a_figure_the_numbers_are_saved(tmp_path):
     stage = Stage("04_evaluate", str(tmp_path / "run"))
-    path = plots.save(stage, None, "fvu_l0", pd.DataFrame({"fvu": [0.5]}))
-    assert path.read_text() == "fvu\n0.5\n" and not list(stage.out.rglob("*.png"))
+    stage.figure(None, "fvu_l0", pd.DataFrame({"fvu": [0.5]}))
+    assert (stage.out / "tables" / "04_fvu_l0.csv").read_text() == "fvu\n0.5\n" and not list(stage.out.rglob("*.png"))
 
 
 def test_heatmap_says_over_how_many_seeds_it_is_a_mean():

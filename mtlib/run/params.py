@@ -237,13 +237,11 @@ def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
         origin: parameter -> where its value came from; others are the notebook's own.
     Raises: ParamsError with the model's ValueError, which starts with the parameter's name.
     """
-    told = needs.attributes(path)
-    for name in f"{told.get('settings', '')} {told.get('check', '')}".split():
+    for name in needs.attributes(path).get("settings", "").split():
         module, _, attribute = name.partition(":")
-        checked = getattr(importlib.import_module(module), attribute)
-        fields = getattr(checked, "model_fields", None)
+        model = getattr(importlib.import_module(module), attribute)
         try:
-            checked(values) if fields is None else checked(**{k: v for k, v in values.items() if k in fields})
+            model(**{k: v for k, v in values.items() if k in model.model_fields})
         except ValueError as e:
             first = re.match(r"\w*", str(e))[0]
             raise ParamsError(f"{origin.get(first, f'notebooks/{path.name}')}: {e}") from e

@@ -152,23 +152,11 @@ def with_notebooks(profile: str, overrides: dict, places: Places) -> Places:
 
 
 def in_order(stages: tuple[str, ...], names: list[str], places: Places) -> tuple[str, ...]:
-    """The numbered stages with further notebooks where each says, `after="04_evaluate"` or `before="01_embed"` at its
-    parameters cell, else at the end; in the order of the list."""
-    ordered = list(stages)
-    for name in names:
-        told = needs.attributes(places.notebooks / f"{name}.py")
-        if told.get("before") in ordered:
-            ordered.insert(ordered.index(told["before"]), name)
-        elif told.get("after") in ordered:
-            same = [
-                n
-                for n in names[: names.index(name)]
-                if needs.attributes(places.notebooks / f"{n}.py").get("after") == told["after"]
-            ]
-            ordered.insert(ordered.index(told["after"]) + 1 + len(same), name)
-        else:
-            ordered.append(name)
-    return tuple(ordered)
+    """The numbered stages, each followed by the further notebooks that say `after="04_evaluate"` at their parameters cell;
+    the others at the end; in the order of the list."""
+    after = {name: needs.attributes(places.notebooks / f"{name}.py").get("after") for name in names}
+    placed = [n for stage in stages for n in (stage, *(name for name in names if after[name] == stage))]
+    return (*placed, *(name for name in names if after[name] not in stages))
 
 
 def forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:

@@ -61,8 +61,8 @@ def run(tmp_path_factory):
     verdicts.to_parquet(out / "verdicts.parquet", index=False)
     none = pd.DataFrame(columns=["method", "reason"])
     lines = agreement.against_truth({"tc": verdicts}, features, {}, none)
-    plots.table(stage, lines, "judges")
-    plots.table(stage, pd.DataFrame([{"method": "tc", "assessed": 5, "answered": 5, "unasked": 1}]), "answers")
+    stage.table(lines, "judges")
+    stage.table(pd.DataFrame([{"method": "tc", "assessed": 5, "answered": 5, "unasked": 1}]), "answers")
     usage = {"model": PHRASES[0], "answers": 5, "tokens_in": 7, "tokens_out": 8, "usd": 0.5}
     stage.table(pd.DataFrame([usage]), "usage", "What it took.", {"model": "model", "answers": "answers"})
     published.write_records(out, judged.verdicts["tc"], {})

@@ -81,13 +81,12 @@ def test_further_notebooks_stand_where_they_say(tmp_path):
     for name, where in (
         ("one", 'after="01_make"'),
         ("two", 'after="01_make"'),
-        ("zero", 'before="01_make"'),
         ("end", ""),
     ):
         text = f'# %% tags=["parameters"] {where}\nrun_dir = "runs/demo"\nstage_dir = ""\n'
         (places.notebooks / f"{name}.py").write_text(text)
-    order = profiles.in_order(places.stages, ["end", "one", "zero", "two"], places)
-    assert order == ("zero", "01_make", "one", "two", "02_use", "end")
+    order = profiles.in_order(places.stages, ["end", "one", "two"], places)
+    assert order == ("01_make", "one", "two", "02_use", "end")
 
 
 class Layer(params.Settings):
