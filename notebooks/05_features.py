@@ -152,8 +152,9 @@ stage.figure(
 # If what goes along with errors also makes the classifier say so, the rank correlation of the two is below 0:
 
 # %% needs="head labels"
-both = frame.groupby("method", sort=False)[["error_ratio", "causal_relevance"]]
-both.corr("spearman").xs("error_ratio", level=1)["causal_relevance"].round(2).to_frame("rank correlation")
+parts = frame.groupby("method", sort=False)
+rank = {m: part["error_ratio"].corr(part["causal_relevance"], "spearman") for m, part in parts}
+pd.Series(rank, name="rank correlation", dtype=float).round(2).to_frame()
 
 # %% [markdown]
 # ## Collages
