@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from mtlib.run.keep import read_timings
 from PIL import Image
 
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import atomic, versions, write_json, write_text
+from mtlib.run.publish import read_timings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "proofs" / "results"
@@ -52,7 +52,7 @@ def run(profile: str) -> dict:
     timings = read_timings(ROOT / "reports" / name / "timings.csv")
     lighten(ROOT / "reports" / name)
     size = sum(p.stat().st_size for p in (ROOT / "reports" / name).rglob("*") if p.is_file())
-    peak = max(float(t["peak_mb"]) for t in timings.values())
+    peak = max(t["peak_mb"] for t in timings.values())
     return {"profile": profile, "seconds": round(seconds), "cpu_seconds": round(cpu), "peak_mb": round(peak)} | {
         "stages": len(timings),
         "report_mb": round(size / 1e6, 2),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
@@ -21,30 +19,6 @@ SORTS = {  # what a person reads -> column
     "feature number": "feature",
 }
 MARKS = {"error": "✕", "no_error": "✓", "refused": "?", "failed": "!", "unasked": "…", "skipped": "–", "": " "}
-
-
-@dataclass(frozen=True)
-class Query:
-    """One choice of features: what to sort by and which to keep.
-
-    sort: a key of SORTS; verdict: "" for any; judge: whose verdicts and names count; text: words that must all occur
-    in the name, the category, the true cause or the number of a feature.
-    """
-
-    sort: str = "max activation"
-    descending: bool = True
-    min_density: float = 0.0
-    verdict: str = ""
-    assessed: bool = False
-    text: str = ""
-
-    def __post_init__(self):
-        if self.sort not in SORTS:
-            raise ValueError(f"sort = {self.sort!r} is not one of {list(SORTS)}")
-        if self.verdict and self.verdict not in VERDICTS:
-            raise ValueError(f"verdict = {self.verdict!r} is not one of {VERDICTS}")
-        if not 0 <= self.min_density <= 1:
-            raise ValueError(f"min_density = {self.min_density} is not in [0, 1]")
 
 
 def judges_of(reader: Reader, verdicts: pd.DataFrame) -> list[str]:
@@ -85,6 +59,12 @@ def error_features(reader: Reader, method: str, n: int | None = None) -> pd.Data
     return ordered.drop_duplicates("phrase").head(len(table) if n is None else n)
 
 
+def most_active(reader: Reader, method: str) -> pd.DataFrame:
+    """The features of a method, those first that fire most, as `feature_table`."""
+    table = feature_table(reader, method)
+    return table.assign(_=-table["density"] * table["mean_activation"]).sort_values(["_", "feature"])
+
+
 def gallery(reader: Reader, n: int) -> list[dict]:
     """Up to n features with a collage, over methods in order: error features, or where none has one the most active.
 
@@ -92,88 +72,59 @@ def gallery(reader: Reader, n: int) -> list[dict]:
 
     Returns: the features' lines of `feature_table` as dicts, with method, file (of the collage) and error (bool).
     """
-    errors = _with_collages(reader, n, lambda method: error_features(reader, method), "top_cause")
-    return errors or _with_collages(reader, n, lambda method: most_active(reader, method), "")
+    for found in (error_features, most_active):
+        shown, error = {}, found is error_features
+        for method in reader.methods():
+            files = reader.collages(method)
+            for line in found(reader, method).to_dict("records"):
+                what = (line.get("top_cause") or line["phrase"]) if error else (method, line["feature"])
+                if line["feature"] in files and what not in shown:
+                    shown[what] = line | {"method": method, "file": files[line["feature"]].name, "error": error}
+        if shown:
+            break
+    return list(shown.values())[:n]
 
 
-def most_active(reader: Reader, method: str) -> pd.DataFrame:
-    """The features of a method, those first that fire most, as `feature_table`."""
-    table = feature_table(reader, method)
-    return table.assign(_=-table["density"] * table["mean_activation"]).sort_values(["_", "feature"])
-
-
-def _with_collages(reader: Reader, n: int, found, apart: str) -> list[dict]:
-    shown, seen = [], set()
-    for method in reader.methods():
-        files = reader.collages(method)
-        for line in found(method).to_dict("records"):
-            what = (line.get(apart) or line["phrase"]) if apart else (method, line["feature"])
-            if line["feature"] in files and what not in seen and len(shown) < n:
-                seen.add(what)
-                shown.append(line | {"method": method, "file": files[line["feature"]].name, "error": bool(apart)})
-    return shown
-
-
-def select(table: pd.DataFrame, query: Query) -> np.ndarray:
-    """Numbers of the features that a query keeps, in its order; ties by number, missing values last.
+def select(
+    table: pd.DataFrame,
+    sort: str = "max activation",
+    descending: bool = True,
+    min_density: float = 0.0,
+    verdict: str = "",
+    assessed: bool = False,
+    text: str = "",
+) -> np.ndarray:
+    """Numbers of the features to list, in order; ties by number, missing values last.
 
     Verdicts sort as in VERDICTS (errors first when descending), within one verdict by error ratio.
+
+    Args:
+        sort:    a key of SORTS.
+        verdict: the one to keep; "": any. assessed: keep no others.
+        text:    words that must all occur in the number, name, category, true cause or class of a feature.
     """
-    keep = table["density"].fillna(0).to_numpy() >= query.min_density
-    if query.assessed:
-        keep &= table["assessed"].to_numpy(dtype=bool)
-    if query.verdict:
-        keep &= (table["verdict"] == query.verdict).to_numpy()
-    for word in query.text.lower().split():
-        keep &= searchable(table).str.contains(word, regex=False).to_numpy()
-    kept = table[keep]
-    keys = [SORTS[query.sort], "feature"]
-    if query.sort == "verdict":
-        rank = kept["verdict"].map({v: -i for i, v in enumerate(VERDICTS)})
-        kept, keys = kept.assign(verdict=rank), ["verdict", "error_ratio", "feature"]
-    for missing in set(keys) - set(kept.columns):
-        kept = kept.assign(**{missing: np.nan})
-    ascending = [not query.descending] * (len(keys) - 1) + [True]
-    if query.sort == "feature number":
-        keys, ascending = ["feature"], [not query.descending]
-    ordered = kept.sort_values(keys, ascending=ascending, na_position="last", kind="stable")
-    return ordered["feature"].to_numpy(dtype=np.int64)
-
-
-def searchable(table: pd.DataFrame) -> pd.Series:
-    """Lower-case text of each feature that the search looks through."""
-    columns = [c for c in ("phrase", "category", "top_cause", "dominant_class") if c in table]
-    text = "#" + table["feature"].astype(str)
-    for column in columns:
-        text = text + " " + table[column].fillna("").astype(str)
-    return text.str.lower()
+    keep = table["density"].fillna(0) >= min_density
+    if assessed:
+        keep &= table["assessed"].astype(bool)
+    if verdict:
+        keep &= table["verdict"] == verdict
+    if text:
+        searched = "#" + table["feature"].astype(str)
+        for column in table.columns.intersection(["phrase", "category", "top_cause", "dominant_class"]):
+            searched = searched + " " + table[column].fillna("").astype(str)
+        for word in text.lower().split():
+            keep &= searched.str.lower().str.contains(word, regex=False)
+    kept = table[keep].assign(verdict=lambda f: f["verdict"].map({v: -i for i, v in enumerate(VERDICTS)}))
+    keys = [SORTS[sort], *(["error_ratio"] if sort == "verdict" else [])]
+    ties = [] if sort == "feature number" else ["feature"]
+    ascending = [not descending] * len(keys) + [True] * len(ties)
+    ordered = kept.reindex(columns=keys + ties).sort_values(keys + ties, ascending=ascending, kind="stable")
+    return ordered.index.to_numpy(dtype=np.int64)
 
 
 def list_line(record: pd.Series, sort: str) -> str:
     """One line of the list: verdict mark, number, the value sorted by, name."""
-    column = SORTS[sort] if sort not in ("verdict", "feature number") else "error_ratio"
-    value = record.get(column, np.nan)
-    value = (
-        "    –" if pd.isna(value) else f"{float(value):5.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.0e}"
-    )
-    return f"{MARKS.get(record['verdict'], ' ')} {int(record['feature']):>4} {value}  {shorten(record['phrase'] or '(no name)', 44)}"
-
-
-def step(features: np.ndarray, current: int | None, by: int) -> int | None:
-    """The feature `by` places after `current` in the list, wrapping round; the first when current is not in it."""
-    if len(features) == 0:
-        return None
-    place = np.flatnonzero(features == current) if current is not None else []
-    return int(features[(int(place[0]) + by) % len(features)]) if len(place) else int(features[0])
-
-
-def top_of(top_images: pd.DataFrame, feature: int, split: str, n: int = 20) -> pd.DataFrame:
-    """The strongest images of a feature in a split (val: used for naming; test: held out), strongest first."""
-    own = top_images[(top_images["feature"] == feature) & (top_images["split"] == split)]
-    return own.sort_values("rank", kind="stable").head(n)
-
-
-def similar_to(similar: pd.DataFrame, feature: int, n: int = 6) -> list[tuple[int, float]]:
-    """The features whose decoder rows are closest to a feature's: (feature, cosine), closest first."""
-    own = similar[similar["feature"] == feature].sort_values("cosine", ascending=False, kind="stable").head(n)
-    return [(int(f), float(c)) for f, c in zip(own["neighbour"], own["cosine"], strict=True)]
+    value = record.get("error_ratio" if sort in ("verdict", "feature number") else SORTS[sort], np.nan)
+    shown = "    –" if pd.isna(value) else f"{value:5.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.0e}"
+    name = shorten(record["phrase"] or "(no name)", 44)
+    return f"{MARKS.get(record['verdict'], ' ')} {record['feature']:>4} {shown}  {name}"

@@ -7,7 +7,6 @@ Here are numbers only; every word and every condition stands in the templates be
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
@@ -19,6 +18,7 @@ from mtlib.measure.compare import MEASURES, fair_tables
 from mtlib.report import browse, text
 from mtlib.report.reader import Reader
 from mtlib.run.artifacts import write_text
+from mtlib.run.publish import read_timings
 
 PAGES = ("README.md", "appendix.md")
 FOUND = 0.95  # of the ceiling, from which on a cause is found
@@ -47,7 +47,9 @@ def numbers(run: Reader) -> dict:
         "run": run,
         "items": {s: declared(run, s) for s in run.folders},
         "left_out": _left_out(run),
-        "timings": _timings(run),
+        "timings": {
+            s: {k: round(v) for k, v in t.items()} for s, t in read_timings(run.run_dir / "timings.csv").items()
+        },
         "splits": _splits(run),
         "causes": by_cause(scores),
         "finders": finders(scores),
@@ -72,8 +74,8 @@ def declared(run: Reader, stage: str) -> list[dict]:
     Returns: dicts of kind ("figure", "table" or "say"), name, caption and headings ({} where the table is only linked).
     """
     said = run.declared(stage)
-    named = [i | {"headings": dict(i.get("headings") or {})} for i in said["items"]]
-    return [i | {"name": f"{said['prefix']}_{i['name']}"} for i in named]
+    named = [i | {"name": f"{said['prefix']}_{i['name']}"} for i in said["items"]]
+    return [i | {"headings": dict(i.get("headings") or {})} for i in named]
 
 
 def own_features(frame: pd.DataFrame) -> pd.DataFrame:
@@ -90,10 +92,10 @@ def own_features(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.dropna(subset=["auroc"]).assign(captioned=lambda f: f["captioned"].astype(str) == "True")
     one = "specific_auroc" in frame
     score = frame[["specific_auroc", "specific_auroc_all"]].min(axis=1) if one else frame["auroc"]
-    parts = [frame.assign(who=frame["method"], control=False, score=score)]
+    parts, first = [frame.assign(who=frame["method"], control=False, score=score)], frame.drop_duplicates("cause")
     for who in ("x", "y"):
-        column = f"specific_{who}_dim" if one else f"best_{who}_dim"
-        parts.append(frame.drop_duplicates("cause").assign(who=who, control=True, score=lambda f, c=column: f[c]))
+        own = first[f"specific_{who}_dim" if one else f"best_{who}_dim"]
+        parts.append(first.assign(who=who, control=True, score=own))
     every = pd.concat(parts, ignore_index=True).dropna(subset=["score"])
     return every[["who", "control", "seed", "cause", "captioned", "score", "ceiling"]]
 
@@ -144,10 +146,8 @@ def fair(compared: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     """04_comparison cut into one table per target and L0; an aimed L0 of all latents is none, as nothing was asked of it."""
     if compared.empty:
         return {}
-    none = compared["l0_target"] >= compared["n_latents"]
-    tables = fair_tables(
-        compared.assign(l0_target=compared["l0_target"].mask(none), matched=compared["matched"].mask(none))
-    )
+    asked = ~(compared["l0_target"] >= compared["n_latents"])
+    tables = fair_tables(compared.assign(**{c: compared[c].where(asked) for c in ("l0_target", "matched")}))
     return {key: with_intervals(table.dropna(axis=1, how="all"), text.number) for key, table in tables.items()}
 
 
@@ -166,10 +166,10 @@ def judge_scores(frame: pd.DataFrame) -> pd.DataFrame:
     return out.reset_index(drop=True)
 
 
-def names(run: Reader, n: int = 5) -> list[str]:
-    """Names of the first method's most active features, each once."""
+def names(run: Reader) -> list[str]:
+    """Five names of the first method's most active features."""
     phrases = browse.most_active(run, run.methods()[0])["phrase"] if run.methods() else []
-    return [p for p in dict.fromkeys(phrases) if p][:n]
+    return [p for p in dict.fromkeys(phrases) if p][:5]
 
 
 def chance(frame: pd.DataFrame) -> dict:
@@ -190,9 +190,8 @@ def _mean(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds (and causes) of all numbers by method, columns without any left out; words are the first line's."""
     if frame.empty:
         return frame
-    how = {
-        c: "mean" if pd.api.types.is_numeric_dtype(frame[c]) else "first" for c in frame if c not in ("method", "seed")
-    }
+    columns = frame.columns.drop(["method", "seed"], errors="ignore")
+    how = {c: "mean" if pd.api.types.is_numeric_dtype(frame[c]) else "first" for c in columns}
     return frame.groupby("method", sort=False).agg(how).dropna(axis=1, how="all")
 
 
@@ -210,13 +209,6 @@ def _left_out(run: Reader) -> list[dict]:
     whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lines = [{"stage": stage, "title": stage, "reason": reason} for stage, reason in whole.items()]
     return lines + [{"stage": s} | line for s in run.folders for line in run.declared(s)["skipped"]]
-
-
-def _timings(run: Reader) -> dict[str, dict]:
-    """timings.csv of the run: stage -> seconds, peak_mb."""
-    path = run.run_dir / "timings.csv"
-    rows = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
-    return {r["stage"]: {"seconds": round(float(r["seconds"])), "peak_mb": int(r["peak_mb"])} for r in rows}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtlib.plots import PALETTE, legend
@@ -15,6 +17,7 @@ TITLES = {
     "relevance_enriched": "enriched, BH q ≤ 0.05",
     "relevance_enriched_by": "enriched, BY q ≤ 0.05",
 }
+N_LABELLED, N_EXPLAINED = 6, 4  # images shown with what explains them, and explanations of each
 
 
 def relevance_bars(long: pd.DataFrame) -> Figure:
@@ -24,36 +27,36 @@ def relevance_bars(long: pd.DataFrame) -> Figure:
         long: what `results.relevance_long` returned.
     """
     names = [TITLES.get(s) or f"judge: {j}" for s, j in zip(long["score"], long["judge"], strict=True)]
-    long = long.assign(name=names)
-    methods, scores = list(dict.fromkeys(long["method"])), list(dict.fromkeys(long["name"]))
+    methods, scores = list(dict.fromkeys(long["method"])), list(long.groupby(names, sort=False))
     columns = min(len(scores), 3)
     rows = -(-len(scores) // columns)
     size = (2.4 + 2.9 * columns, rows * (1.0 + 0.26 * len(methods)))
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
     for ax in axes.flat[len(scores) :]:
         ax.set_axis_off()
-    at = np.arange(len(methods))
-    for ax, score in zip(axes.flat, scores, strict=False):
-        own = long[long["name"] == score].set_index("method").reindex(methods)
-        error = np.abs(np.stack([own["share"] - own["low"], own["high"] - own["share"]])) * 100
-        ax.barh(at, own["share"] * 100, height=0.7, color="0.82")
-        ax.errorbar(own["share"] * 100, at, xerr=error, fmt="o", ms=4, capsize=2, color="#333333", elinewidth=1)
-        ax.set_title(escape_figure(score))
-        ax.set(xlim=(0, None), ylim=(len(methods) - 0.5, -0.5))
-        ax.set_yticks(at, [escape_figure(m) for m in methods], fontsize=9)
+    for ax, (score, own) in zip(axes.flat, scores, strict=False):
+        own = own.set_index("method").reindex(methods)
+        ax.barh(range(len(methods)), own["share"] * 100, height=0.7, color="0.82")
+        _intervals(ax, own, "share", ms=4, capsize=2, color="#333333", elinewidth=1)
+        ax.set(title=escape_figure(score), xlim=(0, None), ylim=(len(methods) - 0.5, -0.5))
+        ax.set_yticks(range(len(methods)), [escape_figure(m) for m in methods], fontsize=9)
         ax.grid(axis="y", visible=False)
     fig.supxlabel("share of all latents (%), 95% interval")
     return fig
 
 
+def _intervals(ax: Axes, frame: pd.DataFrame, share: str, **style) -> None:
+    """A dot and the interval from low to high in percent for each line of a frame, in lines from 0 on."""
+    error = np.abs(np.stack([frame[share] - frame["low"], frame["high"] - frame[share]])) * 100  # (2, lines)
+    ax.errorbar(frame[share] * 100, range(len(frame)), xerr=error, fmt="o", **style)
+
+
 def generator_rates(frame: pd.DataFrame) -> Figure:
     """Each generator's failure rate: raw, corrected with its 95% interval, and true where it is known."""
     frame = frame.sort_values("corrected_rate", ascending=False, kind="stable")
-    at = np.arange(len(frame))
+    at = range(len(frame))
     fig, ax = plt.subplots(figsize=(6.8, 1.0 + 0.4 * len(frame)))
-    error = np.abs(np.stack([frame["corrected_rate"] - frame["low"], frame["high"] - frame["corrected_rate"]])) * 100
-    style = dict(fmt="o", color=PALETTE[0], capsize=4, markersize=7)
-    ax.errorbar(frame["corrected_rate"] * 100, at, xerr=error, label="corrected, 95% interval", **style)
+    _intervals(ax, frame, "corrected_rate", color=PALETTE[0], capsize=4, ms=7, label="corrected, 95% interval")
     ax.plot(frame["raw_rate"] * 100, at, "|", color="#777777", markersize=14, label="flagged by the classifier")
     if "true_rate" in frame:
         ax.plot(frame["true_rate"] * 100, at, "D", color=PALETTE[3], markersize=6, label="true rate", zorder=3)
@@ -67,23 +70,17 @@ def generator_heatmap(frame: pd.DataFrame) -> Figure | None:
     """How often each error feature fires on each generator's images, features named; None without error features."""
     if frame.empty:
         return None
-    wide = frame.pivot(index="feature", columns="generator", values="rate").loc[list(dict.fromkeys(frame["feature"]))]
-    names = frame.drop_duplicates("feature").set_index("feature")["phrase"]
+    names = [escape_figure(f"{shorten(p, 44)}  #{f}") for p, f in zip(frame["phrase"], frame["feature"], strict=True)]
+    generators = frame["generator"].map(lambda g: escape_figure(shorten(g, 16)))
+    wide = frame["rate"].mul(100).groupby([names, generators], sort=False).first().unstack(sort=False)
     fig, ax = plt.subplots(figsize=(5.0 + 1.2 * wide.shape[1], 1.2 + 0.36 * len(wide)))
-    image = ax.imshow(wide.to_numpy() * 100, aspect="auto", cmap="cividis", vmin=0)
-    ax.set_xticks(range(wide.shape[1]), [escape_figure(shorten(g, 16)) for g in wide.columns])
-    ax.set_yticks(range(len(wide)), [escape_figure(f"{shorten(names[f], 44)}  #{f}") for f in wide.index])
-    ax.grid(visible=False)
-    middle = wide.to_numpy().max() * 50
-    for (i, j), value in np.ndenumerate(wide.to_numpy() * 100):
-        ax.text(
-            j, i, f"{value:.0f}", ha="center", va="center", fontsize=9, color="white" if value < middle else "black"
-        )
-    fig.colorbar(image, label="images on which it fires (%)", shrink=0.9)
+    look = dict(cmap="cividis", vmin=0, annot=True, fmt=".0f", annot_kws={"fontsize": 9})
+    sns.heatmap(wide, ax=ax, cbar_kws={"label": "images on which it fires (%)", "shrink": 0.9}, **look)
+    ax.set(xlabel="", ylabel="")
     return fig
 
 
-def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure | None:
+def labelled_images(shown: list) -> Figure | None:
     """Some new images beside the explanations of the features that fire on them.
 
     Args:
@@ -91,37 +88,38 @@ def labelled_images(shown: list, n: int = 6, n_features: int = 4) -> Figure | No
     """
     if not shown:
         return None
-    flagged = [one for one in shown if one[3]["predicted"] == "implausible"][: n - 2]
+    flagged = [one for one in shown if one[3]["predicted"] == "implausible"][: N_LABELLED - 2]
     quiet = [one for one in shown if one[3]["predicted"] != "implausible"]
-    shown = flagged + quiet[:: max(1, len(quiet) // n)][: n - len(flagged)]
-    columns = 2 if len(shown) > 1 else 1
+    shown = flagged + quiet[:: max(1, len(quiet) // N_LABELLED)][: N_LABELLED - len(flagged)]
+    columns = min(len(shown), 2)
     rows = -(-len(shown) // columns)
     fig, axes = plt.subplots(rows, 2 * columns, figsize=(6.2 * columns, 1.9 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
-    for i, (_, known, image, said) in enumerate(shown):
-        picture, text = axes[i // columns, 2 * (i % columns)], axes[i // columns, 2 * (i % columns) + 1]
+    for (picture, text), (_, known, image, said) in zip(axes.reshape(-1, 2), shown, strict=False):
         picture.imshow(image)
-        head = [f"known: {known}"] if known else []
+        head = [escape_figure(f"known: {known}")] if known else []
         head += [f"predicted: {100 * said['probability']:.0f}% implausible"] if said["probability"] is not None else []
-        picture.set_title(escape_figure("\n".join(head)).replace(r"\n", "\n"), fontsize=9)
-        found = said["explanations"]
-        if said["predicted"] == "implausible":  # the errors, in the order of the table, each name once
-            errors = [d for d in found if d["verdict"] == "error"]
-            found = [next(d for d in errors if d["explanation"] == name) for name in dict.fromkeys(d["explanation"] for d in errors)]  # fmt: skip
-        words = {"plausible": "no error found", "implausible": "no feature names the error"}
-        if said["predicted"] == "plausible" or not found:
-            line = words.get(said["predicted"], "no feature fires")
-            text.text(-0.25, 0.95, line, fontsize=9, va="top", transform=text.transAxes, color="#555555")
-            continue
-        for j, d in enumerate(found[:n_features]):
-            colour = PALETTE[3] if d.get("verdict") == "error" else "#333333"
-            place = dict(va="top", transform=text.transAxes, color=colour)
-            text.text(-0.25, 0.95 - 0.22 * j, _explained(d), fontsize=8.5, **place)
+        picture.set_title("\n".join(head), fontsize=9)
+        for i, (words, colour) in enumerate(_explained(said)):
+            look = dict(fontsize=8.5, va="top", transform=text.transAxes, color=colour)
+            text.text(-0.25, 0.95 - 0.22 * i, words, **look)
     return fig
 
 
-def _explained(found: dict) -> str:
-    mark = "error: " if found.get("verdict") == "error" else ""
-    wrong = f"\n{found['wrong_count']} of {found['total_count']} such test images are implausible" if found.get("wrong_count") is not None else ""  # fmt: skip
-    return escape_figure(f"{found['activation']:.2g}  {mark}{shorten(found['explanation'] or '(no name)', 52)}") + wrong
+def _explained(said: dict) -> list[tuple[str, str]]:
+    """Lines beside an image, and their colours: of a flagged one the errors, each name once, in the order of the table."""
+    found = said["explanations"]
+    if said["predicted"] == "implausible":
+        errors = [d for d in found if d["verdict"] == "error"]
+        found = [d for i, d in enumerate(errors) if d["explanation"] not in (e["explanation"] for e in errors[:i])]
+    if said["predicted"] == "plausible" or not found:
+        words = {"plausible": "no error found", "implausible": "no feature names the error"}
+        return [(words.get(said["predicted"], "no feature fires"), "#555555")]
+    lines = []
+    for d in found[:N_EXPLAINED]:
+        error, known = d.get("verdict") == "error", d.get("wrong_count") is not None
+        name = escape_figure(f"{'error: ' if error else ''}{shorten(d['explanation'] or '(no name)', 52)}")
+        wrong = f"\n{d['wrong_count']} of {d['total_count']} such test images are implausible" if known else ""
+        lines.append((f"{d['activation']:.2g}  {name}{wrong}", PALETTE[3] if error else "#333333"))
+    return lines

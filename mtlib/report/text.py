@@ -73,9 +73,7 @@ def number(value, digits: int = 3) -> str:
 
 def percent(value) -> str:
     """A share as a percentage with one digit after the point; "–" when missing."""
-    return (
-        "–" if value is None or pd.isna(value) else f"{round(100 * float(value), 1) + 0.0:.1f}%"
-    )  # + 0.0: never -0.0%
+    return "–" if pd.isna(value) else f"{round(100 * float(value), 1) + 0.0:.1f}%"  # + 0.0: never -0.0%
 
 
 def interval(value, low, high, show=percent) -> str:
@@ -84,16 +82,13 @@ def interval(value, low, high, show=percent) -> str:
 
 
 def markdown_table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, max_rows: int = 40) -> str:
-    """A frame as a Markdown table, every cell escaped.
+    """A frame as a Markdown table, every cell escaped: numbers by `number`, everything else as text.
 
     Args:
-        frame:    the rows; numbers are written by `number`, everything else as text.
         columns:  column -> heading, in order; columns that the frame lacks are left out. None: all columns.
         max_rows: more rows are cut, and a line below says how many.
-    Returns: the lines of the table, or a sentence when it is empty.
     """
-    columns = {c: c for c in frame.columns} if columns is None else columns
-    shown = {c: heading for c, heading in columns.items() if c in frame.columns}
+    shown = {c: h for c, h in (columns or dict(zip(frame, frame, strict=True))).items() if c in frame}
     if frame.empty or not shown:
         return "*No rows.*"
     numeric = {c: pd.api.types.is_numeric_dtype(frame[c]) and frame[c].dtype != bool for c in shown}

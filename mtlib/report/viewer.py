@@ -6,7 +6,8 @@ what happens when a widget changes.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import base64
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from mtlib.embed.store import ADDED, load_data
 from mtlib.report import browse, widgets
 from mtlib.report.reader import Reader
 from mtlib.report.text import number, shorten
-from mtlib.report.widgets import HTML, N_LABELS, N_SIMILAR, Controls, fill_button
+from mtlib.report.widgets import HTML, N_LABELS, N_SIMILAR, Controls, fill_buttons
 from mtlib.run.artifacts import ArtifactError
 
+N_IMAGES = 20  # shown of a feature, the strongest of a split
 MAX_LISTED = 3000  # a longer list makes browsers slow; filters shorten it
 
 
@@ -35,16 +37,14 @@ class FeatureViewer:
 
     def __init__(self, run_dir: str | Path = "runs/demo", method: str = ""):
         self.reader = Reader.of_run(run_dir)
-        methods = self.reader.methods()
+        methods, folders = self.reader.methods(), self.reader.folders  # verified by the reader
         if not methods:
             raise ArtifactError(f"{run_dir}: no features yet; run the notebooks up to 05_features first")
-        self.run_dir = Path(__file__).resolve().parents[2] / run_dir
-        folders = self.reader.folders  # verified by the reader
         self.data = load_data(folders["01_embed"], *map(folders.get, ADDED))
         self.feature: int | None = None
         self.features = self.listed = np.array([], dtype=np.int64)
         self._thumbnail = lru_cache(maxsize=2000)(self._read_thumbnail)
-        self._labelers: dict = {}
+        self._labeler = lru_cache(maxsize=None)(partial(_labeler, self.reader.run_dir))
         self._quiet = False
         self.on = Controls(methods, method or methods[0], self.reader.name)
         self.widget = self.on.widget
@@ -58,7 +58,7 @@ class FeatureViewer:
             control.observe(lambda _: self._refresh(stay=False), "value")
         for control in (self.on.search, self.on.verdict, self.on.min_density, self.on.assessed):
             control.observe(lambda _: self._refresh(), "value")
-        self.on.list.observe(lambda change: self._chosen(change["new"]), "value")
+        self.on.list.observe(lambda _: self._chosen(), "value")
         self.on.split.observe(lambda _: self._show_images(), "value")
         self.on.previous.on_click(lambda _: self.step(-1))
         self.on.next.on_click(lambda _: self.step(1))
@@ -89,46 +89,40 @@ class FeatureViewer:
         self._set_judge()
 
     def _set_judge(self) -> None:
-        if self._quiet:
-            return
-        judge = "" if self.on.judge.value == "–" else self.on.judge.value
-        self.table = browse.feature_table(self.reader, self.on.method.value, judge)
-        self._refresh()
-
-    def query(self) -> browse.Query:
-        """The choice that the controls stand for."""
-        return browse.Query(
-            sort=self.on.sort.value,
-            descending=self.on.descending.value,
-            min_density=self.on.min_density.value,
-            verdict=self.on.verdict.value,
-            assessed=self.on.assessed.value,
-            text=self.on.search.value,
-        )
+        if not self._quiet:
+            judge = self.on.judge.value.removeprefix("–")
+            self.table = browse.feature_table(self.reader, self.on.method.value, judge)
+            self._refresh()
 
     def _refresh(self, stay: bool = True) -> None:
         if self._quiet:
             return
-        query = self.query()
-        self.on.descending.tooltip = "highest first" if query.descending else "lowest first"
-        self.on.descending.icon = "arrow-down" if query.descending else "arrow-up"
-        self.features = browse.select(self.table, query)
-        chosen, self.listed = self.table.loc[self.features], self.features[:MAX_LISTED]
-        errors = int((chosen["verdict"] == "error").sum())
-        self.on.count.value = HTML.count(len(chosen), len(self.table), errors, len(self.listed))
-        lines = [browse.list_line(record, query.sort) for _, record in self.table.loc[self.listed].iterrows()]
+        on, down = self.on, self.on.descending.value
+        on.descending.tooltip, on.descending.icon = (
+            f"{'highest' if down else 'lowest'} first",
+            f"arrow-{'down' if down else 'up'}",
+        )
+        chosen = ("sort", "descending", "min_density", "verdict", "assessed")
+        self.features = browse.select(self.table, **{c: getattr(on, c).value for c in chosen}, text=on.search.value)
+        kept, self.listed = self.table.loc[self.features], self.features[:MAX_LISTED]
+        errors = int((kept["verdict"] == "error").sum())
+        on.count.value = HTML.count(len(kept), len(self.table), errors, len(self.listed))
+        lines = [browse.list_line(record, on.sort.value) for _, record in self.table.loc[self.listed].iterrows()]
         self._quiet = True
-        self.on.list.options = list(zip(lines, map(int, self.listed), strict=True))
+        on.list.options = list(zip(lines, map(int, self.listed), strict=True))
         self._quiet = False
-        self.show(self.feature if stay and self.feature in self.features else browse.step(self.features, None, 0))
+        first = next(iter(self.features), None)
+        self.show(self.feature if stay and self.feature in self.features else first)
 
-    def _chosen(self, feature: int | None) -> None:
-        if not self._quiet and feature is not None:
-            self.show(feature)
+    def _chosen(self) -> None:
+        if not self._quiet and self.on.list.value is not None:
+            self.show(self.on.list.value)
 
     def step(self, by: int) -> None:
-        """Show the feature `by` places further down the list."""
-        self.show(browse.step(self.features, self.feature, by))
+        """Show the feature `by` places further down the list, wrapping round; the first when this one is not in it."""
+        place = np.flatnonzero(self.features == self.feature)
+        if len(self.features):
+            self.show(self.features[(place[0] + by) % len(self.features) if len(place) else 0])
 
     def show(self, feature: int | None) -> None:
         """Show a feature by its number, also one that the filters leave out of the list; None shows that none is left."""
@@ -138,31 +132,27 @@ class FeatureViewer:
         self._quiet = False
         if self.feature is None:
             self.on.header.value = HTML.message("No feature passes these filters.")
-            for part in (self.on.tiles, self.on.gallery, self.on.histogram):
-                part.value = ""
-        else:
-            record = self.table.loc[self.feature]
-            own = self.verdicts[self.verdicts["feature"] == self.feature]
-            self.on.header.value = widgets.header(record, own, self.on.method.value)
-            self.on.tiles.value = widgets.tiles(record)
-            self._show_images()
-        self._show_similar()
+            self.on.tiles.value = self.on.gallery.value = self.on.histogram.value = ""
+            fill_buttons(self.on.similar, [])
+            return
+        record = self.table.loc[self.feature].to_dict()
+        own = self.verdicts[self.verdicts["feature"] == self.feature].to_dict("records")
+        self.on.header.value = HTML.header(record, own, self.on.method.value)
+        self.on.tiles.value = HTML.tiles(record)
+        self._show_images()
+        near = self.neighbours[self.neighbours["feature"] == self.feature]
+        near = near.sort_values("cosine", ascending=False, kind="stable").head(N_SIMILAR)
+        pairs = near[["neighbour", "cosine"]].itertuples(index=False)
+        texts = [(f, f"{cosine:+.2f}  #{f}  {_name(self.table.loc[f, 'phrase'])}") for f, cosine in pairs]
+        fill_buttons(self.on.similar, texts)
 
     def _show_images(self) -> None:
         if self.feature is None:
             return
-        top = browse.top_of(self.top, self.feature, self.on.split.value)
+        top = self.top[(self.top["feature"] == self.feature) & (self.top["split"] == self.on.split.value)]
+        top, at = top.sort_values("rank", kind="stable").head(N_IMAGES), self.feature
         self.on.gallery.value = widgets.gallery(top, [self._thumbnail(int(row)) for row in top["row"]])
-        at = self.feature
         self.on.histogram.value = widgets.histogram(self.edges[at], self.counts[at], top["activation"].tolist())
-
-    def _show_similar(self) -> None:
-        found = [] if self.feature is None else browse.similar_to(self.neighbours, self.feature, N_SIMILAR)
-        for button, place in zip(self.on.similar, found + [None] * (N_SIMILAR - len(found)), strict=True):
-            fill_button(button, place and (place[0], f"{place[1]:+.2f}  #{place[0]}  {self._name(place[0])}"))
-
-    def _name(self, feature: int) -> str:
-        return shorten(self.table.loc[feature, "phrase"] or "(no name)", 60)
 
     def _read_thumbnail(self, row: int) -> bytes | str | None:
         path = self.data.images(row)
@@ -181,38 +171,33 @@ class FeatureViewer:
 
     def label(self, content: bytes) -> list[dict]:
         """Show which of the method's features fire on an image file's bytes, and return them, strongest first."""
-        found: list[dict] = []
+        found, preview = [], self.on.upload_preview
         try:
             image, _ = decode(content)
-            self.on.upload_preview.value = HTML.message("Looking at it …")
-            said = self._said(image)
+            preview.value = HTML.message("Looking at it …")
+            said = self._labeler(self.on.method.value).label(image)
             found = said["explanations"]
-            self.on.upload_preview.value = widgets.uploaded(widgets.png(image), said)
+            preview.value = HTML.uploaded(base64.b64encode(widgets.png(image)).decode(), said)
         except ImageRefused as refused:
-            self.on.upload_preview.value = HTML.message(f"This image cannot be used: {refused}")
-        except (ArtifactError, ValueError, OSError) as problem:
-            self.on.upload_preview.value = HTML.message(f"No labels: {problem}")
-        shown = [(d["feature_num"], _label_line(d)) for d in found[:N_LABELS]]
-        for button, content_of in zip(self.on.labels, shown + [None] * (N_LABELS - len(shown)), strict=True):
-            fill_button(button, content_of)
+            preview.value = HTML.message(f"This image cannot be used: {refused}")
+        except (RuntimeError, ValueError, OSError) as problem:  # of the run, its encoder or its classifier
+            preview.value = HTML.message(f"No labels: {problem}")
+        fill_buttons(self.on.labels, [(d["feature_num"], _label_line(d)) for d in found[:N_LABELS]])
         return found
 
-    def _said(self, image) -> dict:
-        from mtlib.embed.encoders import EncoderError  # imports the encoder's libraries: only when they are needed
-        from mtlib.judge.labeler import Labeler
 
-        method = self.on.method.value
-        try:
-            if method not in self._labelers:
-                self._labelers[method] = Labeler(self.run_dir, method)
-            return self._labelers[method].label(image)
-        except EncoderError as problem:
-            raise ValueError(str(problem)) from problem
+def _labeler(run_dir: Path, method: str):
+    from mtlib.judge.labeler import Labeler  # imports the encoder's libraries: only when they are needed
+
+    return Labeler(run_dir, method)
+
+
+def _name(phrase: str) -> str:
+    return shorten(phrase or "(no name)", 60)
 
 
 def _label_line(found: dict) -> str:
     mark = browse.MARKS.get(found.get("verdict") or "", " ")
     known = found.get("wrong_count") is not None and found.get("total_count")
     ratio = f" · {found['wrong_count']}/{found['total_count']} implausible" if known else ""
-    name = shorten(found["explanation"] or "(no name)", 60)
-    return f"{mark} {number(float(found['activation']))}  #{found['feature_num']}  {name}{ratio}"
+    return f"{mark} {number(float(found['activation']))}  #{found['feature_num']}  {_name(found['explanation'])}{ratio}"

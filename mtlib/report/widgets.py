@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import ipywidgets as w
 import numpy as np
@@ -15,9 +16,11 @@ from mtlib.report import browse
 from mtlib.report.text import html_parts, number
 
 HTML = html_parts("viewer.html.j2")
-THUMBNAIL = 132  # pixels
+THUMBNAIL = 264  # pixels: twice what is shown, for dense screens
 
 N_SIMILAR, N_LABELS = 6, 8
+TITLES = ("Activations", "Similar features", "Label an image of your own")
+GROW = w.Layout(flex="1 1 0", width="auto", min_width="0")
 SPLITS = (("val: named from these", "val"), ("test: held out", "test"))
 NAMED = "method judge sort descending search verdict min_density assessed count list previous next split header tiles"
 NAMED = f"{NAMED} gallery histogram upload upload_preview".split()  # each has the CSS class mtv-<name>
@@ -31,105 +34,71 @@ class Controls:
     """
 
     def __init__(self, methods: list[str], method: str, run: str):
-        fill = w.Layout(width="auto")
+        fill, half = w.Layout(width="auto"), w.Layout(width="49%")
+        verdicts = [("any", ""), *((v.replace("_", " "), v) for v in browse.VERDICTS)]
         self.method = w.Dropdown(options=methods, value=method, description="method", layout=fill)
         self.judge = w.Dropdown(options=["–"], description="judge", layout=fill)
-        self.sort = w.Dropdown(
-            options=list(browse.SORTS), description="sort by", layout=w.Layout(flex="1 1 auto", width="auto")
-        )
+        self.sort = w.Dropdown(options=list(browse.SORTS), description="sort by", layout=GROW)
         self.descending = w.ToggleButton(value=True, icon="arrow-down", layout=w.Layout(width="38px"))
         self.search = w.Text(
             placeholder="words in the name", description="search", continuous_update=False, layout=fill
         )
-        verdicts = [("any", ""), *((v.replace("_", " "), v) for v in browse.VERDICTS)]
         self.verdict = w.Dropdown(options=verdicts, description="verdict", layout=fill)
         self.min_density = w.BoundedFloatText(min=0.0, max=1.0, step=0.001, description="density ≥", layout=fill)
-        self.assessed = w.Checkbox(
-            value=False, description="assessed only (≥ 10 test images)", indent=False, layout=fill
-        )
+        self.assessed = w.Checkbox(description="assessed only (≥ 10 test images)", indent=False, layout=fill)
         self.list = w.Select(options=[], rows=24, layout=fill)
-        self.previous = w.Button(description="previous", icon="chevron-left", layout=w.Layout(width="49%"))
-        self.next = w.Button(description="next", icon="chevron-right", layout=w.Layout(width="49%"))
+        self.previous = w.Button(description="previous", icon="chevron-left", layout=half)
+        self.next = w.Button(description="next", icon="chevron-right", layout=half)
         self.split = w.ToggleButtons(options=SPLITS, value="val", style={"button_width": "170px"})
         self.count, self.header, self.tiles = w.HTML(), w.HTML(), w.HTML()
         self.gallery, self.histogram, self.upload_preview = w.HTML(), w.HTML(), w.HTML()
         self.upload = w.FileUpload(accept="image/*", description="choose an image", layout=w.Layout(width="180px"))
-        self.similar = [feature_button("mtv-similar-feature") for _ in range(N_SIMILAR)]
-        self.labels = [feature_button("mtv-label") for _ in range(N_LABELS)]
+        self.similar = [_feature_button("mtv-similar-feature") for _ in range(N_SIMILAR)]
+        self.labels = [_feature_button("mtv-label") for _ in range(N_LABELS)]
         for name in NAMED:
             getattr(self, name).add_class(f"mtv-{name.replace('_', '-')}")
         self.widget = self._layout(run)
 
     def _layout(self, run: str) -> w.Widget:
-        sort = w.HBox([self.sort, self.descending])
+        sort, move = w.HBox([self.sort, self.descending]), w.HBox([self.previous, self.next])
+        move.layout.justify_content = "space-between"
         choose = [self.method, self.judge, sort, self.search, self.verdict, self.min_density, self.assessed]
-        move = w.HBox([self.previous, self.next], layout=w.Layout(justify_content="space-between"))
         left = w.VBox([*choose, self.count, self.list, move], layout=w.Layout(width="370px", flex="0 0 370px"))
-        activations = w.VBox([_title("Activations"), self.histogram], layout=w.Layout(width="52%"))
-        similar = w.VBox([_title("Similar features"), *self.similar], layout=w.Layout(flex="1 1 0", min_width="0"))
+        title = {text: w.HTML(HTML.title(text)) for text in TITLES}
+        activations = w.VBox([title["Activations"], self.histogram], layout=w.Layout(width="52%"))
+        similar = w.VBox([title["Similar features"], *self.similar], layout=GROW)
         chosen = w.VBox([self.upload, self.upload_preview], layout=w.Layout(flex="0 0 210px"))
-        found = w.VBox(self.labels, layout=w.Layout(flex="1 1 0", min_width="0"))
-        right = w.VBox(
-            [
-                self.header,
-                self.tiles,
-                self.split,
-                self.gallery,
-                w.HBox([activations, similar]),
-                _title("Label an image of your own"),
-                w.HBox([chosen, found]),
-            ],
-            layout=w.Layout(flex="1 1 0", min_width="0"),
-        )
+        found = w.VBox(self.labels, layout=GROW)
+        shown = [self.header, self.tiles, self.split, self.gallery, w.HBox([activations, similar])]
+        right = w.VBox([*shown, title["Label an image of your own"], w.HBox([chosen, found])], layout=GROW)
         for part, name in ((left, "mtv-panel"), (right, "mtv-panel"), (similar, "mtv-buttons"), (found, "mtv-buttons")):
             part.add_class(name)
         body = w.HBox([left, right], layout=w.Layout(align_items="flex-start", grid_gap="14px"))
         return w.VBox([w.HTML(HTML.head(run)), body.add_class("mtv-viewer")])
 
 
-def _title(text: str) -> w.HTML:
-    return w.HTML(HTML.title(text))
+def _feature_button(css: str) -> w.Button:
+    return w.Button(layout=w.Layout(width="100%", display="none")).add_class(css)  # of its own: each hides alone
 
 
-def feature_button(css: str) -> w.Button:
-    """A hidden button that can stand for a feature."""
-    button = w.Button(layout=w.Layout(width="100%")).add_class(css)  # a layout of its own: each hides alone
-    fill_button(button, None)
-    return button
-
-
-def fill_button(button: w.Button, content: tuple[int, str] | None) -> None:
-    """Let a button stand for a feature: (its number, the text); None hides it."""
-    button.layout.display = "none" if content is None else ""
-    button.feature, button.description = content or (None, "")
-    button.tooltip = button.description
+def fill_buttons(buttons: Sequence[w.Button], contents: Sequence[tuple[int, str]]) -> None:
+    """Let each button stand for a feature, given as its number and the text; those that are left over are hidden."""
+    for button, content in zip_longest(buttons, contents):
+        button.layout.display = "none" if content is None else ""
+        button.feature, button.description = content or (None, "")
+        button.tooltip = button.description
 
 
 # ---- pictures of one feature, as HTML
 
 
-def png(image: Image.Image, size: int = THUMBNAIL) -> bytes:
-    """PNG bytes of a thumbnail that fits into size x size pixels; smaller images keep their pixels."""
+def png(image: Image.Image) -> bytes:
+    """PNG bytes of a thumbnail; smaller images keep their pixels."""
     copy = image.convert("RGB")
-    copy.thumbnail((size * 2, size * 2), Image.Resampling.LANCZOS)  # twice, for dense screens
+    copy.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     copy.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def header(feature: pd.Series, verdicts: pd.DataFrame, method: str) -> str:
-    """What a feature is said to be: its name, each judge's phrase and verdict.
-
-    Args:
-        feature:  its line of browse.feature_table.
-        verdicts: its lines of verdicts.parquet, one per judge.
-    """
-    return HTML.header(feature.to_dict(), verdicts.to_dict("records"), method)
-
-
-def tiles(feature: pd.Series) -> str:
-    """The key numbers of a feature; those that its run does not have are left out."""
-    return HTML.tiles(feature.to_dict())
 
 
 def gallery(top: pd.DataFrame, images: Sequence[bytes | str | None]) -> str:
@@ -163,8 +132,3 @@ def histogram(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()
     bars = [(i * step, tall, said[i]) for i, tall in enumerate(tops)]
     ticks = [m / edges[last] * width for m in marks if m <= edges[last]]
     return HTML.histogram(bars, ticks, float(edges[last]), int(counts.sum()), width, height, step)
-
-
-def uploaded(image: bytes, said: dict) -> str:
-    """The image that was labelled (PNG bytes), what `Labeler.label` predicts, and how many features are present."""
-    return HTML.uploaded(base64.b64encode(image).decode(), said)

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -34,14 +33,10 @@ class ArtifactError(RuntimeError):
 
 def sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256_chunks(f)
-
-
-def _sha256_chunks(f) -> str:
     digest = hashlib.sha256()
-    while chunk := f.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -58,13 +53,9 @@ def atomic(path: Path) -> Iterator[Path]:
     tmp = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
         yield tmp
-        fd = os.open(tmp, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _fsync(tmp)
         os.replace(tmp, path)
-        _fsync_dir(path.parent)
+        _fsync(path.parent)
     finally:
         tmp.unlink(missing_ok=True)
 
@@ -80,8 +71,8 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _fsync_dir(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -97,8 +88,18 @@ def hash_files(folder: Path) -> dict[str, str]:
 def digest(folder: Path) -> str:
     """One hash for a finished artifact: of its files' hashes and its facts, never of times or the commit."""
     meta = read_meta(folder)
-    body = json.dumps([meta["files"], meta["facts"]], sort_keys=True)
-    return hashlib.sha256(body.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([meta["files"], meta["facts"]], sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path, mend: str) -> dict:
+    """A JSON object. Raises ArtifactError with what to do when the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ArtifactError(f"{path}: not valid JSON ({e}); {mend}") from e
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: not a JSON object; {mend}")
+    return found
 
 
 def read_meta(folder: Path) -> dict:
@@ -106,10 +107,7 @@ def read_meta(folder: Path) -> dict:
     path = Path(folder) / META
     if not path.is_file():
         raise ArtifactError(f"{folder}: no {META}, so the stage that writes it did not finish; run it again")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ArtifactError(f"{path}: not valid JSON ({e}); delete {folder} and run the stage again") from e
+    return read_json(path, f"delete {folder} and run the stage again")
 
 
 def verify(folder: Path) -> dict:
@@ -118,16 +116,14 @@ def verify(folder: Path) -> dict:
     Raises: ArtifactError naming the first file that is missing, added or changed.
     """
     folder = Path(folder)
-    meta = read_meta(folder)
-    found = hash_files(folder)
-    for name, expected in meta["files"].items():
-        if name not in found:
-            raise ArtifactError(f"missing file: {folder / name}; delete {folder} and run the stage again")
-        if found[name] != expected:
-            raise ArtifactError(f"sha256 mismatch: {folder / name}; delete {folder} and run the stage again")
-    extra = sorted(set(found) - set(meta["files"]))
-    if extra:
-        raise ArtifactError(f"unexpected file: {folder / extra[0]}; artifacts are write-once, delete the folder")
+    meta, found = read_meta(folder), hash_files(folder)
+    for name in sorted(meta["files"].keys() | found.keys()):
+        fault = "missing file" if name not in found else "unexpected file" if name not in meta["files"] else ""
+        if fault or found[name] != meta["files"][name]:
+            fault = fault or "sha256 mismatch"
+            raise ArtifactError(
+                f"{fault}: {folder / name}; artifacts are write-once, delete {folder} and run the stage again"
+            )
     return meta
 
 
@@ -137,13 +133,7 @@ def current(run_dir: Path) -> dict[str, str]:
     Raises: ArtifactError when stages.json is damaged.
     """
     path = Path(run_dir) / "stages.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as e:
-        raise ArtifactError(f"{path}: not valid JSON ({e}); {MEND}") from e
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path}: no list of stages by name; {MEND}")
-    return found
+    return read_json(path, MEND) if path.is_file() else {}
 
 
 def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]:
@@ -161,10 +151,9 @@ def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]
             raise ArtifactError(f"{run_dir}: no artifact of {stage} yet; run notebook {stage} first")
     if not names:
         raise ArtifactError(f"{run_dir}: no finished stage here; run ./run_all.sh or the notebooks first")
-    folders = {stage: run_dir / name for stage, name in names.items()}
-    for folder in folders.values():
-        verify(folder)
-    return folders
+    for name in names.values():
+        verify(run_dir / name)
+    return {stage: run_dir / name for stage, name in names.items()}
 
 
 def set_current(run_dir: Path, stage: str, folder_name: str | None) -> None:
@@ -182,9 +171,7 @@ def provided(folders: Iterable[Path]) -> set[str]:
 
 def git_commit() -> str:
     """The commit that is checked out, or "" outside a git checkout."""
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

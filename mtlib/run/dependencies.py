@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+from importlib.util import resolve_name
 from pathlib import Path
 
 from mtlib.run import artifacts
@@ -27,73 +28,46 @@ DOTTED = re.compile(r"^\w+(\.\w+)+$")
 
 
 @functools.lru_cache(maxsize=512)
-def _parse(path: Path, mtime_ns: int) -> tuple[frozenset, frozenset]:
-    """(dotted names that a file imports or spells out, its other text constants)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    imported, texts = set(), set()
-    for node in ast.walk(tree):
+def _names(path: Path, root: Path, mtime_ns: int) -> tuple[set[str], set[str]]:
+    """(dotted names that a file below `root` imports or spells out, its text constants)."""
+    imported, texts, around = set(), set(), ".".join(path.parent.relative_to(root).parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
         if isinstance(node, ast.Import):
-            imported |= {(0, alias.name) for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            imported |= {(node.level, base)} | {(node.level, f"{base}.{alias.name}".strip(".")) for alias in node.names}
+            base = resolve_name("." * node.level + (node.module or ""), around)
+            imported |= {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             texts.add(node.value)
-            if DOTTED.match(node.value):
-                imported.add((0, node.value))  # importlib.import_module("mtlib.x"), resources.files("mtlib.x")
-    return frozenset(imported), frozenset(texts)
-
-
-def _names(path: Path) -> tuple[frozenset, frozenset]:
-    return _parse(path, path.stat().st_mtime_ns)
+    spelled = {t for t in texts if DOTTED.match(t)}  # importlib.import_module("mtlib.x"), resources.files("mtlib.x")
+    return imported | spelled, texts
 
 
 def modules(notebook: Path, package: Path) -> dict[str, Path]:
-    """Files of `package` (a folder, e.g. mtlib/) that a notebook reaches through imports, by dotted name.
+    """Files of `package` (a folder, e.g. mtlib/) that a notebook reaches through imports, by path from beside it.
 
     Packages count with their `__init__.py`; of every folder that is reached, its data files count too (weights,
     phrases, prompts), because modules read them from beside themselves.
     """
-    found: dict[str, Path] = {}
-    todo = [(notebook, "")]
+    root, found, todo = package.parent, set(), [notebook]
     while todo:
-        path, importer = todo.pop()
-        for level, name in sorted(_names(path)[0]):
-            for dotted, file in _resolve(name, level, importer, path, package):
-                if dotted not in found:
-                    found[dotted] = file
-                    todo.append((file, dotted))
-    for folder in sorted({p.parent for p in found.values()} - {package}):
-        for file in sorted(folder.rglob("*")):
-            if file.is_file() and file.suffix not in (".py", ".pyc"):
-                found[file.relative_to(package.parent).as_posix()] = file
-    return dict(sorted(found.items()))
-
-
-def _resolve(name: str, level: int, importer: str, path: Path, package: Path):
-    """(dotted name, file) of a package module and of the packages around it; nothing for other libraries."""
-    if level:
-        parts = importer.split(".") if path.name == "__init__.py" else importer.split(".")[:-1]
-        name = ".".join(parts[: len(parts) - level + 1] + ([name] if name else []))
-    if name.split(".")[0] != package.name:
-        return
-    folder, dotted = package.parent, []
-    for part in name.split("."):
-        dotted.append(part)
-        folder = folder / part
-        if (folder / "__init__.py").is_file():
-            yield ".".join(dotted), folder / "__init__.py"
-        elif folder.with_suffix(".py").is_file():
-            yield ".".join(dotted), folder.with_suffix(".py")
-            return
-        elif not folder.is_dir():
-            return
+        path = todo.pop()
+        for name in _names(path, root, path.stat().st_mtime_ns)[0]:
+            parts = name.split(".") if name.split(".")[0] == package.name else []
+            for base in (root.joinpath(*parts[: i + 1]) for i in range(len(parts))):
+                for file in (base / "__init__.py", base.with_suffix(".py")):
+                    if file.is_file() and file not in found:
+                        found.add(file)
+                        todo.append(file)
+    for folder in {file.parent for file in found} - {package}:
+        found |= {p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    return {file.relative_to(root).as_posix(): file for file in sorted(found)}
 
 
 def stages_read(notebook: Path, package: Path, earlier: list[str]) -> list[str]:
     """Earlier stages whose name is spelled out in the notebook or in a module it reaches, e.g. `"01_embed"`."""
     files = [notebook] + [p for p in modules(notebook, package).values() if p.suffix == ".py"]
-    texts = set().union(*(_names(path)[1] for path in files))
+    texts = set().union(*(_names(path, package.parent, path.stat().st_mtime_ns)[1] for path in files))
     return [stage for stage in earlier if stage in texts]
 
 
@@ -102,19 +76,14 @@ def fingerprint(path: Path) -> str:
 
     Of a feature file or data base, the text files beside it count too.
     """
-    lines = []
-    if path.is_dir():
-        for folder, folders, names in os.walk(path):  # links are not followed
-            folders.sort()
-            for name in sorted(names):
-                stat = os.lstat(os.path.join(folder, name))
-                relative = os.path.relpath(os.path.join(folder, name), path)
-                lines.append(f"{os.fsencode(relative).hex()} {stat.st_size} {stat.st_mtime_ns}")
-    else:
-        lines = [f"{path.name} {artifacts.sha256(path)}"]
+    lines = [] if path.is_dir() else [f"{path.name} {artifacts.sha256(path)}"]
+    for folder, folders, names in os.walk(path):  # links are not followed
+        folders.sort()
+        for file in (os.path.join(folder, name) for name in sorted(names)):
+            stat = os.lstat(file)
+            lines.append(f"{os.fsencode(os.path.relpath(file, path)).hex()} {stat.st_size} {stat.st_mtime_ns}")
     if path.suffix in ARRAYS or (path / "data.mdb").is_file():
-        beside = sorted(p for p in path.parent.glob("*.txt") if p.is_file())
-        lines += [f"{p.name} {artifacts.sha256(p)}" for p in beside]
+        lines += [f"{p.name} {artifacts.sha256(p)}" for p in sorted(path.parent.glob("*.txt")) if p.is_file()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -128,7 +97,7 @@ def external_inputs(params: dict, root: Path) -> dict[str, str]:
     found = {}
     for value in sorted(any_name | {v for v in _texts(params) if "/" in v or "." in v}):
         path = _path(value, root)
-        if path != root and _is_there(path):
+        if path != root and os.path.exists(path):  # unlike Path's, of a text that is too long for a name it says no
             found[value] = fingerprint(path)
             if value in images and path.is_file():  # a table or an archive: what it lists lies beside it
                 found[value] += fingerprint(path.parent)
@@ -141,19 +110,11 @@ def _path(value: str, root: Path) -> Path:
     return root / os.path.expanduser(name)  # unlike Path's, it takes a text that begins with "~5"
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a text names a file; one that is too long for a name does not."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
-
-
 def _texts(value) -> set[str]:
     if isinstance(value, str):
-        return {value} if len(value) < 4096 and "\0" not in value else set()
+        return {value} - {""} if "\0" not in value else set()
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return set().union(*map(_texts, values)) if values else set()
+    return set().union(*map(_texts, values))
 
 
 def check_inputs(params: dict, root: Path) -> None:
@@ -161,29 +122,20 @@ def check_inputs(params: dict, root: Path) -> None:
 
     Raises: FileNotFoundError or PermissionError with the parameter, the path and the mend.
     """
-    for key in INPUT_KEYS:
-        for value in sorted(_texts(params.get(key))):
-            if value and not value.startswith(NAMED) and (key, value) != ("images", "scenes"):  # scenes are drawn
-                _check_path(key, value, root)
-
-
-def _check_path(key: str, value: str, root: Path) -> None:
-    path = _path(value, root)
-    if not path.exists():
-        raise FileNotFoundError(f"{key} = {value}: no such file or folder (looked for {path})")
-    if not os.access(path, os.R_OK):
-        raise PermissionError(f"{key} = {value}: not readable; check its permissions")
-    if path.is_dir() and not any(names for _, _, names in os.walk(path)):
-        raise FileNotFoundError(f"{key} = {value}: the folder holds no file")
+    for key, value in [(k, v) for k in INPUT_KEYS for v in sorted(_texts(params.get(k)))]:
+        if value.startswith(NAMED) or (key, value) == ("images", "scenes"):  # scenes are drawn
+            continue
+        path = _path(value, root)
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"{key} = {value}: no such file or folder (looked for {path})")
+        if not os.access(path, os.R_OK):
+            raise PermissionError(f"{key} = {value}: not readable; check its permissions")
+        if path.is_dir() and not any(names for _, _, names in os.walk(path)):
+            raise FileNotFoundError(f"{key} = {value}: the folder holds no file")
 
 
 def stage_hash(
-    notebook: Path,
-    package: Path,
-    params: dict,
-    inputs: dict[str, str],
-    root: Path,
-    needs: dict[str, bool] | None = None,
+    notebook: Path, package: Path, params: dict, inputs: dict[str, str], root: Path, needs: dict[str, bool]
 ) -> str:
     """Eight hex digits for the folder's name.
 
@@ -197,6 +149,6 @@ def stage_hash(
         "params": params,
         "inputs": inputs,
         "external": external_inputs(params, root),
-        "needs": needs or {},
+        "needs": needs,
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]

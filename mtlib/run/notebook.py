@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 from mtlib.run import needs
 
@@ -35,30 +36,20 @@ class StageFailed(RuntimeError):
     """A notebook did not end as it should; the message names the stage, the cell and the reason."""
 
 
-@contextlib.contextmanager
-def _kernel_env(root: Path):
-    """What the kernel inherits, for as long as it runs; the caller's own OMP_NUM_THREADS is kept."""
-    kept = dict(os.environ)
+def _kernel_env(root: Path) -> dict[str, str]:
+    """What the kernel inherits besides; the caller's own OMP_NUM_THREADS is kept."""
     threads = os.environ.get("OMP_NUM_THREADS", DEFAULT_THREADS)
     rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(root)]
-    path = os.pathsep.join([str(root), *rest])
-    os.environ.update(KERNEL_ENV | dict.fromkeys(THREADS, threads) | {"PYTHONPATH": path})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
+    return KERNEL_ENV | dict.fromkeys(THREADS, threads) | {"PYTHONPATH": os.pathsep.join([str(root), *rest])}
 
 
 class Progress(logging.Handler):
     """Writes the kernel's output to a log file and shows where the stage is: a live line, or one line in 30 s."""
 
-    def __init__(self, stage: str, log: Path, n_cells: int, echo, live: bool | None = None):
+    def __init__(self, stage: str, log: Path, n_cells: int, echo):
         super().__init__(logging.INFO)
-        self.stage, self.n_cells, self.echo = stage, n_cells, echo
-        self.live = sys.stdout.isatty() if live is None else live
-        self.cell, self.last = 0, ""
-        self.start = time.monotonic()
+        self.stage, self.n_cells, self.echo, self.live = stage, n_cells, echo, sys.stdout.isatty()
+        self.cell, self.last, self.start = 0, "", time.monotonic()
         self.file = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed in __exit__
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
@@ -111,10 +102,9 @@ def _stderr_to(log: Path):
 
 
 def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None = None):
-    """A .py notebook as a node to run, without the cells whose needs are not met.
+    """A .py notebook (percent format) as a node to run, without the cells whose needs are not met.
 
     Args:
-        source:   percent format.
         provided: what earlier stages provide. values: parameters that differ from those of its own cell.
     Returns: (node, lines of the sections left out; `needs.leave_out`).
     """
@@ -153,11 +143,10 @@ def run_notebook(
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    start = time.monotonic()
     log.unlink(missing_ok=True)
-    shown = Progress(stage, log, len(notebook.cells) + 1, echo)
-    with shown as progress, _stderr_to(log), _kernel_env(root):
-        logger.addHandler(progress)
+    shown, reason = Progress(stage, log, len(notebook.cells) + 1, echo), ""
+    with shown, _stderr_to(log), mock.patch.dict(os.environ, _kernel_env(root)):
+        logger.addHandler(shown)
         try:
             papermill.execute_notebook(
                 str(prepared),
@@ -170,22 +159,21 @@ def run_notebook(
                 execution_timeout=cell_timeout,
                 start_timeout=300,
             )
-        except papermill.PapermillExecutionError as e:
-            reason = ANSI.sub("", f"{e.ename}: {e.evalue}").strip() or e.ename
-            raise StageFailed(_where(stage, executed, _cell_index(executed), _last_line(reason))) from None
         except CellTimeoutError:
             reason = f"it took longer than the limit of {cell_timeout:g} s a cell"
-            raise StageFailed(_where(stage, executed, progress.cell - 1, reason)) from None
         except DeadKernelError:
             reason = "the kernel died (killed, out of memory, or crashed)"
-            raise StageFailed(_where(stage, executed, progress.cell - 1, reason)) from None
         except papermill.exceptions.PapermillException as e:
+            if failed := _first_fault(executed):
+                raise StageFailed(_where(stage, executed, *failed)) from None
             raise StageFailed(f"{stage} failed: {_last_line(str(e))}") from None
         finally:
-            logger.removeHandler(progress)
+            logger.removeHandler(shown)
             prepared.unlink(missing_ok=True)
-    _check_every_cell_ran(stage, executed)
-    return time.monotonic() - start
+    failed = (shown.cell - 1, reason) if reason else _first_fault(executed)
+    if failed:
+        raise StageFailed(_where(stage, executed, *failed))
+    return time.monotonic() - shown.start
 
 
 def _cells(executed: Path) -> list:
@@ -195,12 +183,16 @@ def _cells(executed: Path) -> list:
     return nbformat.read(executed, as_version=4).cells if executed.is_file() else []
 
 
-def _cell_index(executed: Path) -> int:
-    """Index of the cell whose output is an error (papermill adds a cell with the message above it)."""
+def _first_fault(executed: Path) -> tuple[int, str] | None:
+    """The first cell that did not run to its end, and why: an error (also SystemExit), or no execution count."""
     for i, cell in enumerate(_cells(executed)):
-        if any(o.output_type == "error" for o in cell.get("outputs", [])):
-            return i
-    return -1
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                ends = "; a notebook must run to its last cell" if output.ename == "SystemExit" else ""
+                return i, _last_line(ANSI.sub("", f"{output.ename}: {output.evalue}")) + ends
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            return i, "the cell never ran"
+    return None
 
 
 def _where(stage: str, executed: Path, index: int, reason: str) -> str:
@@ -213,19 +205,6 @@ def _where(stage: str, executed: Path, index: int, reason: str) -> str:
     cell_id = cells[index].get("id", "")
     number = cell_id.removeprefix("cell-") if cell_id.startswith("cell-") else "with the parameters"
     return f"{stage} failed in cell {number}{text}: {reason}"
-
-
-def _check_every_cell_ran(stage: str, executed: Path) -> None:
-    """A cell that ended in SystemExit, or has no execution count, did not run to its end."""
-    for i, cell in enumerate(_cells(executed)):
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        for output in cell.outputs:
-            if output.output_type == "error":
-                reason = f"{output.ename}: {output.evalue}; a notebook must run to its last cell"
-                raise StageFailed(_where(stage, executed, i, reason))
-        if cell.execution_count is None:
-            raise StageFailed(_where(stage, executed, i, "the cell never ran"))
 
 
 def _last_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Params files, read safely and checked against the notebooks before anything runs.
+"""Settings, and params files read safely and checked against the notebooks before anything runs.
 
 A profile is a flat YAML file: parameter names of the notebooks and literal values (lists of flat dicts allowed). Every
 name must stand in the `parameters` cell of at least one notebook, and each notebook is given its own names only. Values
@@ -12,10 +12,11 @@ import importlib
 import keyword
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from mtlib.run import needs
 
@@ -25,15 +26,8 @@ MAX_BYTES = 1_000_000
 SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
 SECRET_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)  # user:password@host
-KINDS = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "string": "text",
-    "list": "a list",
-    "dict": "a dict",
-}
-TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list"}
+KINDS |= {"string": "text (put it in quotes)", "dict": "a dict, e.g. {name: a}"}
 
 
 class ParamsError(ValueError):
@@ -47,20 +41,33 @@ class Settings(BaseModel):
     Raises: ValueError, one line: `k = 0: should be greater than or equal to 1`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+    )
 
     def __init__(self, **values):
         try:
             super().__init__(**values)
         except ValidationError as e:
-            raise ValueError(message(e, type(self), values)) from None
+            raise ValueError(message(e, type(self))) from None
 
     def with_(self, **changes) -> Settings:
         """A copy with some fields changed, validated again."""
         return type(self)(**({name: getattr(self, name) for name in type(self).model_fields} | changes))
 
 
-def message(error: ValidationError, model: type[Settings], values: dict) -> str:
+def nearest(name, known: Iterable[str]) -> str:
+    """The end of a message about a wrong name: which is meant, or which there are."""
+    near = difflib.get_close_matches(str(name), known := list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+
+
+def message(error: ValidationError, model: type[Settings]) -> str:
     """The first fault of a pydantic error in one line."""
     faults = error.errors()  # a wrong name explains a missing one
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
@@ -71,19 +78,18 @@ def message(error: ValidationError, model: type[Settings], values: dict) -> str:
     if own and isinstance(fault["input"], dict):  # of settings within settings
         return f"{path}.{own}"
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(model.model_fields)}"
-        return f"{path} is no setting of {model.__name__}; {hint}"
+        return f"{path} is no setting of {model.__name__}; {nearest(fault['loc'][-1], model.model_fields)}"
     if fault["type"] == "missing":
         return f"{path} is missing"
+    field, said = model.model_fields[fault["loc"][0]], own or fault["msg"].removeprefix("Input ")
     if fault["type"].endswith("_type"):
-        said = f"expected {KINDS.get(fault['type'].removesuffix('_type'), fault['type'])}"
-    elif own:
-        said = own
-    else:
-        said = fault["msg"].removeprefix("Input ")
-    secret = not model.model_fields[fault["loc"][0]].repr  # Field(repr=False): what may hold a key is never shown
-    return f"{path}: {said}" if secret else f"{path} = {fault['input']!r}: {said}"
+        kind = fault["type"].removesuffix("_type")
+        like = (
+            f" like {field.default!r}" if isinstance(field.default, (int, float, str, list)) and field.default else ""
+        )
+        said = f"expected {KINDS.get(kind, kind)}{like if len(fault['loc']) == 1 else ''}"
+    # Field(repr=False): what may hold a key is never shown
+    return f"{path} = {fault['input']!r}: {said}" if field.repr else f"{path}: {said}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -118,13 +124,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.v
 
 
 def parse_yaml(text: str, where: str):
-    """The value of a YAML text.
-
-    Args:
-        text:  YAML.
-        where: what to call it in messages, e.g. "params/demo.yaml".
-    Raises: ParamsError on anything that is not plain data.
-    """
+    """The value of a YAML text, called `where` in messages. Raises ParamsError on anything that is not plain data."""
     if len(text) > MAX_BYTES:
         raise ParamsError(f"{where}: {len(text)} characters; a params file has at most {MAX_BYTES}")
     try:
@@ -142,22 +142,20 @@ def parse_yaml(text: str, where: str):
 def load_profile(path: Path, where: str) -> dict:
     """A params file as a dict of checked names and plain values; under SMOKE stands a dict of the same. Raises ParamsError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        values = parse_yaml(path.read_text(encoding="utf-8"), where)
     except UnicodeDecodeError as e:
         raise ParamsError(f"{where}: not UTF-8 text ({e.reason} at byte {e.start})") from e
-    values = parse_yaml(text, where)
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ParamsError(f"{where}: expected lines like `n_scenes: 8000`, got {_kind(values)}")
+        raise ParamsError(f"{where}: expected lines like `n_scenes: 8000`, got a {type(values).__name__}")
+    smoke = values.get(SMOKE, {})
+    if not isinstance(smoke, dict):
+        raise ParamsError(f"{where}: {SMOKE}: expected values like {{n_scenes: 512}}")
     for key, value in values.items():
         if key != SMOKE:
             _check_plain(key, value, where)
-        elif not isinstance(value, dict):
-            raise ParamsError(f"{where}: {SMOKE} is {_kind(value)}; expected values like {{n_scenes: 512}}")
-        else:
-            for name, small in value.items():
-                _check_plain(name, small, f"{where}: {SMOKE}")
+    for key, value in smoke.items():
+        _check_plain(key, value, f"{where}: {SMOKE}")
     return values
 
 
@@ -168,16 +166,15 @@ def parse_overrides(pairs: list[str]) -> dict:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ParamsError(f"-p {key}: expected key=value, e.g. -p n_scenes=2000")
-        _check_plain(key, None, "-p")
         if key in values:
             raise ParamsError(f"-p {key}: given twice; keep one")
-        value = parse_yaml(text, f"-p {key}") if text else ""
-        _check_plain(key, value, "-p")
-        values[key] = value
+        _check_plain(key, None, "-p")  # before its value is read, which a message may quote
+        values[key] = parse_yaml(text, f"-p {key}") if text else ""
+        _check_plain(key, values[key], "-p")
     return values
 
 
-def _check_plain(key, value, where: str, depth: int = 0) -> None:
+def _check_plain(key, value, where: str, inner: bool = False) -> None:
     """Names that are names, values that are plain data, no secrets (which would be stored in every copy)."""
     if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
         raise ParamsError(f"{where}: {str(key)[:60]!r} is not a parameter name; use letters, digits and _ only")
@@ -190,19 +187,15 @@ def _check_plain(key, value, where: str, depth: int = 0) -> None:
         raise ParamsError(f"{where}: {key} is filled in by run_all.sh; remove it (-p run=NAME names the run)")
     if isinstance(value, float) and not math.isfinite(value):
         raise ParamsError(f"{where}: {key} = {value} is not a finite number")
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            if isinstance(item, dict) and depth == 0:
-                for inner, x in item.items():
-                    _check_plain(inner, x, f"{where}: {key}[{i}]", depth=1)
-            elif isinstance(item, (dict, list)) and (isinstance(item, dict) or depth == 1):
-                raise ParamsError(f"{where}: {key}[{i}] is nested too deep; a list holds values or flat dicts")
-            else:
-                _check_plain(key, item, where, depth=1)
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         raise ParamsError(f"{where}: {key} is a dict; a parameter is a value, a list, or a list of flat dicts")
-    elif value is not None and not isinstance(value, (bool, int, float, str)):
-        raise ParamsError(f"{where}: {key} is {_kind(value)}; expected a number, text or a list")
+    if not isinstance(value, (bool, int, float, str, list, type(None))):
+        raise ParamsError(f"{where}: {key} is of the type {type(value).__name__}; expected a number, text or a list")
+    for i, item in enumerate(value if isinstance(value, list) else ()):
+        if inner and isinstance(item, (dict, list)):
+            raise ParamsError(f"{where}: {key}[{i}] is nested too deep; a list holds values or flat dicts")
+        for name, x in item.items() if isinstance(item, dict) else [(key, item)]:
+            _check_plain(name, x, f"{where}: {key}[{i}]" if isinstance(item, dict) else where, inner=True)
 
 
 def notebook_parameters(path: Path) -> dict:
@@ -221,8 +214,7 @@ def notebook_parameters(path: Path) -> dict:
         values = needs.literals(cells[0][1])
     except ValueError as e:
         raise ParamsError(f"{path.name}: {e}") from e
-    missing = [name for name in RESERVED if name not in values]
-    if missing:
+    if missing := [name for name in RESERVED if name not in values]:
         raise ParamsError(f"{path.name}: its parameters cell has no {missing[0]}; add `{missing[0]} = ...`")
     return values
 
@@ -248,7 +240,7 @@ def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
 
 
 def check(values: dict, notebooks: dict[str, dict], where: str) -> dict[str, dict]:
-    """Each notebook's own parameters: its defaults overlaid by the values given, types checked.
+    """Each notebook's own parameters: its defaults overlaid by the values given, whose types must be those of the defaults.
 
     Args:
         values:    parameter names and values of the profile and the command line.
@@ -257,39 +249,23 @@ def check(values: dict, notebooks: dict[str, dict], where: str) -> dict[str, dic
     Returns: stage name -> every parameter of that notebook except RESERVED.
     Raises: ParamsError on an unknown name (the nearest is offered) or a wrong type.
     """
-    known = sorted({name for defaults in notebooks.values() for name in defaults if name not in RESERVED})
+    own = {s: {k: v for k, v in defaults.items() if k not in RESERVED} for s, defaults in notebooks.items()}
+    known = sorted(set().union(*own.values()))
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-            raise ParamsError(f"{where}: {key} is no parameter of any notebook{hint}")
+            raise ParamsError(f"{where}: {key} is no parameter of any notebook; {nearest(key, known)}")
     result = {}
-    for stage, defaults in notebooks.items():
-        own = {k: v for k, v in defaults.items() if k not in RESERVED}
-        result[stage] = own | {k: _as_type(values[k], own[k], k, where) for k in own if k in values}
+    for stage, defaults in own.items():
+        model = create_model(stage, __base__=Settings, **{k: (_type(v), v) for k, v in defaults.items()})
+        try:
+            given = model(**{k: v for k, v in values.items() if k in defaults})
+        except ValueError as e:
+            raise ParamsError(f"{where}: {e}") from e
+        result[stage] = {k: getattr(given, k) for k in defaults}
     return result
 
 
-def _as_type(value, default, key: str, where: str):
-    """`value` in the type of `default` (a whole number may stand for a float), or ParamsError."""
-    if isinstance(value, list) and isinstance(default, list):
-        kinds = {type(x) for x in default}
-        like = default[0] if len(kinds) == 1 and not isinstance(default[0], dict) else None
-        if kinds == {dict} and not all(isinstance(x, dict) for x in value):
-            raise ParamsError(f"{where}: {key} is a list of dicts, e.g. {default[0]}; got {value!r}")
-        if like is None:
-            return value
-        return [_as_type(x, like, f"{key}[{i}]", where) for i, x in enumerate(value)]
-    if type(value) is type(default):
-        return value
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    expected = TYPE_NAMES.get(type(default), type(default).__name__)
-    mend = " (put it in quotes)" if isinstance(default, str) and not isinstance(value, (list, dict)) else ""
-    raise ParamsError(f"{where}: {key} = {value!r} is {_kind(value)}; expected {expected} like {default!r}{mend}")
-
-
-def _kind(value) -> str:
-    if value is None:
-        return "nothing"
-    return TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
+def _type(default):
+    """The type that a parameter has by its default; a list of one kind takes that kind only."""
+    kinds = {type(x) for x in default} if isinstance(default, list) else ()
+    return list[kinds.pop()] if len(kinds) == 1 else type(default)

@@ -18,14 +18,12 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlib.run import artifacts, dependencies, needs, params, publish
 from mtlib.run.notebook import StageFailed
 from mtlib.run.profiles import Places, forced, load_params, run_name, with_notebooks
-from mtlib.run.rerun import Rerun
 from mtlib.run.stage import SKIPPED, read_report
 
 CELL_TIMEOUT = 6 * 3600.0
@@ -50,18 +48,46 @@ def locked(run_dir: Path):
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "a+", encoding="utf-8") as f:
+        f.seek(0)
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            f.seek(0)
-            raise BlockingIOError(
-                f"{run_dir.name}: process {f.read().strip()} is writing this run; wait for it"
-            ) from None
-        f.seek(0)
+            holder = f.read().strip()
+            raise BlockingIOError(f"{run_dir.name}: process {holder} is writing this run; wait for it") from None
         f.truncate()
         f.write(str(os.getpid()))
         f.flush()
         yield
+
+
+class Rerun:
+    """The stages that `--from` runs again even if nothing changed; what is done stands in runs/<run>/rerun.json until the
+    whole run is, so that the same command goes on where it was interrupted and the unfinished stage keeps its checkpoints.
+    """
+
+    def __init__(self, run_dir: Path, stages: set[str]):
+        self.path, self.stages = run_dir / "rerun.json", sorted(stages)
+        self.finished: dict[str, bool] = {}  # folder name of a stage that has begun -> whether it ended
+        with contextlib.suppress(artifacts.ArtifactError):  # there is none, or it is torn: it starts over
+            before = artifacts.read_json(self.path, "")
+            self.finished = before.get("finished", {}) if before.get("stages") == self.stages else {}
+
+    def due(self, stage: str, folder: Path) -> bool:
+        """Whether a stage runs although its artifact may stand."""
+        return stage in self.stages and not self.finished.get(folder.name)
+
+    def note(self, stage: str, folder: Path, finished: bool) -> None:
+        """A stage begins or has finished: what an earlier run left of it unfinished goes, what this one left stays."""
+        if stage not in self.stages:
+            return
+        if not finished and folder.name not in self.finished:
+            shutil.rmtree(_part(folder), ignore_errors=True)
+        self.finished[folder.name] = finished
+        artifacts.write_json(self.path, {"stages": self.stages, "finished": self.finished})
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".part")
 
 
 def run(
@@ -111,21 +137,21 @@ def run(
             key = dependencies.stage_hash(notebook, places.package, values, inputs, places.root, met)
             folder = run_dir / f"{stage}-{key}"
             if not rerun.due(stage, folder) and _stands(folder, echo):
-                seconds = f", {float(timings[stage]['seconds']):.0f} s when it ran" if stage in timings else ""
-                echo(f"{stage:<14} unchanged{seconds}")
+                took = f", {timings[stage]['seconds']:.0f} s when it ran" if stage in timings else ""
+                echo(f"{stage:<14} unchanged{took}")
                 result.unchanged.append(stage)
             else:
-                one = _Notebook(notebook, folder, values, provided, set(read), places.root, echo)
-                timings[stage] = one.run(cell_timeout, rerun)
-                timings = {s: timings[s] for s in places.stages if s in timings}
-                publish.write_timings(run_dir / "timings.csv", timings)
-                echo(f"{stage:<14} done in {timings[stage]['seconds']:.0f} s, {timings[stage]['peak_mb']} MB")
+                rerun.note(stage, folder, finished=False)
+                timings[stage] = took = _run_stage(notebook, folder, values, provided, set(read), cell_timeout, echo)
+                rerun.note(stage, folder, finished=True)
+                publish.write_timings(run_dir / "timings.csv", {s: timings[s] for s in places.stages if s in timings})
+                echo(f"{stage:<14} done in {took['seconds']:.0f} s, {took['peak_mb']:.0f} MB")
                 result.ran.append(stage)
             artifacts.set_current(run_dir, stage, folder.name)
             folders[stage] = folder
         artifacts.write_json(run_dir / "left_out.json", result.left_out)
-        publish.publish(report, folders, run_dir, timings, places)
-        rerun.end()
+        publish.publish(report, folders, run_dir, {s: timings[s] for s in folders if s in timings}, places)
+        rerun.path.unlink(missing_ok=True)  # the next --from starts anew
     return result
 
 
@@ -141,49 +167,40 @@ def _stands(folder: Path, echo) -> bool:
     return True
 
 
-@dataclass
-class _Notebook:
-    """One stage about to run: its source, the folder it will become, its parameters, what it may need and read."""
+def _run_stage(
+    source: Path, folder: Path, values: dict, provided: set[str], reads: set[str], cell_timeout: float, echo
+) -> dict[str, float]:
+    """Run a notebook in `folder`.part and rename that when it is finished.
 
-    source: Path
-    folder: Path
-    values: dict
-    provided: set[str]
-    reads: set[str]
-    root: Path
-    echo: Callable[[str], None]
+    Args:
+        values:   its parameters. provided: what earlier stages provide.
+        reads:    the earlier stages that its source and modules name.
+    Returns: its timing.
+    """
+    from mtlib.run import notebook, render
 
-    def run(self, cell_timeout: float, rerun: Rerun) -> dict:
-        """Run it in `folder`.part and rename that when it is finished. Returns its timing."""
-        from mtlib.run import notebook, render
-
-        part, run_dir, stage = self.folder.with_name(self.folder.name + ".part"), self.folder.parent, self.source.stem
-        logs = run_dir / "logs"
-        rerun.begin(stage, self.folder, part)
-        if part.is_dir():
-            self.echo(f"{stage:<14} resumes in {part.relative_to(self.root)}")
-        part.mkdir(parents=True, exist_ok=True)
-        (part / artifacts.META).unlink(missing_ok=True)
-        logs.mkdir(exist_ok=True)
-        log, executed = logs / f"{stage}.log", logs / f"{stage}.ipynb"
-        executed.unlink(missing_ok=True)
-        self.echo(f"{stage:<14} runs")
-        given = self.values | {"run_dir": _relative(run_dir, self.root), "stage_dir": _relative(part, self.root)}
-        try:
-            prepared, left_out = notebook.prepare(self.source, self.provided, self.values)
-            artifacts.write_json(part / SKIPPED, left_out)
-            seconds = notebook.run_notebook(stage, prepared, executed, log, given, self.root, cell_timeout, self.echo)
-            meta = _check_finished(stage, part, self.reads)
-            private = list(dependencies.external_inputs(self.values, self.root))
-            render.render(executed, run_dir / "rendered" / self.folder.name, self.root, private)
-        except StageFailed as e:
-            where = f"log: {_relative(log, self.root)}  notebook: {_relative(executed, self.root)}"
-            raise StageFailed(f"{e}\n  {where}") from None
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        os.replace(part, self.folder)
-        rerun.finish(stage, self.folder)
-        return {"seconds": seconds, "peak_mb": meta["peak_mb"]}
+    part, run_dir, stage = _part(folder), folder.parent, source.stem
+    root = run_dir.parents[1]
+    echo(f"{stage:<14} " + (f"resumes in {part.relative_to(root)}" if part.is_dir() else "runs"))
+    part.mkdir(exist_ok=True)
+    (part / artifacts.META).unlink(missing_ok=True)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    log, executed = (run_dir / "logs" / f"{stage}{suffix}" for suffix in (".log", ".ipynb"))
+    executed.unlink(missing_ok=True)
+    given = values | {"run_dir": run_dir.relative_to(root).as_posix(), "stage_dir": part.relative_to(root).as_posix()}
+    try:
+        prepared, left_out = notebook.prepare(source, provided, values)
+        artifacts.write_json(part / SKIPPED, left_out)
+        seconds = notebook.run_notebook(stage, prepared, executed, log, given, root, cell_timeout, echo)
+        meta = _check_finished(stage, part, reads)
+        private = list(dependencies.external_inputs(values, root))
+        render.render(executed, run_dir / "rendered" / folder.name, root, private)
+    except StageFailed as e:
+        raise StageFailed(f"{e}\n  log: {log.relative_to(root)}  notebook: {executed.relative_to(root)}") from None
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)
+    return {"seconds": seconds, "peak_mb": meta["peak_mb"]}
 
 
 def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
@@ -197,17 +214,12 @@ def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
         raise StageFailed(f"{stage} failed: {e}") from None
     if meta["stage"] != stage:
         raise StageFailed(f'{stage} failed: its Stage is named "{meta["stage"]}"; name it "{stage}"')
-    hidden = sorted(set(meta["inputs"]) - declared)
-    if hidden:
+    for hidden in sorted(set(meta["inputs"]) - declared):
         raise StageFailed(
-            f'{stage} failed: it read {hidden[0]}, which neither it nor its modules spell out as "{hidden[0]}", '
+            f'{stage} failed: it read {hidden}, which neither it nor its modules spell out as "{hidden}", '
             "so a change there would go unnoticed"
         )
     return meta
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
 
 
 def clean(places: Places, echo=print) -> None:
@@ -215,11 +227,11 @@ def clean(places: Places, echo=print) -> None:
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
         with locked(run_dir):
             keep = set(artifacts.current(run_dir).values())
-            Rerun(run_dir, set()).end()
+            (run_dir / "rerun.json").unlink(missing_ok=True)
             for folder in sorted(run_dir.glob("*-*")):
                 if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
                     shutil.rmtree(folder)
-                    echo(f"removed {_relative(folder, places.root)}")
+                    echo(f"removed {folder.relative_to(places.root)}")
 
 
 def main(argv: list[str] | None = None, places: Places | None = None) -> int:
@@ -234,17 +246,15 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
     parser.add_argument("--cell-timeout", type=float, default=CELL_TIMEOUT, metavar="S", help="seconds a cell may take")
     parser.add_argument("--clean", action="store_true", help="only remove stage folders that no run uses any more")
     args = parser.parse_args(argv)
-    places = places or Places()
+    places, start = places or Places(), time.monotonic()
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended, too
-    start = time.monotonic()
     try:
         if args.clean:
             clean(places)
             return 0
-        overrides = params.parse_overrides(args.pairs)
         result = run(
             args.profile,
-            overrides,
+            params.parse_overrides(args.pairs),
             smoke=args.smoke,
             from_stage=args.from_stage,
             cell_timeout=args.cell_timeout,
@@ -252,24 +262,19 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
             echo=lambda line: print(line, flush=True),
         )
     except (params.ParamsError, FileNotFoundError, PermissionError, BlockingIOError) as e:
-        return _say(f"error: {e}", 2)
+        print(f"error: {e}", file=sys.stderr)
+        return 2
     except (StageFailed, artifacts.ArtifactError, OSError, SyntaxError) as e:
-        return _say(f"error: {e}", 1)
+        print(f"error: {e}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        return _say("interrupted; the same command resumes", 130)
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    readme = result.report / "README.md"
-    print(
-        f"Report: {_relative(readme if readme.is_file() else result.report, places.root)} "
-        f"({len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s)"
-    )
+    counts = f"{len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s"
+    print(f"Report: {(result.report / 'README.md').relative_to(places.root)} ({counts})")
     return 0
-
-
-def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

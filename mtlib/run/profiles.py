@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -10,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtlib.run import dependencies, needs, params
+from mtlib.run.artifacts import ROOT
+from mtlib.run.params import ParamsError
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
 NOTEBOOKS = "notebooks"  # key of a profile: unnumbered notebooks that run as stages after the numbered ones
 KEPT = "kept"  # below reports/; the name of no run
@@ -42,28 +42,31 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
     """The run's name: the profile, `-smoke`, and a hash of the overrides, unless `run=` names it."""
     plain = {k: v for k, v in overrides.items() if k != "run"}
     name = overrides.get("run")
-    if name is not None:
-        taken = [p.stem for p in places.profiles.glob("*.yaml")]
-        if not isinstance(name, str) or not RUN_NAME.match(name):
-            raise params.ParamsError(f"-p run={name}: a run's name has letters, digits, _ . - only")
-        if name == KEPT:
-            raise params.ParamsError(f"-p run={name}: reports/{KEPT}/ holds what is kept of runs; choose another name")
-        if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
-            return name  # the profile's own run, with what it leaves to be given and nothing else
-        if name in taken or name.removesuffix("-smoke") in taken:
-            raise params.ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
-        return name
-    name = f"{profile}-smoke" if smoke else profile
-    if plain:
-        name += "-" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    if name is None:
+        name = f"{profile}-smoke" if smoke else profile
+        return f"{name}-{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]}" if plain else name
+    if not isinstance(name, str) or not RUN_NAME.match(name):
+        raise ParamsError(f"-p run={name}: a run's name has letters, digits, _ . - only")
+    if name == KEPT:
+        raise ParamsError(f"-p run={name}: reports/{KEPT}/ holds what is kept of runs; choose another name")
+    if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
+        return name  # the profile's own run, with what it leaves to be given and nothing else
+    if {name, name.removesuffix("-smoke")} & {p.stem for p in places.profiles.glob("*.yaml")}:
+        raise ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
     return name
+
+
+def read(profile: str, places: Places) -> dict:
+    """The params file of a profile. Raises ParamsError where there is none."""
+    known = sorted(p.stem for p in places.profiles.glob("*.yaml") if p.stem != "smoke")
+    if profile not in known:
+        raise ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
+    return params.load_profile(places.profiles / f"{profile}.yaml", f"params/{profile}.yaml")
 
 
 def asked_for(profile: str, places: Places) -> list[str]:
     """What a profile leaves blank (`images: ""`): the caller's own data, without which it is not what it says."""
-    path = places.profiles / f"{profile}.yaml"
-    values = params.load_profile(path, f"params/{profile}.yaml") if path.is_file() else {}
-    return [key for key, value in values.items() if value == ""]
+    return [key for key, value in read(profile, places).items() if value == ""]
 
 
 def not_given(asked: list[str], plain: dict) -> list[str]:
@@ -81,43 +84,27 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
     """
     listed = _parameters(with_notebooks(profile, {}, places).stages, places)
     notebooks = _parameters(with_notebooks(profile, overrides, places).stages, places)
-    every = _parameters((*places.stages, *unnumbered(places)), places)
-    own, own_smoke, where = _values(profile, places)
-    layers = [(own, listed, where)]
+    own, where = read(profile, places), f"params/{profile}.yaml"
+    layers = [({k: v for k, v in own.items() if k not in (NOTEBOOKS, params.SMOKE)}, listed, where)]
     if smoke:
-        overlay, _, overlay_where = _values("smoke", places)
-        layers += [(overlay, every, overlay_where), (own_smoke, listed, f"{where}: {params.SMOKE}")]
-    given, origin = {}, {}
-    for values, known, where in layers:
-        params.check(values, known, where)
-        given |= values
-        origin |= dict.fromkeys(values, where)
-    ours = set().union(*notebooks.values())  # the overlay, or a list of notebooks cut by -p, may speak of others
-    given = {key: value for key, value in given.items() if key in ours}
+        every = _parameters((*places.stages, *unnumbered(places)), places)
+        overlay = params.load_profile(places.profiles / "smoke.yaml", "params/smoke.yaml")
+        layers.append((overlay, every, "params/smoke.yaml"))
+        layers.append((own.get(params.SMOKE, {}), listed, f"{where}: {params.SMOKE}"))
     plain = {k: v for k, v in overrides.items() if k not in ("run", NOTEBOOKS)}
     if missing := [] if smoke else not_given(asked_for(profile, places), plain):
-        raise params.ParamsError(f"params/{profile}.yaml: {missing[0]} is yours to give, -p {missing[0]}=...")
-    params.check(plain, notebooks, "-p")
-    checked = params.check(given | plain, notebooks, f"params/{profile}.yaml")
-    origin |= dict.fromkeys(plain, "-p")
+        raise ParamsError(f"{where}: {missing[0]} is yours to give, -p {missing[0]}=...")
+    given, origin = {}, {}
+    for values, known, said_in in (*layers, (plain, notebooks, "-p")):
+        params.check(values, known, said_in)
+        given |= values
+        origin |= dict.fromkeys(values, said_in)
+    ours = set().union(*notebooks.values())  # the overlay, or a list of notebooks cut by -p, may speak of others
+    checked = params.check({k: v for k, v in given.items() if k in ours}, notebooks, where)
     for stage, values in checked.items():
         dependencies.check_inputs(values, places.root)
         params.check_values(places.notebooks / f"{stage}.py", values, origin)
     return checked
-
-
-def _check_profile(profile: str, places: Places) -> None:
-    known = sorted(p.stem for p in places.profiles.glob("*.yaml") if p.stem != "smoke")
-    if profile not in known:
-        raise params.ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
-
-
-def _values(name: str, places: Places) -> tuple[dict, dict, str]:
-    """The parameters of a params file, those of its own smoke run, and what to call the file in messages."""
-    where = f"params/{name}.yaml"
-    values = params.load_profile(places.profiles / f"{name}.yaml", where)
-    own = {k: v for k, v in values.items() if k not in (NOTEBOOKS, params.SMOKE)}
-    return own, values.get(params.SMOKE, {}), where
 
 
 def _parameters(stages: tuple[str, ...], places: Places) -> dict[str, dict]:
@@ -131,32 +118,24 @@ def unnumbered(places: Places) -> list[str]:
 
 
 def with_notebooks(profile: str, overrides: dict, places: Places) -> Places:
-    """`places` with the notebooks that the profile, or `-p notebooks=[...]`, lists as stages after the numbered ones.
+    """`places` with the notebooks that the profile, or `-p notebooks=[...]`, lists: each after the numbered stage that it
+    names at its parameters cell (`after="04_evaluate"`), others at the end, in the order of the list.
 
     Raises: ParamsError when the list is none, or names a notebook that is not there or cannot be a stage.
     """
-    _check_profile(profile, places)
-    where = f"params/{profile}.yaml"
-    names = params.load_profile(places.profiles / f"{profile}.yaml", where).get(NOTEBOOKS, [])
+    names, where = read(profile, places).get(NOTEBOOKS, []), f"params/{profile}.yaml"
     if NOTEBOOKS in overrides:
         names, where = overrides[NOTEBOOKS], "-p"
     known = unnumbered(places)
     if not isinstance(names, list) or len(set(map(str, names))) < len(names):
-        raise params.ParamsError(f"{where}: {NOTEBOOKS} = {names!r}: expected a list of different names of {known}")
+        raise ParamsError(f"{where}: {NOTEBOOKS} = {names!r}: expected a list of different names of {known}")
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
-            raise params.ParamsError(f"{where}: {NOTEBOOKS}: {name!r} is no notebook that can run as a stage; {hint}")
-    return replace(places, stages=in_order(places.stages, names, places))
-
-
-def in_order(stages: tuple[str, ...], names: list[str], places: Places) -> tuple[str, ...]:
-    """The numbered stages, each followed by the further notebooks that say `after="04_evaluate"` at their parameters cell;
-    the others at the end; in the order of the list."""
+            hint = params.nearest(name, known)
+            raise ParamsError(f"{where}: {NOTEBOOKS}: {name!r} is no notebook that can run as a stage; {hint}")
     after = {name: needs.attributes(places.notebooks / f"{name}.py").get("after") for name in names}
-    placed = [n for stage in stages for n in (stage, *(name for name in names if after[name] == stage))]
-    return (*placed, *(name for name in names if after[name] not in stages))
+    placed = [n for stage in places.stages for n in (stage, *(name for name in names if after[name] == stage))]
+    return replace(places, stages=(*placed, *(name for name in names if name not in placed)))
 
 
 def forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:
@@ -166,4 +145,4 @@ def forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:
     for i, stage in enumerate(stages):
         if from_stage in (stage, stage.split("_")[0], stage.split("_")[0].lstrip("0")):
             return set(stages[i:])
-    raise params.ParamsError(f"--from {from_stage}: no such stage; there are {', '.join(stages)}")
+    raise ParamsError(f"--from {from_stage}: no such stage; there are {', '.join(stages)}")

@@ -21,7 +21,7 @@ from mtlib.run.notebook import StageFailed
 from mtlib.run.params import ParamsError
 from mtlib.run.profiles import KEPT, Places
 
-TIMING_COLUMNS = ("stage", "seconds", "peak_mb")
+DECLARED = ("figures", "tables", "collages")  # folders of a stage
 TABLE_BYTES, REPORT_BYTES, DEMO_BYTES, ALL_BYTES = 50_000, 1_000_000, 5_000_000, 12_000_000
 PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -32,7 +32,7 @@ def check_names(stage: str, folder: Path, prefix: str) -> None:
 
     Raises: ValueError naming the file and the name expected.
     """
-    for kind in ("figures", "tables", "collages"):
+    for kind in DECLARED:
         for file in sorted((folder / kind).glob("*")):
             if not file.name.startswith(f"{prefix}_"):
                 raise ValueError(f"{stage} wrote {kind}/{file.name}; its name must start with {prefix}_")
@@ -40,18 +40,10 @@ def check_names(stage: str, folder: Path, prefix: str) -> None:
 
 def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]:
     """Path in the report -> file, for everything that a finished stage publishes."""
-    files = {}
-    for kind in ("figures", "tables", "collages"):
-        for file in sorted((folder / kind).rglob("*")):
-            if file.is_file():
-                files[file.relative_to(folder).as_posix()] = file
-    for file in sorted((folder / "features").glob("*/collages/*")):
-        files[f"collages/{file.parents[1].name}/{file.name}"] = file
-    for suffix in (".ipynb", ".html"):
-        copy = rendered / f"{folder.name}{suffix}"
-        if copy.is_file():
-            files[f"notebooks/{stage}{suffix}"] = copy
-    return files
+    files = {p.relative_to(folder).as_posix(): p for kind in DECLARED for p in (folder / kind).rglob("*")}
+    files |= {f"collages/{p.parents[1].name}/{p.name}": p for p in folder.glob("features/*/collages/*")}
+    files |= {f"notebooks/{stage}{suffix}": rendered / f"{folder.name}{suffix}" for suffix in (".ipynb", ".html")}
+    return {name: files[name] for name in sorted(files) if files[name].is_file()}
 
 
 def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict[str, dict], places: Places) -> None:
@@ -67,10 +59,9 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
     files: dict[str, Path] = {}
     for stage, folder in folders.items():
         files |= published_files(stage, folder, run_dir / "rendered")
-    for kind in ("figures", "tables", "notebooks", "collages"):
-        for old in sorted((report / kind).rglob("*")) if (report / kind).is_dir() else []:
-            if old.is_file() and old.relative_to(report).as_posix() not in files:
-                old.unlink()
+    for old in (p for kind in (*DECLARED, "notebooks") for p in list((report / kind).rglob("*"))):
+        if old.is_file() and old.relative_to(report).as_posix() not in files:
+            old.unlink()
     for name, file in files.items():
         target = report / name
         if not target.is_file() or not filecmp.cmp(file, target, shallow=False):
@@ -87,19 +78,18 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
         raise StageFailed(f"the report could not be written: {said}")
 
 
-def read_timings(path: Path) -> dict[str, dict]:
+def read_timings(path: Path) -> dict[str, dict[str, float]]:
     """stage -> {"seconds", "peak_mb"} of a timings.csv; empty when there is none."""
     if not path.is_file():
         return {}
     with open(path, encoding="utf-8", newline="") as f:
-        return {row["stage"]: {k: row[k] for k in TIMING_COLUMNS[1:]} for row in csv.DictReader(f)}
+        return {row.pop("stage"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(f)}
 
 
-def write_timings(path: Path, timings: dict[str, dict]) -> None:
-    """Write timings.csv (stage, seconds, peak_mb), stages in order."""
-    lines = [",".join(TIMING_COLUMNS)]
-    lines += [f"{stage},{float(t['seconds']):.1f},{float(t['peak_mb']):.0f}" for stage, t in timings.items()]
-    write_text(path, "\n".join(lines) + "\n")
+def write_timings(path: Path, timings: dict[str, dict[str, float]]) -> None:
+    """Write timings.csv, stages in order."""
+    lines = [f"{stage},{t['seconds']:.1f},{t['peak_mb']:.0f}\n" for stage, t in timings.items()]
+    write_text(path, "".join(["stage,seconds,peak_mb\n", *lines]))
 
 
 def keep(run: str, places: Places) -> Path:
@@ -122,24 +112,19 @@ def keep(run: str, places: Places) -> Path:
     if size > limit:
         largest = max(files, key=lambda name: (report / name).stat().st_size)
         raise ParamsError(f"keep {run}: {size:,} bytes, at most {limit:,} are kept; the largest is {largest}")
+
+    def linked(link: re.Match) -> str:
+        """A link to a file of the report that is not kept becomes its text; others, also to pages elsewhere, stay."""
+        path = link[2].split("#")[0]
+        return link[0] if not path or "://" in path or path.startswith("..") or path in files else link[1]
+
     shutil.rmtree(target, ignore_errors=True)
     for name in sorted(files):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if name in texts:
-            (target / name).write_text(_without_dead_links(texts[name], files), encoding="utf-8")
-        else:
-            shutil.copyfile(report / name, target / name)
+        shutil.copyfile(report / name, target / name)
+    for name, text in texts.items():
+        (target / name).write_text(LINK.sub(linked, text), encoding="utf-8")
     return target
-
-
-def _without_dead_links(text: str, files: set[str]) -> str:
-    """Links to files of the report that are not kept, as plain text; others, also to pages elsewhere, as they are."""
-
-    def linked(match: re.Match) -> str:
-        path = match[2].split("#")[0]
-        return match[0] if not path or "://" in path or path.startswith("..") or path in files else match[1]
-
-    return LINK.sub(linked, text)
 
 
 if __name__ == "__main__":

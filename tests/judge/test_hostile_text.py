@@ -12,9 +12,10 @@ from mtlib.ask.interview import plan_jobs
 from mtlib.ask.questions import CATEGORIES
 from mtlib.judge import agreement, lmm, published
 from mtlib.judge import verdicts as every_judge
-from mtlib.report import browse, build, widgets
+from mtlib.report import browse, build
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown
+from mtlib.report.widgets import HTML
 from mtlib.run.stage import Stage
 from tests.ask.lmm_server import LmmServer
 from tests.judge.planted import interview, planted_data
@@ -100,7 +101,10 @@ def test_report_shows_it_as_text(run, tmp_path):
 def test_viewer_shows_it_as_text(run):
     reader = Reader.of_run(run[0])
     table, verdicts = browse.feature_table(reader, "tc"), reader.verdicts("tc")
-    html = "".join(widgets.header(row, verdicts[verdicts["feature"] == f], "tc") for f, row in table.iterrows())
+    html = "".join(
+        HTML.header(row.to_dict(), verdicts[verdicts["feature"] == f].to_dict("records"), "tc")
+        for f, row in table.iterrows()
+    )
     assert dangerous(html) == [] and "&lt;script&gt;" in html
     assert browse.judges_of(reader, verdicts)[0] == "lmm"
 

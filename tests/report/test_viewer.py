@@ -13,6 +13,7 @@ from PIL import Image
 from mtlib.judge.labeler import Labeler
 from mtlib.report import widgets
 from mtlib.report.viewer import FeatureViewer
+from mtlib.report.widgets import HTML
 from mtlib.run.artifacts import ArtifactError
 from tests.report.synthetic_run import HOSTILE
 
@@ -54,6 +55,8 @@ def test_viewer_shows_images_with_activations_numbers_histogram_and_neighbours(v
     val = viewer.on.gallery.value
     viewer.on.split.value = "test"
     assert viewer.on.gallery.value != val
+    cosines = [float(b.description.split()[0]) for b in viewer.on.similar]
+    assert len(cosines) == 6 and cosines == sorted(cosines, reverse=True), "the closest first"
     neighbour = viewer.on.similar[0].feature
     viewer.on.similar[0].click()
     assert viewer.feature == neighbour
@@ -69,8 +72,18 @@ def test_viewer_filters_and_steps_through_what_is_left(viewer):
     assert viewer.feature == viewer.features[(list(viewer.features).index(first) + 1) % len(viewer.features)]
     viewer.on.previous.click()
     assert viewer.feature == first
+    viewer.show(viewer.features[-1])
+    viewer.on.next.click()
+    assert viewer.feature == viewer.features[0], "the list wraps round"
+    viewer.on.previous.click()
+    assert viewer.feature == viewer.features[-1]
+    viewer.show(next(f for f in viewer.table.index if f not in viewer.features))
+    viewer.on.next.click()
+    assert viewer.feature == viewer.features[0], "from a feature that the list lacks, to its first"
     viewer.on.search.value = "no such words"
     assert viewer.feature is None and "No feature" in viewer.on.header.value and viewer.on.gallery.value == ""
+    viewer.on.next.click()
+    assert viewer.feature is None and all(b.layout.display == "none" for b in viewer.on.similar)
     viewer.on.search.value = ""
     assert viewer.feature is not None
 
@@ -123,11 +136,10 @@ def test_viewer_of_an_empty_run_says_what_to_do(tmp_path):
 
 
 def test_viewer_calls_a_cause_true_only_where_the_truth_does(viewer):
-    record = pd.concat([viewer.table.iloc[0], pd.Series({"is_error": False})])
-    record["top_cause"], record["top_cause_share"] = "fingers", 0.35
-    assert "commonest cause" in widgets.tiles(record) and "true cause" not in widgets.tiles(record)
+    record = viewer.table.iloc[0].to_dict() | {"is_error": False, "top_cause": "fingers", "top_cause_share": 0.35}
+    assert "commonest cause" in HTML.tiles(record) and "true cause" not in HTML.tiles(record)
     record["is_error"] = True
-    assert "true cause" in widgets.tiles(record)
+    assert "true cause" in HTML.tiles(record)
 
 
 def test_viewer_says_of_an_image_that_cannot_be_read_and_of_one_without_a_label():

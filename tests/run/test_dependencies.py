@@ -31,12 +31,18 @@ def reached(tree):
 
 
 def test_modules_follow_imports_in_functions_and_relative(tree):
-    assert reached(tree) == {"pkg", "pkg.a", "pkg.sub", "pkg.sub.b", "pkg/sub/data/words.txt"}
+    assert reached(tree) == {
+        "pkg/__init__.py",
+        "pkg/a.py",
+        "pkg/sub/__init__.py",
+        "pkg/sub/b.py",
+        "pkg/sub/data/words.txt",
+    }
 
 
 def test_modules_follow_dotted_text(tree):
     (tree / "nb.py").write_text("import importlib\nimportlib.import_module('pkg.lazy')\n")
-    assert reached(tree) == {"pkg", "pkg.lazy"}
+    assert reached(tree) == {"pkg/__init__.py", "pkg/lazy.py"}
 
 
 def test_stages_read_are_those_spelled_out(tree):
@@ -44,7 +50,7 @@ def test_stages_read_are_those_spelled_out(tree):
 
 
 def stage_hash(tree, params=None, inputs=None):
-    return dependencies.stage_hash(tree / "nb.py", tree / "pkg", params or {}, inputs or {}, tree)
+    return dependencies.stage_hash(tree / "nb.py", tree / "pkg", params or {}, inputs or {}, tree, {})
 
 
 def test_hash_follows_each_part_and_nothing_else(tree):

@@ -85,8 +85,8 @@ def test_further_notebooks_stand_where_they_say(tmp_path):
     ):
         text = f'# %% tags=["parameters"] {where}\nrun_dir = "runs/demo"\nstage_dir = ""\n'
         (places.notebooks / f"{name}.py").write_text(text)
-    order = profiles.in_order(places.stages, ["end", "one", "two"], places)
-    assert order == ("01_make", "one", "two", "02_use", "end")
+    order = profiles.with_notebooks("demo", {"notebooks": ["end", "one", "two"]}, places)
+    assert order.stages == ("01_make", "one", "two", "02_use", "end")
 
 
 class Layer(params.Settings):

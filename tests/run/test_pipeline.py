@@ -319,7 +319,7 @@ def test_bad_params_exit_2_before_anything_runs(tmp_path, capfd):
     places = small.write(tmp_path)
     for argv, message in [
         (["demo", "-p", "m=1"], "-p: m is no parameter of any notebook"),
-        (["demo", "-p", "n=x"], "-p: n = 'x' is text; expected a whole number"),
+        (["demo", "-p", "n=x"], "-p: n = 'x': expected a whole number like 2"),
         (["dmo"], "dmo: no such profile; params/ has demo"),
         (["demo", "-p", "run=../x"], "-p run=../x"),
     ]:

@@ -6,7 +6,7 @@ from mtlib.run import publish
 from mtlib.run.profiles import Places
 from tests.run import small
 
-TIMINGS = {"01_a": {"seconds": 1.24, "peak_mb": 10}, "05_features": {"seconds": "2", "peak_mb": "200"}}
+TIMINGS = {"01_a": {"seconds": 1.24, "peak_mb": 10}, "05_features": {"seconds": 2, "peak_mb": 200}}
 
 
 def make(root, name, files):
@@ -35,7 +35,7 @@ def test_publish_replaces_what_a_stage_published_before(tmp_path):
         "timings.csv",
     }
     assert (report / "timings.csv").read_text() == "stage,seconds,peak_mb\n01_a,1.2,10\n05_features,2.0,200\n"
-    assert publish.read_timings(report / "timings.csv")["01_a"] == {"seconds": "1.2", "peak_mb": "10"}
+    assert publish.read_timings(report / "timings.csv")["01_a"] == {"seconds": 1.2, "peak_mb": 10}
 
 
 def test_names_without_the_stages_number_are_refused(tmp_path):
