@@ -150,7 +150,7 @@ left
 # %%
 levels = stacked(subjects, [found.levels for found in scans])
 caption = "What is left at every level of a coder: from its first few latents to all of them."
-stage.figure(compare.curves(levels, "l0", "measured L0 of the level", styles), "levels", levels, caption)
+stage.figure(compare.curves(levels, "l0", "measured L0 of the level", styles, "level"), "levels", levels, caption)
 levels.pivot_table(index="method", columns="level", values="fvu", sort=False).round(3)
 
 # %% [markdown]

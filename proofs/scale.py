@@ -30,7 +30,8 @@ from mtlib.measure.codes import CodeCounts, iter_codes, sparse_codes
 from mtlib.measure.logit import LogitChange, causal_relevance
 from mtlib.measure.monosemanticity import MonoScore, Purity
 from mtlib.measure.probes import ProbeShift, fit_probe
-from mtlib.measure.reconstruction import Levels, Progressive, Reconstruction, definition_card, target_mean
+from mtlib.measure.reconstruction import Curve, Reconstruction, definition_card, kept_sizes, largest, target_mean
+from mtlib.measure.reconstruction import levels as at_levels
 from mtlib.measure.relevance import permutation_null
 from mtlib.measure.scan import activity, scan
 from mtlib.measure.similarity import decoder_coherence, neighbours_kept, stability
@@ -93,7 +94,8 @@ def one_pass(made: Made) -> dict[str, float]:
     mean, n_latents = target_mean(x, rows), made.coder.n_latents
     total, counts, mono = Reconstruction(mean), CodeCounts(n_latents), MonoScore(n_latents, WIDTH)
     purity = Purity(family, rows, n_latents)
-    levels, kept = Levels(made.coder, mean), Progressive(made.coder, mean)
+    sizes = len(kept_sizes(n_latents))
+    levels, kept = Curve(len(made.coder.config.levels), mean), Curve(sizes, mean)
     texts = torch.nn.functional.normalize(torch.randn(1000, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
     drop = ZeroShotDrop(ZeroShot(texts, [str(i) for i in range(1000)], rows % 1000, "made up"))
     start = time.process_time()
@@ -105,8 +107,8 @@ def one_pass(made: Made) -> dict[str, float]:
         "l0, density, dead, silent": lambda r, x, z, y: counts.update(z),
         "MonoScore": lambda r, x, z, y: mono.update(x, z),
         "purity, weighted purity and their null": lambda r, x, z, y: purity.update(r, z),
-        "levels (5)": lambda r, x, z, y: levels.update(x, z, x, y),
-        f"progressive recovery ({len(kept.keys)} sizes)": lambda r, x, z, y: kept.update(x, z, x, y),
+        "levels (5)": lambda r, x, z, y: levels.update(x, at_levels(made.coder, x, z, y)),
+        f"progressive recovery ({sizes} sizes)": lambda r, x, z, y: kept.update(x, largest(made.coder, x, z, y)),
         "probe_kl, probe_agreement": lambda r, x, z, y: probe.update(x, y),
         "logit_change, logit_fvu": lambda r, x, z, y: logit.update(x, y),
         "zero_shot_drop (1,000 texts)": lambda r, x, z, y: drop.update(r, x, y),

@@ -41,14 +41,20 @@ class Subject:
         return {"method": self.method, "seed": self.seed, "target": self.target, "l0_target": self.l0_target}
 
 
-def open_subjects(train: Path) -> tuple[list[Subject], pd.DataFrame]:
-    """The coders of a finished 03_train artifact.
+def read_coders(train: Path) -> pd.DataFrame:
+    """coders.csv of a finished 03_train artifact: a line per method and seed, in the order of the params; "" where empty."""
+    lines = pd.read_csv(train / "coders.csv", keep_default_na=False)  # "null" is a name like another
+    return lines.assign(l0_target=pd.to_numeric(lines.get("l0_target", np.nan), errors="coerce"))
 
-    Returns: subjects in the order of coders.csv; frame of the lines that are not ok (method, seed, preset, target,
-        status, reason).
-    """
-    lines = pd.read_csv(train / "coders.csv", keep_default_na=False)
-    lines["l0_target"] = pd.to_numeric(lines.get("l0_target", np.nan), errors="coerce")
+
+def interpreted(train: Path) -> pd.DataFrame:
+    """`read_coders`, one line per method: its first seed, or why it was skipped."""
+    return read_coders(train).drop_duplicates("method", ignore_index=True)
+
+
+def open_subjects(train: Path) -> tuple[list[Subject], pd.DataFrame]:
+    """The coders of `read_coders` in its order, and its lines that are not ok (method, seed, preset, target, status, reason)."""
+    lines = read_coders(train)
     ok = lines["status"] == "ok"
     subjects = [
         Subject(r.method, int(r.seed), r.preset, r.target, SparseCoder.from_pretrained(train / r.folder), r.l0_target)
@@ -59,10 +65,7 @@ def open_subjects(train: Path) -> tuple[list[Subject], pd.DataFrame]:
 
 def first_seeds(subjects: list[Subject]) -> list[Subject]:
     """The first seed of each method, in order: the coder of a method that is interpreted."""
-    first: dict[str, Subject] = {}
-    for s in subjects:
-        first.setdefault(s.method, s)
-    return list(first.values())
+    return [s for i, s in enumerate(subjects) if s.method not in {other.method for other in subjects[:i]}]
 
 
 def subject_named(subjects: list[Subject], method: str = "") -> Subject:
@@ -73,31 +76,14 @@ def subject_named(subjects: list[Subject], method: str = "") -> Subject:
     return found[0]
 
 
-def interpreted(train: Path) -> pd.DataFrame:
-    """coders.csv, one line per method, in the order of the params: its first seed, or why it was skipped.
-
-    Args:
-        train: folder of the finished 03_train artifact.
-    Returns: coders.csv's columns, with `reason` and `folder` as text ("" when empty).
-    Raises: ValueError naming the file when a column is missing.
-    """
-    path = Path(train) / "coders.csv"
-    dtype = dict.fromkeys(("method", "reason", "folder", "status", "target"), str)
-    frame = pd.read_csv(path, dtype=dtype, keep_default_na=False, na_values=[""])  # "null" is a name like another
-    if missing := {"method", "seed", "target", "status", "reason", "folder"} - set(frame.columns):
-        raise ValueError(f"{path}: no column {sorted(missing)[0]!r}; run notebook 03_train again")
-    text = ["method", "reason", "folder", "status", "target"]
-    frame[text] = frame[text].fillna("")
-    return frame.drop_duplicates("method", keep="first").reset_index(drop=True)
-
-
 def stacked(subjects: list[Subject], frames: list[pd.DataFrame]) -> pd.DataFrame:
     """Frames of all subjects (`levels`, `progressive` or `latents` of their scans) under each other, with `Subject.key`."""
-    keys = ["method", "seed", "target", "l0_target"]
-    if not frames:
-        return pd.DataFrame(columns=keys)
-    frame = pd.concat([f.assign(**s.key) for s, f in zip(subjects, frames, strict=True)], ignore_index=True)
-    return frame[keys + [c for c in frame if c not in keys]]
+    keyed = [f.assign(**s.key)[[*s.key, *f]] for s, f in zip(subjects, frames, strict=True)]
+    return (
+        pd.concat(keyed, ignore_index=True)
+        if keyed
+        else pd.DataFrame(columns=["method", "seed", "target", "l0_target"])
+    )
 
 
 def target_of(data: Data, subject: Subject) -> np.ndarray:
@@ -108,18 +94,18 @@ def target_of(data: Data, subject: Subject) -> np.ndarray:
 
 
 def iter_codes(
-    coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH
+    coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH, tokens: int = 1
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """Yield (rows (B,), x (B, D) float32, z (B, S)) batch by batch, without gradients.
 
     Args:
-        coder: see the module.
-        x:     (N, D) float array or memory map.
-        rows:  (n,) integer rows of x to encode, in this order.
-        batch: rows at a time; it changes the memory, not the codes.
+        coder:  see the module.
+        x:      (N, D) float array or memory map.
+        rows:   (n,) integer rows of x to encode, in this order.
+        batch:  rows at a time, in whole images of `tokens` rows; it changes the memory, not the codes.
     Raises: ValueError if rows is empty or x is not two-dimensional.
     """
-    rows = np.asarray(rows)
+    rows, batch = np.asarray(rows), max(1, batch // tokens) * tokens
     if len(rows) == 0 or np.ndim(x) != 2:
         raise ValueError(f"iter_codes needs at least one row of an (N, D) array, got {len(rows)} rows of {np.shape(x)}")
     for start in range(0, len(rows), batch):
@@ -130,18 +116,12 @@ def iter_codes(
         yield some, xb, zb
 
 
-def code_matrix(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH) -> np.ndarray:
-    """(n, S) float32 codes of all rows at once: n * S * 4 bytes, for the truth measures of the demo and for samples."""
-    return np.concatenate([z.float().cpu().numpy() for _, _, z in iter_codes(coder, x, rows, batch)])
-
-
 def sparse_codes(coder, x: np.ndarray, rows: np.ndarray, batch: int = BATCH, tokens: int = 1) -> sparse.csr_array:
     """(n, S) float32 codes of all rows at once, only what is not 0: about n * L0 * 8 bytes.
 
     With `tokens` rows per image, (n / tokens, S): of every image and latent the largest code, see `per_image`.
     """
-    batch = max(1, batch // tokens) * tokens
-    zs = (per_image(z, tokens) for _, _, z in iter_codes(coder, x, rows, batch))
+    zs = (per_image(z, tokens) for _, _, z in iter_codes(coder, x, rows, batch, tokens))
     return sparse.vstack([sparse.csr_array(z.float().cpu().numpy()) for z in zs], format="csr")
 
 
@@ -169,11 +149,6 @@ def matrix(z: Tensor) -> sparse.csc_array | np.ndarray:
     return by_rows.tocsc()
 
 
-def cross(z: sparse.csc_array | np.ndarray, other: np.ndarray) -> np.ndarray:
-    """z.T @ other as a dense float64 array (S, C)."""
-    return np.asarray(z.T @ other)
-
-
 class CodeCounts:
     """How often latents fire: streaming counts, exact integers.
 
@@ -192,24 +167,10 @@ class CodeCounts:
         self.fired += fires.sum(0).cpu().numpy()
         self.fired_images += per_image(fires, self.tokens).sum(0).cpu().numpy()
 
-    @property
-    def density(self) -> np.ndarray:
-        """(S,) share of rows on which each latent fires."""
-        return self.fired / self.n
-
-    @property
-    def l0(self) -> float:
-        """Mean number of latents that fire per row, measured."""
-        return float(self.fired.sum() / self.n)
-
-    @property
-    def silent_fraction(self) -> float:
-        """Share of latents that never fire; on the train split this is `dead_fraction`."""
-        return float((self.fired == 0).mean())
-
     def result(self) -> dict:
-        """l0, sparsity (1 - l0 / S) and silent_fraction."""
-        return {"l0": self.l0, "sparsity": 1 - self.l0 / len(self.fired), "silent_fraction": self.silent_fraction}
+        """l0 (mean number of latents that fire per row, measured), sparsity (1 - l0 / S) and silent_fraction (never fire)."""
+        l0 = float(self.fired.sum() / self.n)
+        return {"l0": l0, "sparsity": 1 - l0 / len(self.fired), "silent_fraction": float((self.fired == 0).mean())}
 
 
 def keep_largest(z: Tensor, k: int) -> Tensor:
@@ -225,7 +186,7 @@ def fire_together(coder, x: np.ndarray, rows: np.ndarray, tokens: int = 1, batch
     if len(coder.W_dec) > TOGETHER_MAX:
         return None
     together = torch.zeros(len(coder.W_dec), len(coder.W_dec), dtype=torch.int64)
-    for _, _, z in iter_codes(coder, x, rows, max(1, batch // tokens) * tokens):
+    for _, _, z in iter_codes(coder, x, rows, batch, tokens):
         fires = (per_image(z, tokens) > 0).float().cpu()
         together += (fires.T @ fires).round().long()  # exact: counts stay far below 2 ** 24
     return together.numpy()

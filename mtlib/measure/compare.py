@@ -55,25 +55,17 @@ def scan_all(
 ) -> list[Scan]:
     """`scan` of every subject on the test rows, dead latents counted on train; zero-shot for coders of the final embedding."""
     rows, train = data.rows("test"), data.rows("train")
-    labels, probes = targets(data.manifest, data.facts["labels"])[0], {}
-    settings = dict(
-        classes=image_classes(data.manifest, data.tokens)[0],
-        labels=data.labels(),
-        tokens=data.tokens,
-        top_n=top_n,
-        seed=seed,
-    )
-    out = []
+    labels, probes, out = targets(data.manifest, data.facts["labels"])[0], {}, []
+    classes = image_classes(data.manifest, data.tokens)[0]
+    settings = dict(classes=classes, labels=data.labels(), tokens=data.tokens, top_n=top_n, seed=seed)
     for s in subjects:
         target = target_of(data, s)
         if s.target not in probes:
             probes[s.target] = fit_probe(target, train, labels)
-        head = None if classifier is None else readout(classifier, s.target)
-        task = zero_shot if s.target == "x" and "layer" not in data.facts else None
-        found = scan(
-            s.coder, data.x, target, rows, train, probe=probes[s.target], readout=head, zero_shot=task, **settings
-        )
-        out.append(found)
+        settings["probe"] = probes[s.target]
+        settings["readout"] = None if classifier is None else readout(classifier, s.target)
+        settings["zero_shot"] = zero_shot if s.target == "x" and "layer" not in data.facts else None
+        out.append(scan(s.coder, data.x, target, rows, train, **settings))
     return out
 
 
@@ -110,25 +102,21 @@ def matched(l0: float, target: float, tolerance: float = TOLERANCE) -> str:
     return "matched" if abs(l0 / target - 1) <= tolerance else "unmatched"
 
 
-def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float, str]:
-    """Mean over seeds with its interval and what the interval is.
+def seed_interval(values: pd.Series) -> tuple[float, float, float, str]:
+    """Mean over seeds (NaN are left out) with its interval, and what the interval is.
 
-    Args: values (n,) one per seed; NaN are left out.
-    Returns: mean, low, high, kind: "t 95%" (Student's t of the mean, three seeds or more), "range" (two seeds: the
-        smaller and the larger, no probability is claimed), "" (one seed: no interval).
+    That is "t 95%" (Student's t of the mean, three seeds or more), "range" (two seeds: the smaller and the larger, no
+    probability is claimed), or "" (one seed: no interval).
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
-    n = len(values)
-    if n == 0:
-        return (np.nan, np.nan, np.nan, "")
-    mean = float(values.mean())
-    if n == 1:
+    n, mean = len(values), float(values.mean()) if len(values) else np.nan
+    if n < 2:
         return mean, np.nan, np.nan, ""
     if n == 2:
         return mean, float(values.min()), float(values.max()), "range"
-    half = float(student.ppf(0.5 + confidence / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return mean, mean - half, mean + half, f"t {confidence:.0%}"
+    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half, "t 95%"
 
 
 def comparison(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -142,22 +130,17 @@ def comparison(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     lines = []
     for method, part in metrics[metrics["status"] == "ok"].groupby("method", sort=False):
-        first = part.iloc[0]
+        first, flags, assessed = part.iloc[0], set(part["matched"]), part["n_assessed"].mean()
         line = {"target": first["target"], "l0_target": first["l0_target"], "method": method}
-        flags = set(part["matched"])
         line |= {"base": base_name(method, first["l0_target"]), "n_seeds": len(part)}
         line |= {"matched": flags.pop() if len(flags) == 1 else "unmatched", **{c: int(first[c]) for c in SIZES}}
-        line |= {
-            "n_assessed": part["n_assessed"].mean(),
-            "assessed_rate": part["n_assessed"].mean() / first["n_latents"],
-        }
+        line |= {"n_assessed": assessed, "assessed_rate": assessed / first["n_latents"]}
         line["interval"] = seed_interval(part["fvu"])[3]
         for name in dict.fromkeys((*MEASURES, *MONO)):
             if name in part and part[name].notna().any():
                 line[name], line[f"{name}_low"], line[f"{name}_high"], _ = seed_interval(part[name])
         lines.append(line)
-    frame = pd.DataFrame(lines)
-    return frame.sort_values(GROUP, kind="stable", ignore_index=True) if len(frame) else frame
+    return pd.DataFrame(lines).sort_values(GROUP, kind="stable", ignore_index=True) if lines else pd.DataFrame()
 
 
 def mono_pairs(table: pd.DataFrame) -> pd.DataFrame:
@@ -168,19 +151,17 @@ def mono_pairs(table: pd.DataFrame) -> pd.DataFrame:
     Returns: frame of method, target, l0_target and for each measure of MONO <name>_off, <name>_on, and <name>_apart: their
         intervals over seeds do not meet.
     """
-    lines, known = [], table.set_index("method") if len(table) else table
-    for method in table["method"] if len(table) else ():
-        base = base_name(method, known.loc[method, "l0_target"])
-        twin = f"{base}_mono{method[len(base) :]}"
-        if twin not in known.index:
+    lines, known = [], {row["method"]: row for row in table.to_dict("records")}
+    for method, off in known.items():
+        base = base_name(method, off["l0_target"])
+        on = known.get(f"{base}_mono{method[len(base) :]}")
+        if on is None:
             continue
-        off, on = known.loc[method], known.loc[twin]
         line = {"method": method, "target": off["target"], "l0_target": off["l0_target"]}
         for name in (n for n in MONO if n in table):
             line |= {f"{name}_off": off[name], f"{name}_on": on[name]}
-            line[f"{name}_apart"] = bool(
-                off[f"{name}_high"] < on[f"{name}_low"] or on[f"{name}_high"] < off[f"{name}_low"]
-            )
+            low, high = f"{name}_low", f"{name}_high"
+            line[f"{name}_apart"] = bool(off[high] < on[low] or on[high] < off[low])
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -188,10 +169,17 @@ def mono_pairs(table: pd.DataFrame) -> pd.DataFrame:
 def fair_tables(table: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     """`comparison` cut into tables that may be read as rankings: one per target and L0 target (NaN: as published).
 
-    Raises: ValueError when a table would mix denominators (see `check_fair`).
+    An FVU of x and one of y are different quantities. Raises: ValueError when a table would mix denominators (n_latents).
     """
-    groups = table.groupby(GROUP, dropna=False, sort=True) if len(table) else ()
-    return {key: check_fair(part.reset_index(drop=True)) for key, part in groups}
+    tables = {}
+    for key, part in table.groupby(GROUP, dropna=False, sort=True) if len(table) else ():
+        if part["n_latents"].nunique() > 1:
+            sizes = sorted(set(part["n_latents"]))
+            raise ValueError(
+                f"target and L0 {key}: one table mixes denominators, n_latents {sizes}; make one table for each"
+            )
+        tables[key] = part.reset_index(drop=True)
+    return tables
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:
@@ -201,59 +189,30 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(lines, ignore_index=True) if lines else table[:0]
 
 
-def check_fair(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table, after checking that it can be read as a ranking.
-
-    Raises: ValueError naming what it mixes: targets (an FVU of x and one of y are different quantities), L0 targets, or
-        denominators (n_latents).
-    """
-    for column, what in (("target", "targets"), ("l0_target", "L0 targets"), ("n_latents", "denominators, n_latents")):
-        values = table[column].drop_duplicates().tolist()
-        if len(values) > 1:
-            raise ValueError(f"one table mixes {what} {values}; make one table for each")
-    return table
-
-
 def fvu_against_l0(metrics: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
     """FVU against measured L0: a line per method through its L0, a small point per seed, one panel per target."""
     ok = metrics[metrics["status"] == "ok"]
-    styles = styles or method_styles(ok["method"])
-    ok = ok.assign(trained=ok["method"], method=base_names(ok), l0_target=np.nan)  # all L0 of a method share a panel
-    fig, found = panels(ok, sorted(set(ok["target"])))
-    for ax, _, target, parts in found:
-        for base, part in parts:
-            part = part[part["target"] == target]
-            mean = part.groupby("trained")[["l0", "fvu"]].mean().sort_values("l0")
-            if len(part):
-                ax.plot(mean["l0"], mean["fvu"], label=base, ms=7, **styles[base])
-                ax.plot(part["l0"], part["fvu"], ms=3, alpha=0.5, **styles[base] | {"linestyle": ""})
-        _fvu_panel(ax, target, "measured L0 (latents per image)")
-    legend(fig)
-    return fig
+    frame = ok.assign(trained=ok["method"], method=base_names(ok), l0_target=np.nan)  # all L0 of a method share a panel
+    return curves(frame, "l0", "measured L0 (latents per image)", styles or method_styles(ok["method"]), "trained")
 
 
-def _fvu_panel(ax, target: str, label: str, l0: str = "") -> None:
-    ax.set(xlabel=label, ylabel=f"FVU of {target}", title=f"target {target}" + (f", {l0}" if l0 else ""))
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter("{x:g}")
+def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | None = None, by: str = "") -> Figure:
+    """FVU against a column, mean over seeds with the seeds as small points, one panel per target (and L0).
 
-
-def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | None = None) -> Figure:
-    """FVU against a column, mean over seeds with the seeds' range, one panel per target (and L0).
-
-    Args:
-        frame: method, seed, target, fvu, `x`, and level where points of the seeds belong together by level, not by `x`.
+    Args: frame: method, seed, target, fvu, `x`. by: the column by which points of the seeds belong together; `x` without it.
     """
-    key, styles = "level" if "level" in frame else x, styles or method_styles(frame["method"])
+    styles = styles or method_styles(frame["method"])
     fig, found = panels(frame, sorted(set(frame["target"])))
     for ax, l0, target, parts in found:
         for base, part in parts:
-            mean = part[part["target"] == target].groupby(key)
-            mean = mean.agg(x=(x, "mean"), y=("fvu", "mean"), low=("fvu", "min"), high=("fvu", "max"))
-            if len(mean):
-                ax.plot(mean["x"], mean["y"], label=base, ms=5, **styles[base])
-                ax.fill_between(mean["x"], mean["low"], mean["high"], alpha=0.2, color=styles[base]["color"], lw=0)
-        _fvu_panel(ax, target, label, l0)
+            part = part[part["target"] == target]
+            mean = part.groupby(by or x).agg(x=(x, "mean"), fvu=("fvu", "mean")).sort_values("x")
+            if len(part):
+                ax.plot(mean["x"], mean["fvu"], label=base, ms=6, **styles[base])
+                ax.plot(part[x], part["fvu"], ms=2.5, alpha=0.5, **styles[base] | {"linestyle": ""})
+        ax.set(xlabel=label, ylabel=f"FVU of {target}", title=f"target {target}" + (f", {l0}" if l0 else ""))
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
     legend(fig)
     return fig
 

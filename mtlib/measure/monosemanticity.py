@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from mtlib.measure.codes import MIN_ACTIVE, cross, matrix
+from mtlib.measure.codes import MIN_ACTIVE, matrix
 
 TINY = 1e-12
 LATENTS = {"mono_score": "MonoScore", "purity": "purity (class)"}  # measures of every latent -> label
@@ -48,7 +48,7 @@ class MonoScore:
             return
         e, m = (x / norm).numpy(), matrix(z)
         self.n += len(e)
-        self.ze += cross(m, e)
+        self.ze += m.T @ e
         self.z += _by_column(m, np.add)
         self.zz += _by_column(m * m, np.add)
         self.low = np.minimum(self.low, _by_column(m, np.minimum))
@@ -140,7 +140,7 @@ class Purity:
         one_hot = np.eye(self.n_classes)[self.classes[:, np.asarray(rows)[known]]]  # (P, B, C)
         one_hot = one_hot.transpose(1, 0, 2).reshape(m.shape[0], -1)  # (B, P * C)
         for table, weights in ((self.count, fired), (self.weight, m)):
-            table += cross(weights, one_hot).reshape(-1, *table.shape[::2]).transpose(1, 0, 2)
+            table += (weights.T @ one_hot).reshape(-1, *table.shape[::2]).transpose(1, 0, 2)
 
     def result(self) -> dict[str, np.ndarray]:
         """(S,) purity, weighted_purity, their nulls, dominant_class (-1 without support) and support."""
@@ -161,23 +161,14 @@ class Purity:
             "dominant_class": np.where(ok, self.count[0].argmax(1), -1),
         }
 
-    def summary(self) -> dict:
-        """Means over the latents with support, of purity, weighted_purity and their nulls, and n_purity, how many these are."""
-        found = pd.DataFrame(self.result())
-        names = ("purity", "weighted_purity", "purity_null", "weighted_purity_null")
-        return {name: float(found[name].mean()) for name in names} | {"n_purity": int(found["purity"].notna().sum())}
-
 
 def quantiles(latents: pd.DataFrame, steps: int = 100) -> pd.DataFrame:
     """Distribution of the measures of LATENTS by method: quantile 0 .. 1 in `steps` steps over all its seeds' latents."""
-    levels, columns = np.linspace(0, 1, steps + 1), [c for c in LATENTS if c in latents]
-    frames = [
-        pd.DataFrame(
-            {"method": m, "target": g["target"].iloc[0], "l0_target": g["l0_target"].iloc[0], "quantile": levels}
-            | {c: g[c].quantile(levels).values for c in columns}
-        )
-        for m, g in latents.groupby("method", sort=False)
-    ]
+    columns, frames = [c for c in LATENTS if c in latents], []
+    for method, own in latents.groupby("method", sort=False):
+        found = own[columns].quantile(np.linspace(0, 1, steps + 1)).rename_axis("quantile").reset_index()
+        head = {"method": method, "target": own["target"].iloc[0], "l0_target": own["l0_target"].iloc[0]}
+        frames.append(found.assign(**head)[[*head, *found]])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["method", "target", "quantile"])
 
 

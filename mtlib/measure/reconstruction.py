@@ -6,7 +6,7 @@ has the same reconstructions under the conventions found in published code; only
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -32,22 +32,20 @@ def target_mean(target: np.ndarray, rows: np.ndarray, batch: int = 8192) -> np.n
 class Reconstruction:
     """Accumulates batches of (y, y_hat); `result` gives the numbers of the whole split.
 
-    Args:
-        mean: (O,) mean of y over the split (`target_mean`), known before the first batch.
+    fvu = sum((y - y_hat)^2) / sum((y - mean(y))^2): 0 is perfect, 1 is the mean predictor.
+
+    Args: mean: (O,) mean of y over the split (`target_mean`), known before the first batch.
+    Source: Gao et al. 2024, arXiv 2406.04093, eq. 2 (here: exact over the split).
     """
 
     def __init__(self, mean: np.ndarray):
         self.mean = torch.as_tensor(np.asarray(mean, np.float64))
-        zero = torch.zeros_like(self.mean)
         self.n = self.n_cos = 0
-        self.sse, self.sst, self.residual, self.square = zero.clone(), zero.clone(), zero.clone(), zero.clone()  # (O,)
+        self.sse, self.sst = torch.zeros_like(self.mean), torch.zeros_like(self.mean)  # (O,)
         self.sae = self.sat = self.cos = 0.0
 
     def update(self, y: Tensor, y_hat: Tensor) -> None:
-        """Add a batch: y (B, O), y_hat (B, O).
-
-        Raises: ValueError if the shapes differ.
-        """
+        """Add a batch: y, y_hat (B, O). Raises: ValueError if the shapes differ."""
         if y.shape != y_hat.shape or y.shape[1:] != self.mean.shape:
             raise ValueError(f"y {tuple(y.shape)} and y_hat {tuple(y_hat.shape)}, expected (B, {len(self.mean)}) twice")
         y, y_hat = y.detach().cpu().double(), y_hat.detach().cpu().double()
@@ -55,8 +53,6 @@ class Reconstruction:
         self.n += len(y)
         self.sse += error.square().sum(0)
         self.sst += centred.square().sum(0)
-        self.residual += error.sum(0)
-        self.square += y.square().sum(0)
         self.sae += float(error.abs().sum())
         self.sat += float(centred.abs().sum())
         norms = y.norm(dim=1) * y_hat.norm(dim=1)  # (B,)
@@ -64,19 +60,14 @@ class Reconstruction:
         self.n_cos += int(ok.sum())
         self.cos += float(((y * y_hat).sum(1)[ok] / norms[ok]).sum())
 
-    @property
-    def fvu(self) -> float:
-        """sum((y - y_hat)^2) / sum((y - mean(y))^2) over all rows and units."""
-        self._check()
-        return float(self.sse.sum() / self.sst.sum())
+    def result(self) -> dict:
+        """fvu, explained_variance, mse, nmae, cosine; how many rows had no direction and how many units are constant.
 
-    def _check(self) -> None:
+        Raises: ValueError with fewer than 2 rows, or if y is constant.
+        """
         if self.n < 2 or float(self.sst.sum()) <= TINY * self.n:
             raise ValueError(f"fvu needs at least 2 rows of a target that varies, got {self.n} rows")
-
-    def result(self) -> dict:
-        """fvu, explained_variance, mse, nmae, cosine; how many rows had no direction and how many units are constant."""
-        fvu = self.fvu
+        fvu = float(self.sse.sum() / self.sst.sum())
         return {
             "fvu": fvu,
             "explained_variance": 1 - fvu,
@@ -89,66 +80,35 @@ class Reconstruction:
         }
 
 
-def reconstruction(y: np.ndarray, y_hat: np.ndarray) -> dict:
-    """`Reconstruction.result` of two whole arrays (N, O)."""
-    y, y_hat = np.array(y), np.array(y_hat)
-    sums = Reconstruction(np.asarray(y, np.float64).mean(0))
-    sums.update(torch.from_numpy(y), torch.from_numpy(y_hat))
-    return sums.result()
-
-
-def fvu(y: np.ndarray, y_hat: np.ndarray) -> float:
-    """Fraction of variance unexplained over a whole split.
-
-    fvu = sum((y - y_hat)^2) / sum((y - mean(y))^2)
-
-    Args:
-        y:     (N, O) float, target activations.
-        y_hat: (N, O) float, reconstruction.
-    Returns: () float64, no unit; 0 is perfect, 1 is the mean predictor.
-    Raises: ValueError if shapes differ, N < 2, or y is constant.
-    Source: Gao et al. 2024, arXiv 2406.04093, eq. 2 (here: exact over the split).
-    """
-    return reconstruction(y, y_hat)["fvu"]
-
-
 class Curve:
-    """Reconstruction and L0 of several versions of the codes at once (levels, or the k largest)."""
+    """FVU and L0 of `n` versions of the codes at once: of every level, or of the k largest. mean: as for `Reconstruction`."""
 
-    def __init__(self, keys: list[int], mean: np.ndarray):
-        self.keys = keys
-        self.sums = [Reconstruction(mean) for _ in keys]
-        self.fired = np.zeros(len(keys), np.int64)
+    def __init__(self, n: int, mean: np.ndarray):
+        self.mean, self.n = torch.as_tensor(np.asarray(mean, np.float64)), 0
+        self.sse, self.sst = torch.zeros(n, len(mean)).double(), torch.zeros(len(mean)).double()
+        self.fired = np.zeros(n, np.int64)
 
-    def add(self, i: int, y: Tensor, y_hat: Tensor, n_fired: int) -> None:
-        """Add a batch of version i: target, reconstruction, how many codes were not 0 in all."""
-        self.sums[i].update(y, y_hat)
-        self.fired[i] += n_fired
+    def update(self, y: Tensor, versions: Iterable[tuple[Tensor, int]]) -> None:
+        """Add a batch: y (B, O), and of each version its reconstruction (B, O) and how many codes were not 0 in all."""
+        y = y.detach().cpu().double()
+        self.n += len(y)
+        self.sst += (y - self.mean).square().sum(0)
+        for i, (y_hat, n_fired) in enumerate(versions):
+            self.sse[i] += (y - y_hat.detach().cpu().double()).square().sum(0)
+            self.fired[i] += n_fired
 
-    def frame(self, name: str) -> pd.DataFrame:
-        """One line per version: its key under `name`, fvu, l0."""
-        fvu = [s.fvu for s in self.sums]
-        return pd.DataFrame({name: self.keys, "fvu": fvu, "l0": self.fired / self.sums[0].n})
+    def result(self, **keys) -> pd.DataFrame:
+        """One line per version: what names it, fvu, l0."""
+        fvu = [float(sse.sum() / self.sst.sum()) for sse in self.sse]
+        return pd.DataFrame(keys | {"fvu": fvu, "l0": self.fired / self.n})
 
 
-class Levels(Curve):
-    """A curve over the levels of a coder: level `i` decodes its first m_i latents, or its k_i largest codes (nested TopK)."""
-
-    def __init__(self, coder, mean: np.ndarray):
-        super().__init__(list(range(len(coder.config.levels))), mean)
-        self.coder = coder
-
-    def update(self, x: Tensor, z: Tensor, y: Tensor, y_hat: Tensor) -> None:
-        """Add a batch: x (B, D), z (B, S), y and the last level's y_hat (B, O)."""
-        for i in self.keys:
-            out = y_hat if i == self.keys[-1] else self.coder.decode(z, i, x)
-            self.add(i, y, out, int((level_codes(self.coder.config, z, i) != 0).sum()))
-
-    def result(self) -> pd.DataFrame:
-        """Frame of level, n_latents, fvu, l0."""
-        frame = self.frame("level")
-        frame.insert(1, "n_latents", list(self.coder.config.levels))
-        return frame
+def levels(coder, x: Tensor, z: Tensor, y_hat: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """The versions of codes z (B, S) at every level of a coder, for `Curve`. Args: y_hat (B, O): that of the last level."""
+    last = len(coder.config.levels) - 1
+    for i in range(last + 1):
+        fired = int((level_codes(coder.config, z, i) != 0).sum())
+        yield y_hat if i == last else coder.decode(z, i, x), fired
 
 
 def level_codes(config, z: Tensor, level: int) -> Tensor:
@@ -158,62 +118,32 @@ def level_codes(config, z: Tensor, level: int) -> Tensor:
     return z[:, : config.levels[level]]
 
 
-class Progressive(Curve):
-    """A curve over the number of codes that are kept of each row, the largest first: 16, 32, 64 ... all."""
-
-    def __init__(self, coder, mean: np.ndarray):
-        super().__init__(kept_sizes(len(coder.W_dec)), mean)
-        self.coder = coder
-
-    def update(self, x: Tensor, z: Tensor, y: Tensor, y_hat: Tensor) -> None:
-        """Add a batch, as `Levels.update` does."""
-        fired = (z != 0).sum(1)  # (B,)
-        most = int(fired.max())
-        for i, k in enumerate(self.keys):  # keeping as many as ever fire changes nothing: no second decode
-            out = y_hat if k >= most else self.coder.decode(keep_largest(z, k), -1, x)
-            self.add(i, y, out, int(fired.clamp(max=k).sum()))
-
-    def result(self) -> pd.DataFrame:
-        """Frame of kept, fvu, l0."""
-        return self.frame("kept")
+def largest(coder, x: Tensor, z: Tensor, y_hat: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """The versions of codes z (B, S) with only the `kept_sizes` largest of each row, for `Curve`."""
+    fired = (z != 0).sum(1)  # (B,)
+    most = int(fired.max())
+    for k in kept_sizes(z.shape[1]):  # keeping as many as ever fire changes nothing: no second decode
+        out = y_hat if k >= most else coder.decode(keep_largest(z, k), -1, x)
+        yield out, int(fired.clamp(max=k).sum())
 
 
-def kept_sizes(n_latents: int, first: int = FIRST_KEPT) -> list[int]:
+def kept_sizes(n_latents: int) -> list[int]:
     """16, 32, 64, ... n_latents."""
-    sizes = []
-    while first < n_latents:
-        sizes.append(first)
-        first *= 2
-    return [*sizes, n_latents]
+    sizes = [FIRST_KEPT]
+    while sizes[-1] < n_latents:
+        sizes.append(2 * sizes[-1])
+    return [*sizes[:-1], n_latents]
 
 
 # --- the definition card -----------------------------------------------------------------------------------------
 
 
-def fvu_per_batch(y: np.ndarray, y_hat: np.ndarray, batch: int) -> float:
-    """Mean over batches of each batch's FVU around its own mean (the last, smaller batch counts as much as the others)."""
-    parts = _blocks(y, y_hat, batch)
-    return float(np.mean([((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum() for a, b in parts if len(a) > 1]))
-
-
-def fvu_about_zero(y: np.ndarray, y_hat: np.ndarray) -> float:
-    """Squared error over sum(y^2): a target far from 0 makes any constant look good."""
-    return float(((y - y_hat) ** 2).sum() / (y**2).sum())
-
-
-def evr_shift_blind(y: np.ndarray, y_hat: np.ndarray) -> float:
-    """1 - var(y - y_hat) / var(y): a constant shift of y_hat is not seen."""
-    return float(1 - (y - y_hat).var(0).sum() / y.var(0).sum())
-
-
-def r2_per_dimension(y: np.ndarray, y_hat: np.ndarray) -> float:
-    """Mean over units of each unit's R2: units that hardly vary count as much as the others (constant ones left out)."""
-    ok = y.var(0) > 0
-    return float((1 - ((y - y_hat) ** 2).sum(0)[ok] / ((y - y.mean(0)) ** 2).sum(0)[ok]).mean())
-
-
 def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] = (32, 256)) -> pd.DataFrame:
     """Our FVU and explained variance beside the peers' conventions on y_hat, y_hat + 1 sd, and the mean predictor.
+
+    The published conventions: the mean over batches of each batch's FVU around its own mean; squared error over sum(y^2)
+    (a target far from 0 makes any constant look good); 1 - var(y - y_hat) / var(y) (a constant shift is not seen); and the
+    mean over units of their R2 (units that hardly vary count as much as the others; constant ones are left out).
 
     Args:
         y, y_hat: (N, O) float.
@@ -228,19 +158,19 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
         "shifted": lambda: np.add(y_hat, shift, dtype=np.float64),
         "mean_predictor": lambda: np.broadcast_to(mean, y.shape),
     }
-    per_batch = [(f"mean over batches of {b}", b) for b in batches]
-    table: dict[str, list] = {"convention": [], "quantity": []}
+    ours = "exact over the split (this repo)"
+    lines = [(ours, "fvu"), *((f"mean over batches of {b}", "fvu") for b in batches), ("variance about zero", "fvu")]
+    lines += [(ours, "explained_variance"), ("shift-blind", "explained_variance")]
+    table = pd.DataFrame(
+        [*lines, ("mean of R2 per dimension", "explained_variance")], columns=["convention", "quantity"]
+    )
     for name, make in candidates.items():
         candidate = make()
-        ours, zero, blind, r2 = _whole(y, candidate, mean)
-        lines = [("exact over the split (this repo)", "fvu", ours)]
-        lines += [(said, "fvu", fvu_per_batch(y, candidate, b)) for said, b in per_batch]
-        lines += [("variance about zero", "fvu", zero)]
-        lines += [("exact over the split (this repo)", "explained_variance", 1 - ours)]
-        lines += [("shift-blind", "explained_variance", blind), ("mean of R2 per dimension", "explained_variance", r2)]
-        table |= {"convention": [line[0] for line in lines], "quantity": [line[1] for line in lines]}
-        table[name] = [round(float(value), 12) + 0.0 for _, _, value in lines]  # no -1e-16 for 0
-    return pd.DataFrame(table)
+        whole, zero, blind, r2 = _whole(y, candidate, mean)
+        parts = [_per_batch(y, candidate, b) for b in batches]
+        values = [whole, *parts, zero, 1 - whole, blind, r2]
+        table[name] = [round(float(value), 12) + 0.0 for value in values]  # no -1e-16 for 0
+    return table
 
 
 def _blocks(y: np.ndarray, y_hat: np.ndarray, size: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -249,8 +179,14 @@ def _blocks(y: np.ndarray, y_hat: np.ndarray, size: int = 4096) -> Iterator[tupl
         yield np.asarray(y[i : i + size], np.float64), np.asarray(y_hat[i : i + size], np.float64)
 
 
+def _per_batch(y: np.ndarray, y_hat: np.ndarray, batch: int) -> float:
+    """The last, smaller batch counts as much as the others."""
+    parts = _blocks(y, y_hat, batch)
+    return float(np.mean([((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum() for a, b in parts if len(a) > 1]))
+
+
 def _whole(y: np.ndarray, y_hat: np.ndarray, mean: np.ndarray) -> tuple[float, float, float, float]:
-    """`fvu`, `fvu_about_zero`, `evr_shift_blind`, `r2_per_dimension` from one pass over blocks of rows."""
+    """FVU, FVU about zero, shift-blind explained variance and mean R2, from one pass over blocks of rows."""
     error, spread, squares = np.zeros(y.shape[1]), np.zeros(y.shape[1]), 0.0
     off = sum((a - b).sum(0) for a, b in _blocks(y, y_hat)) / len(y)  # (O,) by how much each unit is too small
     apart = np.zeros(y.shape[1])
@@ -272,7 +208,5 @@ def definitions(data: Data, subjects: list[Subject]) -> pd.DataFrame:
             codes = iter_codes(s.coder, data.x, rows)
             y_hat = np.concatenate([s.coder.decode(z, -1, x).cpu().numpy() for _, x, z in codes])
         card = definition_card(np.asarray(target_of(data, s)[rows]), y_hat)
-        card.insert(0, "target", s.target)
-        card.insert(0, "method", s.method)
-        out.append(card)
+        out.append(card.assign(method=s.method, target=s.target)[["method", "target", *card]])
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=["method", "target", "convention"])

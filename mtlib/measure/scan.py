@@ -26,7 +26,7 @@ from mtlib.measure.codes import BATCH, MIN_ACTIVE, CodeCounts, iter_codes, per_i
 from mtlib.measure.logit import LogitChange
 from mtlib.measure.monosemanticity import MonoScore, Purity
 from mtlib.measure.probes import ProbeShift
-from mtlib.measure.reconstruction import Levels, Progressive, Reconstruction, target_mean
+from mtlib.measure.reconstruction import Curve, Reconstruction, kept_sizes, largest, levels, target_mean
 from mtlib.measure.similarity import decoder_coherence, neighbours_kept
 from mtlib.measure.zero_shot import ZeroShot, ZeroShotDrop
 
@@ -43,8 +43,6 @@ class TopK:
     """
 
     def __init__(self, n_latents: int, top_n: int):
-        if top_n < 1:
-            raise ValueError(f"top_n = {top_n} must be at least 1")
         self.keys = torch.zeros(n_latents, top_n, dtype=torch.int64)  # 0 marks an empty place
         self.top_n = top_n
 
@@ -74,9 +72,7 @@ class Histogram:
     enough, and the result is that of a second pass that knew the maximum.
     """
 
-    def __init__(self, n_latents: int, bins: int):
-        if bins < 2 or bins % 2:
-            raise ValueError(f"bins = {bins} must be an even number of at least 2")
+    def __init__(self, n_latents: int, bins: int = BINS):  # an even number
         self.counts = torch.zeros(n_latents, bins, dtype=torch.int64)
         self.exponent = torch.full((n_latents,), -149, dtype=torch.int32)  # upper edge is 2 ** exponent
         self.bins = bins
@@ -110,8 +106,8 @@ class Activity:
         top_n:  length of the lists of strongest images.
     """
 
-    def __init__(self, n_latents: int, top_n: int = TOP_N, labels: np.ndarray | None = None, bins: int = BINS):
-        self.top, self.histogram, self.labels = TopK(n_latents, top_n), Histogram(n_latents, bins), labels
+    def __init__(self, n_latents: int, top_n: int = TOP_N, labels: np.ndarray | None = None):
+        self.top, self.histogram, self.labels = TopK(n_latents, top_n), Histogram(n_latents), labels
         self.n_images, self.total = 0, torch.zeros(n_latents).double()
         self.n_active = torch.zeros(n_latents, dtype=torch.int64)
         self.by_label = torch.zeros(n_latents, 2, dtype=torch.int64)  # plausible, implausible
@@ -135,20 +131,18 @@ class Activity:
         """A line per latent: feature, n_active, density, mean_activation (over its images), max_activation; with labels
         n_labelled and n_error, its labelled images and the implausible ones."""
         n = self.n_active.numpy()
-        columns = {"feature": np.arange(len(n)), "n_active": n, "density": n / max(self.n_images, 1)}
-        columns |= {
-            "mean_activation": self.total.numpy() / np.maximum(n, 1),
-            "max_activation": self.top.result()[1][:, 0],
-        }
+        frame = pd.DataFrame({"feature": np.arange(len(n)), "n_active": n, "density": n / max(self.n_images, 1)})
+        frame["mean_activation"] = self.total.numpy() / np.maximum(n, 1)
+        frame["max_activation"] = self.top.result()[1][:, 0]
         if self.labels is not None:
-            columns |= {"n_labelled": self.by_label.sum(1).numpy(), "n_error": self.by_label[:, 1].numpy()}
-        return pd.DataFrame(columns)
+            frame["n_labelled"], frame["n_error"] = self.by_label.sum(1).numpy(), self.by_label[:, 1].numpy()
+        return frame
 
 
 def activity(coder, x: np.ndarray, rows: np.ndarray, *, tokens: int = 1, batch: int = BATCH, **settings) -> Activity:
     """`Activity` of one pass over rows of x (N, D), whole images; settings: its top_n and labels. Rows may be none."""
     found = Activity(len(coder.W_dec), **settings)
-    for some, _, z in iter_codes(coder, x, rows, max(1, batch // tokens) * tokens) if len(rows) else ():
+    for some, _, z in iter_codes(coder, x, rows, batch, tokens) if len(rows) else ():
         found.update(some[::tokens], per_image(z.cpu(), tokens))
     return found
 
@@ -203,18 +197,19 @@ def scan(
         raise ValueError(f"target {target.shape} for x {x.shape}, W_dec {(S, d_out)}: expected {(len(x), d_out)}")
     mean, images = target_mean(target, rows), rows[::tokens]
     total, counts, mono = Reconstruction(mean), CodeCounts(S, tokens), MonoScore(S, x.shape[1])
-    curves, active = (Levels(coder, mean), Progressive(coder, mean)), Activity(S, top_n, labels)
+    by_level, by_size = Curve(len(coder.config.levels), mean), Curve(len(kept_sizes(S)), mean)
+    active = Activity(S, top_n, labels)
     purity = Purity(classes, images, S, seed=seed) if classes is not None and (classes[images] >= 0).any() else None
     shifts = [ProbeShift(probe)] if probe is not None else []
     shifts += [LogitChange(readout)] if readout is not None else []
     drop = [ZeroShotDrop(zero_shot)] if zero_shot is not None else []
 
-    for some, xb, z in iter_codes(coder, x, rows, max(1, batch // tokens) * tokens):
+    for some, xb, z in iter_codes(coder, x, rows, batch, tokens):
         y = torch.from_numpy(np.ascontiguousarray(target[some], dtype=np.float32)).to(z.device)  # (B, O)
         with torch.no_grad():
             y_hat = coder.decode(z, -1, xb)  # (B, O)
-            for curve in curves:
-                curve.update(xb, z, y, y_hat)
+            by_level.update(y, levels(coder, xb, z, y_hat))
+            by_size.update(y, largest(coder, xb, z, y_hat))
         total.update(y, y_hat)
         counts.update(z)
         mono.update(xb, z)
@@ -227,22 +222,28 @@ def scan(
         if purity is not None:
             purity.update(some[::tokens], of_images)
 
-    latents = active.frame().assign(mono_score=mono.scores(), **(purity.result() if purity is not None else {}))
-    dead = _silent_fraction(coder, x, rows_train, batch) if rows_train is not None else float("nan")
-    summary = total.result() | counts.result() | {"dead_fraction": dead} | mono.summary()
+    summary = total.result() | counts.result() | {"dead_fraction": float("nan")} | mono.summary()
+    if rows_train is not None:
+        on_train = CodeCounts(S)
+        for _, _, z in iter_codes(coder, x, rows_train, batch):
+            on_train.update(z)
+        summary["dead_fraction"] = on_train.result()["silent_fraction"]
     summary["n_assessed"] = int((counts.fired_images >= MIN_ACTIVE).sum())
     for measure in (*shifts, *drop):
         summary |= measure.result()
-    summary |= (purity.summary() if purity is not None else {}) | neighbours_kept(coder, x, rows, seed)
+    latents = active.frame().assign(mono_score=mono.scores())
+    if purity is not None:
+        of_latents = pd.DataFrame(purity.result())
+        latents = latents.join(of_latents)
+        summary |= {name: float(of_latents[name].mean()) for name in of_latents.filter(like="purity")}
+        summary["n_purity"] = int(of_latents["purity"].notna().sum())
+    summary |= neighbours_kept(coder, x, rows, seed)
     summary["decoder_coherence"] = decoder_coherence(coder.W_dec.detach().cpu().numpy())
-    return Scan(summary, latents, *(curve.result() for curve in curves), active)
-
-
-def _silent_fraction(coder, x: np.ndarray, rows: np.ndarray, batch: int) -> float:
-    counts = CodeCounts(len(coder.W_dec))
-    for _, _, z in iter_codes(coder, x, rows, batch):
-        counts.update(z)
-    return counts.silent_fraction
+    curves = (
+        by_level.result(level=range(len(by_level.fired)), n_latents=coder.config.levels),
+        by_size.result(kept=kept_sizes(S)),
+    )
+    return Scan(summary, latents, *curves, active)
 
 
 def top_images_table(found: Mapping[str, Activity], manifest: pd.DataFrame) -> pd.DataFrame:
@@ -254,10 +255,10 @@ def top_images_table(found: Mapping[str, Activity], manifest: pd.DataFrame) -> p
     for split, seen in found.items():
         rows, activations = seen.top.result()
         feature, rank = np.nonzero(rows >= 0)
-        row = rows[feature, rank]
-        part = {"feature": feature, "rank": rank, "row": row, "path": manifest["path"].reindex(row).to_numpy()}
-        label = pd.array(manifest["label"].reindex(row), dtype="Int64")
-        parts.append(pd.DataFrame(part).assign(activation=activations[feature, rank], label=label, split=split))
+        part = pd.DataFrame({"feature": feature, "rank": rank, "row": rows[feature, rank]})
+        known = manifest[["path", "label"]].reindex(part["row"]).reset_index(drop=True).astype({"label": "Int64"})
+        part = part.assign(path=known["path"], activation=activations[feature, rank], label=known["label"], split=split)
+        parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -271,9 +272,8 @@ def write_scan(folder: Path, test: Scan, val: Activity, manifest: pd.DataFrame, 
     if classes:
         latents["dominant_class"] = [classes[c] if c >= 0 else "" for c in latents["dominant_class"]]
     latents.to_parquet(folder / "latents.parquet", index=False)
-    top_images_table({"val": val, "test": test.activity}, manifest).to_parquet(
-        folder / "top_images.parquet", index=False
-    )
+    top = top_images_table({"val": val, "test": test.activity}, manifest)
+    top.to_parquet(folder / "top_images.parquet", index=False)
     histogram = test.activity.histogram
     write_npz(folder / "histograms.npz", edges=histogram.edges(), counts=histogram.counts.numpy())
 

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from mtlib.embed.store import unit_rows
-from mtlib.measure.codes import Subject, code_matrix
+from mtlib.measure.codes import Subject, iter_codes
 
 SAMPLE, N_SAMPLES, NEIGHBOURS = 2000, 5, 10
 SHARED = 0.7  # cosine from which a matched latent counts as the same one
@@ -31,27 +31,24 @@ def _neighbours(kernel: np.ndarray, k: int) -> np.ndarray:
 
 
 def hsic_unbiased(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased estimate of HSIC from two kernels (n, n), n >= 4; their diagonals are ignored.
-
-    Source: Song et al. 2012, Feature selection via dependence maximization, eq. 5.
-    """
+    """Unbiased HSIC of two kernels (n, n), n >= 4, their diagonals ignored; Song et al. 2012, eq. 5."""
     n = len(a)
     a, b = a - np.diag(np.diag(a)), b - np.diag(np.diag(b))
     value = (a * b.T).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a.sum(0) @ b.sum(1)) / (n - 2)
     return float(value / (n * (n - 3)))
 
 
-def cknna(a: np.ndarray, b: np.ndarray, k: int = NEIGHBOURS) -> float:
-    """Alignment of two representations of the same rows: HSIC restricted to mutual k-nearest neighbours.
+def cknna(a: np.ndarray, b: np.ndarray) -> float:
+    """Alignment of two representations of the same rows: HSIC restricted to mutual 10-nearest neighbours.
 
-    A pair (i, j) counts when j is among the k nearest of i in both, as published; so the masks are not symmetric.
+    A pair (i, j) counts when j is among the nearest of i in both, as published; so the masks are not symmetric.
 
-    Args:
-        a, b: (n, P) and (n, Q) float, n > k + 3; linear kernels, so a constant factor changes nothing.
+    Args: a, b: (n, P) and (n, Q) float, n > 13; linear kernels, so a constant factor changes nothing.
     Returns: () at most about 1 (a against itself is 1).
     Raises: ValueError if the number of rows differs or is too small.
     Source: Huh et al. 2024, arXiv 2405.07987.
     """
+    k = NEIGHBOURS
     if len(a) != len(b) or len(a) <= k + 3:
         raise ValueError(f"cknna needs the same rows twice and more than {k + 3} of them, got {len(a)} and {len(b)}")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -65,12 +62,12 @@ def cknna(a: np.ndarray, b: np.ndarray, k: int = NEIGHBOURS) -> float:
 
 def neighbours_kept(coder, x: np.ndarray, rows: np.ndarray, seed: int = 0) -> dict:
     """cknna of codes against inputs: mean and sd (cknna_sd) over `sample_rows`, whose size is cknna_rows; NaN below 20 rows."""
-    samples = sample_rows(rows, seed)
-    if len(samples[0]) < 20:
-        return {"cknna": float("nan"), "cknna_sd": float("nan"), "cknna_rows": len(samples[0])}
-    values = [cknna(code_matrix(coder, x, s), np.asarray(x[s], np.float64)) for s in samples]
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    return {"cknna": float(np.mean(values)), "cknna_sd": sd, "cknna_rows": len(samples[0])}
+    samples, values = sample_rows(rows, seed), []
+    for some in samples if len(samples[0]) >= 20 else ():
+        z = np.concatenate([z.float().cpu().numpy() for _, _, z in iter_codes(coder, x, some)])
+        values.append(cknna(z, np.asarray(x[some], np.float64)))
+    mean, sd = np.mean(values) if values else np.nan, np.std(values, ddof=1) if len(values) > 1 else np.nan
+    return {"cknna": float(mean), "cknna_sd": float(sd), "cknna_rows": len(samples[0])}
 
 
 def sample_rows(rows: np.ndarray, seed: int = 0, size: int = SAMPLE, n_samples: int = N_SAMPLES) -> list[np.ndarray]:
@@ -81,20 +78,13 @@ def sample_rows(rows: np.ndarray, seed: int = 0, size: int = SAMPLE, n_samples: 
     return [np.sort(np.random.default_rng([seed, i]).choice(rows, size, replace=False)) for i in range(n_samples)]
 
 
-def _directions(w: np.ndarray) -> np.ndarray:
-    """The unit rows of w (S, O), those of norm 0 left out."""
-    u = unit_rows(w)
-    return u[u.any(axis=1)]
-
-
 def decoder_coherence(w_dec: np.ndarray) -> float:
-    """Mean squared cosine between distinct decoder rows, over S(S-1) ordered pairs.
+    """Mean squared cosine between distinct rows of w_dec (S, O), those of norm 0 left out, over S(S-1) ordered pairs.
 
-    Args:
-        w_dec: (S, O) float.
     Returns: () 0 for orthogonal rows, 1 for parallel ones; about 1 / O for random directions. NaN when S < 2.
     """
-    u = _directions(w_dec)
+    u = unit_rows(w_dec)
+    u = u[u.any(axis=1)]
     n = len(u)
     return float((((u.T @ u) ** 2).sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
 
@@ -114,14 +104,8 @@ def matched(w_a: np.ndarray, w_b: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 
 def stability(w_a: np.ndarray, w_b: np.ndarray) -> float:
-    """Mean cosine of the decoder rows of two seeds, `matched` one to one; rows of norm 0 are left out.
-
-    Args:
-        w_a, w_b: (S, O) float.
-    Returns: () 1 when the two hold the same rows in any order.
-    Raises: ValueError if the widths differ.
-    """
-    return float(matched(_directions(w_a), _directions(w_b))[2].mean())
+    """Mean cosine of the decoder rows of two seeds, `matched` one to one, those of norm 0 left out: 1 for the same in any order."""
+    return float(matched(*(w[w.any(axis=1)] for w in (w_a, w_b)))[2].mean())
 
 
 def seed_stability(subjects: list[Subject]) -> dict[str, float]:
@@ -148,7 +132,8 @@ def align(subjects: list[Subject], shared: float = SHARED, seed: int = 0) -> pd.
     """
     lines = []
     for a, b in seed_pairs(subjects):
-        written, read = ([w(s).detach().cpu().numpy() for s in (a, b)] for w in (_decoder, _encoder))
+        written = [s.coder.W_dec.detach().cpu().numpy() for s in (a, b)]
+        read = [s.coder.W_enc.T.detach().cpu().numpy() for s in (a, b)]
         (_, to_dec, by_dec), (_, to_enc, by_enc) = matched(*written), matched(*read)
         line = {"method": a.method, "seed_a": a.seed, "seed_b": b.seed, "n_latents": len(written[0])}
         for name, cosine in (("decoder", by_dec), ("encoder", by_enc)):
@@ -157,11 +142,3 @@ def align(subjects: list[Subject], shared: float = SHARED, seed: int = 0) -> pd.
         random = np.random.default_rng(seed).normal(size=written[0].shape)
         lines.append(line | {"both_shared": same.mean(), "chance": matched(written[0], random)[2].mean()})
     return pd.DataFrame(lines)
-
-
-def _decoder(s: Subject):
-    return s.coder.W_dec
-
-
-def _encoder(s: Subject):
-    return s.coder.W_enc.T

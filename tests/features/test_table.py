@@ -153,6 +153,3 @@ def test_first_seed_of_each_method_is_interpreted(tmp_path):
     assert frame["method"].tolist() == ["mt", "tc", "null"], "pandas takes the name null for nothing"
     assert frame["folder"].tolist() == ["coders/mt-s3", "", "coders/null-s0"]
     assert frame["reason"].tolist() == ["", "no labels", ""]
-    (tmp_path / "coders.csv").write_text("method,seed\nmt,0\n")
-    with pytest.raises(ValueError, match=r"coders\.csv: no column 'folder'"):
-        interpreted(tmp_path)

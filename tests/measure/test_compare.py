@@ -70,19 +70,6 @@ def test_a_method_is_unmatched_when_one_seed_is():
     assert compare.comparison(frame).set_index("method").loc["a_8", "matched"] == "unmatched"
 
 
-@pytest.mark.parametrize(
-    "column, value, what", [("target", "y", "targets"), ("l0_target", 9, "L0"), ("n_latents", 65, "denominators")]
-)
-def test_a_table_that_mixes_is_refused(column, value, what):
-    table = compare.comparison(metrics())
-    table = table[(table["target"] == "x") & (table["l0_target"] == 8)]
-    assert len(compare.check_fair(table)) == 2
-    mixed = table.copy()
-    mixed[column] = [mixed[column].iloc[0], value]
-    with pytest.raises(ValueError, match=what):
-        compare.check_fair(mixed)
-
-
 def test_fair_tables_refuse_methods_of_one_target_and_l0_with_other_denominators():
     frame = metrics()
     frame.loc[frame["method"] == "b_8", "n_latents"] = 128

@@ -10,7 +10,7 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import Data, with_tokens
 from mtlib.judge.scoring import held_out
 from mtlib.judge.settings import JudgeConfig
-from mtlib.measure.codes import Subject, code_matrix, sparse_codes
+from mtlib.measure.codes import Subject, sparse_codes
 from mtlib.measure.monosemanticity import Purity
 from mtlib.measure.relevance import LEVEL, error_ratios
 from mtlib.measure.scan import activity, scan
@@ -47,7 +47,7 @@ def coder() -> SparseCoder:
 
 def test_an_image_has_the_largest_code_of_its_tokens(data, coder):
     rows = data.rows("test")
-    z = code_matrix(coder, data.x, rows).reshape(-1, T, 96).max(axis=1)
+    z = sparse_codes(coder, data.x, rows).toarray().reshape(-1, T, 96).max(axis=1)
     for batch in (7, 2048):
         pooled = sparse_codes(coder, data.x, rows, batch=batch, tokens=T)
         assert pooled.shape == (len(rows) // T, 96)
