@@ -6,10 +6,11 @@ Both are checked when they are read; never pickle.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -43,41 +44,30 @@ def read_config(folder: Path, config_class: type[Settings]) -> Settings:
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Copy weights.safetensors of `folder` into `model`.
-
-    Raises: ValueError naming the file and the tensor when a tensor is missing, unexpected, of another shape (both
-        shapes are given) or holds NaN or infinity.
-    """
+    """Copy weights.safetensors of `folder` into `model`. Raises: ValueError as `fill`."""
     path = Path(folder) / WEIGHTS
     try:
-        saved = load_file(path)
+        fill(model, load_file(path), str(path))
     except SafetensorError as e:
         raise ValueError(f"{path}: not a valid safetensors file ({e})") from e
-    expected = model.state_dict()
-    for name in sorted(expected.keys() ^ saved.keys()):
-        raise ValueError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not part of this model'}")
-    for name, value in saved.items():
-        if value.shape != expected[name].shape:
-            shapes = f"{tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-            raise ValueError(f"{path}: {name} has shape {shapes}")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinite values")
-    model.load_state_dict(saved)
 
 
-def local_folder(folder_or_repo: str | Path, revision: str | None = None, **hub) -> Path:
-    """The folder itself, or a download of the two files of a Hugging Face hub repository "owner/name".
+def fill(model: nn.Module, tensors: dict[str, torch.Tensor], file: str) -> None:
+    """Copy tensors read from `file` into `model`.
 
-    Raises: FileNotFoundError when it is neither.
+    Raises: ValueError naming the file and the tensor when one is missing, unexpected, of another shape (both shapes are
+        given) or holds NaN or infinity.
     """
-    folder = Path(folder_or_repo)
-    if folder.is_dir():
-        return folder
-    if isinstance(folder_or_repo, Path) or folder.is_absolute() or len(folder.parts) != 2 or folder.parts[0] == "..":
-        raise FileNotFoundError(f"{folder}: no such folder, and not a hub repository owner/name")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(folder_or_repo), revision=revision, allow_patterns=[WEIGHTS, CONFIG], **hub))
+    expected = model.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"{file}: tensor {name!r} is {'missing' if name in expected else 'not part of this model'}")
+    for name, value in tensors.items():
+        shape = tuple(expected[name].shape)
+        if value.shape != shape:
+            raise ValueError(f"{file}: {name} has shape {tuple(value.shape)}, expected {shape}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{file}: {name} holds NaN or infinite values")
+    model.load_state_dict(tensors)
 
 
 class HubModel(ModelHubMixin):
@@ -89,18 +79,12 @@ class HubModel(ModelHubMixin):
     config_class: type[Settings]
 
     def save_pretrained(
-        self,
-        folder: str | Path,
-        *,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        config=None,  # given by the mixin's push_to_hub: the settings, which are written anyway
-        model_card_kwargs: dict | None = None,
-        **extra,
+        self, folder: str | Path, *, push_to_hub=False, repo_id=None, config=None, model_card_kwargs=None, **extra
     ) -> None:
         """Write weights.safetensors and config.json: the settings, with `extra` JSON values beside them.
 
-        Args: push_to_hub: also push them to `repo_id` ("owner/name"; default: the folder's name).
+        Args: push_to_hub: also push them to `repo_id` ("owner/name"; default: the folder's name). config and
+            model_card_kwargs are what the mixin gives when it pushes; the settings are written anyway.
         """
         self.recorded = getattr(self, "recorded", {}) | extra
         save_model(Path(folder), self, self.config, **self.recorded)
@@ -108,15 +92,18 @@ class HubModel(ModelHubMixin):
             self.push_to_hub(repo_id or Path(folder).name)
 
     @classmethod
-    def from_pretrained(cls, folder_or_repo: str | Path, revision: str | None = None, **hub):
+    def from_pretrained(cls, folder_or_repo: str | Path, **hub):
         """A model in eval mode from a folder, or from a hub repository "owner/name" with the same two files.
 
-        Args: revision: branch, tag or commit. hub: token, cache_dir, local_files_only or force_download.
+        Args: hub: revision, token, cache_dir, local_files_only or force_download.
         Raises: FileNotFoundError, or ValueError when the weights do not fit the settings or are not finite.
         """
-        folder = local_folder(folder_or_repo, revision, **hub)
-        config = read_config(folder, cls.config_class)
-        model = cls(config)
+        folder = Path(folder_or_repo)
+        if not folder.is_dir():
+            if isinstance(folder_or_repo, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", folder_or_repo):
+                raise FileNotFoundError(f"{folder}: no such folder, and not a hub repository owner/name")
+            folder = Path(snapshot_download(folder_or_repo, allow_patterns=[WEIGHTS, CONFIG], **hub))
+        model = cls(read_config(folder, cls.config_class))
         load_weights(folder, model)
         saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         model.recorded = {k: v for k, v in saved.items() if k not in cls.config_class.model_fields}

@@ -6,7 +6,6 @@ loss = sum_l w_l * reconstruction(y_l, y) + penalty + mono_weight * (1 - MonoSco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +39,7 @@ class Batch:
 
 
 WHOLE = Batch()
+EPS = 1e-8  # of MonoScore
 
 
 def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -58,65 +58,53 @@ def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]
     return total
 
 
-def l1_mean(z: Tensor) -> Tensor:
-    """mean |z| over rows and latents (Matryoshka Transcoders)."""
-    return z.abs().mean()
+def penalised(kind: str, z_pre: Tensor | None, z: Tensor, theta: Tensor | None, bandwidth: float) -> Tensor:
+    """What each code contributes to the penalty: summed over latents and averaged over rows (l1_mean: over both).
 
+        l1_mean       |z|                                  (Matryoshka Transcoders)
+        l1_sum        |z|                                  (MSAE, MonoLoss)
+        l0_sigmoid    sigmoid((z_pre - theta) / bandwidth), a smooth count (AlexNet-Transformer)
+        l0_rectangle  [z_pre > theta], with the straight-through gradient of theta (sparsity.step)
 
-def l1_sum(z: Tensor) -> Tensor:
-    """sum of |z| over latents, mean over rows (MSAE, MonoLoss)."""
-    return z.abs().sum(-1).mean()
-
-
-def l0_sigmoid(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-    """Smooth count of active latents: sum of sigmoid((z_pre - theta) / bandwidth), mean over rows (AlexNet-Transformer).
-
-    Args: z_pre (B, S), theta (S,), bandwidth > 0. Returns: ().
+    Args: z_pre, z (..., S) with theta (S,); or (n,) each, values with the theta of their latents.
     """
-    return torch.sigmoid((z_pre - theta) / bandwidth).sum(-1).mean()
+    if kind.startswith("l1"):
+        return z.abs()
+    if kind == "l0_sigmoid":
+        return torch.sigmoid((z_pre - theta) / bandwidth)
+    return sparsity.step(z_pre, theta, bandwidth)
 
 
-def l0_rectangle(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-    """Exact count of active latents, mean over rows, with the straight-through gradient of theta (sparsity.step)."""
-    return sparsity.step(z_pre, theta, bandwidth).sum(-1).mean()
-
-
-def mono_scores(x: Tensor, z: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
+def mono_scores(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """MonoScore of every latent over a batch, in one pass; exactly the pairwise definition.
 
     a = min-max scaled activations, e = unit rows of x; score = (|sum a e|^2 - sum a^2) / ((sum a)^2 - sum a^2)
       = mean cosine between images, each pair weighted by the product of its activations.
 
-    Args:
-        x:   (B, D) inputs whose cosines count. z: (B, S) codes.
-        eps: ranges and denominators at or below it leave a latent out.
-    Returns: scores (S,), 0 where undefined; valid (S,) bool.
+    Args: x (B, D) inputs whose cosines count; z (B, S) codes.
+    Returns: scores (S,), 0 where undefined; valid (S,) bool: range and denominator above EPS.
     Source: MonoLoss, arXiv 2602.12403.
     """
     e = torch.nn.functional.normalize(x, dim=-1)
     low, high = z.amin(0), z.amax(0)
     low = torch.where(low > 0, low, low.detach())  # the 0 of a latent that does not fire is a constant
     spread = high - low
-    a = (z - low) / spread.clamp_min(eps)  # (B, S)
+    a = (z - low) / spread.clamp_min(EPS)  # (B, S)
     total, squares = a.sum(0), a.square().sum(0)
     denominator = total.square() - squares
-    valid = (spread > eps) & (denominator > eps)
-    score = ((a.T @ e).square().sum(-1) - squares) / denominator.clamp_min(eps)
+    valid = (spread > EPS) & (denominator > EPS)
+    score = ((a.T @ e).square().sum(-1) - squares) / denominator.clamp_min(EPS)
     return torch.where(valid, score, torch.zeros_like(score)), valid
 
 
-def mono_loss(x: Tensor, z: Tensor) -> Tensor:
-    """1 - mean MonoScore over the latents that vary in the batch; 0 when none does. Shapes as in `mono_scores`."""
-    scores, valid = mono_scores(x, z)
+def mono_loss(scores: Tensor, valid: Tensor) -> Tensor:
+    """1 - mean of `mono_scores` over the latents that vary in the batch; 0 when none does."""
     count = valid.sum()
     return torch.where(count > 0, 1 - scores.sum() / count.clamp_min(1), scores.sum() * 0)
 
 
 def aux_codes(z_pre: Tensor, dead: Tensor, k: int) -> Tensor:
-    """The k largest positive pre-activations among dead latents, zero elsewhere.
-
-    Args: z_pre (B, S); dead (S,) bool; k >= 1. Returns: (B, S).
-    """
+    """The k largest positive of z_pre (B, S) among latents that are dead (S,), zero elsewhere."""
     return sparsity.topk(z_pre.relu() * dead.to(z_pre.dtype), k)
 
 
@@ -126,66 +114,68 @@ def aux(error: Tensor, error_hat: Tensor, dead: Tensor, batch: Batch = WHOLE) ->
     |error - error_hat|^2 / |error - mean(error)|^2
 
     Args:
-        error: (B, O) target minus reconstruction (no gradient flows into it). error_hat: (B, O) decoded `aux_codes`.
+        error: (B, O) target minus reconstruction, detached. error_hat: (B, O) decoded `aux_codes`.
         dead:  (S,) bool. batch: whose rows these are.
     Returns: (); of a shared batch this process' part of it.
     Source: Gao et al. 2024, arXiv 2406.04093, appendix A.2.
     """
-    error, rows = error.detach(), batch.rows(len(error))
+    rows = batch.rows(len(error))
     mean = batch.sum(error.sum(0)) / rows
     scale = batch.sum((error - mean).square().sum()) / (rows * error.shape[1])
     value = (error - error_hat).square().sum() / (rows * error.shape[1]) / scale.clamp_min(1e-12)
     return torch.where(dead.any(), value, torch.zeros_like(value)).nan_to_num(0.0)
 
 
-class Terms(NamedTuple):
-    """What the loss of a batch needs beside its buffers."""
+class DenseCodes:
+    """The codes of a batch and what a loss needs of them: the readable definition, which fast.terms.PairCodes equals.
 
-    parts: dict[str, Tensor]  # (), with gradient: reconstruction, penalty, mono, aux
-    error: Tensor  # (B, O) y minus the last level's reconstruction
-    fired: Tensor  # (S,) bool
-    n_fired: Tensor  # ()
-
-
-def terms(coder, x: Tensor, y: Tensor, penalty_scale: Tensor | float, z_pre=None, z=None, y_hats=None) -> Terms:
-    """The readable definition of a SparseCoder's loss, which the fast path must equal.
-
-    Args: x (B, D); y (B, O) in the coder's units; z_pre (B, S), z (B, S) and y_hats (L of (B, O)) where they are known.
+    Args: x (B, D); z_pre (B, S), z (B, S) and y_hats (L of (B, O)) where they are known.
     """
-    c, batch = coder.config, coder.batch
-    share = len(y) / batch.rows(len(y))
-    if z is None:
-        z_pre = coder._pre(x) if z_pre is None else z_pre
-        z = coder._select(coder._activate(z_pre), batchwise=True)
-    y_hats = coder._decode_levels(z) if y_hats is None else y_hats
-    error = y - y_hats[-1]
-    parts = {"reconstruction": share * reconstruction(y, y_hats, c.level_weights)}
-    if c.penalty != "none":
-        parts["penalty"] = share * penalty_scale * c.penalty_weight * _penalty(coder, z_pre, z)
-    if c.mono_weight:  # of the whole batch; its gradient is that of this process' rows
-        mono = mono_loss(coder._compared(batch.gather(x)), batch.gather(z))
-        mono = mono_weight(coder, penalty_scale) * mono
-        parts["mono"] = mono - mono.detach() * (1 - 1 / batch.size)
-    if c.aux_weight:
-        parts["aux"] = c.aux_weight * _aux(coder, z_pre, error)
-    count = (z.detach() != 0).to(z.dtype).sum(0)  # numbers add up several times as fast as bools
-    return Terms(parts, error, count > 0, count.long().sum())
+
+    def __init__(self, coder, x: Tensor, z_pre=None, z=None, y_hats=None):
+        self.coder, self.x = coder, x
+        self.z_pre = coder._pre(x) if z is None and z_pre is None else z_pre
+        self.z = coder._select(coder._activate(self.z_pre), batchwise=True) if z is None else z
+        self.y_hats = coder._decode_levels(self.z) if y_hats is None else y_hats
+
+    def penalty(self) -> Tensor:
+        c = self.coder.config
+        values = penalised(c.penalty, self.z_pre, self.z, self.coder.theta, c.bandwidth)
+        return values.mean() if c.penalty == "l1_mean" else values.sum(-1).mean()
+
+    def mono(self) -> Tensor:
+        """Of the whole batch; its gradient is that of this process' rows."""
+        batch = self.coder.batch
+        value = mono_loss(*mono_scores(self.coder._compared(batch.gather(self.x)), batch.gather(self.z)))
+        return value - value.detach() * (1 - 1 / batch.size)
+
+    def aux(self, error: Tensor) -> Tensor:
+        dead = self.coder.dead
+        if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
+            return error.new_zeros(())
+        codes = aux_codes(self.z_pre, dead, self.coder.aux_k)
+        return aux(error, self.coder._product(codes, self.coder._decoder(-1)), dead, self.coder.batch)
+
+    def fired(self) -> tuple[Tensor, Tensor]:
+        """(S,) bool: which latents fired; (): how often all of them did."""
+        count = (self.z.detach() != 0).to(self.z.dtype).sum(0)  # numbers add up several times as fast as bools
+        return count > 0, count.long().sum()
 
 
-def mono_weight(coder, penalty_scale: Tensor | float) -> Tensor | float:
-    """With a selection, the L0 is steered by MonoLoss; without one, by the penalty."""
-    return coder.config.mono_weight * (1.0 if coder.config.selection == "none" else penalty_scale)
+def terms(coder, y: Tensor, codes, error: Tensor, penalty_scale: Tensor | float) -> dict[str, Tensor]:
+    """The terms of the loss, each () with gradient; of a shared batch this process' part.
 
+    Args: y (B, O) in the coder's units; error (B, O): y minus the last level's reconstruction, detached.
 
-def _penalty(coder, z_pre: Tensor, z: Tensor) -> Tensor:
+    With a selection, the L0 is steered by MonoLoss; without one, by the penalty.
+    """
     c = coder.config
-    of = {"l1_mean": l1_mean, "l1_sum": l1_sum, "l0_sigmoid": l0_sigmoid, "l0_rectangle": l0_rectangle}[c.penalty]
-    return of(z) if c.penalty.startswith("l1") else of(z_pre, coder.theta, c.bandwidth)
-
-
-def _aux(coder, z_pre: Tensor, error: Tensor) -> Tensor:
-    dead = coder.dead
-    if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
-        return error.new_zeros(())
-    codes = aux_codes(z_pre, dead, coder.aux_k)
-    return aux(error, coder._product(codes, coder._decoder(-1)), dead, coder.batch)
+    share = len(y) / coder.batch.rows(len(y))
+    parts = {"reconstruction": share * reconstruction(y, codes.y_hats, c.level_weights)}
+    if c.penalty != "none":
+        parts["penalty"] = share * penalty_scale * c.penalty_weight * codes.penalty()
+    if c.mono_weight:
+        parts["mono"] = c.mono_weight * (1.0 if c.selection == "none" else penalty_scale) * codes.mono()
+    if c.aux_weight:
+        parts["aux"] = c.aux_weight * codes.aux(error)
+    return parts

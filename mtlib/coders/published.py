@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mtlib.coders.config import SparseCoderConfig
+from mtlib.coders.files import fill
 from mtlib.coders.sparse_coder import SparseCoder
 
 _MSAE_NAME = re.compile(
@@ -57,7 +58,9 @@ def read_published(path: str | Path, k: int = 0) -> SparseCoder:
         settings, tensors = _monoloss(path, state)
     else:
         raise ValueError(f"{path.name}: no known layout; it has {', '.join(sorted(map(str, state))[:8])}")
-    return _coder(path.name, settings, tensors)
+    coder = SparseCoder(SparseCoderConfig(**settings))
+    fill(coder, coder.state_dict() | {name: value.detach() for name, value in tensors.items()}, path.name)
+    return coder.eval()
 
 
 def load_tensors(path: Path) -> dict:
@@ -75,21 +78,6 @@ def load_tensors(path: Path) -> dict:
     if not isinstance(saved, dict):
         raise ValueError(f"{path.name}: expected a dict, found {type(saved).__name__}")
     return saved
-
-
-def _coder(name: str, settings: dict, tensors: dict[str, Tensor]) -> SparseCoder:
-    """A coder with these weights; every tensor must fit the settings and be finite."""
-    coder = SparseCoder(SparseCoderConfig(**settings))
-    state = coder.state_dict()
-    for key, value in tensors.items():
-        if key not in state or state[key].shape != value.shape:
-            expected = tuple(state[key].shape) if key in state else "nothing"
-            raise ValueError(f"{name}: {key} has shape {tuple(value.shape)}, expected {expected}")
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name}: {key} holds NaN or infinite values")
-        state[key] = value.detach().to(state[key].dtype)
-    coder.load_state_dict(state)
-    return coder.eval()
 
 
 def _need(name: str, saved: dict, *keys: str) -> list[Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mtlib.coders import losses, sparsity
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.coders.fast.terms import fast_terms
+from mtlib.coders.fast.terms import fast_codes
 from mtlib.coders.files import HubModel
 from mtlib.coders.scaling import own_moments, scaled
 
@@ -239,7 +239,9 @@ class SparseCoder(nn.Module, HubModel):
         c, m = self.config, self.config.levels[level]
         if c.selection == "nested_topk":
             z = sparsity.topk(z, c.ks[level])
-        y = self._product(z[..., :m], self._decoder(level)[:m])
+        return self._with_bias(level, self._product(z[..., :m], self._decoder(level)[:m]))
+
+    def _with_bias(self, level: int, y: Tensor) -> Tensor:
         bias = self._bias(level)
         return y if bias is None else y + bias
 
@@ -275,9 +277,10 @@ class SparseCoder(nn.Module, HubModel):
         if y.shape != (len(x), c.d_out):
             raise ValueError(f"loss: target has shape {tuple(y.shape)}, expected ({len(x)}, {c.d_out})")
         y = self._targets(y)
-        terms = fast_terms(self, x, y, penalty_scale) if self.fast == "auto" else None
-        parts, error, fired, n_fired = terms or losses.terms(self, x, y, penalty_scale)
-        total = torch.stack(tuple(parts.values())).sum()
+        codes = (fast_codes(self, x) if self.fast == "auto" else None) or losses.DenseCodes(self, x)
+        error = (y - codes.y_hats[-1]).detach()
+        parts = losses.terms(self, y, codes, error, penalty_scale)
+        total, (fired, n_fired) = torch.stack(tuple(parts.values())).sum(), codes.fired()
         if self.training:
             since = self.rows_since_fired + rows
             self.rows_since_fired.copy_(since.masked_fill_(self.batch.sum(fired), 0))

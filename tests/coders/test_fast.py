@@ -101,7 +101,7 @@ def sparse_only(monkeypatch):
 
     def run(coder, **batch):
         with monkeypatch.context() as m:
-            m.setattr(losses, "terms", refuse)
+            m.setattr(losses, "DenseCodes", refuse)
             return _run(coder, "auto", **batch)
 
     return run
@@ -208,7 +208,7 @@ def test_dense_activations_take_the_dense_products(kind, monkeypatch):
     with torch.no_grad():
         coder.enc_bias.add_(5)
     expected = _run(coder, "off")
-    monkeypatch.setattr(terms, "_terms", None)  # the sparse terms would fail
+    monkeypatch.setattr(terms, "PairCodes", None)  # the sparse terms would fail
     _assert_same(expected, _run(coder, "auto"))
 
 
@@ -235,7 +235,8 @@ def test_mono_loss_counts_latents_that_are_active_everywhere():
     z[::2, 1:] = 0
     z.requires_grad_()
     row, latent = z.detach().nonzero(as_tuple=True)
-    expected, found = losses.mono_loss(x, z), terms.mono_loss(x, P.Pairs(row, latent, 8, 3), z[row, latent])
+    sparse = terms.mono_scores(x, P.Pairs(row, latent, 8, 3), z[row, latent])
+    expected, found = losses.mono_loss(*losses.mono_scores(x, z)), losses.mono_loss(*sparse)
     torch.testing.assert_close(found, expected)
     found, expected = (torch.autograd.grad(v, z)[0][row, latent] for v in (found, expected))
     torch.testing.assert_close(found, expected)

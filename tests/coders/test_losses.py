@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtlib.coders import losses
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 
 Y = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 
@@ -18,16 +19,19 @@ def test_reconstruction_names_both_shapes():
         losses.reconstruction(Y, [torch.zeros(2, 3)], (1.0,))
 
 
-def test_l1_mean_and_sum_by_hand():
+@pytest.mark.parametrize(("penalty", "expected"), [("l1_mean", 1.0), ("l1_sum", 3.0)])
+def test_l1_mean_and_sum_by_hand(penalty, expected):
+    coder = SparseCoder(SparseCoderConfig(d_in=2, d_out=2, n_latents=3, selection="none", penalty=penalty))
     z = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
-    assert losses.l1_mean(z).item() == 1.0
-    assert losses.l1_sum(z).item() == 3.0
+    assert losses.DenseCodes(coder, Y, z=z).penalty().item() == expected
 
 
-def test_l0_surrogates_count_clear_cases():
-    z_pre, theta = torch.tensor([[5.0, -5.0], [5.0, 5.0]]), torch.zeros(2)
-    assert losses.l0_sigmoid(z_pre, theta, 1e-3).item() == pytest.approx(1.5)
-    assert losses.l0_rectangle(z_pre, theta, 1e-3).item() == pytest.approx(1.5)
+@pytest.mark.parametrize("penalty", ["l0_sigmoid", "l0_rectangle"])
+def test_l0_surrogates_count_clear_cases(penalty):
+    settings = dict(selection="none", activation="jumprelu", theta_init=0.0, penalty=penalty)
+    coder = SparseCoder(SparseCoderConfig(d_in=2, d_out=2, n_latents=2, **settings))
+    z_pre = torch.tensor([[5.0, -5.0], [5.0, 5.0]])
+    assert losses.DenseCodes(coder, Y, z_pre=z_pre).penalty().item() == pytest.approx(1.5)
 
 
 def _pairwise(x: torch.Tensor, z: torch.Tensor, latent: int) -> float:
@@ -51,23 +55,27 @@ def test_mono_scores_equal_the_pairwise_definition():
         assert scores[latent].item() == pytest.approx(_pairwise(x, z, latent), abs=1e-9)
 
 
+def _mono_loss(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    return losses.mono_loss(*losses.mono_scores(x, z))
+
+
 def test_mono_loss_is_zero_for_identical_images_and_leaves_constant_latents_out():
     x = torch.ones(4, 3)
     z = torch.tensor([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0], [0.0, 2.0]])
     assert losses.mono_scores(x, z)[1].tolist() == [True, False]
-    assert losses.mono_loss(x, z).item() == pytest.approx(0.0, abs=1e-5)
-    assert losses.mono_loss(x, torch.zeros(4, 2)).item() == 0.0
+    assert _mono_loss(x, z).item() == pytest.approx(0.0, abs=1e-5)
+    assert _mono_loss(x, torch.zeros(4, 2)).item() == 0.0
 
 
 def test_mono_loss_gradient_matches_finite_differences():
     g = torch.Generator().manual_seed(1)
     x = torch.randn(6, 4, generator=g).double()
     z = torch.rand(6, 3, generator=g).double().requires_grad_()
-    losses.mono_loss(x, z).backward()
+    _mono_loss(x, z).backward()
     for i, j in ((0, 0), (3, 1), (5, 2)):
         shift = torch.zeros(6, 3).double()
         shift[i, j] = 1e-6
-        slope = (losses.mono_loss(x, z + shift) - losses.mono_loss(x, z - shift)) / 2e-6
+        slope = (_mono_loss(x, z + shift) - _mono_loss(x, z - shift)) / 2e-6
         assert z.grad[i, j].item() == pytest.approx(slope.item(), rel=1e-5, abs=1e-8)
 
 
