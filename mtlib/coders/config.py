@@ -61,11 +61,9 @@ class SparseCoderConfig(Settings):
     @model_validator(mode="after")
     def _complete(self) -> SparseCoderConfig:
         """Fill in what other fields decide, then check what several of them must agree on."""
-        given = dict(levels=self.levels, level_weights=self.level_weights)
-        if not self.levels:
-            given["levels"] = (self.n_latents,) * (max(len(self.ks), 1) if self.selection == "nested_topk" else 1)
-        if not self.level_weights:
-            given["level_weights"] = (1.0 / len(given["levels"]),) * len(given["levels"])
+        equal = len(self.ks) if self.selection == "nested_topk" and self.ks else 1
+        given = {"levels": self.levels or (self.n_latents,) * equal}
+        given["level_weights"] = self.level_weights or (1.0 / len(given["levels"]),) * len(given["levels"])
         if self.target == "x":
             given |= dict(target_centre=self.centre, target_scale=self.scale)
         for name, value in given.items():
@@ -135,16 +133,20 @@ class SparseCoderConfig(Settings):
         """
         if not self.ks:
             return self
-        ks = presets.scale_ks(self.ks, 1.0, l0, self.selection == "nested_topk", self.n_latents)
         if self.selection != "nested_topk":
-            return self.with_(ks=presets.within(ks, self.k_widths))
+            return self.with_(ks=presets.shared_out(l0, self.ks, self.k_widths))
+        ks = presets.nested_ks(self.ks, l0, self.n_latents)
         weights = self.level_weights[-len(ks) :]
         weights = tuple(w / sum(weights) for w in weights)
         return self.with_(ks=ks, levels=(self.n_latents,) * len(ks), level_weights=weights)
 
     @staticmethod
-    def preset(name: str, d_in: int, d_out: int, **overrides) -> SparseCoderConfig:
-        """A published method, or ours, at any size; see `presets.coder_settings`. An autoencoder takes d_out = d_in."""
+    def preset(name: str, d_in: int, d_out: int, l0: int | None = None, **overrides) -> SparseCoderConfig:
+        """A published method, or ours, at any size; see `presets.coder_settings`. An autoencoder takes d_out = d_in.
+
+        Args: l0: latents per row, as `with_l0`; None: as published.
+        """
         settings = presets.coder_settings(name, **overrides)
         d_out = d_out if settings.get("target") == "y" else d_in
-        return SparseCoderConfig(d_in=d_in, d_out=d_out, **settings)
+        config = SparseCoderConfig(d_in=d_in, d_out=d_out, **settings)
+        return config.with_l0(l0) if l0 else config

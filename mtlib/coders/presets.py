@@ -6,7 +6,6 @@ Sizes are the published ones. Asked for another number of latents, levels and k 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 _MT_LEVELS = (128, 256, 512, 1024, 2048)
 _MT_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3)
@@ -122,8 +121,16 @@ def scaled(sizes: Sequence[int], ratio: float) -> tuple[int, ...]:
     return tuple(out)
 
 
-def shared_out(total: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """Whole numbers >= 1 that sum to `total`, as near to the proportions of `shares` as that allows.
+def nested_ks(ks: Sequence[int], largest: int, n_latents: int) -> tuple[int, ...]:
+    """Nested k in proportion, ending in `largest` or all latents; those that fall together become one."""
+    last = min(largest, n_latents)
+    return tuple(sorted({k for k in scaled(ks, largest / ks[-1])[:-1] if k < last} | {last}))
+
+
+def shared_out(total: int, shares: Sequence[float], widths: Sequence[int]) -> tuple[int, ...]:
+    """Whole numbers, 1 .. width each, that sum to `total`, as near to the proportions of `shares` as that allows.
+
+    What is over a width goes to the last ones that have room, as far as there is any.
 
     Raises: ValueError if total is smaller than the number of shares.
     """
@@ -135,66 +142,34 @@ def shared_out(total: int, shares: Sequence[float]) -> tuple[int, ...]:
     by_remainder = sorted(range(n), key=lambda i: int(exact[i]) - exact[i])
     for i in by_remainder[: total - sum(out)]:
         out[i] += 1
+    out = [min(k, width) for k, width in zip(out, widths, strict=True)]
+    for i in reversed(range(n)):
+        out[i] += min(total - sum(out), widths[i] - out[i])
     return tuple(out)
 
 
-def within(ks: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
-    """Numbers that stay within `widths`; what is over goes to the last ones that have room (as far as there is any)."""
-    out = [min(k, width) for k, width in zip(ks, widths, strict=True)]
-    for i in reversed(range(len(out))):
-        out[i] += min(sum(ks) - sum(out), widths[i] - out[i])
-    return tuple(out)
-
-
-def _nested_ks(ks: Sequence[int], ratio: float, largest: int) -> tuple[int, ...]:
-    """Nested k scaled by `ratio`, ending in `largest`; those that fall together become one."""
-    return tuple(sorted({k for k in scaled(ks, ratio)[:-1] if k < largest} | {largest}))
-
-
-def coder_settings(name: str, **overrides) -> dict:
+def coder_settings(name: str, k: int | None = None, **overrides) -> dict:
     """Settings of a preset at another size, without d_in and d_out.
 
-    Args:
-        name:      a key of PRESETS.
-        overrides: any field of SparseCoderConfig; `k`: one number for `ks`; `l0`: latents per row, shared out over
-            the blocks in the preset's proportions (ignored by penalties, which train.TrainConfig.l0_target steers).
+    Args: name: a key of PRESETS; k: one number for `ks`; overrides: any field of SparseCoderConfig.
     Returns: keyword arguments of SparseCoderConfig.
     Raises: ValueError for an unknown preset, naming those that exist.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     base = PRESETS[name]["coder"]
-    given = dict(overrides)
-    if "k" in given:
-        given["ks"] = (given.pop("k"),) if isinstance(given["k"], int) else tuple(given.pop("k"))
-    l0 = given.pop("l0", None)
+    given = overrides | ({} if k is None else {"ks": (k,)})
     settings = base | given
-    ratio = settings["n_latents"] / base["n_latents"]
-    nested = settings.get("selection") == "nested_topk"
-    if "levels" in base and "levels" not in given and ratio != 1:
-        settings["levels"] = scaled(base["levels"], ratio)[:-1] + (settings["n_latents"],)
-    if "ks" in base and "ks" not in given:
-        settings["ks"] = scale_ks(base["ks"], ratio, l0, nested, settings["n_latents"])
-        if l0 and settings.get("selection") == "block_topk":
-            settings["ks"] = within(settings["ks"], [b - a for a, b in pairwise((0, *settings["levels"]))])
+    S, nested = settings["n_latents"], settings.get("selection") == "nested_topk"
+    ratio = S / base["n_latents"]
+    if ratio != 1 and "levels" in base and "levels" not in given:
+        settings["levels"] = scaled(base["levels"], ratio)[:-1] + (S,)
+    if ratio != 1 and "ks" in base and "ks" not in given:
+        ks = base["ks"]
+        settings["ks"] = nested_ks(ks, max(1, round(ks[-1] * ratio)), S) if nested else scaled(ks, ratio)
     if settings.get("level_weights") == "reversed":
         if not nested:
             raise ValueError(f"level_weights = 'reversed' is for nested levels of k; the preset {name} has none")
         n = len(settings["ks"])
         settings["level_weights"] = tuple(2 * (n - i) / (n * (n + 1)) for i in range(n))
     return settings
-
-
-def scale_ks(ks: Sequence[int], ratio: float, l0: int | None, nested: bool, n_latents: int) -> tuple[int, ...]:
-    """k times `ratio`, or with `l0` shared out so that they select l0 latents per row (nested: the largest is l0)."""
-    if nested:
-        largest = l0 or max(1, round(ks[-1] * ratio))
-        return _nested_ks(ks, largest / ks[-1], min(largest, n_latents))
-    if l0 is None:
-        return tuple(ks) if ratio == 1 else scaled(ks, ratio)
-    return shared_out(l0, ks)
-
-
-def train_settings(name: str) -> dict:
-    """Published training settings of a preset: keyword arguments of train.TrainConfig."""
-    return dict(PRESETS[name]["train"])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.coders.presets import PRESETS, train_settings
+from mtlib.coders.presets import PRESETS
 from mtlib.run.params import Settings
 
 
@@ -44,7 +44,7 @@ class TrainConfig(Settings):
     @staticmethod
     def preset(name: str, **overrides) -> TrainConfig:
         """Published training settings of a method, with overrides."""
-        return TrainConfig(**(train_settings(name) | overrides))
+        return TrainConfig(**(PRESETS[name]["train"] | overrides))
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of step 0 .. steps-1: linear warm-up, then constant, cosine or linear decay to final_lr * lr."""
