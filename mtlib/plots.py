@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -143,6 +143,15 @@ def scatter(frame: pd.DataFrame, x: str, y: str, hue: str, style: str, seed: int
         for text in ax.get_legend().get_texts():
             text.set_parse_math(False)
     return fig
+
+
+def facets(plot: Callable, frame: pd.DataFrame, **look) -> sns.FacetGrid:
+    """seaborn's `relplot`, `displot` or `catplot` of a frame; of an empty one empty axes. Args: look: as seaborn takes it."""
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays its grids out itself
+        if frame.empty:
+            return sns.FacetGrid(frame)
+        look |= {"col_wrap": min(3, frame[look["col"]].nunique())} if "col" in look and "row" not in look else {}
+        return plot(frame, **look).set_titles("{col_name}", "{row_name}", "{col_name}")
 
 
 def image_grid(

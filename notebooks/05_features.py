@@ -33,12 +33,15 @@ collage_columns = 5  # of them side by side
 collage_split = "val"  # whose images the collages show: "val", or "test" for a held-out look
 
 # %%
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython.display import Image, display
 
 from mtlib import plots
 from mtlib.embed import store
-from mtlib.features import collages, figures, table
+from mtlib.features import collages, table
 from mtlib.features.choice import CollageSettings
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import fire_together, first_seeds, interpreted, open_subjects
@@ -52,6 +55,7 @@ data, scans = store.open_data(stage), stage.input("04_evaluate") / "scan"
 test = data.rows("test")
 subjects = first_seeds(open_subjects(stage.input("03_train"))[0])
 causal, truth = {}, {}
+look = {"col": "method", "height": 2.8, "aspect": 1.2}  # of a figure: a panel per method
 
 # %% [markdown]
 # ## Everything about every feature
@@ -95,8 +99,10 @@ stage.table(overview, "features", "Features of each method; medians are of the a
 # Rare features tend to stand for one thing; a feature that fires on half of all images can hardly mean anything.
 
 # %%
-fig, frame = figures.densities(tables)
-stage.figure(fig, "densities", frame, "How often features fire: their number by share of test images.")
+frame = table.density_counts(tables)
+grid = plots.facets(sns.displot, frame, x="from", weights="features", bins=24, log_scale=True, **look)
+grid.set_axis_labels("density: share of test images", "features")
+stage.figure(grid.figure, "densities", frame, "How often features fire: their number by share of test images.")
 
 # %% [markdown] needs="labels"
 # ## Are a feature's images implausible?
@@ -108,12 +114,26 @@ stage.figure(fig, "densities", frame, "How often features fire: their number by 
 # the intervals.
 
 # %% needs="labels"
-fig, frame = figures.error_ratios(tables)
-stage.figure(fig, "error_ratios", frame, "Error ratios of all assessed features with their 95% intervals.")
+names = ["error_ratio", "error_low", "error_high", "n_active_test", "q_bh", "base_rate"]
+frame = table.assessed(tables, names).sort_values(["method", "error_ratio", "feature"], ignore_index=True)
+frame["place"] = frame.groupby("method").cumcount() / frame.groupby("method")["feature"].transform("size")
+enriched, marks = (frame["q_bh"] <= 0.05).rename("enriched"), {False: "0.5", True: "C3"}
+grid = plots.facets(sns.relplot, frame, x="place", y="error_ratio", hue=enriched, palette=marks, **look)
+grid.map(plt.fill_between, "place", "error_low", "error_high", alpha=0.25).map(plt.plot, "place", "base_rate")
+grid.refline(y=0.95).set_axis_labels("place among the assessed features", "error ratio on test")
+caption = "Error ratios of all assessed features with their 95% intervals; line: base rate, dashed: 0.95."
+stage.figure(grid.figure, "error_ratios", frame, caption)
 
 # %% needs="labels"
-fig, frame = figures.enrichment(tables)
-stage.figure(fig, "enrichment", frame, "How far features' error ratios lie from the base rate, and how sure that is.")
+frame = table.assessed(tables, ["error_ratio", "base_rate", "p_fisher", "q_bh", "n_active_test"])
+frame["difference"] = frame["error_ratio"] - frame["base_rate"]
+frame["minus_log10_p"] = -np.log10(frame["p_fisher"].clip(lower=1e-300))
+enriched, look_too = (frame["q_bh"] <= 0.05).rename("enriched"), look | {"palette": marks, "size": "n_active_test"}
+grid = plots.facets(sns.relplot, frame, x="difference", y="minus_log10_p", hue=enriched, **look_too)
+grid.refline(x=0).set_axis_labels("error ratio - base rate", "-log10 p, Fisher exact")
+grid.set(yscale="symlog", ylim=(-0.2, None))
+caption = "How far features' error ratios lie from the base rate, and how sure that is."
+stage.figure(grid.figure, "enrichment", frame, caption)
 
 # %% [markdown] needs="labels"
 # The surest error feature of each method, by the lower end of its interval:
@@ -129,10 +149,11 @@ sure[["method", "feature", "error_ratio", "error_low", "error_high", "base_rate"
 # grey bars are the same features with the classes shuffled: with few images, one class leads by chance.
 
 # %% needs="classes"
-fig, frame = figures.purities(tables)
-stage.figure(
-    fig, "purities", frame, "Share of a feature's test images in its most frequent class; grey: classes shuffled."
-)
+frame = table.assessed(tables, ["purity", "purity_null", "dominant_class", "n_active_test"])
+both = frame.melt("method", ["purity", "purity_null"], var_name="of", value_name="share").dropna()
+grid = plots.facets(sns.displot, both, x="share", hue="of", binwidth=0.04, binrange=(0, 1), **look)
+caption = "Share of a feature's test images in its most frequent class; beside: classes shuffled."
+stage.figure(grid.figure, "purities", frame, caption)
 
 # %% [markdown] needs="head labels"
 # ## What does the classifier lose without it?
@@ -143,10 +164,15 @@ stage.figure(
 # control removes another feature's direction of the same length: what any removal of that size does.
 
 # %% needs="head labels"
-fig, frame = figures.causal(tables)
-stage.figure(
-    fig, "causal", frame, "Change of the classifier's logit when a feature is removed, against its error ratio."
-)
+controls = ["causal_control_latents", "causal_control_random"]
+frame = table.assessed(tables, ["error_ratio", "base_rate", "causal_relevance", *controls])
+beyond = (frame["causal_relevance"].abs() > frame[controls[0]]).rename("beyond its control")
+over = look | {"palette": {False: "0.5", True: "C2"}, "facet_kws": {"sharey": False}}
+grid = plots.facets(sns.relplot, frame, x="error_ratio", y="causal_relevance", hue=beyond, **over)
+grid.map(plt.axvline, x=frame["base_rate"].max(), color="0.2", ls="--").refline(y=0)
+grid.set_axis_labels("error ratio on test", "change of logit when removed")
+caption = "Change of the classifier's logit when a feature is removed, against its error ratio."
+stage.figure(grid.figure, "causal", frame, caption)
 
 # %% [markdown] needs="head labels"
 # If what goes along with errors also makes the classifier say so, the rank correlation of the two is below 0:

@@ -35,13 +35,14 @@ n_neighbours = 5  # images found for each query
 
 # %%
 import pandas as pd
+import seaborn as sns
 
 from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.manifest import image_classes
-from mtlib.features import bias, concepts, figures, other_data
+from mtlib.features import bias, concepts, other_data
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.compare import distributions
+from mtlib.measure.compare import curves, distributions
 from mtlib.measure.similarity import align
 from mtlib.run.stage import Stage
 
@@ -78,7 +79,9 @@ stage.table(metrics, "metrics", "The same coders on other data.", headings | {"p
 
 # %%
 recovery = other_data.beside_test(there, pd.read_csv(tables / "04_progressive.csv"), "progressive")
-stage.figure(figures.progressive(recovery, styles), "progressive", recovery, "FVU against the codes kept per row.")
+drawn = recovery.assign(target=recovery["data"], fvu=recovery["fvu"].clip(upper=2))
+caption = "FVU against the codes kept per row (1 is the mean; values above 2 are drawn at 2)."
+stage.figure(curves(drawn, "kept", "codes kept per row", styles), "progressive", recovery, caption)
 
 # %% [markdown] needs="text"
 # ## Names
@@ -117,7 +120,9 @@ stage.table(names.valid, "latents").head(12)
 # %% needs="seeds"
 aligned = align(everyone, same_latent, seed)
 caption = "Latents of two seeds matched one to one: mean cosines, and the share of latents that are the same in both."
-stage.figure(figures.alignment(aligned), "alignment", aligned, caption)
+mean = aligned.melt("method", ["decoder", "encoder", "both_shared", "chance"], "of", "agreement of two seeds")
+grid = plots.facets(sns.catplot, mean, kind="bar", y="method", x=mean.columns[-1], hue="of", errorbar=None, aspect=1.6)
+stage.figure(grid.figure, "alignment", aligned, caption)
 aligned.round(3)
 
 # %% [markdown]
@@ -140,7 +145,9 @@ stage.table(shown, "neighbours")
 shown[shown["by"] == "codes"].groupby("query").head(2)[["query_is", "what", "shared"]]
 
 # %% needs="text pictures"
-fig = figures.neighbours(data, shown)
+groups = list(shown.groupby(["query", "by"], sort=False))
+lines = [[data.thumbnail(int(row)) for row in (query, *own["row"])] for (query, _), own in groups]
+fig = plots.image_grid(lines, names=[by for (_, by), _ in groups], heads=["query", "nearest"], side=1.1)
 stage.figure(fig, "neighbours", shown, "Some test images and their neighbours by embeddings and by codes.")
 
 # %% [markdown] needs="head attributes"
@@ -155,7 +162,7 @@ stage.figure(fig, "neighbours", shown, "Some test images and their neighbours by
 attributes = bias.attributes(data)
 biased = bias.disparities(data, attributes)
 caption = "More wrong decisions on images with an attribute than on those without it, 95% intervals."
-stage.figure(figures.disparities(biased), "bias", biased, caption)
+stage.figure(bias.figure(biased), "bias", biased, caption)
 apart = int(((biased["low"] > 0) | (biased["high"] < 0)).sum())
 stage.say("bias", f"Of {len(biased)} values of attributes, {apart} have an interval that leaves out 0.")
 
@@ -167,8 +174,11 @@ turned = bias.concept_effects(data, attributes, chosen.coder, classifier, seed)
 turned["phrase"] = turned["feature"].map(names.table["phrase"])
 
 # %% needs="head attributes"
-caption = "Decisions that turn when an attribute's concept is removed or turned up."
-stage.figure(figures.flips(turned), "flips", turned, caption)
+long = turned.melt(["attribute", "value", "scale"], ["flipped", "flipped_control"], "of", "decisions that turn (share)")
+look = {"x": "scale", "y": long.columns[-1], "hue": "of", "style": "of", "markers": True, "errorbar": ("pi", 100)}
+grid = plots.facets(sns.relplot, long, kind="line", aspect=1.5, **look)
+caption = "Decisions that turn when an attribute's concept is removed or turned up; band: all values of attributes."
+stage.figure(grid.figure, "flips", turned, caption)
 turned.groupby("scale")[["flipped", "flipped_control"]].mean().round(3)
 
 # %% [markdown]

@@ -36,11 +36,12 @@ seed = 0  # of the choice of controls
 
 # %%
 import pandas as pd
+import seaborn as sns
 
 from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.encoders import Encoder
-from mtlib.features import choice, figures
+from mtlib.features import choice
 from mtlib.judge.text_space import text_verdict
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import steering
@@ -93,8 +94,13 @@ test = top[top["split"] == "test"].sort_values("rank")
 images = {int(f): test.loc[test["feature"] == f, "row"].to_numpy()[:n_images] for f in wanted["feature"]}
 alive = table.loc[table["density"] > 0, "feature"].to_numpy()
 moved = steered.table(images, alive, factors, n_controls, seed, groups)
+long = moved.melt(["feature", "direction", "factor"], list(steering.READINGS), "reading").dropna()
+look = {"x": "factor", "y": "value", "hue": "direction", "style": "direction", "row": "reading", "col": "feature"}
+look |= {"palette": dict(zip(steering.DIRECTIONS, ["C0", "0.6", "C1", "0.3"], strict=True)), "height": 1.9}
+look |= {"col_order": wanted["feature"].tolist(), "facet_kws": {"sharey": "row", "margin_titles": True}}
+grid = plots.facets(sns.relplot, long, kind="line", markers=True, **look)
 caption = "What the model says when features are removed (0), turned round (below 0) or turned up; grey: controls."
-stage.figure(figures.steering(moved, wanted), "factors", moved, caption)
+stage.figure(grid.figure, "factors", moved, caption)
 
 # %%
 ends = steering.ends(moved, wanted)
@@ -112,7 +118,10 @@ stage.table(steering.summary(ends), "summary", caption, headings)
 
 # %% needs="pictures"
 feature = int(ends[ends["direction"] == "feature"].set_index("feature")["neighbours_kept_0"].idxmin())
-fig = figures.nearest(steered, feature, int(images[feature][0]), factors)
+row = images[feature][:1]
+found = steered.embeddings(row, [feature], factors)
+lines = [[data.thumbnail(int(at)) for at in (*row, *steered.neighbours(e, row, 5)[0])] for e in found]
+fig = plots.image_grid(lines, names=[f"factor {f:g}" for f in factors], heads=["image", "nearest"])
 own = moved[moved["feature"] == feature]
 stage.figure(fig, "nearest", own, "The nearest images as one feature is turned down and up.")
 

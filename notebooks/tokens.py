@@ -32,9 +32,12 @@ n_features = 10  # strongest features shown
 n_spliced = 200  # test images on which the vision model is tried with the coder inside
 
 # %%
+import pandas as pd
+import seaborn as sns
+
 from mtlib import plots
 from mtlib.embed import store
-from mtlib.features import figures, token_maps
+from mtlib.features import token_maps
 from mtlib.learn.train import read_history
 from mtlib.measure.codes import first_seeds, open_subjects, subject_named
 from mtlib.run.stage import Stage
@@ -53,11 +56,14 @@ chosen, model = subject_named(subjects, method), token_maps.vision_model(stage)
 # features can be compared with others of the same number.
 
 # %%
-histories = {s.method: read_history(train / "coders" / f"{s.method}-s{s.seed}") for s in subjects}
-fig, history = figures.curves(histories, plots.run_styles(train))
-stage.figure(
-    fig, "curves", history, "MSE, FVU and L0 per token while the coders learn; lines: train, points: validation."
-)
+parts = [read_history(train / "coders" / f"{s.method}-s{s.seed}").assign(method=s.method) for s in subjects]
+history = pd.concat(parts, ignore_index=True).rename(columns={"reconstruction": "mse"})
+history = history[["method", "step", "split", "mse", "fvu", "l0"]]
+long = history.melt(["method", "step", "split"], var_name="of").dropna()
+look = {"x": "step", "y": "value", "col": "of", "hue": "method", "style": "split", "facet_kws": {"sharey": False}}
+grid = plots.facets(sns.relplot, long, kind="line", markers=True, errorbar=None, height=3, **look).set(yscale="log")
+caption = "MSE, FVU and L0 per token while the coders learn, on train and validation images."
+stage.figure(grid.figure, "curves", history, caption)
 
 # %%
 last = history[history["split"] == "val"].groupby("method", sort=False).last().reset_index()

@@ -11,20 +11,18 @@ the folder is shown, neither there nor in the run's report, so that both may be 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.store import Data
 from mtlib.embed.vision import AlexNetTransformer
-from mtlib.features.figures import curves
-from mtlib.features.token_maps import spliced, token_figure, token_map, token_picture
+from mtlib.features.token_maps import spliced
 from mtlib.learn.config import VisionTraining
-from mtlib.learn.train import read_history
 from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import Subject, first_seeds, open_subjects
 from mtlib.report.reader import Reader
@@ -66,13 +64,6 @@ def coder_rows(reader: Reader, data: Data, subjects: list[Subject], model: AlexN
     return pd.DataFrame(lines)
 
 
-def picture(fig, name: str) -> str:
-    """Save a figure in the results and return its Markdown."""
-    with atomic(RESULTS / name) as tmp:
-        fig.savefig(tmp, format="png", metadata={"Software": None}, dpi=80)
-    return f"![{name.removesuffix('.png')}]({name})"
-
-
 def main() -> int:
     """Returns the pipeline's exit code when it fails, else 0."""
     parser = argparse.ArgumentParser(prog="prove alexnet", description=__doc__.splitlines()[0])
@@ -93,7 +84,6 @@ def main() -> int:
     if done.returncode:
         return done.returncode
     run_dir, reader = f"runs/{name}", Reader.of_run(f"runs/{name}")
-    plots.use_style()
     data, train = store.open_run(ROOT / run_dir), reader.folders["03_train"]
     subjects, model = first_seeds(open_subjects(train)[0]), load_vision(reader.folders["vision_model"] / "vision")
     frame = coder_rows(reader, data, subjects, model, 64 if args.smoke else 400)
@@ -110,11 +100,12 @@ def main() -> int:
     text += [", ".join(f"{k} {v}" for k, v in versions().items()) + "."]
     print("\n".join(text))
     if not args.smoke:
-        image = int(data.rows("test")[0] // data.tokens)
-        fig = token_figure(token_map(subjects[0].coder, data, image), token_picture(data, image, model), model)
-        histories = {s.method: read_history(train / "coders" / f"{s.method}-s{s.seed}") for s in subjects}
-        shown = [picture(curves(histories)[0], "alexnet_curves.png"), picture(fig, "alexnet_token.png")]
-        write_text(RESULTS / "alexnet.md", "\n\n".join(["\n".join(text), *shown]) + "\n")
+        shown = {"alexnet_curves": "tokens_curves", "alexnet_token": "tokens_features"}
+        for name, figure in shown.items():
+            with atomic(RESULTS / f"{name}.png") as tmp:
+                shutil.copy(reader.folders["tokens"] / "figures" / f"{figure}.png", tmp)
+        pictures = [f"![{name}]({name}.png)" for name in shown]
+        write_text(RESULTS / "alexnet.md", "\n\n".join(["\n".join(text), *pictures]) + "\n")
     return 0
 
 

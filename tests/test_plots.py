@@ -6,11 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from mtlib import plots
-from mtlib.features import figures as feature_figures
 from mtlib.judge import figures as judge_figures
 from mtlib.learn import methods as trained
 from mtlib.learn import scores
@@ -56,10 +56,6 @@ def quantiles(methods, styles=None):
     return compare.distributions(frame, {"mono_score": 0.1}, styles)
 
 
-def elsewhere(methods, styles=None):
-    return feature_figures.progressive(lines(methods, data=["test", "text"], kept=[16, 32]), styles)
-
-
 def probing(methods, styles=None):
     return truth.sparse_figure(lines(methods, k=[1, 4, 16], cause=CAUSES), styles)
 
@@ -68,7 +64,7 @@ def pareto(methods, styles=None):
     return compare.fvu_against_l0(lines(methods), styles)
 
 
-WITH_KEY = pytest.mark.parametrize("draw", [training, progressive, quantiles, elsewhere, probing, pareto])
+WITH_KEY = pytest.mark.parametrize("draw", [training, progressive, quantiles, probing, pareto])
 
 
 def boxes(texts) -> list:
@@ -123,13 +119,24 @@ def test_judge_scores_of_many_methods_can_be_read():
     assert not any(a.overlaps(b) for a, b in pairwise(names))
 
 
-def test_panels_of_features_have_their_key_clear_of_the_labels():
-    table = pd.DataFrame({"feature": range(9), "assessed": True, "error_ratio": np.linspace(0, 1, 9), "q_bh": 0.01})
-    table = table.assign(error_low=0.1, error_high=0.9, n_active_test=10, base_rate=0.5)
-    fig, _ = feature_figures.error_ratios({m: table for m in MANY})
-    fig.canvas.draw()
-    key, label = fig.legends[0].get_window_extent(), fig._supxlabel.get_window_extent()
-    assert not key.overlaps(label) and not any(key.overlaps(ax.get_tightbbox()) for ax in fig.axes)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [1, 2, 25])
+def test_facets_have_their_key_clear_of_the_panels(n):
+    frame = pd.DataFrame({"method": MANY[:n] * 4, "x": range(4 * n), "y": 1.0, "odd": np.arange(4 * n) % 2 > 0})
+    grid = plots.facets(sns.relplot, frame, x="x", y="y", hue="odd", col="method", height=2.8, aspect=1.2)
+    grid.refline(y=0.5).figure.canvas.draw()
+    assert [ax.get_title() for ax in grid.axes.flat] == MANY[:n]
+    key = grid.legend.get_window_extent()
+    assert not any(key.overlaps(ax.get_tightbbox()) for ax in grid.axes.flat)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("plot", [sns.relplot, sns.displot, sns.catplot])
+def test_facets_of_nothing_are_empty_axes(plot):
+    frame = pd.DataFrame({"method": [], "x": [], "y": []})
+    grid = plots.facets(plot, frame, x="x", hue=frame["y"], col="method", aspect=2)
+    grid.map(plt.plot, "x", "y").refline(x=0).set_axis_labels("a", "b").set(yscale="symlog").figure.canvas.draw()
+    assert not grid.axes[0, 0].lines
 
 
 @pytest.mark.parametrize("n", [1, 4, 25])
@@ -156,12 +163,6 @@ def test_heatmap_says_over_how_many_seeds_it_is_a_mean():
     causes = lines(MANY[:2], cause=CAUSES).assign(ceiling=0.9, best_x_dim=0.8, best_y_dim=np.nan)
     assert "mean over 2 seeds" in truth.causes_figure(causes).axes[0].get_title()
     assert "seeds" not in truth.causes_figure(causes[causes["seed"] == 0]).axes[0].get_title()
-
-
-def test_cut_values_are_said_on_the_axis():
-    frame = lines(MANY[:2], data=["test"], kept=[16, 32])
-    labels = [feature_figures.progressive(frame.assign(fvu=v)).axes[0].get_ylabel() for v in (0.5, 2.5)]
-    assert "drawn at 2" not in labels[0] and "drawn at 2" in labels[1]
 
 
 def test_loss_has_whole_epochs_and_readable_names():

@@ -7,13 +7,16 @@ rates measured on the test images.
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from mtlib.embed.manifest import attributes as columns_of
 from mtlib.embed.store import Data
+from mtlib.features.collages import printable
 from mtlib.learn.classifier import Classifier, targets
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.logit import steer
@@ -84,6 +87,20 @@ def _values(table: pd.DataFrame):
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def figure(frame: pd.DataFrame, n: int = 16) -> Figure:
+    """The n largest `disparities` with their intervals."""
+    shown = frame.reindex(frame["difference"].abs().sort_values(ascending=False).index).head(n)
+    fig, ax = plt.subplots(figsize=(6.5, 0.32 * len(shown) + 1.3))
+    bars = 100 * np.abs(shown[["low", "high"]].sub(shown["difference"], axis=0)).to_numpy(float).T
+    ax.errorbar(100 * shown["difference"], range(len(shown)), xerr=bars, fmt="o", color="C0", ecolor="0.5", capsize=3)
+    ax.axvline(0, color="0.4", lw=1)
+    names = [printable(f"{r.attribute} = {r.value}".replace("_", " ")) for r in shown.itertuples()]
+    ax.set_yticks(range(len(shown)), names, parse_math=False)
+    ax.set(xlabel="more wrong decisions with it (percentage points, 95% interval)")
+    ax.invert_yaxis()
+    return fig
 
 
 @torch.no_grad()

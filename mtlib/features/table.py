@@ -49,12 +49,12 @@ def feature_table(
     return frame if truth is None else pd.concat([frame, truth], axis=1)
 
 
-def truth_columns(coder, data: Data, top_n: int = 20) -> pd.DataFrame:
+def truth_columns(coder, data: Data) -> pd.DataFrame:
     """The demo's truth of every feature (definitions.md, Truth): TRUTH_COLUMNS."""
     rows, t = {split: data.rows(split) for split in ("val", "test")}, data.tokens
     cause = data.truth["cause"].fillna("").to_numpy(str)
     codes = {split: sparse_codes(coder, data.x, r, tokens=t) for split, r in rows.items()}
-    found = error_features(codes["val"], codes["test"], *(cause[r[::t]] for r in rows.values()), top=top_n)
+    found = error_features(codes["val"], codes["test"], *(cause[r[::t]] for r in rows.values()))
     return found[TRUTH_COLUMNS]
 
 
@@ -67,10 +67,25 @@ def write_features(folder: Path, table: pd.DataFrame, similar: pd.DataFrame, sca
         shutil.copy(scan / name, folder / name)
 
 
-def overview(tables: dict[str, pd.DataFrame], coders: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
+def assessed(tables: dict[str, pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """The assessed features of all methods: method, feature, `columns`. Args: tables: method -> features.parquet."""
+    parts = [t.loc[t["assessed"], ["feature", *columns]].assign(method=m) for m, t in tables.items()]
+    return pd.concat(parts, ignore_index=True)[["method", "feature", *columns]]
+
+
+def density_counts(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """How many features that fire have which density: method, from, to, features; rarer than 0.0001 are in the first bin."""
+    edges = np.geomspace(1e-4, 1, 25)
+    densities = {m: t.loc[t["density"] > 0, "density"].clip(edges[0], 1) for m, t in tables.items()}
+    bins = {"from": edges[:-1], "to": edges[1:]}
+    parts = [pd.DataFrame({"method": m} | bins | {"features": np.histogram(d, edges)[0]}) for m, d in densities.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def overview(tables: dict[str, pd.DataFrame], coders: pd.DataFrame) -> pd.DataFrame:
     """05_features: counts and medians of every method, or why it has none.
 
-    Args: tables: method -> features.parquet. coders: `mtlib.measure.codes.interpreted`. level: of q, for enrichment.
+    Args: tables: method -> features.parquet. coders: `mtlib.measure.codes.interpreted`.
     """
     lines = []
     for row in coders.itertuples():
@@ -91,7 +106,7 @@ def overview(tables: dict[str, pd.DataFrame], coders: pd.DataFrame, level: float
             "median_error_ratio": assessed["error_ratio"].median(),
             "base_rate": table["base_rate"].iloc[0],
             "n_threshold": int((assessed["error_ratio"] >= 0.95).sum()),
-            "n_enriched": int((assessed["q_bh"] <= level).sum()),
+            "n_enriched": int((assessed["q_bh"] <= 0.05).sum()),
             "median_mono_score": assessed["mono_score"].median(),
             "median_purity": assessed["purity"].median(),
             "median_causal": effect.median(),

@@ -210,7 +210,7 @@ def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | No
             if len(part):
                 ax.plot(mean["x"], mean["fvu"], label=base, ms=6, **styles[base])
                 ax.plot(part[x], part["fvu"], ms=2.5, alpha=0.5, **styles[base] | {"linestyle": ""})
-        ax.set(xlabel=label, ylabel=f"FVU of {target}", title=f"target {target}" + (f", {l0}" if l0 else ""))
+        ax.set(xlabel=label, ylabel=f"FVU of {target}", title=l0)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
     legend(fig)

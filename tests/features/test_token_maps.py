@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from mtlib.embed.store import Data
-from mtlib.features.figures import curves
 from mtlib.features.token_maps import token_figure, token_map
 
 
@@ -70,13 +69,3 @@ def test_figure_has_the_image_and_a_map_per_feature_in_its_place():
     assert titles == ["token at row 1, column 1", "1: feature 1, 2 of 2", "2: feature 0, 1 of 1"]
     frame = fig.axes[0].patches[0]
     assert (frame.get_x(), frame.get_y(), frame.get_width()) == (30, 30, 20)
-
-
-def test_curves_are_the_histories():
-    train = {"step": [1, 2], "split": "train", "reconstruction": [0.4, 0.2], "fvu": [0.8, 0.5], "l0": [30.0, 20.0]}
-    val = {"step": [2], "split": "val", "fvu": [0.55], "l0": [21.0]}
-    history = pd.concat([pd.DataFrame(train), pd.DataFrame(val)], ignore_index=True)
-    fig, frame = curves({"a": history})
-    assert frame["mse"].dropna().tolist() == [0.4, 0.2]
-    assert [ax.get_ylabel() for ax in fig.axes] == ["MSE", "FVU", "L0 (features per token)"]
-    assert fig.axes[1].lines[1].get_ydata().tolist() == [0.55]
