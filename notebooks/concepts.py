@@ -34,6 +34,7 @@ same_latent = 0.7  # cosine from which a latent of another seed counts as the sa
 n_neighbours = 5  # images found for each query
 
 # %%
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
@@ -93,22 +94,25 @@ stage.figure(curves(drawn, "kept", "codes kept per row", styles), "progressive",
 # nearer to its name (rank above 0.5) than to another latent's.
 
 # %% needs="text"
-pairs = [(s, by) for s in subjects for by in concepts.BY]
-named = {(s.method, by): concepts.name_latents(s.coder, data, by, name_threshold, seed) for s, by in pairs}
+of = {(s.method, by): (s.coder, data, by, name_threshold, seed) for s in subjects for by in concepts.BY}
+named = [concepts.name_latents(*given).assign(method=method, by=by) for (method, by), given in of.items()]
+named = pd.concat(named, ignore_index=True)
 headings = {"method": "method", "by": "by", "n_latents": "latents", "threshold": "cosine that counts"}
 headings |= {"n_named": "named", "n_names": "names", "nearer": "images near it", "nearer_other": "near another"}
 stage.table(concepts.naming_summary(named), "names", "Latents named by their own direction.", headings)
 
 # %% needs="text"
-cosines = concepts.cosine_quantiles(named)
+levels = named.groupby(["method", "by", "threshold"], sort=False)["cosine"].quantile(np.linspace(0, 1, 101))
+cosines = levels.rename_axis(["method", "by", "threshold", "quantile"]).reset_index()
 wide = cosines.pivot(index=["method", "quantile"], columns="by", values="cosine").reset_index()
 labels = {by: f"cosine of the {by} to the nearest phrase" for by in concepts.BY}
 fig = distributions(wide, dict.fromkeys(labels, cosines["threshold"].iloc[0]), styles, labels)
 stage.figure(fig, "naming", cosines, "Cosine of every latent to its nearest phrase; a name from the dashed line on.")
 
 # %% needs="text"
-names = named[chosen.method, "decoder"]
-stage.table(names.valid, "latents").head(12)
+names = named.query("method == @chosen.method and by == 'decoder'").set_index("feature", drop=False)
+valid = names[names["named"]].sort_values(["cosine", "feature"], ascending=[False, True], ignore_index=True)
+stage.table(valid.drop(columns=["threshold", "method", "by"]), "latents").head(12)
 
 # %% [markdown] needs="seeds"
 # ## Do two seeds learn the same latents?
@@ -171,7 +175,7 @@ classifier = Classifier.load(stage.input("02_classify") / "classifier")
 turned = bias.concept_effects(data, attributes, chosen.coder, classifier, seed)
 
 # %% needs="head attributes text"
-turned["phrase"] = turned["feature"].map(names.table["phrase"])
+turned["phrase"] = turned["feature"].map(names["phrase"])
 
 # %% needs="head attributes"
 long = turned.melt(["attribute", "value", "scale"], ["flipped", "flipped_control"], "of", "decisions that turn (share)")

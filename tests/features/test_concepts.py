@@ -45,28 +45,27 @@ def planted(tmp_path_factory):
 def test_names_are_the_nearest_phrase_and_count_beyond_chance_only(planted):
     data, coder, _ = planted
     named = concepts.name_latents(coder, data)
-    assert 0.3 < named.threshold < 0.9
-    assert named.valid["phrase"].tolist() == ["cat", "car", "sea", "dog"]  # by cosine
-    first = named.table.iloc[0]
+    assert 0.3 < named["threshold"].iloc[0] < 0.9
+    valid = named[named["named"]]
+    assert valid.sort_values("cosine", ascending=False)["phrase"].tolist() == ["cat", "car", "sea", "dog"]
+    first = named.iloc[0]
     text = np.eye(8)[0] - 1 / 8  # the dog, less what all words share
     assert first["cosine"] == pytest.approx((2 * text[0] + 0.5 * text[1]) / np.linalg.norm(text) / np.hypot(2, 0.5))
     assert first["runner_up"] == "cat" and first["ratio"] > 2
-    assert not named.table["named"].iloc[4:].any()
-    assert named.valid["nearer"].min() > 0.8
-    assert concepts.name_latents(coder, data, threshold=0.93).valid["phrase"].tolist() == ["cat", "car", "sea"]
+    assert not named["named"].iloc[4:].any()
+    assert valid["nearer"].min() > 0.8
+    assert concepts.name_latents(coder, data, threshold=0.93).query("named")["phrase"].tolist() == ["cat", "car", "sea"]
 
 
 def test_encoder_names_read_the_encoder(planted):
     data, coder, _ = planted
-    by_encoder = concepts.name_latents(coder, data, "encoder").table
+    by_encoder = concepts.name_latents(coder, data, "encoder")
     assert by_encoder["cosine"].iloc[0] == pytest.approx(np.sqrt(7 / 8)) and by_encoder["phrase"].iloc[0] == "dog"
-    with pytest.raises(ValueError, match="must be one of"):
-        concepts.name_latents(coder, data, "both")
 
 
 def test_summary_counts_names(planted):
     data, coder, _ = planted
-    line = concepts.naming_summary({("sae", "decoder"): concepts.name_latents(coder, data)}).iloc[0]
+    line = concepts.naming_summary(concepts.name_latents(coder, data).assign(method="sae", by="decoder")).iloc[0]
     assert (line["n_named"], line["n_names"], line["n_latents"]) == (4, 4, S) and line["nearer"] > line["nearer_other"]
 
 
