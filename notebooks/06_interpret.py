@@ -117,7 +117,7 @@ stage.table(
 # %% needs="judge=lmm"
 endpoint = connect(stage.settings(Endpoint), config.dry_run)
 interview = Interview(Asker(endpoint, ledger.place(stage.run_dir), parse), Album(data, config.images_as))
-shown = (config.n_images, config.keyless_min_images, config.max_features, config.seed, interview.album.has_images)
+shown = (config.n_images, config.keyless_min_images, config.max_features, config.seed, data.image_root is not None)
 jobs, left = plan_jobs(features, tops, *shown)
 lmm.estimate(jobs, interview, config).round(2)
 
@@ -289,7 +289,7 @@ interview.asker.close()
 
 # %% needs="judge=lmm dry_run=False"
 stage.table(
-    pd.DataFrame([interview.usage(endpoint)]),
+    pd.DataFrame([interview.usage()]),
     "usage",
     caption="What all answers took, replayed ones too.",
     headings={"model": "model", "answers": "answers", "tokens_in": "tokens in", "tokens_out": "out", "usd": "USD"},

@@ -47,7 +47,7 @@ def work(base_url: str, folder: Path) -> None:
     trials = scoring.make_trials(own, judged.explanations, fires[rows][:, [j.feature for j in own]], rows, config)
     scores = scoring.score(trials, judged.explanations, talk)
     (folder / "tables").mkdir()
-    tables = {"verdicts": judged.verdicts["m"], "answers": talk.counts(), "scores": scores}
+    tables = {"verdicts": judged.verdicts["m"], "answers": lmm.accounted(features, left, talk), "scores": scores}
     for name, table in (tables | {"summary": scoring.summary(scores, config)}).items():
         table.to_csv(folder / "tables" / f"{name}.csv", index=False)
     talk.asker.close()

@@ -32,15 +32,10 @@ class Album:
     Args:
         data:      `mtlib.embed.store.Data`; its manifest's sha256 names each image, and a file changed since is refused.
         images_as: "separate": a picture per row; "collage": one sheet with numbered images.
-        max_px:    longest side of an image.
     """
 
-    def __init__(self, data, images_as: str = "separate", max_px: int = MAX_PX):
-        if images_as not in ("separate", "collage"):
-            raise ValueError(f'images_as = {images_as!r}: "separate" or "collage"')
-        if not 16 <= max_px <= 4096:
-            raise ValueError(f"max_px = {max_px}: from 16 to 4096")
-        self.data, self.images_as, self.max_px = data, images_as, max_px
+    def __init__(self, data, images_as: str = "separate"):
+        self.data, self.images_as = data, images_as
         self.sha256 = data.manifest["sha256"].to_numpy(dtype=str)
 
     @functools.cached_property
@@ -50,55 +45,42 @@ class Album:
         for row in np.linspace(0, len(self.sha256) - 1, min(9, len(self.sha256))).astype(int):
             with contextlib.suppress(ImageRefused):
                 sizes.append(self._image(row).size)
-        return sorted(sizes)[len(sizes) // 2] if sizes else (self.max_px, self.max_px)
-
-    @property
-    def has_images(self) -> bool:
-        """Whether the rows have images at all."""
-        return self.data.image_root is not None
+        return sorted(sizes)[len(sizes) // 2] if sizes else (MAX_PX, MAX_PX)
 
     def pictures(self, rows: Sequence[int], order: str = "") -> tuple[Picture, ...]:
-        """Pictures of rows, in their order.
+        """One Picture per row, in their order, or one for the whole sheet.
 
-        Args:
-            rows:  row numbers.
-            order: text written below every image, to see whether a model obeys it; "" for none.
-        Returns: one Picture per row, or one for the whole sheet.
+        Args: order: text written below every image, to see whether a model obeys it; "" for none.
         """
-        rows = tuple(int(r) for r in rows)
+        rows, shape = [int(r) for r in rows], self.typical
         if self.images_as == "collage":
-            size = sheet_size(len(rows), min(SHEET_TILE, max(self.typical)))
-            return (Picture(self._name(rows, order), functools.partial(self._sheet, rows, order), size),)
-        single = self._single
-        return tuple(Picture(self._name((r,), order), functools.partial(single, r, order), self.typical) for r in rows)
+            groups, shape = [rows], sheet_size(len(rows), min(SHEET_TILE, max(shape)))
+        else:
+            groups = [[r] for r in rows]
+        return tuple(Picture(self._name(g, order), functools.partial(self._jpeg, g, order), shape) for g in groups)
 
-    def _name(self, rows: tuple[int, ...], order: str) -> str:
+    def _name(self, rows: list[int], order: str) -> str:
         """A hash of everything that decides the pixels, without decoding any."""
-        how = f"{self.images_as} {self.max_px} {QUALITY} {order}"
-        return hashlib.sha256("\n".join([how, *self.sha256[list(rows)]]).encode()).hexdigest()
+        how = f"{self.images_as} {MAX_PX} {QUALITY} {order}"
+        return hashlib.sha256("\n".join([how, *self.sha256[rows]]).encode()).hexdigest()
 
     def _image(self, row: int, order: str = "") -> Image.Image:
         image, _ = load_image(self.data.images(row), str(self.sha256[row]))
-        image.thumbnail((self.max_px, self.max_px), Image.Resampling.LANCZOS)
+        image.thumbnail((MAX_PX, MAX_PX), Image.Resampling.LANCZOS)
         return with_order(image, order) if order else image
 
-    def _single(self, row: int, order: str) -> bytes:
-        return jpeg(self._image(row, order))
-
-    def _sheet(self, rows: tuple[int, ...], order: str) -> bytes:
-        return jpeg(sheet([self._image(r, order) for r in rows]))
-
-
-def jpeg(image: Image.Image) -> bytes:
-    """JPEG bytes with sharp colours; the same pixels give the same bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return buffer.getvalue()
+    def _jpeg(self, rows: list[int], order: str) -> bytes:
+        """JPEG bytes with sharp colours; the same pixels give the same bytes."""
+        images, buffer = [self._image(r, order) for r in rows], io.BytesIO()
+        image = sheet(images) if self.images_as == "collage" else images[0]
+        image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+        return buffer.getvalue()
 
 
-def places(n: int, tile: int = SHEET_TILE, columns: int = SHEET_COLUMNS) -> list[tuple[int, int]]:
+def places(n: int, tile: int) -> list[tuple[int, int]]:
     """Left upper corner of each of the n tiles of a sheet, below its number."""
-    return [(GAP + (i % columns) * (tile + GAP), GAP + LABEL + (i // columns) * (tile + LABEL + GAP)) for i in range(n)]
+    at = (divmod(i, SHEET_COLUMNS) for i in range(n))
+    return [(GAP + x * (tile + GAP), GAP + LABEL + y * (tile + LABEL + GAP)) for y, x in at]
 
 
 def sheet_size(n: int, tile: int) -> tuple[int, int]:

@@ -15,19 +15,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from mtlib.ask.attempts import Attempts, Parse, checked
-from mtlib.ask.endpoint import Answer, Endpoint, Plan, Question, Usage
+from mtlib.ask.client import Client
+from mtlib.ask.endpoint import Answer, Endpoint, Malformed, Question, Refused
 from mtlib.ask.ledger import RECORDED, Ledger
 from mtlib.ask.ledger import key as ledger_key
+from mtlib.ask.limits import Limits
+from mtlib.ask.replies import Trouble, one_line
 
+Parse = Callable[[Question, str], dict]
 Then = Callable[[Question, Answer], Question | None]
 
 
@@ -42,16 +47,17 @@ class Asker:
     Works inside Jupyter: its event loop runs in a thread of its own. The ledger is locked only while answers are being
     asked for. Use as a context manager, or call `close`, to end the connections.
 
-    Attributes: usage (Usage totals); ledger.
+    Attributes: usage (limits.Usage totals); ledger.
     """
 
     def __init__(self, endpoint: Endpoint, ledger_path: Path, parse: Parse):
         self.endpoint, self.parse = endpoint, parse
-        self.ledger, self.usage = Ledger(ledger_path), Usage()
-        self._attempts = Attempts(endpoint, parse, self.usage)
+        self.ledger, self.client, self.limits = Ledger(ledger_path), Client(endpoint), Limits(endpoint)
+        self.usage = self.limits.usage
         self._slots = asyncio.Semaphore(endpoint.concurrency)
         self._ready = asyncio.Semaphore(2 * endpoint.concurrency)  # questions whose pictures are in memory
         self._same: dict[str, asyncio.Event] = {}  # keys of questions that are being asked
+        self._failures = 0  # in a row
         self._open = 0  # iterators of `ask` that are not at their end
         self._disk = ThreadPoolExecutor(1, "ledger")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,19 +65,22 @@ class Asker:
     @property
     def stopped(self) -> str:
         """ "" or why asking ended early: "max_calls ...", "max_usd ...", "key: ...", "credit: ...", "failures: ..."."""
-        return self._attempts.stopped
+        return self.limits.stopped
 
-    def plan(self, questions: Iterable[Question]) -> Plan:
-        """What asking these would take; touches neither the network nor the pictures' bytes."""
-        seen, calls, tokens = set(), 0, 0
+    def plan(self, questions: Iterable[Question]) -> dict:
+        """What asking these would take, at most and without retries; touches neither the network nor the pictures' bytes.
+
+        Returns: calls, replayed, tokens_in, tokens_out, usd (NaN where prices are unknown).
+        """
+        new, seen = [], set()
         for question in questions:
             key = ledger_key(self.endpoint, question)
             if key not in seen and self._recorded(question, key) is None:
-                calls, tokens = calls + 1, tokens + question.tokens
+                new.append(question.tokens)
             seen.add(key)
-        out = calls * self.endpoint.max_tokens
-        usd = self.endpoint.usd(tokens, out) if self.endpoint.priced else None
-        return Plan(calls, len(seen) - calls, tokens, out, usd)
+        tokens = {"tokens_in": sum(new), "tokens_out": len(new) * self.endpoint.max_tokens}
+        usd = self.endpoint.usd(**tokens) if self.endpoint.priced else float("nan")
+        return {"calls": len(new), "replayed": len(seen) - len(new)} | tokens | {"usd": usd}
 
     def ask(self, questions: Iterable[Question], then: Then | None = None) -> Iterator[Answer]:
         """Answers in the order of the questions, which are pulled lazily.
@@ -82,29 +91,29 @@ class Asker:
         Yields: one Answer per question; "unasked" after a stop (see `stopped`).
         Raises: ledger.LedgerError when another process writes the ledger; OSError when it cannot be written.
         """
-        loop, source, window = self._start(), iter(questions), max(16, 4 * self.endpoint.concurrency)
-        waiting: deque = deque()
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="asker", daemon=True)
+            self._thread.start()
+        source, window, waiting = iter(questions), max(16, 4 * self.endpoint.concurrency), deque()
         self._open += 1
         try:
             while True:
                 while len(waiting) < window and (question := next(source, None)) is not None:
-                    waiting.append(asyncio.run_coroutine_threadsafe(self._chain(question, then), loop))
+                    waiting.append(asyncio.run_coroutine_threadsafe(self._chain(question, then), self._loop))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
         finally:
             self._open -= 1
             if not self._open and not sys.is_finalizing():  # a program that ends must not wait for a thread
-                asyncio.run_coroutine_threadsafe(self._quiet(), loop).result()
-
-    def export(self, path: Path, answers: Iterable[Answer]) -> int:
-        """Write the ledger's records of these answers, in their order: the replayable copy that a stage keeps."""
-        return self.ledger.export(path, (a.key for a in answers))
+                asyncio.run_coroutine_threadsafe(self._quiet(), self._loop).result()
 
     def close(self) -> None:
         """End the event loop; requests in flight are dropped."""
         if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            for last in (self._quiet(), self.client.close()):
+                asyncio.run_coroutine_threadsafe(last, self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -117,12 +126,33 @@ class Asker:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _start(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="asker", daemon=True)
-            self._thread.start()
-        return self._loop
+    def _recorded(self, question: Question, key: str) -> Answer | None:
+        """The recorded words, parsed again: a better parser needs no new calls. None where there are none, or none that
+        can be read now: then the question is asked again.
+        """
+        if (record := self.ledger.records.get(key)) is None:
+            return None
+        status, value, reason = record["status"], None, record["reason"]
+        if status == "answered":
+            status, value, reason = self._checked(question, record["text"])
+            if status not in RECORDED:
+                return None
+        return Answer(question.id, status, value, record["text"], reason, record["model"], record["usage"], True, key)
+
+    def _checked(self, question: Question, text: str) -> tuple[str, dict | None, str]:
+        """(status, value, reason) of a model's words: answered, refused, or failed when they are no answer."""
+        try:
+            value = self.parse(question, text)
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")  # what cannot be kept is no answer
+        except Refused as e:
+            return "refused", None, one_line(str(e))
+        except Malformed as e:
+            return "failed", None, f"malformed: {one_line(str(e))}"
+        except Exception as e:  # a parser that breaks on hostile words must not end a run, nor pass for an answer
+            return "failed", None, f"malformed: {type(e).__name__} while parsing"
+        return (
+            ("answered", value, "") if isinstance(value, dict) else ("failed", None, "malformed: not parsed to a dict")
+        )
 
     # --- below: in the thread of the event loop ----------------------------------------------------------------------
 
@@ -133,10 +163,6 @@ class Asker:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.close)
-
-    async def _end(self) -> None:
-        await self._quiet()
-        await self._attempts.client.close()
 
     async def _chain(self, question: Question | None, then: Then | None) -> list[Answer]:
         """The answer of a question, and those of its follow-ups."""
@@ -158,52 +184,105 @@ class Asker:
             return answer
         self._same[key] = asyncio.Event()
         try:
-            return replace(await self._ask(question, key), key=key)
+            async with self._ready:
+                return replace(await self._ask(question, key), key=key)
         finally:
             self._same.pop(key).set()
 
-    def _recorded(self, question: Question, key: str) -> Answer | None:
-        """The recorded words, parsed again: a better parser needs no new calls. None where there are none, or none that
-        can be read now: then the question is asked again.
-        """
-        record = self.ledger.records.get(key)
-        if record is None:
-            return None
-        status, value, reason = record["status"], None, record["reason"]
-        if status == "answered":
-            status, value, reason = checked(self.parse, question, record["text"])
-            if status not in RECORDED:
-                return None
-        return Answer(question.id, status, value, record["text"], reason, record["model"], record["usage"], True, key)
-
     async def _ask(self, question: Question, key: str) -> Answer:
         """Prepare, wait for a place, ask, record. The place is held until the answer is on disk."""
-        attempts = self._attempts
-        async with self._ready:
-            if not attempts.stopped:
-                self.ledger.open()
-                if (answer := self._recorded(question, key)) is not None:  # another process added it before us
-                    return answer
-                try:
-                    build, quick = attempts.client.messages, attempts.client.at_hand(question)
-                    messages = build(question) if quick else await asyncio.to_thread(build, question)
-                except Exception as e:  # whatever a picture's callable raises
-                    reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
-                    self.ledger.log(key, question.id, reason)
-                    return Answer(question.id, "failed", reason=reason)
-            async with self._slots:
-                if not attempts.stopped:
-                    await attempts.turn(question)
-                if attempts.stopped:
-                    return Answer(question.id, "unasked", reason=attempts.stopped)
-                log = functools.partial(self.ledger.log, key, question.id)
-                answer = await attempts.ask(question, messages, log)
-                if answer.status in RECORDED:
-                    record = self._record(question, key, answer)
-                    await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.add, record)
+        if not self.stopped:
+            self.ledger.open()
+            if (answer := self._recorded(question, key)) is not None:  # another process added it before us
                 return answer
+            try:
+                build, quick = self.client.messages, self.client.at_hand(question)
+                messages = build(question) if quick else await asyncio.to_thread(build, question)
+            except Exception as e:  # whatever a picture's callable raises
+                reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
+                self.ledger.log(key, question.id, reason)
+                return Answer(question.id, "failed", reason=reason)
+        async with self._slots:
+            if not self.stopped:
+                await self.limits.turn(question.tokens + self.endpoint.max_tokens)
+            if self.stopped:
+                return Answer(question.id, "unasked", reason=self.stopped)
+            answer = await self._in_time(question, messages, functools.partial(self.ledger.log, key, question.id))
+            if answer.status in RECORDED:
+                record = self._record(question, key, answer)
+                await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.add, record)
+            return answer
 
     def _record(self, question: Question, key: str, answer: Answer) -> dict:
         asked = {"key": key, "question": question.id, "prompt_version": question.prompt_version}
         asked |= {"endpoint": self.endpoint.base_url, "asked": self.endpoint.model, "model": answer.model}
         return asked | {"status": answer.status, "text": answer.text, "reason": answer.reason, "usage": answer.usage}
+
+    async def _in_time(self, question: Question, messages: str, log: Callable[[str], None]) -> Answer:
+        """The answer within the deadline; stops all when there is nothing but failures. `log` is told of each of them."""
+        e, reasons = self.endpoint, []
+        try:
+            answer = await asyncio.wait_for(self._attempts(question, messages, log, reasons), e.timeout_s)
+        except asyncio.TimeoutError:
+            reason = f"no answer within {e.timeout_s:g} s" + (f"; before: {reasons[-1]}" if reasons else "")
+            log(reason)
+            answer = Answer(question.id, "failed", reason=reason)
+        if answer.status != "unasked":
+            self._failures = self._failures + 1 if answer.status == "failed" else 0
+        if 0 < e.give_up_after <= self._failures:
+            self.limits.stop(f"failures: {self._failures} questions in a row failed, the last: {answer.reason}")
+        return answer
+
+    async def _attempts(
+        self, question: Question, messages: str, log: Callable[[str], None], reasons: list[str]
+    ) -> Answer:
+        """Requests until there is an answer, or no more reason, time or budget for another one."""
+        e, limits, tries, ends = self.endpoint, self.limits, 0, time.monotonic() + self.endpoint.timeout_s
+        while (reserved := limits.reserve(question.tokens)) is not None:
+            try:
+                return await self._attempt(question, messages, reserved)
+            except Trouble as trouble:
+                kind, asked_for, reason = trouble.kind, trouble.wait, one_line(self.client.clean(trouble.reason))
+            reasons.append(reason)
+            log(reason)
+            wait = min(e.backoff_s * 2**tries if asked_for is None else asked_for, e.retry_after_cap_s)
+            if asked_for is not None:  # it holds for everyone
+                limits.hold(wait)
+            if kind in ("key", "credit"):
+                limits.stop(f"{kind}: {reason}")
+            if kind == "plain":  # not the question's fault: sent again in its turn, and only once
+                wait = 0.0
+            elif kind != "again" or tries == e.max_retries:
+                break
+            else:
+                tries, self.usage.retries = tries + 1, self.usage.retries + 1
+            if time.monotonic() + wait >= ends:
+                return Answer(question.id, "failed", reason=f"{reason}; no time left to wait {wait:.1f} s")
+            await limits.nap(wait)
+            await limits.turn(question.tokens + e.max_tokens)
+            if self.stopped:
+                break
+        if not reasons:
+            return Answer(question.id, "unasked", reason=self.stopped)
+        return Answer(question.id, "failed", reason=reasons[-1])
+
+    async def _attempt(self, question: Question, messages: str, reserved: float) -> Answer:
+        """One request, its cost settled, its reply judged. Raises: Trouble."""
+        reply, charged = None, True  # a request that broke off may be charged
+        try:
+            reply = await self.client.send(question, messages)
+        except Trouble as trouble:
+            reply, charged = trouble.reply, trouble.charged
+            raise
+        finally:
+            self.limits.settle(reserved, question.tokens, reply, charged)
+        status, value, reason = self._checked(question, reply.text)
+        if reply.refusal:
+            status, value, reason = "refused", None, one_line(reply.refusal)
+        if self.client.leaks(json.dumps(value)):  # the parser may have put it together
+            raise Trouble("fail", "the answer repeats the key")
+        if status == "failed":
+            raise Trouble("again", reason)
+        usage = {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+        usage |= {"request_id": reply.request_id, "finish_reason": reply.finish_reason}
+        return Answer(question.id, status, value, reply.text, self.client.clean(reason), reply.model, usage)

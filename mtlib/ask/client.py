@@ -47,8 +47,7 @@ class Client:
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
         self.refused: set[str] = set() if endpoint.json_schema else {"schema"}
-        self._key = ""
-        self._openai = self._create = None
+        self._key, self._openai = "", None
         self._cache: OrderedDict[str, str] = OrderedDict()
         self._cached, self._lock = 0, threading.Lock()
 
@@ -56,13 +55,13 @@ class Client:
         """Whether `messages` is quick: every picture of the question is in memory."""
         return self._openai is not None and all(p.sha256 in self._cache for p in question.pictures)
 
-    def messages(self, question: Question) -> list[dict]:
-        """The question as chat messages. Raises: whatever a picture's callable raises; ValueError if it is no picture."""
+    def messages(self, question: Question) -> str:
+        """The question as chat messages, in JSON. Raises: what a picture's callable raises; ValueError if it is no picture."""
         self._open()
         parts = [{"type": "text", "text": question.text}]
         parts += [{"type": "image_url", "image_url": {"url": self._url(p)}} for p in question.pictures]
         system = [{"role": "system", "content": question.system}] if question.system else []
-        return [*system, {"role": "user", "content": parts if question.pictures else question.text}]
+        return json.dumps([*system, {"role": "user", "content": parts if question.pictures else question.text}])
 
     def _open(self) -> None:
         with self._lock:
@@ -75,7 +74,6 @@ class Client:
                 http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._refuse]}, follow_redirects=False)
                 settings = {"base_url": e.base_url, "timeout": e.timeout_s, "max_retries": 0, "http_client": http}
                 self._openai = openai.AsyncOpenAI(api_key=self._key or "none", **settings)
-                self._create = self._openai.chat.completions.with_streaming_response.create  # loads what it needs
 
     def _url(self, picture: Picture) -> str:
         with self._lock:
@@ -95,67 +93,60 @@ class Client:
                 self._cached -= len(self._cache.popitem(last=False)[1])
         return url
 
-    async def send(self, question: Question, messages: list[dict]) -> Reply:
+    async def send(self, question: Question, messages: str) -> Reply:
         """One request and its reply; `messages` comes first. Raises: Trouble, and nothing else."""
-        e, refused = self.endpoint, set(self.refused)
+        e, refused = self.endpoint, self.refused
         if not self._key and not e.own:
             raise Trouble("key", f"none found: set {' or '.join(e.key_env)}", charged=False)
-        body = {"model": e.model, "messages": messages}
-        body |= {"max_completion_tokens" if "max_tokens" in refused else "max_tokens": e.max_tokens}
+        body = {"model": e.model, "max_completion_tokens" if "max_tokens" in refused else "max_tokens": e.max_tokens}
         body |= {} if "temperature" in refused else {"temperature": e.temperature}
         if question.schema is not None and "schema" not in refused:
             form = {"name": "answer", "strict": True, "schema": question.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         try:
-            return replies.read(await self._post(body), e)
+            return replies.read(await self._post(f'{json.dumps(body)[:-1]}, "messages": {messages}}}'.encode()), e)
         except Trouble as trouble:
             for name, (words, told) in TAKES_NO.items():
-                sent = (
-                    "response_format" in body and e.json_schema == "auto" if name == "schema" else name not in refused
-                )
+                sent = "response_format" in body and e.json_schema == "auto" if name == "schema" else name in body
                 if sent and re.match(rf"HTTP (400|422): .*({words})", trouble.reason, re.IGNORECASE | re.DOTALL):
                     self.refused.add(name)
                     raise Trouble("plain", told, charged=False) from None
             raise trouble from None
 
-    async def _post(self, body: dict) -> bytes:
-        """The bytes of a successful reply. The body goes as `extra_body`, since the client walks through all else piece by
-        piece. Raises: Trouble, whatever the client raised.
-        """
-        reply = bytearray()
+    async def _post(self, content: bytes) -> bytes:
+        """The bytes of a successful reply. Raises: Trouble, whatever the client raised."""
+        import httpx2  # the openai client's own
+
         try:
-            async with self._create(model=self.endpoint.model, messages=[], extra_body=body) as response:
-                async for piece in response.iter_bytes():
-                    reply += piece
-                    if len(reply) > replies.MAX_BODY:
-                        raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
+            # made by hand: `chat.completions.create` would walk through all parts of the pictures
+            asked = self._openai.post("/chat/completions", content=content, cast_to=httpx2.Response, stream=True)
+            async with contextlib.aclosing(await asked) as response:
+                reply = await _start(response, replies.MAX_BODY + 1)
         except Exception as error:  # the client and the libraries below it have many names for a broken connection
-            if isinstance(error, Trouble) or isinstance(error.__cause__, Trouble):
-                raise (error if isinstance(error, Trouble) else error.__cause__) from None
-            cause = type(error.__cause__ or error).__name__
-            raise Trouble("again", f"no reply ({cause})", charged=cause != "ConnectError") from None
-        if self._repeated(reply.decode("utf-8", "replace")):
+            cause = error.__cause__ or error
+            if isinstance(cause, Trouble):
+                raise cause from None
+            name = type(cause).__name__
+            raise Trouble("again", f"no reply ({name})", charged=name != "ConnectError") from None
+        if len(reply) > replies.MAX_BODY:
+            raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
+        if self.leaks(reply.decode("utf-8", "replace")):
             raise Trouble("fail", "the reply repeats the key")
-        return bytes(reply)
+        return reply
 
     async def _refuse(self, response) -> None:
         """Called by the HTTP client with every response: of all but successes only the start is read. Raises: Trouble."""
         if response.is_success:
             return
-        words = bytearray()
+        words = b""
         with contextlib.suppress(Exception):  # an error whose text cannot be read is still that error
-            async for piece in response.aiter_bytes():
-                words += piece
-                if len(words) > MAX_WORDS:
-                    break
-        text = words[:MAX_WORDS].decode("utf-8", "replace")
-        text = "(its text repeats the key)" if self._repeated(text) else text
+            words = await _start(response, MAX_WORDS)
+        text = words.decode("utf-8", "replace")
+        text = "(its text repeats the key)" if self.leaks(text) else text
         raise replies.of_status(response.status_code, text, response.headers)
 
-    def _repeated(self, text: str) -> bool:
-        """Whether a body holds the key, also when it is spelled with JSON's escapes."""
-        if len(self._key) < SHORTEST_KEY:
-            return False
+    def leaks(self, text: str) -> bool:
+        """Whether a text holds the key, also when it is spelled with JSON's escapes."""
         with contextlib.suppress(ValueError, RecursionError):
             text += json.dumps(json.loads(text), ensure_ascii=False)
         return self.clean(text) != text
@@ -167,11 +158,17 @@ class Client:
                 text = text.replace(form, "[key]")
         return text
 
-    def leaks(self, text: str, value: dict | None) -> bool:
-        """Whether an answer repeats the key."""
-        return self.clean(said := text + json.dumps(value, ensure_ascii=False)) != said
-
     async def close(self) -> None:
         """Close the connections."""
         if self._openai is not None:
             await self._openai.close()
+
+
+async def _start(response, most: int) -> bytes:
+    """The first bytes of a body, at most so many."""
+    read = bytearray()
+    async for piece in response.aiter_bytes():
+        read += piece
+        if len(read) > most:
+            break
+    return bytes(read[:most])

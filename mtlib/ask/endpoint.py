@@ -1,4 +1,4 @@
-"""What is asked of which model, and what comes back: the plain data of the multimodal judge.
+"""Who is asked what, and what comes back: the plain data of the multimodal judge.
 
 The key is in none of these: it is read from the environment when the first request is made, and lives in the client only.
 """
@@ -9,10 +9,10 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, StringConstraints, field_validator, model_validator
 
 from mtlib.run.params import Settings
 
@@ -50,7 +50,7 @@ class Endpoint(Settings):
     """
 
     base_url: str = Field("https://openrouter.ai/api/v1", repr=False)
-    model: str = "anthropic/claude-3-haiku"
+    model: Annotated[str, StringConstraints(pattern=r"\S")] = "anthropic/claude-3-haiku"
     also_named: tuple[str, ...] = ()
     key_env: tuple[str, ...] = ("OPENROUTER_API_KEY", "OPENAI_API_KEY")
     concurrency: int = Field(4, ge=1, le=256)  # requests in flight at most
@@ -68,13 +68,6 @@ class Endpoint(Settings):
     json_schema: bool | Literal["auto"] = "auto"
     give_up_after: int = Field(20, ge=0)
 
-    @field_validator("model")
-    @classmethod
-    def _a_name(cls, model: str) -> str:
-        if not model.strip():
-            raise ValueError("expected the name of a model")
-        return model
-
     @field_validator("base_url")
     @classmethod
     def _an_address(cls, address: str) -> str:
@@ -82,11 +75,12 @@ class Endpoint(Settings):
             url = urlsplit(address)
             good = url.scheme in ("http", "https") and url.hostname and (url.port or True)
         except ValueError:
-            raise ValueError("not an address; give one like https://host/v1") from None
-        if not good:
-            raise ValueError("it must start with http:// or https:// and name a host")
-        if "@" in url.netloc or url.query or url.fragment:  # never echoed: it may hold a key
-            raise ValueError("it must hold no name, password or query; the key comes from the environment")
+            good = False
+        if not good or "@" in url.netloc or url.query or url.fragment:  # never echoed: it may hold a key
+            rules = (
+                "it must start with http:// or https:// and name a host, and it must hold no name, password or query"
+            )
+            raise ValueError(f"{rules}; the key comes from the environment")
         return address
 
     @model_validator(mode="after")
@@ -162,11 +156,6 @@ class Picture:
     data: Callable[[], bytes] = field(compare=False, repr=False)
     size: tuple[int, int] = (800, 800)
 
-    @property
-    def tokens(self) -> int:
-        """Estimated tokens: one per 750 pixels, at least 85."""
-        return max(MIN_PICTURE_TOKENS, math.ceil(self.size[0] * self.size[1] / PIXELS_PER_TOKEN))
-
 
 @dataclass(frozen=True)
 class Question:
@@ -190,9 +179,11 @@ class Question:
 
     @property
     def tokens(self) -> int:
-        """Estimated tokens of the request, pictures included."""
+        """Estimated tokens of the request; a picture has one per 750 pixels, at least 85."""
         words = len(self.text) + len(self.system) + (len(str(self.schema)) if self.schema else 0)
-        return math.ceil(words / CHARS_PER_TOKEN) + sum(p.tokens for p in self.pictures) + 10
+        pixels = [width * height for width, height in (p.size for p in self.pictures)]
+        pictures = sum(max(MIN_PICTURE_TOKENS, math.ceil(n / PIXELS_PER_TOKEN)) for n in pixels)
+        return math.ceil(words / CHARS_PER_TOKEN) + pictures + 10
 
 
 @dataclass(frozen=True)
@@ -215,34 +206,3 @@ class Answer:
     usage: dict = field(default_factory=dict)
     replayed: bool = False
     key: str = ""
-
-    def __post_init__(self):
-        if self.status not in STATUSES or (self.value is None) == (self.status == "answered"):
-            raise ValueError(f"Answer.status = {self.status!r} with value {self.value!r}")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What asking would take, at most and without retries; nothing was asked. usd is None where prices are unknown."""
-
-    calls: int
-    replayed: int
-    tokens_in: int
-    tokens_out: int
-    usd: float | None
-
-
-@dataclass
-class Usage:
-    """Totals of one Asker: requests sent (retries included), questions by outcome, tokens and US dollars."""
-
-    calls: int = 0
-    retries: int = 0
-    replayed: int = 0
-    answered: int = 0
-    refused: int = 0
-    failed: int = 0
-    unasked: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    usd: float = 0.0

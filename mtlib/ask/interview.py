@@ -6,7 +6,6 @@ asked about the features that matter in every method.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,12 +18,11 @@ from tqdm import tqdm
 
 from mtlib.ask.album import Album, sample_rows
 from mtlib.ask.asker import Asker
-from mtlib.ask.endpoint import STATUSES, Answer, Question
+from mtlib.ask.endpoint import Answer, Question
+from mtlib.ask.ledger import RECORDED
 
 UNASSESSED = "fewer than 10 activating test images"
 NO_IMAGES = "the embeddings came without images, so there is nothing to show"
-COUNTS = ["method", "question", "asked", *STATUSES]
-PLAN = ["question", "calls", "replayed", "tokens_in", "tokens_out", "usd"]
 
 
 @dataclass(frozen=True)
@@ -117,14 +115,12 @@ class Interview:
         """What asking would take, told before anything is spent; nothing is asked, and retries are not counted.
 
         Args: parts: kind of question -> its questions.
-        Returns: frame of PLAN, one line per kind, and their total, "all", below; usd is NaN where prices are unknown.
+        Returns: frame of question, calls, replayed, tokens_in, tokens_out, usd (NaN where prices are unknown); one line per
+            kind, and their total, "all", below.
         """
-        plans = {kind: self.asker.plan(asked) for kind, asked in parts.items()}
-        lines = [{"question": kind} | dataclasses.asdict(p) for kind, p in plans.items()]
-        frame = pd.DataFrame(lines, columns=PLAN).astype({"usd": float})
-        total = {"question": "all"} | frame[PLAN[1:]].sum(min_count=1).to_dict()
-        frame = pd.concat([frame, pd.DataFrame([total])], ignore_index=True)
-        return frame.astype(dict.fromkeys(PLAN[1:-1], int))
+        frame = pd.DataFrame({kind: self.asker.plan(asked) for kind, asked in parts.items()}).T
+        frame.loc["all"] = frame.sum(skipna=False)
+        return frame.astype(dict.fromkeys(frame.columns.drop("usd"), int)).rename_axis("question").reset_index()
 
     def ask(
         self,
@@ -144,19 +140,9 @@ class Interview:
             out[answer.question_id] = answer
         return out
 
-    def counts(self) -> pd.DataFrame:
-        """COUNTS: per method and question how many were asked and what became of them; the statuses add up to asked."""
-        said = pd.DataFrame([(m, q, a.status) for m, _, q, a in self.answers], columns=["method", "question", "status"])
-        if said.empty:
-            return pd.DataFrame(columns=COUNTS)
-        table = said.groupby(["method", "question"], sort=False)["status"].value_counts().unstack(fill_value=0)
-        table = table.reindex(columns=list(STATUSES), fill_value=0)
-        table.insert(0, "asked", table.sum(axis=1))
-        return table.rename_axis(None, axis=1).reset_index()
-
-    def usage(self, endpoint) -> dict:
-        """What all answers took, whether they were replayed or asked now: answers, tokens_in, tokens_out, usd."""
-        used = [a.usage for *_, a in self.answers if a.status in ("answered", "refused")]
+    def usage(self) -> dict:
+        """What all answers took, whether they were replayed or asked now: model, answers, tokens_in, tokens_out, usd."""
+        endpoint, used = self.asker.endpoint, [a.usage for *_, a in self.answers if a.status in RECORDED]
         total = {name: sum(int(u.get(name) or 0) for u in used) for name in ("tokens_in", "tokens_out")}
         usd = endpoint.usd(**total) if endpoint.priced else float("nan")
         return {"model": endpoint.model, "answers": len(used)} | total | {"usd": usd}
@@ -164,4 +150,4 @@ class Interview:
     def export(self, path: Path, method: str) -> None:
         """Write the raw answers about one method, by feature, as answers.jsonl."""
         own = sorted((f, q, i) for i, (m, f, q, _) in enumerate(self.answers) if m == method)
-        self.asker.export(path, (self.answers[i][3] for *_, i in own))
+        self.asker.ledger.export(path, (self.answers[i][3].key for *_, i in own))

@@ -23,8 +23,7 @@ VERSION = re.compile(r"[-@:]v?\d[\d.-]*")
 class Trouble(Exception):
     """No usable reply.
 
-    kind:    "again" (may pass), "fail" (will not), "refused" (the model or its provider declined), "key" or "credit"
-             (stop), "plain" (the server takes no schema).
+    kind:    "again" (may pass), "fail" (will not), "key" or "credit" (stop), "plain" (the server takes no schema).
     wait:    seconds that the server asked for, or None.
     reply:   what could be read of it, for the account of tokens; None when nothing was.
     charged: False where the request surely cost nothing.
@@ -39,7 +38,10 @@ class Trouble(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """A delivered reply. tokens and usd are None where the server reports none that can be believed."""
+    """A delivered reply. tokens and usd are None where the server reports none that can be believed.
+
+    refusal: in which words the model or its provider declined, "" when neither did.
+    """
 
     text: str
     model: str = ""
@@ -48,13 +50,15 @@ class Reply:
     tokens_out: int | None = None
     usd: float | None = None
     request_id: str = ""
+    refusal: str = ""
 
 
 def read(body: bytes, endpoint: Endpoint) -> Reply:
     """The reply of an HTTP 200 body.
 
-    Raises: Trouble unless the body is one complete chat completion of the model that was asked: no error object, exactly
-        one choice without an error, finish_reason "stop", content a text that is neither empty nor longer than max_tokens.
+    Raises: Trouble unless the body is one complete chat completion of the model that was asked, or its refusal: no error
+        object, exactly one choice without an error, finish_reason "stop", content a text that is neither empty nor longer
+        than max_tokens.
     """
     try:
         data = json.loads(body)
@@ -81,18 +85,18 @@ def read(body: bytes, endpoint: Endpoint) -> Reply:
 def _content(choice: dict, reply: Reply, endpoint: Endpoint) -> Reply:
     """The reply with its text. Raises: Trouble."""
     finish, message = choice.get("finish_reason"), choice.get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    said = content if isinstance(content, str) else ""
-    reply = replace(reply, text=said, finish_reason=_text(finish))
-    if isinstance(message, dict) and isinstance(message.get("refusal"), str) and message["refusal"].strip():
-        raise Trouble("refused", message["refusal"].strip()[:500], reply=reply)
+    message = message if isinstance(message, dict) else {}
+    content, refusal = message.get("content"), message.get("refusal")
+    reply = replace(reply, text=content if isinstance(content, str) else "", finish_reason=_text(finish))
+    if isinstance(refusal, str) and refusal.strip():
+        return replace(reply, refusal=refusal.strip()[:500])
     if finish == "content_filter":
-        raise Trouble("refused", "stopped by the provider's content filter", reply=reply)
+        return replace(reply, refusal="stopped by the provider's content filter")
     if finish == "length":
         raise Trouble("fail", f"cut off at max_tokens = {endpoint.max_tokens}", reply=reply)
     if finish != "stop":
         raise Trouble("again", f"finish_reason {json.dumps(finish)[:40]}", reply=reply)
-    if not isinstance(content, str) or not content.strip():
+    if not reply.text.strip():
         raise Trouble("again", f"content is {'empty' if content == '' else json.dumps(content)[:40]}", reply=reply)
     if len(content) > CHARS_PER_TOKEN * max(endpoint.max_tokens, 100):
         raise Trouble("fail", f"{len(content)} characters for max_tokens = {endpoint.max_tokens}", reply=reply)
@@ -105,11 +109,10 @@ def _content(choice: dict, reply: Reply, endpoint: Endpoint) -> Reply:
 
 def _provider(error, reply: Reply) -> Trouble:
     """The trouble that an error object in a 200 reply stands for."""
-    code = error.get("code") if isinstance(error, dict) else None
-    code = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal() and len(code) < 6) else 0
-    words = error.get("message") if isinstance(error, dict) else error
-    words = f"{_text(words)} {_text(error.get('type')) if isinstance(error, dict) else ''}".strip()
-    trouble = of_status(code, words, {})
+    error = error if isinstance(error, dict) else {"message": error}
+    code = str(error.get("code"))
+    code = int(code) if code.isdecimal() and len(code) < 6 else 0
+    trouble = of_status(code, f"{_text(error.get('message'))} {_text(error.get('type'))}".strip(), {})
     known = trouble.kind != "fail" or 400 <= code < 500
     return Trouble(trouble.kind if known else "again", f"error in a 200 reply: {trouble.reason}", reply=reply)
 
@@ -126,15 +129,13 @@ def of_status(status: int, words: str, headers) -> Trouble:
     return Trouble("again" if again else "fail", reason, wait, charged=False)
 
 
-def retry_after(value: str | None, now: float | None = None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds of a Retry-After header, given as a number or as a date; None for anything that is neither, or is past."""
-    if not value:
-        return None
     try:
-        seconds = float(value)
+        seconds = float(value or "nan")
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - (time.time() if now is None else now)
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None

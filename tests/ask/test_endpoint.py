@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mtlib.ask.asker import Asker
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("key")
         ({"max_usd": 1.0}, "max_usd = 1 needs prices"),
         ({"usd_per_million": [1.0]}, "usd_per_million = [1.0]"),
         ({"json_schema": "yes"}, "'yes'"),
-        ({"model": ""}, "model = '': expected the name of a model"),
+        ({"model": ""}, "model = '': String should match pattern"),
         ({"base_url": "ftp://x"}, "base_url: it must start with http"),
         ({"base_url": f"ftp://{KEY}"}, "base_url: it must start with http"),
         ({"base_url": [KEY]}, "base_url: expected text"),
@@ -76,8 +78,8 @@ def test_plan_counts_calls_tokens_and_dollars_without_asking(tmp_path):
         with Asker(endpoint(server, **prices), tmp_path / "a.sqlite", parse) as asker:
             list(asker.ask([question(1, text="1" * 400, schema=None)]))
             plan = asker.plan(asked)
-            assert (plan.calls, plan.replayed, plan.tokens_in, plan.tokens_out) == (3, 0, 3 * 2110, 300)
-            assert plan.usd == pytest.approx(3 * (2110 + 1000) / 1e6)
-            assert asker.plan([question(1, text="1" * 400, schema=None)]).replayed == 1
+            assert [*plan.values()][:4] == [3, 0, 3 * 2110, 300]
+            assert plan["usd"] == pytest.approx(3 * (2110 + 1000) / 1e6)
+            assert asker.plan([question(1, text="1" * 400, schema=None)])["replayed"] == 1
             assert server.n_asks == 1
-        assert Asker(endpoint(server), tmp_path / "b.sqlite", parse).plan(asked).usd is None
+        assert math.isnan(Asker(endpoint(server), tmp_path / "b.sqlite", parse).plan(asked)["usd"])

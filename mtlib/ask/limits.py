@@ -1,0 +1,104 @@
+"""The bounds that all questions of an Asker share: requests and tokens per minute, calls, money, and what was used of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+
+from mtlib.ask.endpoint import Endpoint
+from mtlib.ask.replies import Reply
+
+
+@dataclass
+class Usage:
+    """Totals of one Asker: requests sent (retries included), questions by outcome, tokens and US dollars."""
+
+    calls: int = 0
+    retries: int = 0
+    replayed: int = 0
+    answered: int = 0
+    refused: int = 0
+    failed: int = 0
+    unasked: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    usd: float = 0.0
+
+
+class Limits:
+    """Paces requests, first come, first served, and holds them to the budget; waiting costs no processor time.
+
+    A request starts when those before it have used up their share of time: 60 / requests_per_minute seconds each, and
+    60 / tokens_per_minute for each token, estimated at first and corrected when its usage is known. Nothing is saved up
+    while idle, so no minute ever sees more than its limit and one request.
+
+    A call is reserved at its highest price before it starts, and settled at its real one afterwards. That price is an
+    estimate, raised by the largest factor by which a server has exceeded one so far; so max_usd can be passed only by
+    what the very first requests in flight cost beyond their estimates.
+
+    Attributes: usage; stopped ("" or why no further request may start).
+    """
+
+    def __init__(self, endpoint: Endpoint):
+        self.endpoint, self.usage, self.stopped = endpoint, Usage(), ""
+        self._per_request = 60 / endpoint.requests_per_minute if endpoint.requests_per_minute else 0.0
+        self._per_token = 60 / endpoint.tokens_per_minute if endpoint.tokens_per_minute else 0.0
+        self._next_request = self._next_token = self._held = 0.0  # times on time.monotonic()
+        self._line, self._ended = asyncio.Lock(), asyncio.Event()  # the lock is first in, first out
+        self._reserved, self._factor = 0.0, 1.0
+
+    def stop(self, reason: str) -> None:
+        """Start no further request and wake everyone who waits; the first reason stands."""
+        self.stopped = self.stopped or reason
+        self._ended.set()
+
+    async def turn(self, tokens: int) -> None:
+        """Return when a request of so many tokens may start, or at once after `stop`."""
+        async with self._line:
+            while (wait := max(self._next_request, self._next_token, self._held) - time.monotonic()) > 0:
+                await self.nap(wait)
+                if self.stopped:
+                    return
+            now = time.monotonic()
+            self._next_request = now + self._per_request
+            self._next_token = max(now, self._next_token) + tokens * self._per_token
+
+    async def nap(self, seconds: float) -> None:
+        """Sleep, but not beyond `stop`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
+
+    def hold(self, seconds: float) -> None:
+        """Start nothing for so long: the server asked for it."""
+        self._held = max(self._held, time.monotonic() + seconds)
+
+    def reserve(self, tokens_in: int) -> float | None:
+        """US dollars reserved for one call, which counts from now on; None, after a `stop`, when there must be none."""
+        e, used, most = self.endpoint, self.usage, self._factor * self.endpoint.usd(tokens_in, self.endpoint.max_tokens)
+        if e.max_calls and used.calls >= e.max_calls:
+            return self.stop(f"max_calls = {e.max_calls} reached")
+        if e.max_usd and used.usd + self._reserved + most > e.max_usd:
+            return self.stop(f"max_usd = {e.max_usd:g} would be passed ({used.usd + self._reserved:.4f} spent)")
+        used.calls += 1
+        self._reserved += most
+        return most
+
+    def settle(self, reserved: float, tokens_in: int, reply: Reply | None, charged: bool) -> None:
+        """What a call of so many estimated tokens in really took, as its reply reports; estimated where nothing is."""
+        e, used, estimate = self.endpoint, self.usage, (tokens_in, self.endpoint.max_tokens)
+        reported = reply or Reply("")
+        spent = [
+            own if said is None else said
+            for own, said in zip(estimate, (reported.tokens_in, reported.tokens_out), strict=True)
+        ]
+        usd = e.usd(*spent) if reported.usd is None else reported.usd
+        if reply is None and not charged:
+            spent, usd = [0, 0], 0.0
+        self._reserved -= reserved
+        if e.priced:
+            self._factor = max(self._factor, usd / e.usd(*estimate))
+        self._next_token += (sum(spent) - sum(estimate)) * self._per_token
+        used.tokens_in, used.tokens_out = used.tokens_in + spent[0], used.tokens_out + spent[1]
+        used.usd += usd
