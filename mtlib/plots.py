@@ -27,12 +27,11 @@ LARGE = 100_000  # bytes
 def use_style() -> None:
     """Set the repo's figure style (called once at the top of each notebook)."""
     pd.set_option("display.html.use_mathjax", False)  # a dollar sign in a name is a dollar sign
-    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE)
-    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 130, "figure.constrained_layout.use": True})
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "mtlib"})
-    plt.rcParams.update({"axes.titlesize": 10, "axes.labelsize": 10, "figure.labelsize": 10, "legend.fontsize": 9})
-    plt.rcParams.update({"xtick.labelsize": 9, "ytick.labelsize": 9, "legend.title_fontsize": 9})
-    plt.rcParams.update({"grid.color": "0.88", "grid.linewidth": 0.8})
+    look = {"figure.dpi": 110, "savefig.dpi": 130, "figure.constrained_layout.use": True, "svg.hashsalt": "mtlib"}
+    look |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "0.88", "grid.linewidth": 0.8}
+    look |= dict.fromkeys(("axes.titlesize", "axes.labelsize", "figure.labelsize"), 10)
+    look |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 9)
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE, rc=look)
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, dict]:
@@ -74,7 +73,7 @@ def _l0(frame: pd.DataFrame) -> pd.Series:
 
 
 def panels(
-    frame: pd.DataFrame, columns: Sequence[str], height: float = 3.0
+    frame: pd.DataFrame, columns: Sequence[str]
 ) -> tuple[Figure, list[tuple[Axes, str, str, list[tuple[str, pd.DataFrame]]]]]:
     """A panel for each of `columns`; where methods were trained at several L0 ("sae_8", "sae_32"), in a row for each L0.
 
@@ -91,7 +90,7 @@ def panels(
     places = [(r, column) for r in dict.fromkeys(row) or [""] for column in columns]
     across = max(len(columns), min(2, len(places)), 1)  # rows of one panel stand two and two
     down = max(-(-len(places) // across), 1)
-    fig, axes = plt.subplots(down, across, figsize=(4.6 * across + 0.4, height * down + 0.3), squeeze=False)
+    fig, axes = plt.subplots(down, across, figsize=(4.6 * across + 0.4, 3.0 * down + 0.3), squeeze=False)
     for ax in axes.flat[len(places) :]:
         ax.remove()
     parts = {r: list(frame[row == r].groupby(names["base"][row == r], sort=False)) for r, _ in places}
@@ -127,11 +126,11 @@ def log_ticks(axis: Axis) -> None:
     axis.set_major_formatter("{x:g}")
 
 
-def scatter(frame: pd.DataFrame, x: str, y: str, hue: str, style: str, seed: int = 0, most: int = 16) -> Figure:
-    """Points in the plane, coloured by `hue` and marked by `style` where these tell 2 to `most` kinds apart; else by the other."""
+def scatter(frame: pd.DataFrame, x: str, y: str, hue: str, style: str, seed: int = 0) -> Figure:
+    """Points in the plane, coloured by `hue` where it tells 2 to 16 kinds apart, else by `style`, which also marks them."""
     kinds = frame[[hue, style]].nunique()
     style = style if kinds[style] > 1 else None
-    hue = hue if 1 < kinds[hue] <= most else style
+    hue = hue if 1 < kinds[hue] <= 16 else style
     names = sorted(frame[hue].unique()) if hue else []
     palette = sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names)) if hue else None
     fig, ax = plt.subplots(figsize=(8, 5.5))
@@ -202,8 +201,6 @@ def png(fig: Figure) -> bytes:
     fig.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
     if buffer.tell() <= LARGE:
         return buffer.getvalue()
-    small = io.BytesIO()
-    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(
-        small, "PNG", optimize=True
-    )
+    small, image = io.BytesIO(), Image.open(buffer).convert("RGB")
+    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(small, "PNG", optimize=True)
     return small.getvalue()

@@ -7,7 +7,6 @@ Here are numbers only; every word and every condition stands in the templates be
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import pandas as pd
 from mtlib.measure.compare import MEASURES, fair_tables
 from mtlib.report import browse, text
 from mtlib.report.reader import Reader
-from mtlib.run.artifacts import write_text
+from mtlib.run.artifacts import MEND, read_json, write_text
 from mtlib.run.publish import read_timings
 
 PAGES = ("README.md", "appendix.md")
@@ -198,15 +197,14 @@ def _mean(frame: pd.DataFrame) -> pd.DataFrame:
 def _splits(run: Reader) -> dict[str, int]:
     """Images of each split."""
     path = run.find("01_embed", "embeddings/manifest.parquet")
-    manifest = pd.DataFrame(columns=["status", "split"]) if path is None else pd.read_parquet(path)
-    counts = manifest.loc[manifest["status"] == "ok", "split"].value_counts()
+    counts = {} if path is None else pd.read_parquet(path).query("status == 'ok'")["split"].value_counts()
     return {s: int(counts[s]) for s in ("train", "val", "test", "unlabelled") if s in counts}
 
 
 def _left_out(run: Reader) -> list[dict]:
     """Whole notebooks and sections that the pipeline left out: stage, title, reason."""
     path = run.run_dir / "left_out.json"
-    whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    whole = read_json(path, MEND) if path.is_file() else {}
     lines = [{"stage": stage, "title": stage, "reason": reason} for stage, reason in whole.items()]
     return lines + [{"stage": s} | line for s in run.folders for line in run.declared(s)["skipped"]]
 

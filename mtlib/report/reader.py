@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from mtlib.run.artifacts import ROOT, open_run, read_meta
-from mtlib.run.stage import REPORT, Stage
+from mtlib.run.artifacts import META, ROOT, open_run, read_meta
+from mtlib.run.stage import REPORT, Stage, read_report
 
 NAMES = "method judge phrase verdict category status reason cause family generator detail image known explanation"
 NAMES = NAMES.split()  # columns that are text even where a name looks like a number, or like nothing
@@ -43,17 +42,13 @@ class Reader:
         before = [s for s in READ if stage.has(s) and s != stage.name]
         return cls(stage.run_dir.name, {s: stage.input(s) for s in before} | {stage.name: stage.out})
 
-    def _meta(self, stage: str) -> dict:
-        folder = self.folders.get(stage)
-        return read_meta(folder) if folder is not None and (folder / "meta.json").is_file() else {}
-
-    def facts(self, stage: str) -> dict:
+    def facts(self, stage: str, part: str = "facts") -> dict:
         """The facts that a finished stage recorded; {} when it has not run."""
-        return self._meta(stage).get("facts", {})
+        return {} if self.find(stage, META) is None else read_meta(self.folders[stage])[part]
 
     def params(self, stage: str) -> dict:
         """The parameters that a finished stage ran with; {} when it has not run."""
-        return self._meta(stage).get("params", {})
+        return self.facts(stage, "params")
 
     def has(self, need: str) -> bool:
         """Whether a finished stage provides what others may need: "truth", "labels" and the like."""
@@ -61,8 +56,7 @@ class Reader:
 
     def declared(self, stage: str) -> dict:
         """What a finished stage declared for the report: its `items`, the `prefix` of their files, and what was `skipped`."""
-        path = self.find(stage, REPORT)
-        return {"items": [], "skipped": []} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        return {"items": [], "skipped": []} if self.find(stage, REPORT) is None else read_report(self.folders[stage])
 
     def find(self, stage: str, path: str) -> Path | None:
         """A file or folder of a stage's artifact, or None when there is none."""
@@ -89,13 +83,9 @@ class Reader:
         order = list(dict.fromkeys(pd.read_csv(coders)["method"].astype(str))) if coders else []
         return [m for m in order if m in present] + sorted(present - set(order))
 
-    def features(self, method: str) -> pd.DataFrame:
-        """features/<method>/features.parquet of 05."""
-        return pd.read_parquet(self.folders["05_features"] / "features" / method / "features.parquet")
-
-    def top_images(self, method: str) -> pd.DataFrame:
-        """features/<method>/top_images.parquet of 05."""
-        return pd.read_parquet(self.folders["05_features"] / "features" / method / "top_images.parquet")
+    def features(self, method: str, name: str = "features") -> pd.DataFrame:
+        """features/<method>/<name>.parquet of 05: its features, their "top_images" or the "similar" ones."""
+        return pd.read_parquet(self.folders["05_features"] / "features" / method / f"{name}.parquet")
 
     def verdicts(self, method: str) -> pd.DataFrame:
         """explanations/<method>/verdicts.parquet of 06; an empty frame with its columns when there is none."""
@@ -107,5 +97,4 @@ class Reader:
     def collages(self, method: str) -> dict[int, Path]:
         """Feature number -> its collage of 05."""
         folder = self.find("05_features", f"features/{method}/collages")
-        files = [] if folder is None else folder.glob("*.jpg")
-        return dict(sorted((int(p.stem), p) for p in files if p.stem.isdigit()))
+        return {} if folder is None else {int(p.stem): p for p in folder.glob("*.jpg")}

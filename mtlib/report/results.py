@@ -13,11 +13,7 @@ from mtlib.measure.relevance import permutation_null, relevance_table, same_deno
 from mtlib.report.browse import error_features
 from mtlib.report.reader import Reader
 
-SCORES = {  # score of the long table -> short name in the wide one
-    "relevance_threshold": "threshold",
-    "relevance_enriched": "enriched",
-    "relevance_enriched_by": "enriched_by",
-}
+SCORES = {f"relevance_{s}": s for s in ("threshold", "enriched", "enriched_by")}  # of the long table -> in the wide one
 HEADINGS = {  # of the relevance table, as far as a run has the score
     "threshold": "error ratio ≥ 0.95",
     "enriched": "enriched",
@@ -49,10 +45,8 @@ def relevance_long(reader: Reader) -> pd.DataFrame:
     Raises: ValueError when methods have different denominators.
     """
     targets = interpreted(reader.folders["03_train"]).set_index("method")["target"]
-    frames = [
-        relevance_table(m, reader.features(m), reader.verdicts(m)).assign(target=targets[m]) for m in reader.methods()
-    ]
-    frames = [f for f in frames if len(f)]
+    own = {m: relevance_table(m, reader.features(m), reader.verdicts(m)) for m in reader.methods()}
+    frames = [f.assign(target=targets[m]) for m, f in own.items() if len(f)]
     return same_denominator(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame()
 
 
@@ -73,12 +67,10 @@ def relevance_wide(reader: Reader, long: pd.DataFrame) -> pd.DataFrame:
             lines.append(line | {"n_latents": None, "status": "skipped", "reason": reason})
             continue
         first = own.iloc[0]
-        line |= {"n_latents": first["n_latents"], "assessed": first["n_assessed"]}
-        line |= {"assessed_rate": first["assessed_rate"]}
+        line |= {"n_latents": first.n_latents, "assessed": first.n_assessed, "assessed_rate": first.assessed_rate}
         for score in own.to_dict("records"):
             name = SCORES.get(score["score"]) or f"judge_{score['judge']}"
-            line |= {name: score["share"], f"{name}_n": score["n_yes"]}
-            line |= {f"{name}_low": score["low"], f"{name}_high": score["high"]}
+            line |= _share(name, score, "share", "n_yes")
             if score["score"] == "relevance_judge":
                 line |= {f"{name}_{v}": score[f"n_{v}"] for v in APART if pd.notna(score.get(f"n_{v}"))}
         lines.append(line | feature_accuracy(reader, coder.method) | {"status": "ok", "reason": ""})
@@ -95,24 +87,23 @@ def feature_accuracy(reader: Reader, method: str) -> dict:
     line = {}
     for kind, name in ACCURACIES.items() if "detection" in own.index else ():
         if kind in own.index:
-            said = own.loc[kind]
-            line |= {name: said["accuracy"], f"{name}_n": said["n_features"]}
-            line |= {f"{name}_low": said["low"], f"{name}_high": said["high"]}
+            line |= _share(name, own.loc[kind], "accuracy", "n_features")
     return line
 
 
+def _share(name: str, score: dict | pd.Series, share: str, n: str) -> dict:
+    return {name: score[share], f"{name}_n": score[n], f"{name}_low": score["low"], f"{name}_high": score["high"]}
+
+
 def null_table(reader: Reader, data: Data, seed: int = 0) -> pd.DataFrame:
-    """The permutation null of relevance_enriched for every interpreted method: labels shuffled within family.
-
-    Images are counted, as in `relevance_table`: a latent is active on one when it is on any of its rows.
-
-    Returns: frame of method and what `permutation_null` returns.
-    """
+    """`enriched_null` of every interpreted method, a line each."""
     return pd.DataFrame({"method": m} | enriched_null(load_coder(reader, m), data, seed) for m in reader.methods())
 
 
 def enriched_null(coder: SparseCoder, data: Data, seed: int = 0) -> dict:
-    """What `permutation_null` says of a coder's latents on the labelled test images."""
+    """The permutation null of relevance_enriched: what `permutation_null` says of a coder's latents on the labelled test
+    images, labels shuffled within family. A latent is active on an image when it is on any of its rows.
+    """
     labels, rows = data.labels(), data.rows("test")
     rows = rows[labels[rows] >= 0]
     images = rows[:: data.tokens]

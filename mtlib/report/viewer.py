@@ -11,7 +11,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from mtlib.embed.images import ImageRefused, decode, load_image
 from mtlib.embed.store import ADDED, load_data
@@ -75,11 +74,11 @@ class FeatureViewer:
 
     def _set_method(self) -> None:
         method = self.on.method.value
-        folder = self.reader.folders["05_features"] / "features" / method
-        self.verdicts, self.top = self.reader.verdicts(method), self.reader.top_images(method)
-        with np.load(folder / "histograms.npz", allow_pickle=False) as saved:
+        self.verdicts, self.top = self.reader.verdicts(method), self.reader.features(method, "top_images")
+        self.neighbours = self.reader.features(method, "similar")
+        histograms = self.reader.folders["05_features"] / "features" / method / "histograms.npz"
+        with np.load(histograms, allow_pickle=False) as saved:
             self.edges, self.counts = saved["edges"], saved["counts"]
-        self.neighbours = pd.read_parquet(folder / "similar.parquet")
         self._quiet = True
         self.on.judge.options = browse.judges_of(self.reader, self.verdicts) or ["–"]
         if self.feature is None and self.reader.features(method)["error_ratio"].notna().any():

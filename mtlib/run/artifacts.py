@@ -31,6 +31,10 @@ class ArtifactError(RuntimeError):
     """An artifact is missing, incomplete or damaged; the message says which file and what to do."""
 
 
+class StageFailed(RuntimeError):
+    """A notebook did not end as it should; the message names the stage, the cell and the reason."""
+
+
 def sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     digest = hashlib.sha256()
@@ -42,12 +46,7 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
-
-    Example:
-        with atomic(folder / "x.npy") as tmp:
-            np.save(open(tmp, "wb"), x)
-    """
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp{os.getpid()}")

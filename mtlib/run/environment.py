@@ -19,16 +19,10 @@ except ModuleNotFoundError:  # Python 3.10
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
-def requirements(pyproject: Path = PYPROJECT) -> dict[str, list[str]]:
-    """{"": dependencies, extra: its dependencies} of a pyproject.toml. Raises KeyError when it lists none."""
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+def requirements() -> dict[str, list[str]]:
+    """{"": dependencies, extra: its dependencies} of the project."""
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
     return {"": project["dependencies"]} | project.get("optional-dependencies", {})
-
-
-def missing(extras: list[str]) -> list[str]:
-    """Requirements of the project and of `extras` that this Python does not satisfy. Raises KeyError for an unknown extra."""
-    wanted = requirements()
-    return [r for extra in ["", *extras] for r in wanted[extra] if not satisfied(Requirement(r))]
 
 
 def satisfied(requirement: Requirement) -> bool:
@@ -39,9 +33,11 @@ def satisfied(requirement: Requirement) -> bool:
         return False
 
 
+def missing(extras: list[str]) -> list[str]:
+    """Requirements of the project and of `extras` that this Python does not satisfy. Raises KeyError for an unknown extra."""
+    wanted = [f"python>=3.10 (this is {sys.version.split()[0]})"] if sys.version_info < (3, 10) else []
+    return wanted + [r for extra in ["", *extras] for r in requirements()[extra] if not satisfied(Requirement(r))]
+
+
 if __name__ == "__main__":
-    lacking = missing(sys.argv[1:])
-    if sys.version_info < (3, 10):  # noqa: UP036 - an active environment may be older
-        lacking = [f"python>=3.10 (this is {sys.version.split()[0]})", *lacking]
-    print("\n".join(lacking), end="\n" if lacking else "")
-    sys.exit(1 if lacking else 0)
+    sys.exit("\n".join(missing(sys.argv[1:])) or 0)

@@ -68,9 +68,7 @@ def met(need: str, provided: set[str], values: dict) -> bool:
     if need.startswith("!"):
         return not met(need[1:], provided, values)
     name, equals, value = need.partition("=")
-    if equals:
-        return str(values.get(name)) == value
-    return bool(values[need]) if need in values else need in provided
+    return str(values.get(name)) == value if equals else bool(values.get(need, need in provided))
 
 
 def missing(needed: str, provided: set[str], values: dict) -> list[str]:
@@ -102,12 +100,12 @@ def leave_out(notebook, provided: set[str], values: dict) -> list[dict]:
 
 def reason(lacking: list[str]) -> str:
     """One line that says what was missing."""
-    return "it needs " + " and ".join(" or ".join(map(_words, need.split("|"))) for need in lacking)
 
+    def words(need: str) -> str:
+        name = need.removeprefix("!")
+        return "no " * need.startswith("!") + WHY.get(name, name)
 
-def _words(need: str) -> str:
-    name = need.removeprefix("!")
-    return "no " * need.startswith("!") + WHY.get(name, name)
+    return "it needs " + " and ".join(" or ".join(map(words, need.split("|"))) for need in lacking)
 
 
 def literals(source: str) -> dict:

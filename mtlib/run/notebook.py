@@ -1,25 +1,27 @@
-"""One notebook in one fresh kernel, and an honest verdict on how it ended.
+"""One notebook in one fresh kernel, cell by cell, and an honest verdict on how it ended.
 
-papermill returns without an exception for `sys.exit(0)` in a cell, for an unknown parameter and for a missing
-`parameters` tag, and its metadata call every cell "completed" after a killed kernel. So the verdict comes from
-exceptions, from every cell's execution count and from the artifact: a stage that ends without `stage.finish()` failed.
+A cell that ends in `sys.exit(0)` did not run to its end. Whether the stage finished its artifact is the pipeline's check.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import math
 import os
-import re
 import sys
 import threading
 import time
 from pathlib import Path
 from unittest import mock
 
-from mtlib.run import needs
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+from mtlib.run import needs
+from mtlib.run.artifacts import StageFailed
+
 # Fixed, so that a run repeats to the last bit on one machine: sums are split by the number of threads.
 KERNEL_ENV = {
     "PYTHONHASHSEED": "0",
@@ -32,10 +34,6 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DEFAULT_THREADS = "2"
 
 
-class StageFailed(RuntimeError):
-    """A notebook did not end as it should; the message names the stage, the cell and the reason."""
-
-
 def _kernel_env(root: Path) -> dict[str, str]:
     """What the kernel inherits besides; the caller's own OMP_NUM_THREADS is kept."""
     threads = os.environ.get("OMP_NUM_THREADS", DEFAULT_THREADS)
@@ -43,29 +41,22 @@ def _kernel_env(root: Path) -> dict[str, str]:
     return KERNEL_ENV | dict.fromkeys(THREADS, threads) | {"PYTHONPATH": os.pathsep.join([str(root), *rest])}
 
 
-class Progress(logging.Handler):
-    """Writes the kernel's output to a log file and shows where the stage is: a live line, or one line in 30 s."""
+class Progress:
+    """Keeps what the kernel says in a log file and shows where the stage is: a live line, or one line in 30 s."""
 
     def __init__(self, stage: str, log: Path, n_cells: int, echo):
-        super().__init__(logging.INFO)
         self.stage, self.n_cells, self.echo, self.live = stage, n_cells, echo, sys.stdout.isatty()
         self.cell, self.last, self.start = 0, "", time.monotonic()
+        log.unlink(missing_ok=True)
         self.file = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed in __exit__
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        text = ANSI.sub("", record.getMessage())
-        if match := re.match(r"Executing Cell (\d+)-", text):
-            self.cell = int(match[1])
-        if text.startswith(("Executing Cell", "Ending Cell")) and "-----" in text:
-            text = text.replace("-", "")
-        elif text.startswith(("Input Notebook:", "Output Notebook:", "Working directory:", "Executing notebook")):
-            pass
-        elif lines := [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]:
-            self.last = lines[-1]
+    def write(self, text: str) -> None:
+        """Keep a text as it comes."""
         self.file.write(text if text.endswith("\n") else text + "\n")
         self.file.flush()
+        self.last = next((line.strip() for line in text.splitlines()[::-1] if line.strip()), self.last)
 
     def _tick(self) -> None:
         while not self.stop.wait(1.0 if self.live else 30.0):
@@ -85,20 +76,14 @@ class Progress(logging.Handler):
         self.file.close()
 
 
-@contextlib.contextmanager
-def _stderr_to(log: Path):
-    """Send file descriptor 2, which the kernel process inherits, to the log (crashes speak there)."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    target = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.dup2(target, 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(target)
+class _Client(NotebookClient):
+    """A kernel whose words are handed on line by line, while a cell runs."""
+
+    def process_message(self, msg: dict, cell, cell_index: int):
+        content = msg["content"]
+        if text := content.get("text") or content.get("data", {}).get("text/plain"):
+            self.progress.write(text)
+        return super().process_message(msg, cell, cell_index)
 
 
 def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None = None):
@@ -108,8 +93,6 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
         provided: what earlier stages provide. values: parameters that differ from those of its own cell.
     Returns: (node, lines of the sections left out; `needs.leave_out`).
     """
-    import jupytext
-
     notebook = jupytext.read(source)
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i + 1}"
@@ -120,7 +103,7 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
 def run_notebook(
     stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float, echo=print
 ) -> float:
-    """Run a notebook with papermill in a fresh kernel.
+    """Run a notebook in a fresh kernel.
 
     Args:
         stage:        what to call it in messages.
@@ -131,82 +114,42 @@ def run_notebook(
         root:         working directory of the kernel.
         cell_timeout: seconds that one cell may take.
     Returns: seconds it took.
-    Raises: StageFailed naming the cell and the reason. Whether the stage finished its artifact is the caller's check.
+    Raises: StageFailed naming the cell and the reason.
     """
-    import nbformat
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    prepared = executed.with_suffix(".input.ipynb")
-    prepared.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, prepared)
-    logger = logging.getLogger("papermill")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    log.unlink(missing_ok=True)
-    shown, reason = Progress(stage, log, len(notebook.cells) + 1, echo), ""
-    with shown, _stderr_to(log), mock.patch.dict(os.environ, _kernel_env(root)):
-        logger.addHandler(shown)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    given = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())])
+    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    injected = nbformat.v4.new_code_cell(given, metadata={"tags": ["injected-parameters"]})
+    notebook.cells.insert(tagged[0] + 1, injected)
+    place = {"metadata": {"path": str(root)}}
+    limits = {"timeout": math.ceil(cell_timeout), "startup_timeout": 300}
+    client = _Client(notebook, kernel_name="python3", resources=place, **limits)
+    cell, reason = injected, ""
+    with (
+        Progress(stage, log, len(notebook.cells), echo) as client.progress,
+        contextlib.redirect_stderr(client.progress.file),
+        mock.patch.dict(os.environ, _kernel_env(root)),
+    ):
         try:
-            papermill.execute_notebook(
-                str(prepared),
-                str(executed),
-                parameters=parameters,
-                kernel_name="python3",
-                cwd=str(root),
-                log_output=True,
-                progress_bar=False,
-                execution_timeout=cell_timeout,
-                start_timeout=300,
-            )
+            with client.setup_kernel(stderr=client.progress.file):  # crashes speak there
+                for i, cell in enumerate(notebook.cells):
+                    client.progress.cell = i + 1
+                    client.execute_cell(cell, i)
+                about = client.wait_for_reply(client.kc.kernel_info())["content"]
+                notebook.metadata["language_info"] = about["language_info"]
+                client.set_widgets_metadata()
+        except CellExecutionError as e:
+            ends = "; a notebook must run to its last cell" if e.ename == "SystemExit" else ""
+            reason = (f"{e.ename}: {e.evalue}".strip().splitlines() or ["no message"])[-1][:500] + ends
         except CellTimeoutError:
             reason = f"it took longer than the limit of {cell_timeout:g} s a cell"
-        except DeadKernelError:
+        except RuntimeError:  # nbclient's DeadKernelError, or what it raises of a kernel that never came up
             reason = "the kernel died (killed, out of memory, or crashed)"
-        except papermill.exceptions.PapermillException as e:
-            if failed := _first_fault(executed):
-                raise StageFailed(_where(stage, executed, *failed)) from None
-            raise StageFailed(f"{stage} failed: {_last_line(str(e))}") from None
         finally:
-            logger.removeHandler(shown)
-            prepared.unlink(missing_ok=True)
-    failed = (shown.cell - 1, reason) if reason else _first_fault(executed)
-    if failed:
-        raise StageFailed(_where(stage, executed, *failed))
-    return time.monotonic() - shown.start
-
-
-def _cells(executed: Path) -> list:
-    """Cells of the executed copy; empty when there is none yet."""
-    import nbformat
-
-    return nbformat.read(executed, as_version=4).cells if executed.is_file() else []
-
-
-def _first_fault(executed: Path) -> tuple[int, str] | None:
-    """The first cell that did not run to its end, and why: an error (also SystemExit), or no execution count."""
-    for i, cell in enumerate(_cells(executed)):
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                ends = "; a notebook must run to its last cell" if output.ename == "SystemExit" else ""
-                return i, _last_line(ANSI.sub("", f"{output.ename}: {output.evalue}")) + ends
-        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-            return i, "the cell never ran"
-    return None
-
-
-def _where(stage: str, executed: Path, index: int, reason: str) -> str:
-    """`03_train failed in cell 7 (`coder = fit(...)`): reason`; cells are counted as in the notebook's source."""
-    cells = _cells(executed)
-    if not 0 <= index < len(cells):
-        return f"{stage} failed: {reason}"
-    lines = [line for line in cells[index].source.splitlines() if line.strip() and not line.startswith("#")]
-    text = f" ({lines[0][:60]})" if lines else ""
-    cell_id = cells[index].get("id", "")
-    number = cell_id.removeprefix("cell-") if cell_id.startswith("cell-") else "with the parameters"
-    return f"{stage} failed in cell {number}{text}: {reason}"
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no message"
+            nbformat.write(notebook, executed)
+    if reason:
+        lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
+        text = f" ({lines[0][:60]})" if lines else ""
+        number = "with the parameters" if cell is injected else cell["id"].removeprefix("cell-")  # as in its source
+        raise StageFailed(f"{stage} failed in cell {number}{text}: {reason}")
+    return time.monotonic() - client.progress.start

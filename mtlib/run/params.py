@@ -97,18 +97,16 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed", problem_mark=self.peek_event().start_mark
-            )
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key_node.value} is given twice", problem_mark=key_node.start_mark)
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -151,11 +149,10 @@ def load_profile(path: Path, where: str) -> dict:
     smoke = values.get(SMOKE, {})
     if not isinstance(smoke, dict):
         raise ParamsError(f"{where}: {SMOKE}: expected values like {{n_scenes: 512}}")
-    for key, value in values.items():
-        if key != SMOKE:
-            _check_plain(key, value, where)
-    for key, value in smoke.items():
-        _check_plain(key, value, f"{where}: {SMOKE}")
+    plain = {key: value for key, value in values.items() if key != SMOKE}
+    for own, place in ((plain, where), (smoke, f"{where}: {SMOKE}")):
+        for key, value in own.items():
+            _check_plain(key, value, place)
     return values
 
 
@@ -220,9 +217,7 @@ def notebook_parameters(path: Path) -> dict:
 
 
 def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
-    """Try the settings that a notebook names at its parameters cell: `# %% tags=["parameters"] settings="module:Model ..."`.
-
-    So values are refused before anything runs by the model that knows their ranges; its module should import in no time.
+    """Try the settings that a notebook names at its parameters cell (`settings="module:Model ..."`), which know the ranges.
 
     Args:
         path:   the notebook. values: its parameters.

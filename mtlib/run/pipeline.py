@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlib.run import artifacts, dependencies, needs, params, publish
-from mtlib.run.notebook import StageFailed
+from mtlib.run.artifacts import StageFailed
 from mtlib.run.profiles import Places, forced, load_params, run_name, with_notebooks
 from mtlib.run.stage import SKIPPED, read_report
 
@@ -261,20 +261,19 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
             places=places,
             echo=lambda line: print(line, flush=True),
         )
+        counts = f"{len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s"
+        print(f"Report: {(result.report / 'README.md').relative_to(places.root)} ({counts})")
+        return 0
     except (params.ParamsError, FileNotFoundError, PermissionError, BlockingIOError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        said, code = f"error: {e}", 2
     except (StageFailed, artifacts.ArtifactError, OSError, SyntaxError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+        said, code = f"error: {e}", 1
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        return 130
+        said, code = "interrupted; the same command resumes", 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    counts = f"{len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s"
-    print(f"Report: {(result.report / 'README.md').relative_to(places.root)} ({counts})")
-    return 0
+    print(said, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

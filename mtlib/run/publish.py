@@ -16,8 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtlib.run.artifacts import atomic, write_text
-from mtlib.run.notebook import StageFailed
+from mtlib.run.artifacts import StageFailed, atomic, write_text
 from mtlib.run.params import ParamsError
 from mtlib.run.profiles import KEPT, Places
 
@@ -53,12 +52,11 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
         report:  reports/<run>.
         folders: stage -> its artifact's folder.
         run_dir: runs/<run>; the executed notebooks' copies are in `rendered` there.
-        timings: stage -> {"seconds", "peak_mb"}.
+        timings: what `write_timings` takes.
         places:  the repository, whose mtlib.report writes the pages in a process of its own.
     """
-    files: dict[str, Path] = {}
-    for stage, folder in folders.items():
-        files |= published_files(stage, folder, run_dir / "rendered")
+    own = (published_files(stage, folder, run_dir / "rendered") for stage, folder in folders.items())
+    files = {name: file for one in own for name, file in one.items()}
     for old in (p for kind in (*DECLARED, "notebooks") for p in list((report / kind).rglob("*"))):
         if old.is_file() and old.relative_to(report).as_posix() not in files:
             old.unlink()

@@ -1,6 +1,6 @@
 """The readable copies of an executed notebook: .ipynb and one self-contained .html.
 
-Both are committed, so whatever changes from run to run or belongs to one machine is taken out: papermill's and the
+Both are committed, so whatever changes from run to run or belongs to one machine is taken out: the
 kernel's metadata, execution times, progress bars, memory addresses, and the paths of the repository and the user.
 """
 
@@ -21,27 +21,12 @@ def clean(executed: Path, root: Path, private: list[str]):
     """An executed notebook as a notebook node without times, machine paths and progress bars.
 
     Args:
-        executed: .ipynb as papermill wrote it.
+        executed: .ipynb as `notebook.run_notebook` wrote it.
         root:     the repository; its path is removed from every text.
         private:  other absolute paths that parameters brought in; each is cut to its last part.
     """
     import nbformat
 
-    hide = _hider(root, private)
-    notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in KEEP_METADATA}
-    notebook.metadata.get("language_info", {}).pop("version", None)
-    for i, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{i + 1}"
-        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
-        cell.source = hide(cell.source)
-        if cell.cell_type == "code":
-            cell.outputs = [o for o in (_clean_output(o, hide) for o in cell.outputs) if o is not None]
-    return notebook
-
-
-def _hider(root: Path, private: list[str]):
-    """A function that takes machine paths and memory addresses out of a text."""
     pairs = {str(root) + "/": "", str(root): "."}
     for path in sorted(private, key=len, reverse=True):
         if Path(path).is_absolute():
@@ -53,15 +38,24 @@ def _hider(root: Path, private: list[str]):
             text = text.replace(path, shown)
         return ADDRESS.sub(r"\g<1>0x...", text)
 
-    return hide
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in KEEP_METADATA}
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i + 1}"
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+        cell.source = hide(cell.source)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if _clean_output(o, hide)]
+    return notebook
 
 
-def _clean_output(output, hide):
-    """One output without what varies, or None when nothing is left."""
+def _clean_output(output, hide) -> bool:
+    """Take out of one output what varies. Returns: whether anything is left."""
     if output.output_type == "stream":
         lines = (line.rsplit("\r", 1)[-1] for line in output.text.split("\n"))
         output.text = hide("\n".join(line for line in lines if not PROGRESS_BAR.search(line)))
-        return output if output.text.strip() else None
+        return bool(output.text.strip())
     if output.output_type in ("display_data", "execute_result"):
         output.metadata = {}
         for kind, value in output.data.items():
@@ -70,7 +64,7 @@ def _clean_output(output, hide):
         _shrink(output.data)
     if output.output_type == "error":
         output.evalue, output.traceback = hide(output.evalue), [hide(line) for line in output.traceback]
-    return output
+    return True
 
 
 def _shrink(data) -> None:
@@ -89,11 +83,11 @@ def _shrink(data) -> None:
     png, jpeg = io.BytesIO(), io.BytesIO()
     white.quantize(256, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
     white.save(jpeg, "JPEG", quality=88)
-    if len(raw) > LARGE_PNG and len(jpeg.getvalue()) < len(png.getvalue()):
+    sizes = {"image/png": png.getvalue()} | ({"image/jpeg": jpeg.getvalue()} if len(raw) > LARGE_PNG else {})
+    kind, small = min(sizes.items(), key=lambda item: len(item[1]))
+    if len(small) < len(raw):
         del data["image/png"]
-        data["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
-    elif len(png.getvalue()) < len(raw):
-        data["image/png"] = base64.b64encode(png.getvalue()).decode()
+        data[kind] = base64.b64encode(small).decode()
 
 
 def _slim_style(match: re.Match) -> str:

@@ -24,11 +24,6 @@ SCRATCH = ("checkpoint", "shards")  # folders for resuming, removed when a stage
 DIGITS = 3  # of the numbers that a notebook shows; the CSV has six
 
 
-def prefix_of(stage: str) -> str:
-    """What the names of a stage's figures and tables start with: its number, or the whole name where it has none."""
-    return stage.split("_")[0] if stage[:1].isdigit() else stage
-
-
 class Stage:
     """One notebook's place on disk.
 
@@ -46,9 +41,10 @@ class Stage:
     ):
         self.name, self.root = name, Path(__file__).resolve().parents[2]
         if isinstance(given, dict):
-            stage_dir, params = given["stage_dir"], _values(self.root / "notebooks" / f"{name}.py", given)
-            given = given["run_dir"]
-        self.number = prefix_of(name) if prefix is None else prefix
+            cell = parameters.notebook_parameters(self.root / "notebooks" / f"{name}.py")
+            params = {key: given[key] for key in cell if key not in parameters.RESERVED}
+            given, stage_dir = given["run_dir"], given["stage_dir"]
+        self.number = prefix if prefix is not None else name.split("_")[0] if name[:1].isdigit() else name
         self.run_dir = self.root / given
         self.interactive = not stage_dir
         self.out = self.root / stage_dir if stage_dir else self.run_dir / f"{name}-interactive"
@@ -151,18 +147,6 @@ class Stage:
             artifacts.set_current(self.run_dir, self.name, self.out.name)
 
 
-def _values(notebook: Path, namespace: dict) -> dict:
-    """The values that a notebook's names of parameters have in its namespace."""
-    return {
-        name: namespace[name] for name in parameters.notebook_parameters(notebook) if name not in parameters.RESERVED
-    }
-
-
 def read_report(folder: Path) -> dict:
-    """What a finished stage declared, and `facts`. Raises ArtifactError where it is damaged."""
-    meta = artifacts.read_meta(folder)
-    try:
-        declared = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ArtifactError(f"{folder / REPORT}: {e}; delete {folder} and run the stage again") from e
-    return declared | {"facts": meta["facts"]}
+    """What a finished stage declared. Raises ArtifactError where it is damaged."""
+    return artifacts.read_json(folder / REPORT, f"delete {folder} and run the stage again")

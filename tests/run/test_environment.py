@@ -6,12 +6,13 @@ from packaging.requirements import Requirement
 from mtlib.run import environment
 
 
-def test_requirements_are_those_of_the_project_and_its_extras(tmp_path):
+def test_requirements_are_those_of_the_project_and_its_extras(tmp_path, monkeypatch):
     path = tmp_path / "pyproject.toml"
     path.write_text(
         '[project]\nname = "x"\ndependencies = ["a>=1", "b"]\n[project.optional-dependencies]\nviewer = ["c>=2"]\n'
     )
-    assert environment.requirements(path) == {"": ["a>=1", "b"], "viewer": ["c>=2"]}
+    monkeypatch.setattr(environment, "PYPROJECT", path)
+    assert environment.requirements() == {"": ["a>=1", "b"], "viewer": ["c>=2"]}
 
 
 def test_satisfied_compares_versions(monkeypatch):
