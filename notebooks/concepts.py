@@ -110,7 +110,7 @@ fig = distributions(wide, dict.fromkeys(labels, cosines["threshold"].iloc[0]), s
 stage.figure(fig, "naming", cosines, "Cosine of every latent to its nearest phrase; a name from the dashed line on.")
 
 # %% needs="text"
-names = named.query("method == @chosen.method and by == 'decoder'").set_index("feature", drop=False)
+names = named.query("method == @chosen.method and by == 'decoder'").reset_index(drop=True)
 valid = names[names["named"]].sort_values(["cosine", "feature"], ascending=[False, True], ignore_index=True)
 stage.table(valid.drop(columns=["threshold", "method", "by"]), "latents").head(12)
 

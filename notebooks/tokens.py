@@ -39,6 +39,7 @@ from mtlib import plots
 from mtlib.embed import store
 from mtlib.features import token_maps
 from mtlib.learn.train import read_history
+from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import first_seeds, open_subjects, subject_named
 from mtlib.run.stage import Stage
 
@@ -46,7 +47,10 @@ plots.use_style()
 stage = Stage("tokens", globals())
 data, train = store.open_data(stage), stage.input("03_train")
 subjects = first_seeds(open_subjects(train)[0])
-chosen, model = subject_named(subjects, method), token_maps.vision_model(stage)
+chosen, model = subject_named(subjects, method), None
+
+# %% needs="vision"
+model = load_vision(stage.input("vision_model") / "vision")
 
 # %% [markdown]
 # ## How the coders learned

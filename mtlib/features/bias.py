@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from mtlib.embed.manifest import attributes as columns_of
 from mtlib.embed.store import Data
@@ -20,6 +19,7 @@ from mtlib.features.collages import printable
 from mtlib.learn.classifier import Classifier, targets
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.logit import steer
+from mtlib.measure.relevance import wilson
 from mtlib.truth.attributes import nuisances
 from mtlib.truth.auroc import auroc
 
@@ -44,9 +44,9 @@ def _decisions(logits: np.ndarray) -> np.ndarray:
 def disparities(data: Data, table: pd.DataFrame) -> pd.DataFrame:
     """Wrong decisions on test images with each value of each attribute, and on those without it.
 
-    Returns: frame of attribute, value, n_with, n_without, wrong_with, wrong_without (shares), difference with its 95% interval
-        (Newcombe) low and high, and where labels are plausibility false_alarms_with, false_alarms_without: wrong decisions
-        on plausible images. Values with fewer than MIN_IMAGES images on either side are left out.
+    Returns: frame of WRONG (wrong_...: shares; low, high: 95% interval of difference, Newcombe), and where labels are
+        plausibility false_alarms_with, false_alarms_without: wrong decisions on plausible images. Values with fewer than
+        MIN_IMAGES images on either side are left out.
     """
     label, _ = targets(data.manifest, data.facts["labels"])
     rows = data.rows("test")
@@ -61,8 +61,8 @@ def disparities(data: Data, table: pd.DataFrame) -> pd.DataFrame:
         line = {"attribute": name, "value": value, "n_with": len(a), "n_without": len(b), "wrong_with": a.mean()}
         line |= {"wrong_without": b.mean(), "difference": a.mean() - b.mean(), "low": low, "high": high}
         if data.facts["labels"] == "plausibility":
-            fine = label[rows] == 0
-            line |= {"false_alarms_with": _mean(wrong[has & fine]), "false_alarms_without": _mean(wrong[~has & fine])}
+            fine = pd.Series(wrong)[label[rows] == 0].groupby(has[label[rows] == 0]).mean()
+            line |= {"false_alarms_with": fine.get(True, np.nan), "false_alarms_without": fine.get(False, np.nan)}
         lines.append(line)
     return pd.DataFrame(lines, columns=None if lines else WRONG)
 
@@ -70,10 +70,8 @@ def disparities(data: Data, table: pd.DataFrame) -> pd.DataFrame:
 def newcombe(k: int, n: int, k_other: int, n_other: int) -> tuple[float, float]:
     """95% interval of k / n - k_other / n_other, from the two Wilson intervals. Source: Newcombe 1998, method 10."""
     p, q = k / n, k_other / n_other
-    own, other = (binomtest(a, b).proportion_ci(method="wilson") for a, b in ((k, n), (k_other, n_other)))
-    below = np.hypot(p - own.low, other.high - q)
-    above = np.hypot(own.high - p, q - other.low)
-    return float(p - q - below), float(p - q + above)
+    low, high = wilson([k, k_other], [n, n_other])
+    return p - q - np.hypot(p - low[0], high[1] - q), p - q + np.hypot(high[0] - p, q - low[1])
 
 
 def _values(table: pd.DataFrame):
@@ -83,10 +81,6 @@ def _values(table: pd.DataFrame):
         values = sorted(set(text))
         for value in values[1:] if len(values) == 2 else values:
             yield name, value, text == value
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
 
 
 def figure(frame: pd.DataFrame, n: int = 16) -> Figure:
@@ -112,8 +106,8 @@ def concept_effects(data: Data, table: pd.DataFrame, coder, classifier: Classifi
     length in its place.
 
     Args: coder: of x. classifier: of x.
-    Returns: frame of attribute, value, feature, auroc (test), n (images), scale, flipped (share of decisions that turn),
-        flipped_control, and for one logit change and change_control (its mean change).
+    Returns: frame of EFFECT (auroc: on test; n: images; flipped: share of decisions that turn), and for one logit change and
+        change_control (its mean change).
     """
     rows = {s: data.rows(s) for s in ("val", "test")}
     codes = {s: sparse_codes(coder, data.x, r).tocsc() for s, r in rows.items()}

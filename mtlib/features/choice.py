@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 
 from mtlib.run.params import Settings
 
+MIN_IMAGES = 4  # a feature with fewer has no collage
+
 
 class CollageSettings(Settings):
     """Which collages notebook 05 draws, and what stands on them."""
@@ -43,37 +45,30 @@ def by_activity(features: pd.DataFrame) -> pd.DataFrame:
     return features.assign(_=-(features["mean_activation"] * features["density"])).sort_values(["_", "feature"])
 
 
-def choose(features: pd.DataFrame, n: int, min_images: int = 4, what: str = "surest") -> pd.DataFrame:
+def choose(features: pd.DataFrame, n: int, what: str = "surest") -> pd.DataFrame:
     """Which features get a collage, and why, in the order in which a reader should see them.
 
-    what = "active": the most active ones (see `by_activity`). what = "surest":
-
-    With error ratios: half of the places go to the features most enriched for errors (highest lower bound of the error
-    ratio), a quarter to the most clearly plausible ones (lowest upper bound), a quarter to the most active (mean
-    activation x density). Without: half to the purest, half to the most active; all to the most active where there are
-    no classes. Ties go to the smaller feature number. Only features with at least `min_images` top images count.
+    what = "active": the most active ones. what = "surest": half of the places go to the features most enriched for errors
+    (highest lower bound of the error ratio), a quarter to the most clearly plausible ones (lowest upper bound), the rest to
+    the most active. Without error ratios half to the purest, where there are classes. Ties go to the smaller number.
 
     Args:
-        features: features.parquet's columns and n_images (how many images the collage would show).
+        features: features.parquet's columns and n_images (of its collage, at least MIN_IMAGES).
     Returns: frame with feature and reason ("errors" | "plausible" | "pure" | "active"), at most n rows.
     """
-    usable = features[features["n_images"] >= min_images]
-    active = by_activity(usable)
+    usable = features[features["n_images"] >= MIN_IMAGES]
     assessed = usable[usable["assessed"]] if what == "surest" else usable.head(0)
-    orders: list[tuple[str, float, pd.DataFrame]] = []
-    if len(assessed) and assessed["error_low"].notna().any():
-        orders.append(("errors", 0.5, assessed.sort_values(["error_low", "feature"], ascending=[False, True])))
-        orders.append(("plausible", 0.25, assessed.sort_values(["error_high", "feature"])))
-    elif len(assessed) and assessed["purity"].notna().any():
-        orders.append(("pure", 0.5, assessed.sort_values(["purity", "feature"], ascending=[False, True])))
+    orders = []
+    if assessed["error_low"].notna().any():
+        orders.append(("errors", round(n / 2), assessed.sort_values(["error_low", "feature"], ascending=[False, True])))
+        orders.append(("plausible", round(n / 4), assessed.sort_values(["error_high", "feature"])))
+    elif assessed["purity"].notna().any():
+        orders.append(("pure", round(n / 2), assessed.sort_values(["purity", "feature"], ascending=[False, True])))
     taken: dict[int, str] = {}
-    for reason, share, order in orders:
-        for feature in [f for f in order["feature"] if f not in taken][: round(share * n)]:
-            taken[int(feature)] = reason
-    for feature in active["feature"]:
-        if len(taken) < n:
-            taken.setdefault(int(feature), "active")
-    return pd.DataFrame({"feature": list(taken), "reason": list(taken.values())})[:n].astype({"feature": int})
+    for reason, most, order in [*orders, ("active", n, by_activity(usable))]:
+        free = [int(feature) for feature in order["feature"] if feature not in taken]
+        taken |= dict.fromkeys(free[: min(most, n - len(taken))], reason)
+    return pd.DataFrame(list(taken.items()), columns=["feature", "reason"]).astype({"feature": int})
 
 
 def to_steer(table: pd.DataFrame, settings: SteeringSettings, causes: pd.DataFrame) -> pd.DataFrame:

@@ -15,10 +15,8 @@ from mtlib.embed.images import load_image
 from mtlib.embed.store import Data
 from mtlib.embed.vision import AlexNetTransformer, square
 from mtlib.learn.classifier import targets
-from mtlib.learn.vision import load_vision
 from mtlib.measure.zero_shot import accuracy_spliced
 from mtlib.plots import PALETTE, image_grid
-from mtlib.run.stage import Stage
 
 SIDE = 224  # pixels of a picture where no vision model says otherwise
 COLUMNS = 4  # of a figure
@@ -26,10 +24,9 @@ COLUMNS = 4  # of a figure
 
 @dataclass(frozen=True)
 class TokenMap:
-    """The strongest features of one token of one image.
+    """The strongest features (n,) of the token in row `row` of x, at `place` (row, column) of its image's grid.
 
-    row: of x; place: (row, column) on the grid; features (n,); activations (n, H, W): of each feature at every place of
-    the image; so activations[i][place] is the token's own, and falls with i.
+    activations (n, H, W): of each feature at every place of the image; so activations[i][place] is the token's own.
     """
 
     row: int
@@ -42,8 +39,8 @@ class TokenMap:
         """A line per feature: rank, feature, activation of the token, share of the image's places on which it fires."""
         own = self.activations[:, self.place[0], self.place[1]]
         fires = (self.activations > 0).mean(axis=(1, 2))
-        ranks = np.arange(1, len(own) + 1)
-        return pd.DataFrame({"rank": ranks, "feature": self.features, "activation": own, "fires_on": fires})
+        frame = pd.DataFrame({"feature": self.features, "activation": own, "fires_on": fires})
+        return frame.rename_axis("rank").rename(index=lambda i: i + 1).reset_index()
 
 
 @torch.no_grad()
@@ -68,19 +65,12 @@ def token_map(coder, data: Data, image: int, place: tuple[int, int] | None = Non
     at = int(z.sum(axis=1).argmax()) if place is None else place[0] * width + place[1]
     if place is not None and not (0 <= place[0] < height and 0 <= place[1] < width):
         raise ValueError(f"place = {place}: the grid is {height} x {width}")
-    order = np.argsort(-z[at], kind="stable")[:n]
-    order = order[z[at, order] > 0]
-    maps = z[:, order].T.reshape(len(order), height, width)
-    return TokenMap(start + at, divmod(at, width), order, maps)
-
-
-def vision_model(stage: Stage) -> AlexNetTransformer | None:
-    """The vision model that was trained on the images; None where x are tokens of a layer of the encoder."""
-    return load_vision(stage.input("vision_model") / "vision") if stage.has("vision_model") else None
+    order = np.argsort(-z[at], kind="stable")[: min(n, int((z[at] > 0).sum()))]
+    return TokenMap(start + at, divmod(at, width), order, z[:, order].T.reshape(len(order), height, width))
 
 
 def spliced(model: AlexNetTransformer, coder, data: Data, n: int) -> pd.DataFrame:
-    """`accuracy_spliced` on (at most) n labelled test images, evenly taken: one line, or none without such an image."""
+    """`accuracy_spliced` on at most n labelled test images, evenly taken: one line, or none without such an image."""
     labels, _ = targets(data.manifest.iloc[:: data.tokens], data.facts["labels"])
     test = np.unique(data.rows("test") // data.tokens)
     test = test[labels[test] >= 0]

@@ -118,7 +118,7 @@ def test_shares_are_per_cent_without_powers_of_ten(share, text):
 def one_method():
     """features.parquet of three features, of which 3 and 5 have images, and their top images."""
     features = pd.DataFrame(
-        {"feature": [3, 4, 5], "density": 0.1, "mean_activation": [1.0, 9.0, 2.0], "assessed": True}
+        {"feature": [3, 4, 5], "density": 0.1, "mean_activation": [1.0, 9.0, 2.0], "assessed": True, "purity": 0.5}
     )
     features = features.assign(error_ratio=[0.9, 0.5, 0.4], error_low=[0.8, 0.4, 0.1], error_high=0.9, base_rate=0.5)
     top = pd.DataFrame({"feature": [3] * 5 + [5] * 4, "rank": [4, 3, 2, 1, 0, 0, 1, 2, 3], "row": range(9)})
