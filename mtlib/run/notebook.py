@@ -134,6 +134,7 @@ def run_notebook(
             with client.setup_kernel(stderr=client.progress.file):  # crashes speak there
                 for i, cell in enumerate(notebook.cells):
                     client.progress.cell = i + 1
+                    client.progress.file.write(f"---- cell {i + 1}\n")
                     client.execute_cell(cell, i)
                 about = client.wait_for_reply(client.kc.kernel_info())["content"]
                 notebook.metadata["language_info"] = about["language_info"]

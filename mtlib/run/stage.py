@@ -49,6 +49,8 @@ class Stage:
         self.interactive = not stage_dir
         self.out = self.root / stage_dir if stage_dir else self.run_dir / f"{name}-interactive"
         self.params, self.inputs, self.items = params or {}, {}, {}
+        if self.interactive and artifacts.current(self.run_dir).get(name) == self.out.name:
+            artifacts.set_current(self.run_dir, name, None)  # what it made last time goes, now that it runs again
         if self.interactive and (self.out / artifacts.META).exists():
             shutil.rmtree(self.out)
         self.out.mkdir(parents=True, exist_ok=True)

@@ -95,3 +95,12 @@ def test_what_a_killed_write_left_is_no_part_of_the_artifact(tmp_path):
     (stage.out / "a.txt").write_text("whole")
     assert stage.finish() is None, "the last line of a notebook shows nothing"
     assert set(artifacts.read_meta(stage.out)["files"]) == {"a.txt", "report.json"}
+
+
+def test_a_notebook_that_runs_again_in_jupyter_does_not_stand_in_the_way_of_the_others(folder):
+    again = Stage("01_embed", str(folder.parent))
+    assert not (again.out / "x.npy").exists() and artifacts.current(folder.parent) == {}
+    Stage("02_classify", str(folder.parent)).finish()
+    assert list(artifacts.open_run(folder.parent)) == ["02_classify"]
+    again.finish()
+    assert set(artifacts.open_run(folder.parent)) == {"01_embed", "02_classify"}
