@@ -89,12 +89,9 @@ def own_features(frame: pd.DataFrame) -> pd.DataFrame:
     if "auroc" not in frame or frame["auroc"].isna().all():
         return pd.DataFrame()
     frame = frame.dropna(subset=["auroc"]).assign(captioned=lambda f: f["captioned"].astype(str) == "True")
-    one = "specific_auroc" in frame
-    score = frame[["specific_auroc", "specific_auroc_all"]].min(axis=1) if one else frame["auroc"]
+    score = frame[["specific_auroc", "specific_auroc_all"]].min(axis=1)
     parts, first = [frame.assign(who=frame["method"], control=False, score=score)], frame.drop_duplicates("cause")
-    for who in ("x", "y"):
-        own = first[f"specific_{who}_dim" if one else f"best_{who}_dim"]
-        parts.append(first.assign(who=who, control=True, score=own))
+    parts += [first.assign(who=who, control=True, score=first[f"specific_{who}_dim"]) for who in ("x", "y")]
     every = pd.concat(parts, ignore_index=True).dropna(subset=["score"])
     return every[["who", "control", "seed", "cause", "captioned", "score", "ceiling"]]
 

@@ -51,7 +51,7 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
         raise ParamsError(f"-p run={name}: reports/{KEPT}/ holds what is kept of runs; choose another name")
     if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
         return name  # the profile's own run, with what it leaves to be given and nothing else
-    if {name, name.removesuffix("-smoke")} & {p.stem for p in places.profiles.glob("*.yaml")}:
+    if any((places.profiles / f"{taken}.yaml").is_file() for taken in (name, name.removesuffix("-smoke"))):
         raise ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
     return name
 

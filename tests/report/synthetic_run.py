@@ -163,6 +163,7 @@ def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
         causes = [
             dict(cause=f"{f}_error", captioned=f != "glass", method=m, seed=0, feature=i, sign=1, auroc=0.8 + 0.03 * i,
                  auroc_all=0.7, f1=0.75, ceiling_x=0.99, ceiling_y=0.98, ceiling=0.99, best_x_dim=0.75, best_y_dim=0.8,
+                 specific_auroc=0.8 + 0.03 * i, specific_auroc_all=0.9, specific_x_dim=0.75, specific_y_dim=0.8,
                  n_cause=30, n_plausible=30)
             for m in methods for i, f in enumerate(FAMILIES)
         ]  # fmt: skip
