@@ -62,6 +62,7 @@ from mtlib.measure.probes import encoder_card
 from mtlib.run.stage import Stage
 from mtlib.scenes.dataset import twins
 
+# %%
 plots.use_style()
 stage = Stage("01_embed", globals())
 config = stage.settings(sources.EmbedConfig)
@@ -118,22 +119,20 @@ stage.table(splits.reset_index(), "splits", "Images of each split; a file that r
 # %% [markdown] needs="pictures !embeddings"
 # ## What the images look like
 #
-# In the demo every pair is the same scene, drawn plausibly and with its one error. A person sees the difference at a glance; that the
+# Some of every class and label. In the demo every pair is the same scene, drawn plausibly and with its one error. A person sees the difference at a glance; that the
 # two are otherwise alike is what makes it hard for an encoder.
 
-# %% needs="pictures !embeddings"
-if truth is not None:
-    pairs, shown = twins(truth, seed=seed)
-    names = [cause.replace("_", "\n") for cause in pairs]
-    fig = plots.image_grid(list(pairs.values()), names=names, heads=["plausible", "implausible"] * 3, side=1.5)
-else:
-    lines = data.sample(seed=seed)
-    paths = data.manifest["path"]
-    shown = pd.DataFrame(
-        {"line": name.replace("\n", " "), "path": paths[r]} for name, rows in lines.items() for r in rows
-    )
-    names = [name.replace("_", " ")[:48] or "images" for name in lines]
-    fig = plots.image_grid([[data.thumbnail(r) for r in rows] for rows in lines.values()], names=names)
+# %% needs="pictures !embeddings images !images=scenes"
+lines, paths = data.sample(seed=seed), data.manifest["path"]
+shown = pd.DataFrame({"line": name.replace("\n", " "), "path": paths[r]} for name in lines for r in lines[name])
+names = [name.replace("_", " ")[:48] or "images" for name in lines]
+fig = plots.image_grid([[data.thumbnail(r) for r in rows] for rows in lines.values()], names=names)
+stage.figure(fig, "images", shown, "Some images of the run.")
+
+# %% needs="pictures !embeddings !images|images=scenes"
+pairs, shown = twins(truth, seed=seed)
+names = [cause.replace("_", "\n") for cause in pairs]
+fig = plots.image_grid(list(pairs.values()), names=names, heads=["plausible", "implausible"] * 3, side=1.5)
 stage.figure(fig, "images", shown, "Some images of the run.")
 
 # %% [markdown]

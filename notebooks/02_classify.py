@@ -46,6 +46,7 @@ from mtlib.learn.classifier import describe, fit_classifier, group_names, labell
 from mtlib.learn.config import ClassifierConfig
 from mtlib.run.stage import Stage
 
+# %%
 plots.use_style()
 stage = Stage("02_classify", globals())
 config = stage.settings(ClassifierConfig)

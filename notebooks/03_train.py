@@ -56,6 +56,7 @@ from mtlib.learn.config import MethodsConfig
 from mtlib.learn.methods import at_their_last_step, coder_configs, epochs, save_coders, train_methods, training_curves
 from mtlib.run.stage import Stage
 
+# %%
 plots.use_style()
 stage = Stage("03_train", globals())
 config = stage.settings(MethodsConfig)
@@ -126,5 +127,7 @@ stage.table(coders, "coders", "Coders by what they learn: x, the embedding, or y
 done = coders[coders["status"] == "ok"]
 provides = ["coders"] * (n_ok > 0) + ["autoencoders"] * bool((done["target"] == "x").any())
 provides += ["seeds"] * bool(done.duplicated("method").any())
+with_it = {m.replace("_mono", "", 1) for m in done["method"] if "_mono" in m}
+provides += ["monoloss"] * bool(with_it & set(done["method"]))
 names = [method.name for method in config.methods]
 stage.finish(provides=provides, methods=names, seeds=seeds, n_ok=n_ok, n_skipped=len(coders) - n_ok)

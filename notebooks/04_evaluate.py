@@ -92,15 +92,9 @@ stage.table(metrics, "metrics", "Every method and seed: all measures on the test
 
 # %%
 compared = compare.comparison(metrics)
-headings = {
-    "method": "method",
-    "target": "target",
-    "l0_target": "L0 aimed at",
-    "matched": "matched",
-    "n_seeds": "seeds",
-}
-headings |= {"n_latents": "latents", "n_parameters": "parameters", "assessed_rate": "assessed"} | compare.MEASURES
-shown = stage.table(compared, "comparison", "Every method, means over its seeds.", headings)
+headings = {"method": "method", "target": "target", "l0_target": "L0 aimed at", "matched": "matched"}
+headings |= {"n_seeds": "seeds", "n_latents": "latents", "n_parameters": "parameters", "assessed_rate": "assessed"}
+shown = stage.table(compared, "comparison", "Every method, means over its seeds.", headings | compare.MEASURES)
 for _, part in shown.groupby(["target", "L0 aimed at"], dropna=False):
     display(part.dropna(axis=1, how="all"))
 
@@ -181,15 +175,14 @@ stage.figure(compare.distributions(table, chance(done), styles), "latents", tabl
 of_latents = ["mono_score", "mean_cosine", "purity", "purity_null", "dead_fraction", "silent_fraction"]
 done.groupby("method", sort=False)[[c for c in of_latents if c in done]].mean().round(3)
 
-# %% [markdown]
+# %% [markdown] needs="monoloss"
 # MonoLoss is a training term that rewards high MonoScores. Where a method was trained without and with it, all else equal, the pair
 # shows what it buys and what it costs: from hollow (without it) to full (with it).
 
-# %%
+# %% needs="monoloss"
 pairs = compare.mono_pairs(compared)
-if len(pairs):
-    caption = "What MonoLoss buys and costs: from hollow (without it) to full (with it)."
-    stage.figure(compare.mono_figure(pairs, styles), "monoloss", pairs, caption)
+caption = "What MonoLoss buys and costs: from hollow (without it) to full (with it)."
+stage.figure(compare.mono_figure(pairs, styles), "monoloss", pairs, caption)
 pairs.round(3)
 
 # %% [markdown]

@@ -48,6 +48,7 @@ from mtlib.measure.codes import fire_together, first_seeds, interpreted, open_su
 from mtlib.measure.logit import causal_relevance
 from mtlib.run.stage import Stage
 
+# %%
 plots.use_style()
 stage = Stage("05_features", globals())
 settings = stage.settings(CollageSettings)

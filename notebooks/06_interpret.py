@@ -68,6 +68,7 @@ from mtlib.measure.codes import interpreted
 from mtlib.run.stage import Stage
 from mtlib.truth.tables import captioned_causes
 
+# %%
 plots.use_style()
 
 # %%
@@ -197,14 +198,10 @@ for method, folder in list(folders.items())[:2]:
 everyone = {m: pd.concat([spoken[m], verdicts.by_threshold(t)], ignore_index=True) for m, t in features.items()}
 known = captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
 scores = agreement.against_truth(everyone, features, known, coders[coders["status"] != "ok"])
-stage.table(
-    scores,
-    "judges",
-    caption="Judges against the truth, all causes, and those that the encoder's captions named or did not.",
-    headings={"method": "method", "judge": "judge", "captioned": "causes", "n_assessed": "judged", "n_error": "said"}
-    | {"n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa"}
-    | {"reason": "reason"},
-)
+headings = {"method": "method", "judge": "judge", "captioned": "causes", "n_assessed": "judged", "n_error": "said"}
+headings |= {"n_truth": "true errors", "precision": "precision", "recall": "recall", "f1": "F1", "kappa": "kappa"}
+caption = "Judges against the truth, all causes, and those that the encoder's captions named or did not."
+stage.table(scores, "judges", caption, headings | {"reason": "reason"})
 
 # %% needs="truth"
 fig, frame = figures.confusion(spoken, features, config.main)

@@ -38,6 +38,7 @@ from mtlib.report import figures, results
 from mtlib.report.reader import Reader
 from mtlib.run.stage import Stage
 
+# %%
 plots.use_style()
 stage = Stage("07_results", globals())
 data = store.open_data(stage)

@@ -33,6 +33,7 @@ WHY = {  # what is missing, in words
     "judged": "a classifier that learned from labels plausible and implausible",
     "label_images": "a folder of new images",
     "labels": "labels plausible and implausible",
+    "monoloss": "a method that was trained without and with MonoLoss",
     "pictures": "images that may be shown",
     "scenes": "scenes that were drawn here",
     "seeds": "a second seed of a method",
