@@ -6,8 +6,6 @@ rate     = (apparent + specificity - 1) / (sensitivity + specificity - 1), kept 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
@@ -41,18 +39,10 @@ def detector_counts(flagged: np.ndarray, labels: np.ndarray) -> dict:
     flagged, labels = np.asarray(flagged, bool), np.asarray(labels, int)
     pos, neg = labels == 1, labels == 0
     if not pos.any() or not neg.any():
-        raise ValueError(
-            f"the detector's rates need both labels, got {int(pos.sum())} implausible, {int(neg.sum())} not"
-        )
+        raise ValueError(f"the detector's rates need both labels, got {pos.sum()} implausible, {neg.sum()} not")
     hit, calm = int(flagged[pos].sum()), int((~flagged[neg]).sum())
-    return {
-        "true_positive": hit,
-        "n_positive": int(pos.sum()),
-        "true_negative": calm,
-        "n_negative": int(neg.sum()),
-        "sensitivity": hit / pos.sum(),
-        "specificity": calm / neg.sum(),
-    }
+    counts = {"true_positive": hit, "n_positive": int(pos.sum()), "true_negative": calm, "n_negative": int(neg.sum())}
+    return counts | {"sensitivity": hit / pos.sum(), "specificity": calm / neg.sum()}
 
 
 def _redraw(rng: np.random.Generator, k: int, n: int, size: int) -> np.ndarray:
@@ -69,7 +59,7 @@ def corrected_rate(k: int, n: int, detector: dict, n_boot: int = N_BOOT, seed: i
     Args:
         k, n:     images flagged, and images, of the generator. n > 0.
         detector: what `detector_counts` returned (val).
-    Returns: apparent, apparent_low, apparent_high (Wilson), rate, low, high, undefined (share of bootstrap draws whose
+    Returns: raw_rate, raw_low, raw_high (Wilson), corrected_rate, low, high, undefined (share of bootstrap draws whose
         detector could not be corrected; the interval is then 0 .. 1 when more than 5%).
     """
     rng = np.random.default_rng(seed)
@@ -80,16 +70,10 @@ def corrected_rate(k: int, n: int, detector: dict, n_boot: int = N_BOOT, seed: i
     )
     undefined = float(np.isnan(draws).mean())
     low, high = (0.0, 1.0) if undefined > 0.05 else np.nanpercentile(draws, [2.5, 97.5])
-    apparent_low, apparent_high = wilson(k, n)
-    return {
-        "apparent": k / n,
-        "apparent_low": float(apparent_low),
-        "apparent_high": float(apparent_high),
-        "rate": float(rogan_gladen(k / n, detector["sensitivity"], detector["specificity"])),
-        "low": float(low),
-        "high": float(high),
-        "undefined": undefined,
-    }
+    raw_low, raw_high = (float(v) for v in wilson(k, n))
+    rate = float(rogan_gladen(k / n, detector["sensitivity"], detector["specificity"]))
+    line = {"raw_rate": k / n, "raw_low": raw_low, "raw_high": raw_high, "corrected_rate": rate}
+    return line | {"low": float(low), "high": float(high), "undefined": undefined}
 
 
 def failure_rates(
@@ -97,60 +81,41 @@ def failure_rates(
     flagged: np.ndarray,
     detector: dict,
     true_rates: dict[str, float] | None = None,
-    n_boot: int = N_BOOT,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Ranking of generators by corrected failure rate, 1 = fails least.
+    """Generators by corrected failure rate; rank 1 fails least.
 
     Args:
         generator:  (n,) str, "" rows are left out. flagged: (n,) bool, the classifier says implausible.
         detector:   what `detector_counts` returned for the val split.
-        true_rates: generator -> its real rate (demo); adds true_rate and inside (the interval holds it).
-    Returns: frame of rank, generator, n, the columns of `corrected_rate`, sensitivity, specificity, sorted by rank.
+        true_rates: generator -> its real rate (demo); adds true_rate, inside (the interval holds it) and true_rank.
+    Returns: frame of generator, n, the columns of `corrected_rate`, sensitivity, specificity, rank, sorted by rank.
     """
-    generator, flagged = np.asarray(generator).astype(str), np.asarray(flagged, bool)
-    lines = []
-    for i, name in enumerate(sorted(set(generator) - {""})):
-        mine = flagged[generator == name]
-        line = {"generator": name, "n": len(mine)} | corrected_rate(
-            int(mine.sum()), len(mine), detector, n_boot, seed + i
-        )
+    flags, lines = pd.Series(np.asarray(flagged, bool)).groupby(np.asarray(generator).astype(str)), []
+    for i, (name, own) in enumerate((name, own) for name, own in flags if name):
+        line = {"generator": name, "n": len(own)} | corrected_rate(int(own.sum()), len(own), detector, seed=seed + i)
         line |= {key: detector[key] for key in ("sensitivity", "specificity")}
         if true_rates is not None:
             real = true_rates.get(name, float("nan"))
             line |= {"true_rate": real, "inside": bool(line["low"] <= real <= line["high"])}
         lines.append(line)
     if not lines:
-        return pd.DataFrame(columns=["rank", "generator", "n", "apparent", "rate", "low", "high"])
-    frame = pd.DataFrame(lines).sort_values(["rate", "generator"], kind="stable").reset_index(drop=True)
-    frame.insert(0, "rank", frame["rate"].rank(method="min").astype("Int64"))
-    return frame
+        return pd.DataFrame(columns=["generator", "n", "raw_rate", "corrected_rate", "low", "high", "rank"])
+    frame = pd.DataFrame(lines).sort_values(["corrected_rate", "generator"], kind="stable", ignore_index=True)
+    ranks = {"rank": "corrected_rate"} | ({"true_rank": "true_rate"} if true_rates is not None else {})
+    return frame.assign(**{name: frame[of].rank(method="min").astype("Int64") for name, of in ranks.items()})
 
 
-def firing_rates(
-    codes: Iterable[tuple[np.ndarray, np.ndarray]], generator: np.ndarray, features: np.ndarray
-) -> pd.DataFrame:
+def firing_rates(active: np.ndarray, generator: np.ndarray, features: np.ndarray) -> pd.DataFrame:
     """How often each error feature fires on each generator's images.
 
-    Args:
-        codes:     batches of (rows (B,), z (B, S)).
-        generator: (N,) str of every row; "" rows are left out.
-        features:  (F,) the features to report.
-    Returns: frame of generator, feature, n, n_fired, rate, low, high (Wilson), sorted.
+    Args: active: (n, F) bool, whether each of `features` (F,) fires. generator: (n,) str; "" rows are left out.
+    Returns: frame of generator, feature, n, n_fired, rate, low, high (Wilson), sorted by generator.
     """
-    generator, features = np.asarray(generator).astype(str), np.asarray(features, int)
-    fired: dict[str, np.ndarray] = {}
-    total: dict[str, int] = {}
-    for rows, z in codes:
-        active = np.asarray(z)[:, features] > 0
-        for name in set(generator[rows]) - {""}:
-            mine = generator[rows] == name
-            fired[name] = fired.get(name, 0) + active[mine].sum(0)
-            total[name] = total.get(name, 0) + int(mine.sum())
-    lines = []
-    for name in sorted(total):
-        low, high = wilson(fired[name], np.full(len(features), total[name]))
-        for f, k, a, b in zip(features, fired[name], low, high, strict=True):
-            line = {"generator": name, "feature": int(f), "n": total[name], "n_fired": int(k)}
-            lines.append(line | {"rate": k / total[name], "low": float(a), "high": float(b)})
-    return pd.DataFrame(lines, columns=["generator", "feature", "n", "n_fired", "rate", "low", "high"])
+    frames = [pd.DataFrame(columns=["generator", "feature", "n", "n_fired", "rate", "low", "high"])]
+    for name in sorted(set(generator) - {""} if len(features) else ()):
+        fired, n = active[generator == name].sum(0), int((generator == name).sum())
+        low, high = wilson(fired, np.full(len(fired), n))
+        line = {"generator": name, "feature": features, "n": n, "n_fired": fired, "rate": fired / n}
+        frames.append(pd.DataFrame(line | {"low": low, "high": high}))
+    return pd.concat(frames[1:] or frames, ignore_index=True)

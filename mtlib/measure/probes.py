@@ -22,6 +22,7 @@ from mtlib.measure.zero_shot import zero_shot_task
 from mtlib.scenes.causes import CAUSES
 
 CARD = ("family", "cause", "captioned", "n_test", "probe_accuracy", "probe_auroc", "zero_shot_family")
+FOLDS = 5
 FLOOR = 1e-12  # probabilities below it are raised to it, so that a certain answer has a finite KL
 
 
@@ -60,20 +61,35 @@ def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
         accuracy_high (Wilson, 95%), auroc_low, auroc_high (95% of the folds' mean) and zero_shot_top5.
     Raises: ValueError when a label has fewer groups than folds.
     """
+    if data.truth is None and data.facts["labels"] == "none":
+        return _words_card(data)
     facts = {k: v for k, v in data.facts.items() if k != "layer"}  # texts are compared with the final embedding
     task, _ = zero_shot_task(replace(data, facts=facts), encoder)
+    x, train, rows, extra = data.x, data.rows("train"), data.rows("test"), {}
+    names = data.manifest["class_name"].to_numpy(str) if data.truth is None else data.truth["family"].to_numpy(str)
     if data.truth is not None:
-        return _scenes_card(data, task)
-    if data.facts["labels"] == "plausibility":
-        return _folds_card(data, seed)
-    return _classes_card(data, task) if data.facts["labels"] == "classes" else _words_card(data)
-
-
-def _hits(data: Data, task, rows: np.ndarray) -> np.ndarray:
-    """(n,) whether the nearest text is the right one; NaN without texts."""
-    return (
-        np.full(len(rows), np.nan) if task is None else task.hits(torch.as_tensor(data.embedding_at(rows)), rows)[:, 0]
+        y, groups = data.labels(), _causes(data)
+        score = _score(fit_probe(x, train, y), x, rows)
+        right, extra["probe_auroc"] = (score > 0) == (y[rows] == 1), auroc(score, y[rows] == 1)
+    elif data.facts["labels"] == "plausibility":
+        rows, task = data.rows(("train", "val", "test")), None
+        right, extra = _folds(data, rows, seed)
+        groups = [(name, "") for name in sorted(set(names[rows]) - {""})]
+    else:
+        groups = [(name, "") for name in data.facts["class_names"]]
+        y = pd.Categorical(names, categories=data.facts["class_names"]).codes
+        probe = fit_probe(x, train, y)
+        right = np.zeros(len(rows), bool) if probe is None else probe.predict(_f64(x[rows])) == y[rows]
+    hits = (
+        np.full((len(rows), 1), np.nan) if task is None else task.hits(torch.as_tensor(data.embedding_at(rows)), rows)
     )
+    lines = [_line("all", "", right, hits) | extra]
+    for name, cause in groups:
+        here = names[rows] == name
+        line = _line(name, cause, right[here], hits[here])
+        lines.append(line | ({"probe_auroc": _auroc_of_cause(data, name, cause)} if cause else {}))
+    intervals = [] if data.truth is not None else ["accuracy_low", "accuracy_high"]
+    return pd.DataFrame(lines).reindex(columns=[*CARD, *intervals, *(c for c in extra if c not in CARD)])
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
@@ -81,62 +97,56 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
+def _f64(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
 def _score(probe, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.zeros(len(rows)) if probe is None or not len(rows) else probe.decision_function(_f64(x[rows]))
 
 
-def _scenes_card(data: Data, task) -> pd.DataFrame:
-    x, y, train, test = data.x, data.labels(), data.rows("train"), data.rows("test")
-    family, cause = (data.truth[name].to_numpy(dtype=str) for name in ("family", "cause"))
-    score, named = _score(fit_probe(x, train, y), x, test), _hits(data, task, test)
-    right = (score > 0) == (y[test] == 1)
-    lines = [{"family": "all", "cause": "", "captioned": "", "n_test": len(test), "probe_accuracy": right.mean()}]
-    lines[0] |= {"probe_auroc": auroc(score, y[test] == 1), "zero_shot_family": named.mean()}
-    for name, error in sorted({(f, c) for f, c in zip(family, cause, strict=True) if c}):
-        fit, use = (r[(family[r] == name) & np.isin(cause[r], ["", error])] for r in (train, test))
-        own, here = fit_probe(x, fit, y), family[test] == name
-        line = {"family": name, "cause": error, "captioned": CAUSES.get(error, {}).get("captioned", "")}
-        line |= {
-            "n_test": int(here.sum()),
-            "probe_accuracy": right[here].mean(),
-            "zero_shot_family": named[here].mean(),
-        }
-        lines.append(line | {"probe_auroc": auroc(_score(own, x, use), y[use] == 1) if own else float("nan")})
-    return pd.DataFrame(lines)[list(CARD)]
+def _line(name: str, cause: str, right: np.ndarray, hits: np.ndarray) -> dict:
+    line = {
+        "family": name,
+        "cause": cause,
+        "captioned": CAUSES.get(cause, {}).get("captioned", ""),
+        "n_test": len(right),
+    }
+    if not len(right):
+        return line
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    line |= {"probe_accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
+    return line | {"zero_shot_family": hits[:, 0].mean()}
 
 
-def _folds_card(data: Data, seed: int, n_folds: int = 5) -> pd.DataFrame:
-    rows, y = data.rows(("train", "val", "test")), data.labels()
-    groups = data.manifest["group"].to_numpy()[rows]
+def _causes(data: Data) -> list[tuple[str, str]]:
+    """(family, cause) of the scenes, sorted."""
+    truth = data.truth[["family", "cause"]].astype(str)
+    return sorted(truth[truth["cause"] != ""].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _auroc_of_cause(data: Data, family: str, cause: str) -> float:
+    """AUROC of a probe of one family's images that are plausible or show the cause."""
+    ours = (data.truth["family"] == family) & data.truth["cause"].astype(str).isin(["", cause])
+    fit, use = (r[ours.to_numpy()[r]] for r in (data.rows("train"), data.rows("test")))
+    probe = fit_probe(data.x, fit, data.labels())
+    return auroc(_score(probe, data.x, use), data.labels(use) == 1) if probe else float("nan")
+
+
+def _folds(data: Data, rows: np.ndarray, seed: int) -> tuple[np.ndarray, dict]:
+    """(n,) whether each image is decided rightly by a probe of the other folds; the folds' mean AUROC with its interval."""
+    y, groups = data.labels(rows), data.manifest["group"].to_numpy()[rows]
     for label in (0, 1):
-        if (n := len(np.unique(groups[y[rows] == label]))) < n_folds:
-            raise ValueError(f"label {label} has {n} different images, {n_folds} folds need at least {n_folds}")
+        if (n := len(np.unique(groups[y == label]))) < FOLDS:
+            raise ValueError(f"label {label} has {n} different images, {FOLDS} folds need at least {FOLDS}")
     score, areas = np.zeros(len(rows)), []
-    cut = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    for fit, held in cut.split(rows, y[rows], groups):
-        score[held] = _score(fit_probe(data.x, rows[fit], y), data.x, rows[held])
-        areas.append(auroc(score[held], y[rows[held]] == 1))
-    right, mean = (score > 0) == (y[rows] == 1), float(np.mean(areas))
-    half = t.ppf(0.975, n_folds - 1) * np.std(areas, ddof=1) / np.sqrt(n_folds)
-    names = data.manifest["class_name"].to_numpy(dtype=str)[rows]
-    lines = [
-        _line("all", right)
-        | {"probe_auroc": mean, "auroc_low": max(0.0, mean - half), "auroc_high": min(1.0, mean + half)}
-    ]
-    lines += [_line(name, right[names == name]) for name in sorted(set(names) - {""})]
-    return _card(lines, "accuracy_low", "accuracy_high", "auroc_low", "auroc_high")
-
-
-def _classes_card(data: Data, task) -> pd.DataFrame:
-    names, train, test = data.facts["class_names"], data.rows("train"), data.rows("test")
-    y = pd.Categorical(data.manifest["class_name"], categories=names).codes
-    probe, named = fit_probe(data.x, train, y), _hits(data, task, test)
-    right = np.zeros(len(test), bool) if probe is None else probe.predict(_f64(data.x[test])) == y[test]
-    lines = [_line("all", right) | {"zero_shot_family": named.mean()}]
-    for i, name in enumerate(names):
-        here = y[test] == i
-        lines.append(_line(name, right[here]) | {"zero_shot_family": named[here].mean() if here.any() else np.nan})
-    return _card(lines, "accuracy_low", "accuracy_high")
+    cut = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for fit, held in cut.split(rows, y, groups):
+        score[held] = _score(fit_probe(data.x, rows[fit], data.labels()), data.x, rows[held])
+        areas.append(auroc(score[held], y[held] == 1))
+    mean, half = float(np.mean(areas)), t.ppf(0.975, FOLDS - 1) * np.std(areas, ddof=1) / np.sqrt(FOLDS)
+    ends = {"auroc_low": max(0.0, mean - half), "auroc_high": min(1.0, mean + half)}
+    return (score > 0) == (y == 1), {"probe_auroc": mean} | ends
 
 
 def _words_card(data: Data) -> pd.DataFrame:
@@ -144,7 +154,7 @@ def _words_card(data: Data) -> pd.DataFrame:
     texts = data.phrases["phrase"].str.replace(r" \(\d+\)$", "", regex=True).str.strip().str.lower().to_numpy(str)
     words = data.manifest["class_name"].str.strip().str.lower().to_numpy(str)
     rows = np.flatnonzero(np.isin(words, texts))
-    line = {"family": "all", "n_test": len(rows)}
+    line = {"family": "all", "cause": "", "captioned": "", "n_test": len(rows)}
     if len(rows):
         v, right = unit_rows(data.vocabulary), []
         for some in np.array_split(rows, -(-len(rows) // 1024)):
@@ -152,19 +162,7 @@ def _words_card(data: Data) -> pd.DataFrame:
             right.append(texts[order] == words[some, None])
         hits = np.concatenate(right)
         line |= {"zero_shot_family": hits[:, 0].mean(), "zero_shot_top5": hits.any(axis=1).mean()}
-    return _card([line], "zero_shot_top5")
-
-
-def _line(name: str, right: np.ndarray) -> dict:
-    line = {"family": name, "n_test": len(right)}
-    if not len(right):
-        return line
-    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return line | {"probe_accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
-
-
-def _card(lines: list[dict], *extra: str) -> pd.DataFrame:
-    return pd.DataFrame(lines).reindex(columns=[*CARD, *extra]).assign(cause="", captioned="")
+    return pd.DataFrame([line]).reindex(columns=[*CARD, "zero_shot_top5"])
 
 
 class ProbeShift:

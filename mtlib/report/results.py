@@ -7,7 +7,7 @@ import pandas as pd
 
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.store import Data
-from mtlib.measure.codes import interpreted, iter_codes, sparse_codes
+from mtlib.measure.codes import interpreted, sparse_codes
 from mtlib.measure.generators import detector_counts, failure_rates, firing_rates
 from mtlib.measure.relevance import permutation_null, relevance_table, same_denominator
 from mtlib.report.browse import error_features
@@ -130,13 +130,7 @@ def generator_ranking(data: Data, seed: int = 0) -> pd.DataFrame:
     if data.truth is not None:
         known = data.truth[generator != ""]
         true = known["label"].astype(float).groupby(generator[generator != ""]).mean().to_dict()
-    frame = failure_rates(generator, flagged, detector, true, seed=seed)
-    names = {"apparent": "raw_rate", "apparent_low": "raw_low", "apparent_high": "raw_high", "rate": "corrected_rate"}
-    frame = frame.drop(columns="rank").rename(columns=names)
-    frame["rank"] = frame["corrected_rate"].rank(method="min").astype("Int64")
-    if "true_rate" in frame:
-        frame["true_rank"] = frame["true_rate"].rank(method="min").astype("Int64")
-    return frame
+    return failure_rates(generator, flagged, detector, true, seed)
 
 
 def first_with_errors(reader: Reader) -> str:
@@ -153,8 +147,10 @@ def generator_features(reader: Reader, data: Data, method: str) -> pd.DataFrame:
     shown = error_features(reader, method).head(N_SHOWN)
     generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
     rows = np.flatnonzero(generator != "")
-    codes = ((some, z.numpy()) for some, _, z in iter_codes(load_coder(reader, method), data.x, rows))
-    frame = firing_rates(codes, generator, shown["feature"].to_numpy())
+    features = shown["feature"].to_numpy()
+    codes = sparse_codes(load_coder(reader, method), data.x, rows) if len(rows) * len(features) else None
+    active = np.zeros((len(rows), len(features)), bool) if codes is None else codes[:, features].toarray() > 0
+    frame = firing_rates(active, generator[rows], features)
     frame.insert(0, "method", method)
     frame.insert(3, "phrase", frame["feature"].map(shown["phrase"]))
     return frame
