@@ -23,32 +23,16 @@ CONTROL_CELLS = 50_000_000  # bound on n_controls * S * O
 
 
 def readout(classifier, target: str) -> Callable[[Tensor], Tensor]:
-    """The way from a coder's target to the classifier's logit: all of the classifier for x, its last layer for y.
-
-    Args:
-        classifier: maps x (B, D) to logits (B,) or (B, C); output(y (B, O)) is its last layer.
-        target:     "x" or "y".
-    Raises: ValueError for another target.
-    """
-    if target == "x":
-        return classifier
-    if target != "y":
-        raise ValueError(f"target = {target!r} must be 'x' or 'y'")
-    return classifier.output
+    """The way from a coder's target (B, O) to logits (B,) or (B, C): all of the classifier for x, its last layer for y."""
+    return classifier if target == "x" else classifier.output
 
 
 class LogitChange:
-    """Streaming change of the classifier's logit when y_hat takes the place of y.
-
-    Args:
-        readout: target (B, O) -> logit (B,), or (B, C) for classes: the classifier's output layer for a transcoder of
-            its hidden layer, the whole classifier for an autoencoder of x.
-    """
+    """Streaming change of the classifier's logit when y_hat takes the place of y; `readout`: see there."""
 
     def __init__(self, readout: Callable[[Tensor], Tensor]):
-        self.readout, self.n = readout, 0
+        self.readout, self.n, self.same = readout, 0, 0
         self.absolute = self.square = self.logit = self.logit_square = 0.0
-        self.same = 0
 
     def update(self, y: Tensor, y_hat: Tensor) -> None:
         """Add a batch: y, y_hat (B, O)."""
@@ -67,11 +51,7 @@ class LogitChange:
         """logit_change (mean |change|), logit_fvu (1: a constant would do as well), logit_agreement (same decision)."""
         variance = self.logit_square / self.n - float((self.logit / self.n).square().mean())
         fvu = self.square / self.n / variance if variance > 0 else float("nan")
-        return {
-            "logit_change": self.absolute / self.n,
-            "logit_fvu": fvu,
-            "logit_agreement": self.same / self.n,
-        }
+        return {"logit_change": self.absolute / self.n, "logit_fvu": fvu, "logit_agreement": self.same / self.n}
 
 
 @torch.no_grad()
@@ -91,7 +71,7 @@ def steer(
         x:         (B, D) what the coder reads.
         h:         (B, O) what it reconstructs: x for an autoencoder, y for a transcoder.
         feature:   j.
-        readout:   (B, O) -> logits or probabilities (B,) or (B, C).
+        readout:   see above; (B, O) -> logits or probabilities (B,) or (B, C).
         direction: (O,) to use in place of W_dec_j, at its norm: the control.
     Returns: (len(factors), B) or (len(factors), B, C).
     """
@@ -102,98 +82,88 @@ def steer(
     return torch.stack([readout(h + (factor - 1) * step) for factor in factors])
 
 
-class Removal:
+def causal_relevance(
+    coder,
+    classifier,
+    x: np.ndarray,
+    rows: np.ndarray,
+    target: str,
+    batch: int = BATCH,
+    n_controls: int = 8,
+    share: float = 0.25,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Mean change of the classifier's logit over the rows on which a feature fires, when it is removed.
 
     A transcoder's output is the hidden layer, so the change is exact: -z_j (W_dec_j . w_logit). Of an autoencoder,
-    x - z_j W_dec_j goes through the classifier. Up to its ReLU that is linear, so x and W_dec_j are sent through its first layer
-    once each, not once per pair. With several logits (a classifier of classes) that of the row's predicted class is followed.
+    x - z_j W_dec_j goes through the classifier. With several logits (a classifier of classes) that of the row's predicted
+    class is followed.
 
     Args:
         coder:      has W_dec (S, O).
         classifier: maps x (B, D) to logits (B,) or (B, C); has w_logit (O,) or (O, C).
+        x, rows:    (N, D), and those of its rows that are used.
         target:     "y" for a transcoder, "x" for an autoencoder.
         n_controls: directions of each kind per feature (fewer where S * O is very large).
         share:      share of the rows on which an autoencoder's controls are run (drawn by row number and seed).
+    Returns: frame of causal_relevance (mean change of the logit, signed), causal_control_latents, causal_control_random: the
+        means of |mean change| over the control directions. NaN where a feature never fired.
     """
+    w_dec = coder.W_dec.detach().float().cpu()  # (S, O)
+    directions = {"relevance": w_dec[None], **control_directions(w_dec, n_controls, seed)}
+    n = {name: torch.zeros(len(w_dec), dtype=torch.int64) for name in directions}
+    sums = {name: torch.zeros(d.shape[:2]).double() for name, d in directions.items()}
+    for some, xb, z in iter_codes(coder, x, rows, batch):
+        xb, z = xb.cpu(), z.float().cpu()
+        with torch.no_grad():
+            logits = classifier(xb).reshape(len(xb), -1)  # (B, C)
+            z = z * step_gain(coder, xb)
+            for name, own in directions.items():
+                on = slice(None) if target == "y" or name == "relevance" else chosen(some, share, seed)
+                n[name] += (z[on] > 0).sum(dim=0)
+                remove = _exact if target == "y" else _forward
+                sums[name] += remove(classifier, xb[on], z[on], logits[on], own)
+    found = {"causal_relevance": _ratio(sums["relevance"][0], n["relevance"])}
+    controls = [name for name in directions if name != "relevance"]
+    return pd.DataFrame(found | {f"causal_control_{c}": _ratio(sums[c].abs().mean(dim=0), n[c]) for c in controls})
 
-    def __init__(self, coder, classifier, target: str, n_controls: int = 8, share: float = 0.25, seed=0):
-        if target not in ("x", "y"):
-            raise ValueError(f"target = {target!r} must be 'x' or 'y'")
-        self.classifier, self.target, self.share, self.seed = classifier, target, share, seed
-        self.coder, self.W_dec = coder, coder.W_dec.detach().float().cpu()  # (S, O)
-        S, width = self.W_dec.shape
-        n_controls = max(1, min(n_controls, CONTROL_CELLS // (S * width)))
-        rng, norm = np.random.default_rng(seed), self.W_dec.norm(dim=1)
-        shift = torch.from_numpy(rng.integers(1, max(S, 2), (n_controls, S)))
-        unit = torch.nn.functional.normalize(self.W_dec, dim=1)
-        others = unit[(torch.arange(S) + shift) % S]  # (K, S, O), never the feature itself
-        random = torch.from_numpy(rng.normal(size=(n_controls, S, width)).astype(np.float32))
-        random = torch.nn.functional.normalize(random, dim=2)
-        self.controls = {"latents": others * norm[:, None], "random": random * norm[:, None]}
-        self.n = torch.zeros(S, dtype=torch.int64)
-        self.sums = {"relevance": torch.zeros(S).double()}
-        self.sums |= {name: torch.zeros(n_controls, S).double() for name in self.controls}
-        self.n_control = torch.zeros(S, dtype=torch.int64)
 
-    @torch.no_grad()
-    def update(self, rows: np.ndarray, x: Tensor, z: Tensor) -> None:
-        """Add a batch: rows (B,), x (B, D), codes z (B, S)."""
-        logits = self.classifier(x)
-        logits = logits[:, None] if logits.ndim == 1 else logits  # (B, C)
-        followed = logits.argmax(dim=1)  # (B,)
-        self.n += (z > 0).sum(dim=0)
-        z = z * step_gain(self.coder, x)
-        if self.target == "y":
-            self._exact(z, followed)
-            return
-        self.sums["relevance"] += self._forward(x, z, logits, followed, self.W_dec)
-        some = torch.from_numpy(chosen(rows, self.share, self.seed))
-        self.n_control += (z[some] > 0).sum(dim=0)
-        for name, directions in self.controls.items():
-            for k, direction in enumerate(directions):
-                self.sums[name][k] += self._forward(x[some], z[some], logits[some], followed[some], direction)
+def control_directions(w_dec: Tensor, n_controls: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    """Of each feature's norm, (K, S, O): other latents' directions (never its own), and random ones."""
+    S, width = w_dec.shape
+    n_controls = max(1, min(n_controls, CONTROL_CELLS // (S * width)))
+    rng, norm = np.random.default_rng(seed), w_dec.norm(dim=1)
+    shift = torch.from_numpy(rng.integers(1, max(S, 2), (n_controls, S)))
+    others = torch.nn.functional.normalize(w_dec, dim=1)[(torch.arange(S) + shift) % S]
+    random = torch.from_numpy(rng.normal(size=(n_controls, S, width)).astype(np.float32))
+    random = torch.nn.functional.normalize(random, dim=2)
+    return {"latents": others * norm[:, None], "random": random * norm[:, None]}
 
-    def _exact(self, z: Tensor, followed: Tensor) -> None:
-        w = self.classifier.w_logit.detach().float().cpu()
-        w = w[:, None] if w.ndim == 1 else w  # (O, C)
-        total = z.double().T @ torch.nn.functional.one_hot(followed, w.shape[1]).double()  # (S, C) sum of z per class
-        self.n_control += (z > 0).sum(dim=0)
-        self.sums["relevance"] -= (total * (self.W_dec @ w)).sum(dim=1)
-        for name, directions in self.controls.items():
-            self.sums[name] -= (total * (directions @ w)).sum(dim=2)
 
-    def _forward(self, x: Tensor, z: Tensor, logits: Tensor, followed: Tensor, directions: Tensor) -> Tensor:
-        """(S,) sum over rows of the change of the followed logit when z_j * directions[j] is taken out of x."""
-        total = torch.zeros(z.shape[1]).double()
-        row, latent = (z > 0).nonzero(as_tuple=True)
-        (at, along), read = self._first_layer(x, directions)
+def _exact(classifier, x: Tensor, z: Tensor, logits: Tensor, directions: Tensor) -> Tensor:
+    """(K, S) sum over rows of the change of the followed logit when z_j * directions[k, j] is taken out of y."""
+    w = classifier.w_logit.detach().float().cpu()
+    w = w[:, None] if w.ndim == 1 else w  # (O, C)
+    total = z.double().T @ torch.nn.functional.one_hot(logits.argmax(dim=1), w.shape[1]).double()  # (S, C)
+    return -(total * (directions @ w)).sum(dim=2)
+
+
+def _forward(classifier, x: Tensor, z: Tensor, logits: Tensor, directions: Tensor) -> Tensor:
+    """The same out of x. Up to the ReLU that is linear: x and directions go through the first layer once, not once per pair."""
+    total, layer = torch.zeros(directions.shape[:2]).double(), getattr(classifier, "hidden_layer", None)
+    row, latent = (z > 0).nonzero(as_tuple=True)
+    followed, at = logits.argmax(dim=1), x
+    if layer is not None:
+        at = layer((x - classifier.x_mean) / classifier.x_scale)  # (B, H)
+    for k, along in enumerate(directions):
+        along = along if layer is None else (along / classifier.x_scale) @ layer.weight.T  # (S, H)
         for start in range(0, len(row), PAIRS):
             i, j = row[start : start + PAIRS], latent[start : start + PAIRS]
-            after = read(at[i] - z[i, j, None] * along[j])
-            after = after if after.ndim == 1 else after.gather(1, followed[i, None])[:, 0]
-            change = after - logits[i, followed[i]]
-            total.index_add_(0, j, change.double())
-        return total
-
-    def _first_layer(self, x: Tensor, directions: Tensor):
-        """((x, directions) as the classifier's ReLU meets them, the rest of the classifier); unchanged for others."""
-        layer = getattr(self.classifier, "hidden_layer", None)
-        if layer is None:
-            return (x, directions), self.classifier
-        scale = self.classifier.x_scale
-        h = layer((x - self.classifier.x_mean) / scale)  # (B, H)
-        return (h, (directions / scale) @ layer.weight.T), lambda h: self.classifier.output(h.relu())
-
-    def result(self) -> pd.DataFrame:
-        """Columns causal_relevance (mean change of the logit, signed), causal_control_latents, causal_control_random.
-
-        The controls are means of |mean change| over the control directions. NaN where a feature never fired.
-        """
-        frame = pd.DataFrame({"causal_relevance": _ratio(self.sums["relevance"], self.n)})
-        for name in self.controls:
-            frame[f"causal_control_{name}"] = _ratio(self.sums[name].abs().mean(dim=0), self.n_control)
-        return frame
+            h = at[i] - z[i, j, None] * along[j]
+            after = classifier(h) if layer is None else classifier.output(h.relu())
+            after = after.reshape(len(i), -1).gather(1, followed[i, None])[:, 0]
+            total[k].index_add_(0, j, (after - logits[i, followed[i]]).double())
+    return total
 
 
 def _ratio(total: Tensor, n: Tensor) -> np.ndarray:
@@ -204,13 +174,3 @@ def chosen(rows: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     """(B,) bool: about `share` of the rows, picked by their number alone, so that batches cannot change the choice."""
     mixed = (np.asarray(rows, dtype=np.uint64) + np.uint64(seed) * np.uint64(7919)) * np.uint64(0x9E3779B97F4A7C15)
     return (mixed >> np.uint64(40)).astype(np.float64) < share * 2**24
-
-
-def causal_relevance(
-    coder, classifier, x: np.ndarray, rows: np.ndarray, target: str, batch=BATCH, **settings
-) -> pd.DataFrame:
-    """`Removal` of every feature on rows of x (N, D): its result. settings: n_controls, share, seed."""
-    removal = Removal(coder, classifier, target, **settings)
-    for some, xb, z in iter_codes(coder, x, rows, batch):
-        removal.update(some, xb.cpu(), z.float().cpu())
-    return removal.result()

@@ -38,7 +38,6 @@ SHARES = {
     "error_by_text": "error (text)",
     "neighbours_implausible": "implausible nearest",
 }
-DIRECTIONS = ("feature", "control", "group", "group control")
 COLUMNS = ["feature", "direction", "factor", *READ, "neighbours_implausible"]
 
 
@@ -72,16 +71,11 @@ class Steering:
     classifier: Callable[[Tensor], Tensor] | None = None
     verdict: object | None = None
 
-    @property
-    def inner(self) -> bool:
-        """Whether h is an inner layer's, so that every change needs a forward pass."""
-        return "layer" in self.data.facts
-
     def embeddings(
         self, images: np.ndarray, features: Sequence[int], factors: Sequence[float], others: Sequence[int] = ()
     ) -> np.ndarray:
         """(len(factors), n, d_out) final embeddings of images (their first rows) with features scaled; see `step_of`."""
-        if not self.inner:
+        if "layer" not in self.data.facts:
             x = torch.from_numpy(np.asarray(self.data.x[images], np.float32))
             step = step_of(self.coder, x, features, others)
             return np.stack([(x + (factor - 1) * step).numpy() for factor in factors])
@@ -115,37 +109,31 @@ class Steering:
         rows = self.data.rows(("train", "val"))[:: self.data.tokens]
         return rows, unit_rows(self.data.embedding_at(rows)), self.data.manifest["group"].to_numpy(str)[rows]
 
-    def read(self, images: np.ndarray, before: np.ndarray, after: np.ndarray, k: int = 10) -> dict:
+    def read(self, images: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict:
         """What changes between the embeddings `before` and `after` (n, d_out) of images: means over the images.
 
         probability: of the class that an image had before; class_kept: share in which it is still the likeliest; logit: the
         classifier's, of implausible; implausible: share with a logit above 0; margin: of the text tower's verdict (cosine to
         the family's error phrases - to its normal ones); error_by_text: share with a margin above 0; neighbours_kept: share
-        of the k nearest images that stay; neighbours_implausible: share labelled so. NaN where a run has no such thing.
+        of the nearest images that stay; neighbours_implausible: share labelled so. NaN where a run has no such thing.
         """
         p, own = self.probabilities(after), self.probabilities(before).argmax(axis=1)
-        near, were = self.neighbours(after, images, k), self.neighbours(before, images, k)
+        near, were = self.neighbours(after, images), self.neighbours(before, images)
         labels, nan = self.data.labels()[near], np.array([np.nan])
         logit = nan if self.classifier is None else self._logits(after)
         margin = nan if self.verdict is None else self.verdict.read_embeddings(after)[1]
-        shares = {
+        kept = [len(set(a) & set(b)) / len(a) for a, b in zip(near, were, strict=True)]
+        means = {
+            "probability": p[np.arange(len(p)), own],
+            "class_kept": p.argmax(1) == own,
             "logit": logit,
-            "implausible": share_above(logit),
+            "implausible": np.where(np.isnan(logit), np.nan, logit > 0),
             "margin": margin,
-            "error_by_text": share_above(margin),
+            "error_by_text": np.where(np.isnan(margin), np.nan, margin > 0),
+            "neighbours_kept": kept,
+            "neighbours_implausible": labels == 1 if (labels >= 0).all() else nan,
         }
-        return (
-            {
-                "n": len(images),
-                "probability": p[np.arange(len(p)), own].mean(),
-                "class_kept": (p.argmax(1) == own).mean(),
-            }
-            | {name: float(np.mean(values)) for name, values in shares.items()}
-            | {
-                "neighbours_kept": float(np.mean([len(set(a) & set(b)) / k for a, b in zip(near, were, strict=True)])),
-                "neighbours_implausible": float((labels == 1).mean()) if (labels >= 0).all() else float("nan"),
-            }
-        )
+        return {"n": len(images)} | {name: float(np.mean(values)) for name, values in means.items()}
 
     @torch.no_grad()
     def _logits(self, e: np.ndarray) -> np.ndarray:
@@ -176,51 +164,31 @@ class Steering:
             for name, latents in sets.items():
                 free = np.setdiff1d(alive, latents)
                 draws = [rng.choice(free, len(latents), replace=len(free) < len(latents)) for _ in range(n_controls)]
-                own = [(name or "feature", [()]), (f"{name} control".strip(), draws)]
-                for direction, others in own:
-                    lines += self._lines(feature, direction, rows, latents, factors, others)
+                before = self.embeddings(rows, latents, [1.0])[0]
+                for direction, others in ((name or "feature", [()]), (f"{name} control".strip(), draws)):
+                    found = [self.embeddings(rows, latents, factors, other) for other in others]
+                    for i, factor in enumerate(factors):
+                        mean = pd.DataFrame([self.read(rows, before, e[i]) for e in found]).mean()
+                        lines.append({"feature": feature, "direction": direction, "factor": float(factor), **mean})
         return pd.DataFrame(lines, columns=COLUMNS).astype({"n": int})
-
-    def _lines(self, feature: int, direction: str, rows: np.ndarray, latents, factors, others) -> list[dict]:
-        before = self.embeddings(rows, latents, [1.0])[0]
-        found = [self.embeddings(rows, latents, factors, other) for other in others]
-        head = {"feature": feature, "direction": direction}
-        return [
-            head
-            | {"factor": float(factor)}
-            | pd.DataFrame([self.read(rows, before, e[i]) for e in found]).mean().to_dict()
-            for i, factor in enumerate(factors)
-        ]
-
-
-def share_above(values: np.ndarray) -> np.ndarray:
-    """1 where a value is above 0, else 0; NaN stays."""
-    return np.where(np.isnan(values), np.nan, values > 0)
 
 
 def ends(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    """A line per feature and direction: every reading as it is, and with the smallest and the largest factor."""
-    at_factors = {"low": table["factor"].min(), "0": 0.0, "1": 1.0, "high": table["factor"].max()}
-    wide = table.pivot_table(index=["feature", "direction"], columns="factor", values=[*READINGS, *SHARES], sort=False)
-    lines = []
-    for line in chosen.itertuples():
-        for direction in [d for d in DIRECTIONS if (line.feature, d) in wide.index]:
-            own = wide.loc[(line.feature, direction)]
-            head = {"feature": line.feature, "why": line.why, "phrase": line.phrase, "direction": direction}
-            for c in [c for c in (*READINGS, *SHARES) if table[c].notna().any()]:
-                head |= {f"{c}_{name}": own[(c, at)] for name, at in at_factors.items()}
-            lines.append(head)
-    return pd.DataFrame(lines)
+    """A line per feature and direction: every reading as it is (1), without the features (0), and at the outermost factors."""
+    at = {"low": table["factor"].min(), "0": 0.0, "1": 1.0, "high": table["factor"].max()}
+    shown = [c for c in (*READINGS, *SHARES) if table[c].notna().any()]
+    wide = table.pivot_table(index=["feature", "direction"], columns="factor", values=shown, sort=False)
+    found = pd.DataFrame({f"{c}_{name}": wide[c, factor] for c in shown for name, factor in at.items()}).reset_index()
+    frame = chosen[["feature", "why", "phrase"]].merge(found, on="feature")
+    return frame[["feature", "why", "phrase", "direction", *found.columns[2:]]]
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """Means of `ends` over the features, a line per direction and reading: at the smallest factor, at 0, 1 and the largest."""
-    names = [c for c in (*READINGS, *SHARES) if f"{c}_1" in found]
-    by = found.drop(columns="feature").groupby("direction", sort=False)
+    by, lines = found.drop(columns="feature").groupby("direction", sort=False), []
     mean, counts = by.mean(numeric_only=True), by.size()
-    lines = []
-    for c in names:
-        for direction, row in mean.iterrows():
-            line = {"reading": READINGS.get(c) or SHARES[c], "scaled": direction, "features": int(counts[direction])}
+    for c, said in (READINGS | SHARES).items():
+        for direction, row in mean.iterrows() if f"{c}_1" in found else ():
+            line = {"reading": said, "scaled": direction, "features": int(counts[direction])}
             lines.append(line | {end: row[f"{c}_{end}"] for end in ("low", "0", "1", "high")})
     return pd.DataFrame(lines)

@@ -74,16 +74,13 @@ class ZeroShotDrop:
 
         Drops are in percentage points; top-5 is NaN with five classes or fewer.
         """
-        before, after = (a / self.n if self.n else np.full(2, np.nan) for a in (self.before, self.after))
+        shares = np.stack([self.before, self.after]) / (self.n or np.nan)  # (2, 2): before and after; top-1 and top-5
         if len(self.task.names) <= TOP:
-            before[1] = after[1] = np.nan
-        names = ("zero_shot_top1", "zero_shot_top5")
-        shares = dict(zip(names, before, strict=True)) | {f"{k}_spliced": v for k, v in zip(names, after, strict=True)}
-        drop = 100 * (before - after)
-        return {k: float(v) for k, v in shares.items()} | {
-            "zero_shot_drop": float(drop[0]),
-            "zero_shot_drop_top5": float(drop[1]),
-        }
+            shares[:, 1] = np.nan
+        drop, ends = 100 * (shares[0] - shares[1]), ("", "_spliced")
+        names = [f"zero_shot_top{top}{end}" for end in ends for top in (1, TOP)]
+        values = [*shares.ravel(), *drop]
+        return dict(zip([*names, "zero_shot_drop", "zero_shot_drop_top5"], map(float, values), strict=True))
 
 
 def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
@@ -97,10 +94,18 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
 
     Where x are tokens of an inner layer, the task is that of their images.
     """
-    if why := _not_comparable(data.facts):
-        return None, why
+    if "layer" in data.facts:
+        inner = data.facts["encoder"]
+        if not inner.get("layer"):
+            return None, "x holds the activations of a vision model that has no text tower"
+        if inner["tokens"] == "mean":
+            return None, "x holds the mean of a layer's tokens, which cannot be put back"
     if data.truth is not None:
-        return _families(data)
+        known = ((data.phrases["kind"] == "object") & (data.phrases["family"] != "")).to_numpy()
+        if not known.any():
+            return None, "no phrase names a family"
+        texts, names = unit_rows(data.vocabulary)[known], data.phrases.loc[known, "family"]
+        return _task(texts, names, data.truth["family"].to_numpy(str), "family of the scene"), ""
     if data.facts["labels"] == "classes":
         if encoder is None:
             return None, "the texts of the classes need the encoder"
@@ -114,43 +119,19 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
         words = data.manifest["class_name"].fillna("").str.strip().str.lower().to_numpy(str)
         if not set(words) & set(names):
             return None, "no row's name is a word of the vocabulary"
-        texts = np.asarray(data.vocabulary, np.float64)
-        return _task(*_merged(texts, names), words, "word of the vocabulary"), ""
+        return _task(np.asarray(data.vocabulary, np.float64), names, words, "word of the vocabulary"), ""
     return None, "neither families, classes nor words to choose from"
 
 
-def _not_comparable(facts: dict) -> str:
-    """Why no text can be compared with these images, with x or with what the encoder makes of it; "" when one can."""
-    if "layer" not in facts:
-        return ""
-    encoder = facts["encoder"]
-    if not encoder.get("layer"):
-        return "x holds the activations of a vision model that has no text tower"
-    mean = "x holds the mean of a layer's tokens, which cannot be put back"
-    return mean if encoder["tokens"] == "mean" else ""
-
-
-def _families(data: Data) -> tuple[ZeroShot | None, str]:
-    known = (data.phrases["kind"] == "object") & (data.phrases["family"] != "")
-    if not known.any():
-        return None, "no phrase names a family"
-    texts = unit_rows(data.vocabulary)[known.to_numpy()]
-    merged = _merged(texts, list(data.phrases.loc[known, "family"]))
-    return _task(*merged, data.truth["family"].to_numpy(str), "family of the scene"), ""
-
-
-def _merged(texts: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+def _task(texts: np.ndarray, names: Sequence[str], of_rows: np.ndarray, what: str) -> ZeroShot:
     """Texts of one name become their mean."""
     unique, index = np.unique(np.array(names, dtype=str), return_inverse=True)
     total = np.zeros((len(unique), texts.shape[1]))
     np.add.at(total, index, unit_rows(texts))
-    return total, unique.tolist()
-
-
-def _task(texts: np.ndarray, names: list[str], of_rows: np.ndarray, what: str) -> ZeroShot:
-    place = {name: i for i, name in enumerate(names)}
-    truth = np.array([place.get(name, -1) for name in of_rows])
-    return ZeroShot(torch.from_numpy(unit_rows(texts)), names, truth, what)
+    place = {name: i for i, name in enumerate(unique)}
+    return ZeroShot(
+        torch.from_numpy(unit_rows(total)), unique.tolist(), np.array([place.get(n, -1) for n in of_rows]), what
+    )
 
 
 def replacement(coder) -> Callable[[Tensor], Tensor]:
@@ -177,13 +158,8 @@ def replacement(coder) -> Callable[[Tensor], Tensor]:
 def zero_shot_inside(
     data: Data, encoder: Encoder, coders: Sequence, task: ZeroShot, rows: np.ndarray, batch: int = 64
 ) -> list[dict]:
-    """Zero-shot accuracy with each coder in the forward pass.
+    """Zero-shot accuracy of the images of `rows` with each autoencoder in the encoder's forward pass, `batch` images each.
 
-    Args:
-        encoder: that made data.x, with its layer.
-        coders:  autoencoders of what x holds.
-        rows:    rows of x; each of their images is classified once.
-        batch:   images per forward pass.
     Returns: a dict per coder and choice of tokens: coder (its place in `coders`), tokens ("all": all that x holds take
         their reconstruction; "cls": the class token only), n (images), and `ZeroShotDrop.result`.
     """
@@ -231,7 +207,7 @@ def inside_encoder(
         found = zero_shot_inside(data, encoder(), coders, task, data.rows("test"))
         frames.append((OWN, found))
         for line in found:
-            if line["tokens"] == tokens_of(data):
+            if line["tokens"] == data.facts["encoder"]["tokens"]:  # all that x holds
                 own[line["coder"]][1].update({k: v for k, v in line.items() if k.startswith("zero_shot")})
     for i, source in enumerate(others if coders else ()):
         other = read_other(source, encoder(), scratch / str(i), root, n, seed)
@@ -242,12 +218,6 @@ def inside_encoder(
             frames.append((source, zero_shot_inside(other, encoder(), coders, its_task, other.rows("all"))))
     lines = [{"images": name} | own[line.pop("coder")][0].key | line for name, found in frames for line in found]
     return pd.DataFrame(lines), left
-
-
-def tokens_of(data: Data) -> str:
-    """Which tokens of its layer x holds: "all", "patches", "cls" or "mean"; "all" of the final embedding."""
-    encoder = data.facts["encoder"]
-    return encoder["tokens"] if encoder.get("layer") else "all"
 
 
 def read_other(source: str, encoder: Encoder, out: Path, root: Path, n: int, seed: int) -> Data:
@@ -274,21 +244,17 @@ def accuracy_spliced(model, coder, pixels: np.ndarray, labels: np.ndarray, batch
     Returns: n; accuracy, accuracy_spliced, accuracy_constant (every token is the mean of these images' tokens: what is
         left when nothing of the stream is); agreement (share of images with the same decision); drop (percentage points).
     """
-    layer, splice = model.layer(), replacement(coder)
+    layer = model.layer()
     with layer.recorded() as seen:
         plain = _decisions(model, pixels, batch)
-    mean = torch.cat(seen).flatten(0, 1).mean(dim=0)
-    spliced = _replaced(model, layer, splice, pixels, batch)
-    constant = _replaced(model, layer, lambda x: mean.expand_as(x), pixels, batch)
-    right = {"accuracy": plain, "accuracy_spliced": spliced, "accuracy_constant": constant}
-    shares = {name: float((found == labels).mean()) for name, found in right.items()}
+    mean, found = torch.cat(seen).flatten(0, 1).mean(dim=0), {"accuracy": plain}
+    for name, replace in {"spliced": replacement(coder), "constant": lambda x: mean.expand_as(x)}.items():
+        with layer.replaced(replace):
+            found[f"accuracy_{name}"] = _decisions(model, pixels, batch)
+    shares = {name: float((decided == labels).mean()) for name, decided in found.items()}
+    agreement = float((plain == found["accuracy_spliced"]).mean())
     drop = 100 * (shares["accuracy"] - shares["accuracy_spliced"])
-    return {"n": len(labels)} | shares | {"agreement": float((plain == spliced).mean()), "drop": drop}
-
-
-def _replaced(model, layer, replace: Callable[[Tensor], Tensor], pixels: np.ndarray, batch: int) -> np.ndarray:
-    with layer.replaced(replace):
-        return _decisions(model, pixels, batch)
+    return {"n": len(labels)} | shares | {"agreement": agreement, "drop": drop}
 
 
 def _decisions(model, pixels: np.ndarray, batch: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch import nn
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.batches import Rows, set_statistics
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.logit import Removal, causal_relevance, chosen, steer
+from mtlib.measure.logit import causal_relevance, chosen, control_directions, steer
 from tests.features.standins import LinearCoder
 
 
@@ -115,11 +115,11 @@ def test_several_logits_follow_the_predicted_class():
 def test_controls_have_the_norm_and_are_never_the_feature():
     rng = np.random.default_rng(2)
     coder = LinearCoder(rng.normal(size=(3, 7)), rng.normal(size=(7, 3)))
-    causal = Removal(coder, Head(np.eye(3), np.ones(3)), "x")
-    for directions in causal.controls.values():
+    controls = control_directions(coder.W_dec)
+    for directions in controls.values():
         torch.testing.assert_close(directions.norm(dim=2), coder.W_dec.norm(dim=1).expand(8, 7))
     unit = torch.nn.functional.normalize(coder.W_dec, dim=1)
-    cosines = (torch.nn.functional.normalize(causal.controls["latents"], dim=2) * unit).sum(dim=2)
+    cosines = (torch.nn.functional.normalize(controls["latents"], dim=2) * unit).sum(dim=2)
     assert (cosines < 0.9999).all()
 
 
