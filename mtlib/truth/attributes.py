@@ -14,20 +14,9 @@ from mtlib.measure.codes import dense
 
 TOP, SHARE, LEVEL = 20, 0.8, 0.05
 KNOWN_FROM = 0.1  # share of a feature's firing that an attribute must explain
-NOT_NUISANCE = (
-    "path",
-    "scene",
-    "caption",
-    "family",
-    "cause",
-    "label",
-    "generator",
-    "split",
-    "variant",
-    "view",
-    "group",
-    "twin",
-)
+MANY, BINS = 8, 4  # numbers with more values than MANY are cut into BINS equal parts
+NOT_NUISANCE = ["path", "scene", "caption", "family", "cause", "label"]
+NOT_NUISANCE += ["generator", "split", "variant", "view", "group", "twin"]
 
 
 def error_features(
@@ -65,18 +54,9 @@ def error_features(
     q = np.ones(S)
     if tested.any():
         q[tested] = false_discovery_control(np.clip(p[tested], 0, 1))
-    is_error = tested & (top_share >= share) & (q <= level)
-    return pd.DataFrame(
-        {
-            "feature": np.arange(S),
-            "top_cause": np.where(top_share > 0, names[best], ""),
-            "top_cause_share": top_share,
-            "n_active_test": n_active,
-            "p_cause": np.where(tested, p, 1.0),
-            "q_cause": q,
-            "is_error": is_error,
-        }
-    )
+    frame = pd.DataFrame({"feature": np.arange(S), "top_cause": np.where(top_share > 0, names[best], "")})
+    frame = frame.assign(top_cause_share=top_share, n_active_test=n_active, p_cause=np.where(tested, p, 1.0), q_cause=q)
+    return frame.assign(is_error=tested & (top_share >= share) & (q <= level))
 
 
 def _active(codes) -> sparse.csc_array:
@@ -119,22 +99,18 @@ def explained_firing(active: np.ndarray | sparse.sparray, attribute: np.ndarray)
     return np.divide(information, h_fire, out=np.zeros_like(h_fire), where=h_fire > 1e-12)
 
 
-def nuisances(truth: pd.DataFrame, max_values: int = 8, bins: int = 4) -> pd.DataFrame:
+def nuisances(truth: pd.DataFrame) -> pd.DataFrame:
     """The nuisance columns of the truth; numbers with many values are cut into quarters."""
     out = {}
-    for name in truth.columns:
-        if name in NOT_NUISANCE:
+    for name, column in truth.drop(columns=NOT_NUISANCE, errors="ignore").items():
+        many = column.nunique() > MANY
+        if column.nunique() < 2 or (many and not pd.api.types.is_numeric_dtype(column)):
             continue
-        column = truth[name]
-        n_values = column.nunique()
-        if n_values < 2 or (n_values > max_values and not pd.api.types.is_numeric_dtype(column)):
-            continue
-        cut = n_values > max_values
-        out[name] = pd.qcut(column.rank(method="first"), bins, labels=False) if cut else column
+        out[name] = pd.qcut(column.rank(method="first"), BINS, labels=False) if many else column
     return pd.DataFrame(out, index=truth.index)
 
 
-def feature_kinds(codes: np.ndarray, truth: pd.DataFrame, known_from: float = KNOWN_FROM) -> pd.DataFrame:
+def feature_kinds(codes: np.ndarray, truth: pd.DataFrame) -> pd.DataFrame:
     """What explains each feature's firing best on one split: the cause, the family, or a nuisance.
 
     Args:
@@ -142,27 +118,17 @@ def feature_kinds(codes: np.ndarray, truth: pd.DataFrame, known_from: float = KN
     Returns: frame of feature, n_active, kind (cause | family | nuisance | unexplained | silent), attribute (the best
         nuisance), explained_cause, explained_family, explained_nuisance: shares, see `explained_firing`.
     """
-    active = _active(codes)
+    active, table = _active(codes), nuisances(truth)
     n_active = active.sum(0).astype(np.int64)
-    table = nuisances(truth)
-    by_cause = explained_firing(active, truth["cause"].fillna(""))
-    by_family = explained_firing(active, truth["family"])
     each = np.stack([explained_firing(active, table[c]) for c in table] or [np.zeros(codes.shape[1])])
     names = np.array(list(table.columns) or [""])
-    shares = np.stack([by_cause, by_family, each.max(0)])  # (3, S)
-    kind = np.array(["cause", "family", "nuisance"])[shares.argmax(0)]
-    kind = np.where(shares.max(0) < known_from, "unexplained", kind)
-    return pd.DataFrame(
-        {
-            "feature": np.arange(codes.shape[1]),
-            "n_active": n_active,
-            "kind": np.where(n_active > 0, kind, "silent"),
-            "attribute": names[each.argmax(0)],
-            "explained_cause": by_cause,
-            "explained_family": by_family,
-            "explained_nuisance": each.max(0),
-        }
-    )
+    shares = {"cause": explained_firing(active, truth["cause"].fillna(""))}
+    shares |= {"family": explained_firing(active, truth["family"]), "nuisance": each.max(0)}
+    values = np.stack(list(shares.values()))  # (3, S)
+    kind = np.where(values.max(0) < KNOWN_FROM, "unexplained", np.array(list(shares))[values.argmax(0)])
+    frame = pd.DataFrame({"feature": np.arange(len(n_active)), "n_active": n_active})
+    frame = frame.assign(kind=np.where(n_active > 0, kind, "silent"), attribute=names[each.argmax(0)])
+    return frame.assign(**{f"explained_{name}": share for name, share in shares.items()})
 
 
 def splitting(truly: pd.DataFrame, test: np.ndarray, cause_test: np.ndarray, best: dict[str, int]) -> pd.DataFrame:
@@ -182,15 +148,9 @@ def splitting(truly: pd.DataFrame, test: np.ndarray, cause_test: np.ndarray, bes
         here = test[cause_test == cause]
         children = (dense(here, own[own != parent]) > 0).any(1)
         fires = dense(here, [parent])[:, 0] > 0
-        silent = children & ~fires
-        lines.append(
-            {
-                "cause": cause,
-                "parent": parent,
-                "n_features": len(own),
-                "recall_parent": fires.mean() if len(fires) else np.nan,
-                "recall_any": (children | fires).mean() if len(fires) else np.nan,
-                "absorption": silent.sum() / children.sum() if children.any() else np.nan,
-            }
-        )
+        line = {"cause": cause, "parent": parent, "n_features": len(own)}
+        line["recall_parent"] = fires.mean() if len(fires) else np.nan
+        line["recall_any"] = (children | fires).mean() if len(fires) else np.nan
+        line["absorption"] = (children & ~fires).sum() / children.sum() if children.any() else np.nan
+        lines.append(line)
     return pd.DataFrame(lines)

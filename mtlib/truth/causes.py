@@ -61,26 +61,18 @@ def tasks(truth: pd.DataFrame, rows: dict[str, np.ndarray]) -> list[Task]:
 def best_feature(task: Task, val: np.ndarray, test: np.ndarray) -> dict:
     """The single column that separates a task best on val (either sign), scored on test.
 
-    Args:
-        val, test: (n_val, S) and (n_test, S) codes of the splits' rows.
-    Returns: dict of feature, sign, fires_for, auroc_val, auroc, auroc_all, threshold, f1.
+    Args: val, test: (n_val, S) and (n_test, S) codes of the splits' rows.
+    Returns: dict of feature, sign, fires_for (the best that is high, not low, on the cause), auroc, auroc_all, f1.
     """
     area = auroc(val[task.at["val"]], task.positive["val"])  # (S,)
     feature = int(np.argmax(np.abs(area - 0.5)))
     sign = 1 if area[feature] >= 0.5 else -1
     v, t = sign * dense(val, [feature])[task.at["val"], 0], sign * dense(test, [feature])[:, 0]
     inside = t[task.at["test"]]
-    threshold = best_threshold(v, task.positive["val"])
-    return {
-        "feature": feature,
-        "sign": sign,
-        "fires_for": int(np.argmax(area)),  # the best that is high, not low, on the cause
-        "auroc_val": float(max(area[feature], 1 - area[feature])),
-        "auroc": float(auroc(inside[:, None], task.positive["test"])[0]),
-        "auroc_all": float(auroc(t[:, None], task.everywhere["test"])[0]),
-        "threshold": threshold,
-        "f1": f1_at(inside, task.positive["test"], threshold),
-    }
+    found = {"feature": feature, "sign": sign, "fires_for": int(np.argmax(area))}
+    found["auroc"] = float(auroc(inside[:, None], task.positive["test"])[0])
+    found["auroc_all"] = float(auroc(t[:, None], task.everywhere["test"])[0])
+    return found | {"f1": f1_at(inside, task.positive["test"], best_threshold(v, task.positive["val"]))}
 
 
 def best_specific(task: Task, val, test, signs: tuple[int, ...] = (1,), everywhere: np.ndarray | None = None) -> dict:
@@ -100,39 +92,28 @@ def best_specific(task: Task, val, test, signs: tuple[int, ...] = (1,), everywhe
     both = np.stack([np.minimum(a, b) for a, b in ((inside, everywhere), (1 - inside, 1 - everywhere))[: len(signs)]])
     sign, feature = np.unravel_index(int(both.argmax()), both.shape)
     chosen = dense(test, [feature]) * signs[sign]
-    return {
-        "specific_feature": int(feature),
-        "specific_auroc": float(auroc(chosen[task.at["test"]], task.positive["test"])[0]),
-        "specific_auroc_all": float(auroc(chosen, task.everywhere["test"])[0]),
-    }
+    found = {"specific_feature": int(feature)}
+    found["specific_auroc"] = float(auroc(chosen[task.at["test"]], task.positive["test"])[0])
+    return found | {"specific_auroc_all": float(auroc(chosen, task.everywhere["test"])[0])}
 
 
 def causes_found(task_list: list[Task], val: np.ndarray, test: np.ndarray) -> pd.DataFrame:
     """`best_feature` and `best_specific` of every scorable task: a line per cause, with its numbers of test images."""
-    task_list = [t for t in task_list if t.scorable]
-    if not task_list:
-        return pd.DataFrame()
-    everywhere = auroc(
-        val, np.stack([t.everywhere["val"] for t in task_list], axis=1)
-    )  # (S, C), each column sorted once
-    lines = [
-        {"cause": t.cause, "family": t.family}
-        | best_feature(t, val, test)
-        | best_specific(t, val, test, everywhere=everywhere[:, i])
-        | {"n_cause": int(t.positive["test"].sum()), "n_plausible": int((~t.positive["test"]).sum())}
-        for i, t in enumerate(task_list)
-    ]
+    task_list, lines = [t for t in task_list if t.scorable], []
+    if task_list:  # each column is sorted once for all causes: (S, C)
+        everywhere = auroc(val, np.stack([t.everywhere["val"] for t in task_list], axis=1))
+    for i, t in enumerate(task_list):
+        line = {"cause": t.cause, "family": t.family} | best_feature(t, val, test)
+        line |= best_specific(t, val, test, everywhere=everywhere[:, i])
+        n_cause, n = int(t.positive["test"].sum()), len(t.positive["test"])
+        lines.append(line | {"n_cause": n_cause, "n_plausible": n - n_cause})
     return pd.DataFrame(lines)
 
 
-def linear_ceiling(task: Task, parts: dict[str, np.ndarray], costs: tuple[float, ...] = COSTS) -> float:
-    """Test AUROC of a linear probe of one task: logistic regression on train, C by the AUROC on val.
-
-    Args:
-        parts: split -> (n_split, D) activations of the split's rows, for train, val and test.
-    """
+def linear_ceiling(task: Task, parts: dict[str, np.ndarray]) -> float:
+    """Test AUROC of a linear probe of one task: logistic regression on train, C by the AUROC on val. parts: see `ceilings`."""
     x = {split: np.asarray(parts[split][at], np.float64) for split, at in task.at.items()}
-    models = [linear_probe(x["train"], task.positive["train"], c, STEPS) for c in costs]
+    models = [linear_probe(x["train"], task.positive["train"], c, STEPS) for c in COSTS]
     on_val = [auroc(m.decision_function(x["val"])[:, None], task.positive["val"])[0] for m in models]
     best = models[int(np.argmax(on_val))]
     return float(auroc(best.decision_function(x["test"])[:, None], task.positive["test"])[0])
@@ -141,41 +122,22 @@ def linear_ceiling(task: Task, parts: dict[str, np.ndarray], costs: tuple[float,
 def ceilings(task_list: list[Task], x: dict[str, np.ndarray], y: dict[str, np.ndarray] | None = None) -> pd.DataFrame:
     """Per cause: linear probes on x and on y (ceilings), the best single dimension of each (controls).
 
-    Args:
-        x, y: split -> activations of the splits' rows; y None without a classifier.
+    Args: x, y: split -> (n_split, D) activations of the splits' rows, for train, val and test; y None without a classifier.
     Returns: frame of cause, ceiling_x, ceiling_y, ceiling (the larger), best_x_dim, best_y_dim, and specific_x_dim and
         specific_y_dim (`best_specific` of single dimensions: the smaller of its two AUROCs).
     """
     lines = []
-    for task in task_list:
-        if not task.scorable:
-            continue
-        line = {"cause": task.cause, "ceiling_x": linear_ceiling(task, x), "ceiling_y": np.nan}
-        line["best_x_dim"], line["best_y_dim"] = best_feature(task, x["val"], x["test"])["auroc"], np.nan
-        line["specific_x_dim"], line["specific_y_dim"] = (
-            _weaker(best_specific(task, x["val"], x["test"], (1, -1))),
-            np.nan,
-        )
-        if y is not None:
-            line["ceiling_y"] = linear_ceiling(task, y)
-            line["best_y_dim"] = best_feature(task, y["val"], y["test"])["auroc"]
-            line["specific_y_dim"] = _weaker(best_specific(task, y["val"], y["test"]))
+    for task in (t for t in task_list if t.scorable):
+        line = {"cause": task.cause}
+        for name, parts, signs in (("x", x, (1, -1)), ("y", y, (1,))):
+            limit = best = weaker = np.nan
+            if parts is not None:
+                limit, best = linear_ceiling(task, parts), best_feature(task, parts["val"], parts["test"])["auroc"]
+                specific = best_specific(task, parts["val"], parts["test"], signs)
+                weaker = min(specific["specific_auroc"], specific["specific_auroc_all"])
+            line |= {f"ceiling_{name}": limit, f"best_{name}_dim": best, f"specific_{name}_dim": weaker}
         lines.append(line | {"ceiling": np.nanmax([line["ceiling_x"], line["ceiling_y"]])})
-    names = [
-        "cause",
-        "ceiling_x",
-        "ceiling_y",
-        "ceiling",
-        "best_x_dim",
-        "best_y_dim",
-        "specific_x_dim",
-        "specific_y_dim",
-    ]
-    return pd.DataFrame(lines, columns=names)
-
-
-def _weaker(specific: dict) -> float:
-    return min(specific["specific_auroc"], specific["specific_auroc_all"])
+    return pd.DataFrame(lines)
 
 
 def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] = SPARSE_K) -> dict[int, float]:
@@ -195,11 +157,7 @@ def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] =
         return dict.fromkeys(ks, 0.5)
     every = linear_probe(dense(codes["train"], alive).astype(np.float32), task.positive["train"], 0.1, STEPS)
     together = alive[np.argsort(-np.abs(every[-1].coef_[0]), kind="stable")]
-    out = {}
-    for k in ks:
-        candidates = [_fit_few(task, codes, order[:k]) for order in (alone, together)]
-        out[k] = max(candidates)[1]
-    return out
+    return {k: max(_fit_few(task, codes, order[:k]) for order in (alone, together))[1] for k in ks}
 
 
 def _fit_few(task: Task, codes: dict[str, np.ndarray], features: np.ndarray) -> tuple[float, float]:

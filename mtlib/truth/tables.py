@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from scipy import sparse
@@ -33,15 +34,8 @@ CAUSES += [
     "n_plausible",
     "share_of_ceiling",
 ]
-CAUSES += [
-    "specific_feature",
-    "specific_auroc",
-    "specific_auroc_all",
-    "specific_x_dim",
-    "specific_y_dim",
-    "status",
-    "reason",
-]
+CAUSES += ["specific_feature", "specific_auroc", "specific_auroc_all", "specific_x_dim", "specific_y_dim"]
+CAUSES += ["status", "reason"]
 KINDS = ["cause", "family", "nuisance", "unexplained", "silent"]
 
 
@@ -92,13 +86,10 @@ def causes_table(known: Known, subjects: list[Subject], codes: list[dict], capti
         codes:     `Known.codes` of each subject.
         captioned: cause -> whether the encoder's training captions named it; causes that are absent stay unknown.
     """
-    found = [
-        causes.causes_found(known.tasks, c["val"], c["test"]).assign(**s.key)
-        for s, c in zip(subjects, codes, strict=True)
-    ]
+    each = zip(subjects, codes, strict=True)
+    found = [causes.causes_found(known.tasks, c["val"], c["test"]).assign(**s.key) for s, c in each]
     table = pd.concat(found, ignore_index=True).merge(known.ceilings(), on="cause", how="left", validate="m:1")
-    table["captioned"] = table["cause"].map(captioned)
-    table["share_of_ceiling"] = table["auroc"] / table["ceiling"]
+    table = table.assign(captioned=table["cause"].map(captioned), share_of_ceiling=table["auroc"] / table["ceiling"])
     return table.assign(status="ok", reason="")[[*CAUSES, "fires_for"]]
 
 
@@ -114,13 +105,10 @@ def sparse_table(known: Known, subjects: list[Subject], codes: list[dict], ks=ca
 
 def attributes_table(known: Known, subjects: list[Subject], codes: list[dict], **thresholds) -> pd.DataFrame:
     """What every feature stands for (`attributes.feature_kinds`), and whether it is truly an error feature."""
-    truth, frames = known.images.truth.iloc[known.rows["test"]], []
+    truth, named, frames = known.images.truth.iloc[known.rows["test"]], (known.cause("val"), known.cause("test")), []
     for s, own in zip(subjects, codes, strict=True):
-        truly = attributes.error_features(
-            own["val"], own["test"], known.cause("val"), known.cause("test"), **thresholds
-        )
-        kinds = attributes.feature_kinds(own["test"], truth)
-        frames.append(kinds.merge(truly.drop(columns="n_active_test"), on="feature").assign(**s.key))
+        truly = attributes.error_features(own["val"], own["test"], *named, **thresholds).drop(columns="n_active_test")
+        frames.append(attributes.feature_kinds(own["test"], truth).merge(truly, on="feature").assign(**s.key))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -167,14 +155,8 @@ def captioned_causes(encoder_table: Path) -> dict[str, bool]:
     """cause -> captioned, from 01's report card of the encoder; {} when there is none."""
     if not encoder_table.is_file():
         return {}
-    frame = pd.read_csv(encoder_table, keep_default_na=False)
-    if not {"cause", "captioned"} <= set(frame):
-        return {}
-    frame = frame[frame["cause"] != ""]
-    return {
-        c: str(v).lower() in ("true", "1", "1.0", "yes")
-        for c, v in zip(frame["cause"], frame["captioned"], strict=True)
-    }
+    frame = pd.read_csv(encoder_table, keep_default_na=False, dtype=str).query("cause != ''")
+    return dict(zip(frame["cause"], frame["captioned"] == "True", strict=True))
 
 
 def by_method(table: pd.DataFrame, reached: float = 0.95) -> pd.DataFrame:
@@ -212,54 +194,54 @@ def causes_figure(found: pd.DataFrame) -> Figure:
     for name, column in (("best unit of x", "best_x_dim"), ("best unit of y", "best_y_dim")):
         if first[column].notna().any():
             table.loc[name] = first[column] / first["ceiling"]
-    table = table.sort_index(axis=1)
+    table = table.sort_index(axis=1).rename(columns=lambda cause: str(cause).replace("_", " "))
     table["mean"] = table.mean(axis=1)
     fig, ax = plt.subplots(figsize=(3.2 + 0.72 * table.shape[1], 1.6 + 0.34 * len(table)))
-    image = ax.imshow(table, vmin=min(0.9, np.nanmin(table.to_numpy())), vmax=1, cmap="cividis", aspect="auto")
-    middle = sum(image.get_clim()) / 2
-    for (i, j), value in np.ndenumerate(table.to_numpy()):
-        ax.text(
-            j, i, f"{value:.3f}", ha="center", va="center", color="black" if value > middle else "white", fontsize=8
-        )
-    names = [str(cause).replace("_", " ") for cause in table.columns]
-    ax.set_xticks(range(table.shape[1]), names, rotation=30, ha="right", fontsize=9)
-    ax.set_yticks(range(len(table)), table.index, fontsize=9)
-    ax.axvline(table.shape[1] - 1.5, color="white", lw=3)
-    ax.grid(False)
-    fig.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
+    low, text = min(0.9, np.nanmin(table.to_numpy())), {"fontsize": 8}
+    sns.heatmap(
+        table, ax=ax, vmin=low, vmax=1, cmap="cividis", annot=True, fmt=".3f", annot_kws=text, cbar_kws={"pad": 0.02}
+    )
+    ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=30, ha="right", fontsize=9)
+    ax.set_yticks(ax.get_yticks(), table.index, rotation=0, fontsize=9)
+    ax.axvline(table.shape[1] - 1, color="white", lw=3)
     seeds = found.groupby("method")["seed"].nunique().max()
-    ax.set_title("test AUROC / ceiling" + (f", mean over {seeds} seeds" if seeds > 1 else ""))
+    ax.set(xlabel="", ylabel="", title="test AUROC / ceiling" + (f", mean over {seeds} seeds" if seeds > 1 else ""))
     return fig
 
 
 def sparse_figure(sparse: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
     """Test AUROC against the number of features a probe may use: mean over causes (line), worst cause (dotted)."""
-    styles = styles or method_styles(sparse["method"])
-    fig, found = panels(sparse, ["auroc"])
-    for ax, l0, _, parts in found:
-        for base, part in parts:
-            by_cause = part.groupby(["k", "cause"])["auroc"].mean().groupby("k").agg(["mean", "min"])
-            ax.plot(by_cause.index, by_cause["mean"], label=base, **styles[base] | {"linestyle": "-"})
-            ax.plot(by_cause.index, by_cause["min"], ms=3, alpha=0.7, **styles[base] | {"linestyle": ":"})
-        ax.set(xlabel="features used, k", ylabel="test AUROC", xscale="log", xticks=sorted(set(sparse["k"])), title=l0)
+    keys = [c for c in ("method", "l0_target", "k") if c in sparse]
+    by_cause = sparse.groupby([*keys, "cause"], sort=False, dropna=False)["auroc"].mean()
+    found = by_cause.groupby(keys, sort=False, dropna=False).agg(["mean", "min"]).reset_index()
+    fig = _two_lines(found, "k", "mean", "min", ":", styles, "dotted: worst cause")
+    for ax in fig.axes:
+        ax.set(xlabel="features used, k", ylabel="test AUROC", xscale="log", xticks=sorted(set(sparse["k"])))
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.minorticks_off()
-    legend(fig, "dotted: worst cause")
     return fig
 
 
 def steering_figure(frame: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
     """Change of the logit against the factor on a cause's feature, mean over causes; a random direction dashed."""
+    fig = _two_lines(frame, "scale", "change", "control", "--", styles, "dashed: random direction")
+    for ax in fig.axes:
+        ax.axvline(1, color="0.3", lw=0.8)
+        ax.set(xlabel="factor on the feature's activation (1: as it is)", ylabel="mean change of the logit")
+    return fig
+
+
+def _two_lines(frame: pd.DataFrame, x: str, y: str, other: str, style: str, styles: dict | None, said: str) -> Figure:
+    """Means of two columns against x, the second one thin and in another line style: a panel per L0, a colour per method."""
     styles = styles or method_styles(frame["method"])
-    fig, found = panels(frame, ["change"])
+    fig, found = panels(frame, [y])
     for ax, l0, _, parts in found:
         for base, part in parts:
-            mean = part.groupby("scale")[["change", "control"]].mean()
-            ax.plot(mean.index, mean["change"], label=base, **styles[base] | {"linestyle": "-"})
-            ax.plot(mean.index, mean["control"], ls="--", lw=1, color=styles[base]["color"])
-        ax.axvline(1, color="0.3", lw=0.8)
-        ax.set(xlabel="factor on the feature's activation (1: as it is)", ylabel="mean change of the logit", title=l0)
-    legend(fig, "dashed: random direction")
+            mean = part.groupby(x)[[y, other]].mean()
+            ax.plot(mean.index, mean[y], label=base, **styles[base] | {"linestyle": "-"})
+            ax.plot(mean.index, mean[other], lw=1, ls=style, color=styles[base]["color"])
+        ax.set(title=l0)
+    legend(fig, said)
     return fig
 
 
@@ -273,12 +255,11 @@ def attribute_shares(kinds: pd.DataFrame) -> pd.DataFrame:
 def attributes_figure(shares: pd.DataFrame) -> Figure:
     """Stacked bars of `attribute_shares`."""
     fig, ax = plt.subplots(figsize=(7.5, 0.9 + 0.36 * len(shares)))
-    left, hatches = np.zeros(len(shares)), ["", "//", "..", "xx", ""]
-    for i, kind in enumerate(KINDS):
-        color = "0.85" if kind == "silent" else f"C{i}"
-        ax.barh(shares["method"], shares[kind], left=left, label=kind, color=color, hatch=hatches[i], edgecolor="white")
-        left += shares[kind].to_numpy()
-    ax.set(xlabel="share of latents", xlim=(0, 1), ylim=(len(shares) - 0.5, -0.5))
+    colors = ["0.85" if kind == "silent" else f"C{i}" for i, kind in enumerate(KINDS)]
+    shares.set_index("method")[KINDS].plot.barh(stacked=True, ax=ax, color=colors, edgecolor="white", legend=False)
+    for bars, hatch in zip(ax.containers, ["", "//", "..", "xx", ""], strict=True):
+        plt.setp(bars, hatch=hatch)
+    ax.set(xlabel="share of latents", ylabel="", xlim=(0, 1), ylim=(len(shares) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
     legend(fig)
     return fig
