@@ -32,9 +32,7 @@ def feature_table(reader: Reader, method: str, judge: str = "") -> pd.DataFrame:
     """Every feature of a method with its statistics and one judge's phrase, verdict and category.
 
     Args:
-        reader: the run.
-        method: one of reader.methods().
-        judge:  whose verdicts; "" for the first of `judges_of`.
+        judge: whose verdicts; "" for the first of `judges_of`.
     Returns: frame indexed by feature; columns of features.parquet and phrase, verdict, category, confidence, detail
         ("" where the judge has no verdict; the feature's number stays a column too).
     """

@@ -108,12 +108,10 @@ def gallery(top: pd.DataFrame, images: Sequence[bytes | str | None]) -> str:
         top:    lines of top_images.parquet, in order.
         images: for each the PNG bytes, the word of a row without an image, or None when the file cannot be read.
     """
-    cells = []
-    for line, image in zip(top.to_dict("records"), images, strict=True):
-        label = -1 if pd.isna(line["label"]) else int(line["label"])
-        data = base64.b64encode(image).decode() if isinstance(image, bytes) else ""
-        cells.append((line, label, data, "cannot be read" if image is None else image))
-    return HTML.gallery(cells)
+    lines = top.assign(label=top["label"].fillna(-1).astype(int)).to_dict("records")
+    data = [base64.b64encode(image).decode() if isinstance(image, bytes) else "" for image in images]
+    words = ["cannot be read" if image is None else image for image in images]
+    return HTML.gallery(list(zip(lines, data, words, strict=True)))
 
 
 def histogram(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()) -> str:

@@ -145,9 +145,8 @@ def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]
     """
     run_dir = ROOT / run_dir
     names = current(run_dir)
-    for stage in needed:
-        if stage not in names:
-            raise ArtifactError(f"{run_dir}: no artifact of {stage} yet; run notebook {stage} first")
+    if missing := [stage for stage in needed if stage not in names]:
+        raise ArtifactError(f"{run_dir}: no artifact of {missing[0]} yet; run notebook {missing[0]} first")
     if not names:
         raise ArtifactError(f"{run_dir}: no finished stage here; run ./run_all.sh or the notebooks first")
     for name in names.values():

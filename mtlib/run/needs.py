@@ -73,7 +73,7 @@ def met(need: str, provided: set[str], values: dict) -> bool:
 
 
 def missing(needed: str, provided: set[str], values: dict) -> list[str]:
-    """Those of the needs, written with blanks between them, that are not met."""
+    """Those of some needs, with blanks between them, that are not met."""
     return [need for need in needed.split() if not met(need, provided, values)]
 
 

@@ -27,6 +27,7 @@ from mtlib.run.profiles import Places, forced, load_params, run_name, with_noteb
 from mtlib.run.stage import SKIPPED, read_report
 
 CELL_TIMEOUT = 6 * 3600.0
+RERUN = "rerun.json"  # of a run: {"stages" that `--from` runs again, "done": folders of those that it has}
 
 
 @dataclass
@@ -60,34 +61,22 @@ def locked(run_dir: Path):
         yield
 
 
-class Rerun:
-    """The stages that `--from` runs again even if nothing changed; what is done stands in runs/<run>/rerun.json until the
-    whole run is, so that the same command goes on where it was interrupted and the unfinished stage keeps its checkpoints.
+def _done_again(record: Path, stages: set[str]) -> list[str]:
+    """Folder names of the stages that this `--from` has already run again before it was interrupted.
+
+    The record is there until the whole run is done, so that the same command goes on where it was; another one starts
+    over, and removes what earlier runs left of its stages unfinished.
     """
-
-    def __init__(self, run_dir: Path, stages: set[str]):
-        self.path, self.stages = run_dir / "rerun.json", sorted(stages)
-        self.finished: dict[str, bool] = {}  # folder name of a stage that has begun -> whether it ended
-        with contextlib.suppress(artifacts.ArtifactError):  # there is none, or it is torn: it starts over
-            before = artifacts.read_json(self.path, "")
-            self.finished = before.get("finished", {}) if before.get("stages") == self.stages else {}
-
-    def due(self, stage: str, folder: Path) -> bool:
-        """Whether a stage runs although its artifact may stand."""
-        return stage in self.stages and not self.finished.get(folder.name)
-
-    def note(self, stage: str, folder: Path, finished: bool) -> None:
-        """A stage begins or has finished: what an earlier run left of it unfinished goes, what this one left stays."""
-        if stage not in self.stages:
-            return
-        if not finished and folder.name not in self.finished:
-            shutil.rmtree(_part(folder), ignore_errors=True)
-        self.finished[folder.name] = finished
-        artifacts.write_json(self.path, {"stages": self.stages, "finished": self.finished})
-
-
-def _part(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".part")
+    try:
+        before = artifacts.read_json(record, "")
+    except artifacts.ArtifactError:  # there is none, or it is torn
+        before = {}
+    if stages and before.get("stages") != sorted(stages):
+        for part in (part for stage in stages for part in record.parent.glob(f"{stage}-*.part")):
+            shutil.rmtree(part)
+        before = {"stages": sorted(stages), "done": []}
+        artifacts.write_json(record, before)
+    return before.get("done", [])
 
 
 def run(
@@ -120,7 +109,8 @@ def run(
     repeated = forced(from_stage, places.stages)
     run_dir, report = places.root / "runs" / name, places.root / "reports" / name
     with locked(run_dir):
-        result, folders, rerun = Result(name, report), {}, Rerun(run_dir, repeated)
+        result, folders, record = Result(name, report), {}, run_dir / RERUN
+        done = _done_again(record, repeated)
         timings = {s: t for s, t in publish.read_timings(run_dir / "timings.csv").items() if s in places.stages}
         for stage in places.stages:
             notebook, values = places.notebooks / f"{stage}.py", checked[stage]
@@ -136,14 +126,15 @@ def run(
             met = needs.answers(notebook, provided, values)
             key = dependencies.stage_hash(notebook, places.package, values, inputs, places.root, met)
             folder = run_dir / f"{stage}-{key}"
-            if not rerun.due(stage, folder) and _stands(folder, echo):
+            if (stage not in repeated or folder.name in done) and _stands(folder, echo):
                 took = f", {timings[stage]['seconds']:.0f} s when it ran" if stage in timings else ""
                 echo(f"{stage:<14} unchanged{took}")
                 result.unchanged.append(stage)
             else:
-                rerun.note(stage, folder, finished=False)
                 timings[stage] = took = _run_stage(notebook, folder, values, provided, set(read), cell_timeout, echo)
-                rerun.note(stage, folder, finished=True)
+                if stage in repeated:
+                    done.append(folder.name)
+                    artifacts.write_json(record, {"stages": sorted(repeated), "done": done})
                 publish.write_timings(run_dir / "timings.csv", {s: timings[s] for s in places.stages if s in timings})
                 echo(f"{stage:<14} done in {took['seconds']:.0f} s, {took['peak_mb']:.0f} MB")
                 result.ran.append(stage)
@@ -151,7 +142,7 @@ def run(
             folders[stage] = folder
         artifacts.write_json(run_dir / "left_out.json", result.left_out)
         publish.publish(report, folders, run_dir, {s: timings[s] for s in folders if s in timings}, places)
-        rerun.path.unlink(missing_ok=True)  # the next --from starts anew
+        record.unlink(missing_ok=True)  # the next --from starts anew
     return result
 
 
@@ -179,7 +170,7 @@ def _run_stage(
     """
     from mtlib.run import notebook, render
 
-    part, run_dir, stage = _part(folder), folder.parent, source.stem
+    part, run_dir, stage = folder.with_name(folder.name + ".part"), folder.parent, source.stem
     root = run_dir.parents[1]
     echo(f"{stage:<14} " + (f"resumes in {part.relative_to(root)}" if part.is_dir() else "runs"))
     part.mkdir(exist_ok=True)
@@ -227,7 +218,7 @@ def clean(places: Places, echo=print) -> None:
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
         with locked(run_dir):
             keep = set(artifacts.current(run_dir).values())
-            (run_dir / "rerun.json").unlink(missing_ok=True)
+            (run_dir / RERUN).unlink(missing_ok=True)
             for folder in sorted(run_dir.glob("*-*")):
                 if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
                     shutil.rmtree(folder)

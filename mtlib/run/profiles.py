@@ -114,7 +114,7 @@ def _parameters(stages: tuple[str, ...], places: Places) -> dict[str, dict]:
 def unnumbered(places: Places) -> list[str]:
     """Notebooks that a profile may list: those without a number whose parameters cell has a `stage_dir`."""
     files = sorted(places.notebooks.glob("[!0-9]*.py"))
-    return [p.stem for p in files if re.search(r"^stage_dir = ", p.read_text(encoding="utf-8"), re.MULTILINE)]
+    return [p.stem for p in files if "\nstage_dir = " in p.read_text(encoding="utf-8")]
 
 
 def with_notebooks(profile: str, overrides: dict, places: Places) -> Places:

@@ -11,6 +11,12 @@ import io
 import re
 from pathlib import Path
 
+import nbformat
+from nbconvert import HTMLExporter
+from PIL import Image
+
+from mtlib.run.artifacts import write_text
+
 KEEP_METADATA = ("kernelspec", "language_info", "widgets")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+it \[|\[\d+:\d+<|\d(it/s|s/it)")
 SMALL_PNG, LARGE_PNG = 20_000, 200_000  # bytes
@@ -25,8 +31,6 @@ def clean(executed: Path, root: Path, private: list[str]):
         root:     the repository; its path is removed from every text.
         private:  other absolute paths that parameters brought in; each is cut to its last part.
     """
-    import nbformat
-
     pairs = {str(root) + "/": "", str(root): "."}
     for path in sorted(private, key=len, reverse=True):
         if Path(path).is_absolute():
@@ -72,8 +76,6 @@ def _shrink(data) -> None:
 
     A chart keeps its lines as a PNG of 256 colours; a large sheet of photographs becomes a JPEG.
     """
-    from PIL import Image
-
     raw = base64.b64decode(data.get("image/png", ""))
     if len(raw) < SMALL_PNG:
         return
@@ -98,16 +100,9 @@ def _slim_style(match: re.Match) -> str:
 
 def render(executed: Path, target: Path, root: Path, private: list[str]) -> None:
     """Write `target`.ipynb and `target`.html (images inside, no request to any host)."""
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    from mtlib.run.artifacts import write_text
-
     notebook = clean(executed, root, private)
-    exporter = HTMLExporter(
-        template_name="lab", embed_images=True, require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url=""
-    )
-    exporter.exclude_anchor_links = True
+    hosts = dict.fromkeys(("require_js_url", "mathjax_url", "jquery_url", "mermaid_js_url"), "")
+    exporter = HTMLExporter(template_name="lab", embed_images=True, exclude_anchor_links=True, **hosts)
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": executed.stem, "path": str(root)}})
     html = re.sub(
         r"<script[^>]*>(?:(?!</script>).)*?(?:mermaid|MathJax)(?:(?!</script>).)*</script>", "", html, flags=re.S
