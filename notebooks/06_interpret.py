@@ -50,7 +50,9 @@ usd_per_million = [0.25, 1.25]  # lmm: price of tokens in and tokens out
 timeout_s = 120.0  # lmm: seconds for one question, retries included
 
 # %%
+import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Image, display
 
 from mtlib import plots
@@ -62,7 +64,7 @@ from mtlib.ask.interview import Interview, plan_jobs
 from mtlib.ask.parse import parse
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
-from mtlib.judge import agreement, figures, keyless, lmm, published, scoring, verdicts
+from mtlib.judge import agreement, keyless, lmm, published, scoring, verdicts
 from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.codes import interpreted
 from mtlib.run.stage import Stage
@@ -147,7 +149,6 @@ for method, table in features.items():
 
 # %%
 spoken = {method: pd.concat(frames, ignore_index=True) for method, frames in said.items()}
-verdicts.write(stage.out / "explanations", spoken)
 counts = verdicts.verdict_counts(spoken)
 assert (counts[[v for v in verdicts.VERDICTS if v in counts]].sum(axis=1) == counts["n_latents"]).all()
 stage.table(
@@ -204,12 +205,16 @@ caption = "Judges against the truth, all causes, and those that the encoder's ca
 stage.table(scores, "judges", caption, headings | {"reason": "reason"})
 
 # %% needs="truth"
-fig, frame = figures.confusion(spoken, features, config.main)
-stage.figure(fig, "confusion", frame, caption="What the judge and the truth call an error, features of each method.")
+counts = agreement.confusion(spoken, features, config.main)
+fig, ax = plt.subplots(figsize=(6.5, 1.2 + 0.4 * len(counts)))
+sns.heatmap(counts.set_index("method")[agreement.CELLS], annot=True, fmt="d", cmap="Blues", cbar=False, ax=ax)
+stage.figure(fig, "confusion", counts, caption="What the judge and the truth call an error, features of each method.")
 
 # %% needs="truth"
-fig, frame = figures.scores(scores)
-stage.figure(fig, "judge_scores", frame, caption="Precision, recall and F1 of each judge against the truth.")
+frame = scores[scores["judge"] != ""].melt(["method", "judge", "captioned"], ["precision", "recall", "f1"], "score")
+look = dict(hue="captioned", style="captioned", row="judge", height=1.5 + 0.42 * frame["method"].nunique())
+grid = plots.facets(sns.relplot, frame, x="value", y="method", col="score", s=60, **look)
+stage.figure(grid.figure, "judge_scores", frame, caption="Precision, recall and F1 of each judge against the truth.")
 
 # %% needs="truth"
 mean = agreement.scores_of(scores, config.main)
@@ -254,7 +259,6 @@ outcomes = scoring.score(trials, judged.explanations, interview)
 # %% needs="judge=lmm dry_run=False score_features"
 tried = scoring.summary(outcomes, config)
 stage.table(outcomes, "score_outcomes", caption="Every explanation on its held-out images.")
-stage.figure(figures.explanation_scores(tried), "explanations", tried, caption="Explanations on held-out images.")
 stage.table(
     tried,
     "scores",
@@ -262,6 +266,17 @@ stage.table(
     headings={"method": "method", "kind": "told by", "n_features": "features", "n_lost": "without an answer"}
     | {"accuracy": "accuracy", "low": "low", "high": "high", "chance": "chance"},
 )
+
+# %% needs="judge=lmm dry_run=False score_features"
+rows = {method: i for i, method in enumerate(tried["method"].unique())}
+fig, ax = plt.subplots(figsize=(6.5, 1.5 + 0.5 * len(rows)))
+for k, (kind, own) in enumerate(tried.groupby("kind", sort=False)):
+    bars = [own["accuracy"] - own["low"], own["high"] - own["accuracy"]]
+    ax.errorbar(own["accuracy"], own["method"].map(rows) + 0.2 * k, xerr=bars, fmt="os^"[k], capsize=3, label=kind)
+    ax.axvline(own["chance"].iloc[0], color=f"C{k}", lw=1, ls=":")
+ax.set(xlabel="accuracy on held-out images (dotted: chance)", xlim=(0, 1), yticks=[*rows.values()], yticklabels=[*rows])
+plots.legend(fig)
+stage.figure(fig, "explanations", tried, caption="Explanations on held-out images.")
 
 # %% [markdown] needs="judge=lmm dry_run=False flip_check"
 # ## Would the model have said the same?
@@ -302,11 +317,12 @@ stage.say(
 # %% [markdown]
 # ## The published records
 #
-# Written for every method and read back: what other tools will see. Beside them the table of interpretations as published
+# Written for every method: what other tools will see. Beside them the table of interpretations as published
 # for features of CLIP's layers: what has a picture, the most active first.
 
 # %%
-published.write_all(stage.out / "explanations", spoken, tops, config.main, config.n_images)
+for method, own in spoken.items():
+    published.write(stage.out / "explanations" / method, own, tops[method], config)
 
 # %%
 pictured = {m: {int(p.stem) for p in (folder / "collages").glob("*.jpg")} for m, folder in folders.items()}

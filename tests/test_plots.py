@@ -1,6 +1,6 @@
 """Figures of few and of many methods: nothing is cut or hidden, and a method looks the same in all of them."""
 
-from itertools import pairwise, product
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +11,6 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from mtlib import plots
-from mtlib.judge import figures as judge_figures
 from mtlib.learn import methods as trained
 from mtlib.learn import scores
 from mtlib.measure import compare
@@ -73,11 +72,6 @@ def boxes(texts) -> list:
     return [t.get_window_extent() for t in shown]
 
 
-def judged(methods) -> pd.DataFrame:
-    frame = lines(methods, judge=["keyless", "threshold"], captioned=["all", "captioned"])
-    return frame[frame["seed"] == 0].assign(precision=0.9, recall=0.5, f1=0.6)
-
-
 @WITH_KEY
 @pytest.mark.parametrize("n", [1, 4, 10, 25])
 def test_key_names_every_method_beside_the_panels(draw, n):
@@ -111,16 +105,6 @@ def test_a_sweep_has_one_colour_and_a_line_per_l0():
     assert styles["topk"]["color"] == plots.PALETTE[1] and styles["sae_8"]["linestyle"] != styles["sae_32"]["linestyle"]
 
 
-def test_judge_scores_of_many_methods_can_be_read():
-    fig, _ = judge_figures.scores(judged(MANY))
-    fig.canvas.draw()
-    names = boxes(fig.axes[0].get_yticklabels())
-    assert len(names) == len(MANY)
-    assert not any(a.overlaps(b) for a, b in pairwise(names))
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("n", [1, 2, 25])
 def test_facets_have_their_key_clear_of_the_panels(n):
     frame = pd.DataFrame({"method": MANY[:n] * 4, "x": range(4 * n), "y": 1.0, "odd": np.arange(4 * n) % 2 > 0})
     grid = plots.facets(sns.relplot, frame, x="x", y="y", hue="odd", col="method", height=2.8, aspect=1.2)
@@ -145,7 +129,7 @@ def test_saved_figures_are_not_cut(tmp_path, n):
     shares = pd.DataFrame({"method": MANY[:n]} | {k: 0.2 for k in truth.KINDS})
     causes = lines(MANY[:n], cause=CAUSES).assign(ceiling=0.9, best_x_dim=0.8, best_y_dim=np.nan)
     drawn = {"kinds": truth.attributes_figure(shares), "causes": truth.causes_figure(causes)}
-    drawn |= {"scores": judge_figures.scores(judged(MANY[:n]))[0], "curves": training(MANY[:n])}
+    drawn |= {"curves": training(MANY[:n])}
     for name, fig in drawn.items():
         stage.figure(fig, name, shares)
         image = np.asarray(Image.open(stage.out / "figures" / f"04_{name}.png").convert("L"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
-from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recall_fscore_support
 
-from mtlib.judge.verdicts import RULED
+from mtlib.judge.verdicts import RULED, of_all
 
 SCORES = ["n_assessed", "n_error", "n_truth", "precision", "recall", "f1", "agreement", "kappa", "n_left_out"]
+CELLS = ["true_negative", "false_positive", "false_negative", "true_positive"]
 
 
 def agreement(verdict: np.ndarray, truth: np.ndarray) -> dict:
@@ -30,9 +33,6 @@ def agreement(verdict: np.ndarray, truth: np.ndarray) -> dict:
     return {"n_assessed": n, "n_error": said, "n_truth": real} | scores
 
 
-ORDER = ("keyless", "lmm", "threshold", "truth")  # a judge is compared with those after it
-
-
 def pairwise(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Every judge against every other, on the features on which both have a verdict.
 
@@ -42,30 +42,20 @@ def pairwise(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
         kappa (Cohen), only_judge, only_reference (features that only one of them calls an error), precision and recall
         of judge with reference as the truth.
     """
-    frames = [f.assign(method=m) for m, f in verdicts.items()]
-    if len(frames) > 1:
-        every = pd.concat(frames)
-        frames.append(every.assign(feature=every["method"] + "/" + every["feature"].astype(str), method="all"))
-    lines = [line for frame in frames for line in _pairs(frame)]
-    columns = ["method", "judge", "reference", "n", "agreement", "kappa"]
-    return pd.DataFrame(lines, columns=[*columns, "only_judge", "only_reference", "precision", "recall"])
-
-
-def _pairs(frame: pd.DataFrame):
-    decided = frame[frame["verdict"].isin(RULED)]
-    said = {j: g.set_index("feature")["verdict"] == "error" for j, g in decided.groupby("judge")}
-    judges = [j for j in ORDER if j in said] + sorted(set(said) - set(ORDER))
-    for i, judge in enumerate(judges):
-        for reference in judges[i + 1 :]:
-            both = pd.concat([said[judge], said[reference]], axis=1, join="inner", keys=["a", "b"])
-            scores = agreement(both["a"], both["b"])
-            line = {"method": frame["method"].iloc[0], "judge": judge, "reference": reference, "n": len(both)}
-            line |= {k: scores[k] for k in ("agreement", "kappa", "precision", "recall")}
-            only = {
-                "only_judge": int((both["a"] & ~both["b"]).sum()),
-                "only_reference": int((~both["a"] & both["b"]).sum()),
-            }
-            yield line | only
+    decided = of_all(verdicts).query("verdict in @RULED")
+    decided = decided.assign(error=(decided["verdict"] == "error").astype(float))
+    wide = decided.pivot(index=["method", "feature"], columns="judge", values="error")  # NaN: no verdict
+    parts = {m: wide[wide.index.get_level_values("method") == m] for m in verdicts}
+    parts |= {"all": wide} if len(verdicts) > 1 else {}
+    lines = []
+    for method, part in parts.items():
+        for judge, reference in itertools.combinations(part.dropna(axis=1, how="all"), 2):
+            both = part[[judge, reference]].dropna().astype(bool)
+            a, b = both[judge], both[reference]
+            line = {"method": method, "judge": judge, "reference": reference, "n": len(both)} | agreement(a, b)
+            lines.append(line | {"only_judge": int((a & ~b).sum()), "only_reference": int((b & ~a).sum())})
+    columns = ["method", "judge", "reference", "n", "agreement", "kappa", "only_judge", "only_reference"]
+    return pd.DataFrame(lines, columns=[*columns, "precision", "recall"])
 
 
 def judge_table(method: str, verdicts: pd.DataFrame, truth: pd.DataFrame, captioned: dict[str, bool]) -> pd.DataFrame:
@@ -87,15 +77,11 @@ def judge_table(method: str, verdicts: pd.DataFrame, truth: pd.DataFrame, captio
     for judge, group in joined.groupby("judge", sort=True):
         decided = group[group["verdict"].isin(RULED)]
         part = decided["top_cause"].where(decided["is_error"].astype(bool), "").map(captioned)
-        for name, keep in (
-            ("all", np.ones(len(decided), bool)),
-            ("captioned", ~part.eq(False).to_numpy()),
-            ("uncaptioned", ~part.eq(True).to_numpy()),
-        ):
-            some = decided[keep]
+        kept = {"all": decided, "captioned": decided[~part.eq(False)], "uncaptioned": decided[~part.eq(True)]}
+        for name, some in kept.items():
             scores = agreement(some["verdict"] == "error", some["is_error"])
-            line = {"method": method, "judge": judge, "captioned": name}
-            lines.append(line | scores | {"n_left_out": len(group) - len(decided)})
+            head = {"method": method, "judge": judge, "captioned": name}
+            lines.append(head | scores | {"n_left_out": len(group) - len(decided)})
     return pd.DataFrame(lines)
 
 
@@ -112,30 +98,36 @@ def against_truth(
     for method, table in features.items():
         others = verdicts[method][verdicts[method]["judge"] != "truth"]
         if "is_error" in table:
-            truth = table[["feature", "is_error", "top_cause"]]
-            truth = truth.assign(is_error=truth["is_error"] & table["assessed"])
+            truth = table.assign(is_error=table["is_error"] & table["assessed"])
             parts.append(judge_table(method, others, truth, known or {"": True}).assign(reason=""))
-        else:
-            parts.append(pd.DataFrame([_unchecked(method, *judge) for judge in others.groupby("judge", sort=True)]))
-    rest = pd.DataFrame({"method": skipped["method"], "judge": "", "captioned": "all", "reason": skipped["reason"]})
+            continue
+        for judge, own in others.groupby("judge", sort=True):
+            decided = own["verdict"].isin(RULED)
+            why = own.loc[~decided, "detail"].mode()
+            line = {"method": method, "judge": judge, "captioned": "all", "n_assessed": decided.sum()}
+            line |= {"n_error": (own["verdict"] == "error").sum(), "n_left_out": (~decided).sum()}
+            line["reason"] = "no truth to compare with" if decided.any() or why.empty else why.iloc[0]
+            parts.append(pd.DataFrame([line]))
+    parts.append(skipped[["method", "reason"]].assign(judge="", captioned="all"))
     columns = ["method", "judge", "captioned", *SCORES, "reason"]
-    return pd.concat([*parts, rest], ignore_index=True).reindex(columns=columns)
+    return pd.concat(parts, ignore_index=True).reindex(columns=columns)
 
 
-def _unchecked(method: str, judge: str, verdicts: pd.DataFrame) -> dict:
-    """The line of a judge that nothing is known of but what it said."""
-    decided = verdicts["verdict"].isin(RULED)
-    why = verdicts.loc[~decided, "detail"].mode()
-    reason = "no truth to compare with" if decided.any() or why.empty else why.iloc[0]
-    line = {"method": method, "judge": judge, "captioned": "all", "n_assessed": int(decided.sum())}
-    counts = {"n_error": int((verdicts["verdict"] == "error").sum()), "n_left_out": int((~decided).sum())}
-    return line | counts | {"reason": reason}
+def confusion(verdicts: dict[str, pd.DataFrame], features: dict[str, pd.DataFrame], judge: str) -> pd.DataFrame:
+    """How many features a judge and the truth call an error: frame of method, judge and CELLS."""
+    lines = []
+    for method, table in features.items():
+        own = verdicts[method].query("judge == @judge and verdict in @RULED")
+        real = table.set_index("feature")["is_error"].loc[own["feature"]].astype(bool)
+        counts = confusion_matrix(real, own["verdict"] == "error", labels=[False, True]).ravel()
+        lines.append({"method": method, "judge": judge} | dict(zip(CELLS, counts, strict=True)))
+    return pd.DataFrame(lines)
 
 
 def scores_of(table: pd.DataFrame, judge: str) -> pd.DataFrame:
     """A judge's mean scores over methods, of all causes and of those that captions named or did not: captioned, n_methods,
     precision, recall, f1, kappa."""
-    own = table[(table["judge"] == judge) & table["f1"].notna()]
-    mean = own.groupby("captioned")[["precision", "recall", "f1", "kappa"]].mean()
-    mean.insert(0, "n_methods", own.groupby("captioned").size())
+    own = table[(table["judge"] == judge) & table["f1"].notna()].groupby("captioned")
+    mean = own[["precision", "recall", "f1", "kappa"]].mean()
+    mean.insert(0, "n_methods", own.size())
     return mean.reindex(["all", "captioned", "uncaptioned"])

@@ -63,13 +63,17 @@ def by_model(
 
     total = len(jobs) * (1 if nothing else 2)
     said = interview.ask((questions.ask("commonality", j.name, album, j.rows) for j in jobs), then, total)
-    lines, explanations = {m: [] for m in features}, {}
+    unnamed, explanations = {"phrase": "", "category": "", "confidence": np.nan, "judge": JUDGE}, {}
+    lines = {
+        m: [unnamed | {"feature": f, "verdict": "skipped", "detail": why} for f, why in left[m].items()] for m in left
+    }
     for job in jobs:
         name, rule = said[f"{job.name}/commonality"], said.get(f"{job.name}/error")
-        lines[job.method].append(verdict_line(job.feature, name, rule, nothing))
+        lines[job.method].append(unnamed | {"feature": job.feature} | verdict(name, rule, nothing))
         if name.status == "answered":
             explanations[job.name] = explanation(name.value, rule)
-    return Judged({m: _frame(m, lines[m], left[m], len(features[m])) for m in features}, explanations)
+    frames = {m: pd.DataFrame(lines[m], columns=COLUMNS).sort_values("feature", ignore_index=True) for m in features}
+    return Judged({m: f.astype({"feature": int, "confidence": float}) for m, f in frames.items()}, explanations)
 
 
 def error_question(job: Job, album, name: str, ratio: bool, order: str = "", called: str = "error") -> Question:
@@ -94,30 +98,19 @@ def estimate(jobs: list[Job], interview: Interview, config: JudgeConfig) -> pd.D
     return interview.plan(parts)
 
 
-def _frame(method: str, lines: list[dict], left: dict[int, str], n: int) -> pd.DataFrame:
-    skipped = {"judge": JUDGE, "verdict": "skipped", "phrase": "", "category": "", "confidence": np.nan}
-    rest = [skipped | {"feature": f, "detail": why} for f, why in left.items()]
-    frame = pd.DataFrame(lines + rest, columns=COLUMNS).sort_values("feature", ignore_index=True)
-    if len(frame) != n:
-        raise ValueError(f"{method}: {len(frame)} verdicts for {n} features")
-    return frame.astype({"feature": int, "confidence": float})
-
-
-def verdict_line(feature: int, named: Answer, ruled: Answer | None, nothing: str = "") -> dict:
-    """One feature's line: the name from the first answer, the verdict from the second."""
-    line = {"feature": feature, "judge": JUDGE, "phrase": "", "category": "", "confidence": np.nan}
+def verdict(named: Answer, ruled: Answer | None, nothing: str = "") -> dict:
+    """One feature's fields: the name from the first answer, the verdict from the second."""
     if named.status != "answered":
-        return line | {"verdict": named.status, "detail": f"name: {named.reason}"}
-    line["phrase"] = named.value["phrase"]
+        return {"verdict": named.status, "detail": f"name: {named.reason}"}
+    line = {"phrase": named.value["phrase"]}
     if ruled is None:
         return line | {"verdict": "skipped" if nothing else "unasked", "detail": nothing}
     if ruled.status != "answered":
         return line | {"verdict": ruled.status, "detail": ruled.reason}
     said = ruled.value
     detail = ": ".join(t for t in (said["phrase"] if said["has_error"] else "", said["description"]) if t)
-    confidence = np.nan if said["confidence"] is None else said["confidence"]
-    verdict = "error" if said["has_error"] else "no_error"
-    return line | {"verdict": verdict, "category": said["category"], "confidence": confidence, "detail": detail}
+    line |= {"category": said["category"], "confidence": said["confidence"], "detail": detail}
+    return line | {"verdict": "error" if said["has_error"] else "no_error"}
 
 
 def explanation(named: dict, ruled: Answer | None) -> str:
@@ -136,31 +129,25 @@ def flip_check(
     Returns: frame of method, changed, n (both answers are verdicts), n_flipped, flip_rate, low, high (Wilson 95%),
         n_lost (refused, failed or unasked the second time); one line per method and way.
     """
-    decided = [j for j in jobs if _said(judged, j, "verdict") in RULED]
-    chosen = {j.name: j for j in first_of_each(decided, n)}
-    before = {name: _said(judged, j, "verdict") == "error" for name, j in chosen.items()}
-    names = {name: _said(judged, j, "phrase") for name, j in chosen.items()}
-    order = {True: questions.ORDER.format(answer="false"), False: questions.ORDER.format(answer="true")}
-    album, other = interview.album, not show_error_ratio
+    first = {m: f.set_index("feature") for m, f in judged.verdicts.items()}
+    ruled = [j for j in jobs if first[j.method].at[j.feature, "verdict"] in RULED]
+    chosen = [(j, first[j.method].loc[j.feature]) for j in first_of_each(ruled, n)]
+    album, ratio = interview.album, show_error_ratio
+    order = {v: questions.ORDER.format(answer=said) for v, said in (("error", "false"), ("no_error", "true"))}
+    asked = [error_question(j, album, was["phrase"], not ratio, "", "ratio") for j, was in chosen if j.ratio]
+    asked += [error_question(j, album, was["phrase"], ratio, order[was["verdict"]], "order") for j, was in chosen]
+    said = interview.ask(asked)
     lines = []
-    said = interview.ask(error_question(j, album, names[k], other, "", "ratio") for k, j in chosen.items() if j.ratio)
-    said |= interview.ask(
-        error_question(j, album, names[k], not other, order[before[k]], "order") for k, j in chosen.items()
-    )
-    for method in dict.fromkeys(j.method for j in chosen.values()):
+    for method in dict.fromkeys(j.method for j, _ in chosen):
+        own = [(j, was["verdict"] == "error") for j, was in chosen if j.method == method]
         for way, what in FLIPS.items():
-            keys = [k for k, j in chosen.items() if j.method == method and f"{k}/{way}" in said]
-            answers = [(before[k], said[f"{k}/{way}"]) for k in keys]
+            answers = [(was, said[f"{j.name}/{way}"]) for j, was in own if f"{j.name}/{way}" in said]
             flipped = [a.value["has_error"] != was for was, a in answers if a.status == "answered"]
-            low, high = wilson(sum(flipped), len(flipped))
-            rate = sum(flipped) / len(flipped) if flipped else np.nan
-            line = {"method": method, "changed": what, "n": len(flipped), "n_flipped": sum(flipped), "flip_rate": rate}
-            lines.append(line | {"low": float(low), "high": float(high), "n_lost": len(keys) - len(flipped)})
+            low, high = map(float, wilson(sum(flipped), len(flipped)))
+            line = {"method": method, "changed": what, "n": len(flipped), "n_flipped": sum(flipped)}
+            line |= {"flip_rate": np.mean(flipped) if flipped else np.nan, "low": low, "high": high}
+            lines.append(line | {"n_lost": len(answers) - len(flipped)})
     return pd.DataFrame(lines, columns=["method", "changed", "n", "n_flipped", "flip_rate", "low", "high", "n_lost"])
-
-
-def _said(judged: Judged, job: Job, column: str) -> str:
-    return judged.verdicts[job.method][column].iat[job.feature]
 
 
 def accounted(features: dict[str, pd.DataFrame], left: dict[str, dict[int, str]], interview: Interview) -> pd.DataFrame:

@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 
 from mtlib.ask import questions
-from mtlib.ask.endpoint import Question
+from mtlib.ask.endpoint import Answer, Question
 from mtlib.ask.interview import Interview, Job, first_of_each, in_turns
 from mtlib.judge.settings import JudgeConfig
+from mtlib.measure.codes import iter_codes, per_image
 from mtlib.measure.relevance import wilson
 
 N_BOOT = 2000
 KINDS = ("detection", "shuffled", "intruder")
-BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,6 @@ class Trial:
     other: str
 
 
-def activity(coder, x: np.ndarray, rows: np.ndarray, features: list[int]) -> np.ndarray:
-    """(n, k) bool: which of the features fire on which rows.
-
-    Args:
-        coder: has encode((B, D)) -> (B, S). x: (N, D). rows: (n,). features: k numbers.
-    """
-    import torch  # only here: 06 without a model needs none of it
-
-    out = np.zeros((len(rows), len(features)), bool)
-    with torch.no_grad():
-        for start in range(0, len(rows), BATCH):
-            some = torch.from_numpy(np.asarray(x[rows[start : start + BATCH]], dtype=np.float32))  # (B, D)
-            out[start : start + BATCH] = (coder.encode(some)[:, features] > 0).numpy()
-    return out
-
-
 def held_out(
     jobs: list[Job], explanations: dict[str, str], load: Callable[[str], object], data, config: JudgeConfig
 ) -> list[Trial]:
@@ -67,12 +51,12 @@ def held_out(
         load: method -> its coder. data: `mtlib.embed.store.Data`.
     """
     rows, out = data.rows("test"), []  # of tokens where an image has several
-    images = rows[:: data.tokens]
     for method in dict.fromkeys(j.method for j in jobs) if config.score_features else ():
         own = [j for j in jobs if j.method == method and j.name in explanations]
-        fires = activity(load(method), data.x, rows, [j.feature for j in own])
-        fires = fires.reshape(len(images), data.tokens, len(own)).any(axis=1)
-        out.append(make_trials(own, explanations, fires, images, config))
+        parts = iter_codes(load(method), data.x, rows, tokens=data.tokens)
+        codes = (per_image(z, data.tokens)[:, [j.feature for j in own]] for _, _, z in parts)
+        fires = np.concatenate([(z > 0).cpu().numpy() for z in codes])
+        out.append(make_trials(own, explanations, fires, rows[:: data.tokens], config))
     return in_turns(out)
 
 
@@ -87,18 +71,10 @@ def make_trials(
         fires:        (n, len(jobs)) bool on test rows. rows: (n,) those rows.
     Returns: trials; features that fire on fewer, or on all but fewer, images than needed are left out.
     """
-    kept, n = [], config.score_images // 2
-    for k, job in enumerate(jobs):
-        on, off = rows[fires[:, k]], rows[~fires[:, k]]
-        if (
-            len(kept) < config.score_features
-            and min(len(on), len(off)) >= n
-            and len(on) >= config.intruder_images - 1
-            and len(off)
-        ):
-            kept.append((job, on, off))
-    texts = [explanations[job.name] for job, _, _ in kept]
-    others = control(texts, config.seed)
+    n, n_same = config.score_images // 2, config.intruder_images - 1
+    parts = [(job, rows[fires[:, k]], rows[~fires[:, k]]) for k, job in enumerate(jobs)]
+    kept = [p for p in parts if len(p[1]) >= max(n, n_same) and len(p[2]) >= n][: config.score_features]
+    others = control([explanations[job.name] for job, _, _ in kept], config.seed)
     trials = []
     for (job, on, off), other in zip(kept, others, strict=True):
         rng = np.random.default_rng([config.seed, job.feature, 1])
@@ -106,19 +82,18 @@ def make_trials(
         mixed = rng.permutation(2 * n)
         both, truth = np.concatenate([on[:n], off[:n]])[mixed], (np.arange(2 * n) < n)[mixed]
         place = int(rng.integers(config.intruder_images))
-        lineup = np.insert(on[-(config.intruder_images - 1) :], place, off[-1])
-        trials.append(Trial(job, both, truth, lineup, place, "" if other is None else texts[other]))
+        trials.append(Trial(job, both, truth, np.insert(on[-n_same:], place, off[-1]), place, other))
     return trials
 
 
-def control(texts: list[str], seed: int = 0) -> list[int | None]:
-    """For each text the place of another, different one, dealt out evenly by seed; None where all are equal."""
-    order = np.random.default_rng(seed).permutation(len(texts))
-    place = {int(k): p for p, k in enumerate(order)}
-    out = []
-    for k, text in enumerate(texts):
-        around = (int(order[(place[k] + step) % len(order)]) for step in range(1, len(order)))
-        out.append(next((o for o in around if texts[o] != text), None))
+def control(texts: list[str], seed: int = 0) -> list[str]:
+    """For each text another, different one, dealt out evenly by seed; "" where all are equal."""
+    order = np.random.default_rng(seed).permutation(len(texts)).tolist()
+    dealt = [texts[k] for k in order]
+    out = [""] * len(texts)
+    for place, k in enumerate(order):
+        around = dealt[place + 1 :] + dealt[:place]
+        out[k] = next((text for text in around if text != texts[k]), "")
     return out
 
 
@@ -135,7 +110,7 @@ def score(trials: list[Trial], explanations: dict[str, str], interview: Intervie
         job, _, kind = name.rpartition("/")
         t = by_name[job]
         head = {"method": t.job.method, "feature": t.job.feature, "kind": kind, "status": answer.status}
-        lines.append(head | _outcome(t, kind, answer))
+        lines.append(head | outcome(t, kind, answer))
     columns = ["method", "feature", "kind", "status", "n_on", "n_off", "hits_on", "hits_off", "accuracy"]
     return pd.DataFrame(lines, columns=columns)
 
@@ -161,7 +136,8 @@ def stand_ins(jobs: list[Job], album, config: JudgeConfig, explanation: str) -> 
     return out
 
 
-def _outcome(trial: Trial, kind: str, answer) -> dict:
+def outcome(trial: Trial, kind: str, answer: Answer) -> dict:
+    """How many images an answer puts on the right side."""
     if answer.status != "answered":
         return {"accuracy": np.nan}
     if kind == "intruder":
@@ -170,8 +146,7 @@ def _outcome(trial: Trial, kind: str, answer) -> dict:
     said = np.isin(np.arange(1, len(trial.rows) + 1), answer.value["matches"])
     on, off = int((said & trial.fires).sum()), int((~said & ~trial.fires).sum())
     n_on, n_off = int(trial.fires.sum()), int((~trial.fires).sum())
-    accuracy = (on / n_on + off / n_off) / 2
-    return {"n_on": n_on, "n_off": n_off, "hits_on": on, "hits_off": off, "accuracy": accuracy}
+    return {"n_on": n_on, "n_off": n_off, "hits_on": on, "hits_off": off, "accuracy": (on / n_on + off / n_off) / 2}
 
 
 def summary(scores: pd.DataFrame, config: JudgeConfig) -> pd.DataFrame:
@@ -183,22 +158,14 @@ def summary(scores: pd.DataFrame, config: JudgeConfig) -> pd.DataFrame:
     lines = []
     for (method, kind), group in scores.groupby(["method", "kind"], sort=False):
         values = group["accuracy"].dropna().to_numpy(float)
-        n = len(values)
-        if kind == "intruder":
-            low, high = (float(v) for v in wilson(int(values.sum()), n))
-        else:
-            low, high = bootstrap_mean(values, config.seed)
+        n, alone, low, high = len(values), kind == "intruder", np.nan, np.nan
+        if alone:
+            low, high = map(float, wilson(int(values.sum()), n))
+        elif n > 1:
+            draws = np.random.default_rng(config.seed).choice(values, (N_BOOT, n)).mean(axis=1)
+            low, high = np.percentile(draws, [2.5, 97.5])
         line = {"method": method, "kind": kind, "n_features": n, "n_lost": len(group) - n}
         line |= {"accuracy": values.mean() if n else np.nan, "low": low, "high": high}
-        lines.append(line | {"chance": 1 / config.intruder_images if kind == "intruder" else 0.5})
+        lines.append(line | {"chance": 1 / config.intruder_images if alone else 0.5})
     columns = ["method", "kind", "n_features", "n_lost", "accuracy", "low", "high", "chance"]
     return pd.DataFrame(lines, columns=columns)
-
-
-def bootstrap_mean(values: np.ndarray, seed: int = 0, n_boot: int = N_BOOT) -> tuple[float, float]:
-    """95% percentile interval of a mean over n values; NaN for fewer than two."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).choice(values, (n_boot, len(values))).mean(axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)

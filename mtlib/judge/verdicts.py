@@ -9,12 +9,11 @@ reads the labels, so it is a score, not a second opinion.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from mtlib.ask.interview import UNASSESSED, in_order
+from mtlib.measure.relevance import PUBLISHED_RATIO
 
 VERDICTS = ("error", "no_error", "refused", "failed", "skipped", "unasked")
 RULED = ("error", "no_error")
@@ -22,37 +21,35 @@ COLUMNS = ["feature", "judge", "phrase", "verdict", "category", "confidence", "d
 NOTHING = "nothing to judge: the images have no plausibility labels"
 
 
+def skipped(features: pd.DataFrame, judge: str, reason: str) -> pd.DataFrame:
+    """Every feature skipped by a judge, for one reason."""
+    frame = pd.DataFrame({"feature": features["feature"], "judge": judge, "phrase": "", "verdict": "skipped"})
+    return frame.assign(category="", confidence=np.nan, detail=reason)
+
+
 def by_truth(features: pd.DataFrame) -> pd.DataFrame:
     """The demo's truth as a judge: error where 05 found that the feature truly stands for one cause."""
     if "is_error" not in features:
         return skipped(features, "truth", "no truth: these images were not rendered")
-    causes = zip(features["top_cause_share"], features["top_cause"], strict=True)
-    detail = [f"{share:.0%} of its top val images show {cause or 'no cause'}" for share, cause in causes]
-    verdict = np.where(features["is_error"], "error", "no_error")
-    frame = pd.DataFrame({"feature": features["feature"], "judge": "truth", "phrase": features["top_cause"]})
-    frame["verdict"] = np.where(features["assessed"], verdict, "skipped")
-    frame["category"], frame["confidence"] = features["top_cause"], features["top_cause_share"]
-    frame["detail"] = np.where(features["assessed"], detail, UNASSESSED)
-    return frame[COLUMNS]
+    cause, share = features["top_cause"], features["top_cause_share"]
+    detail = [f"{s:.0%} of its top val images show {c or 'no cause'}" for c, s in zip(cause, share, strict=True)]
+    frame = _ruled(features, "truth", features["is_error"], detail)
+    return frame.assign(phrase=cause, category=cause, confidence=share)
 
 
-def by_threshold(features: pd.DataFrame, ratio: float = 0.95) -> pd.DataFrame:
-    """The published rule as a judge: error where at least `ratio` of the activating test images are implausible."""
-    if features["error_ratio"].isna().all():
+def by_threshold(features: pd.DataFrame) -> pd.DataFrame:
+    """The published rule as a judge: error where at least 95% of the activating test images are implausible."""
+    ratio = features["error_ratio"]
+    if ratio.isna().all():
         return skipped(features, "threshold", NOTHING)
-    frame = pd.DataFrame({"feature": features["feature"], "judge": "threshold", "phrase": ""})
-    verdict = np.where(features["error_ratio"] >= ratio, "error", "no_error")
-    frame["verdict"] = np.where(features["assessed"], verdict, "skipped")
-    frame["category"], frame["confidence"] = "", features["error_ratio"]
-    frame["detail"] = np.where(features["assessed"], "", UNASSESSED)
-    return frame[COLUMNS]
+    return _ruled(features, "threshold", ratio >= PUBLISHED_RATIO, "").assign(confidence=ratio)
 
 
-def skipped(features: pd.DataFrame, judge: str, reason: str) -> pd.DataFrame:
-    """Every feature skipped by a judge, for one reason."""
-    frame = pd.DataFrame({"feature": features["feature"], "judge": judge, "phrase": "", "verdict": "skipped"})
-    frame["category"], frame["confidence"], frame["detail"] = "", np.nan, reason
-    return frame[COLUMNS]
+def _ruled(features: pd.DataFrame, judge: str, is_error: pd.Series, detail: str | list[str]) -> pd.DataFrame:
+    """A verdict on every assessed feature."""
+    verdict = np.where(features["assessed"], np.where(is_error, "error", "no_error"), "skipped")
+    told = np.where(features["assessed"], detail, UNASSESSED)
+    return skipped(features, judge, "").assign(verdict=verdict, detail=told)
 
 
 def only_first(verdicts: pd.DataFrame, features: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -61,16 +58,8 @@ def only_first(verdicts: pd.DataFrame, features: pd.DataFrame, n: int) -> pd.Dat
         return verdicts
     rest = ~verdicts["feature"].isin(in_order(features)["feature"].head(n)) & (verdicts["verdict"] != "skipped")
     out = verdicts.copy()
-    out.loc[rest, "verdict"] = "skipped"
-    out.loc[rest, ["confidence", "detail"]] = [np.nan, f"beyond max_features = {n}"]
+    out.loc[rest, ["verdict", "confidence", "detail"]] = ["skipped", np.nan, f"beyond max_features = {n}"]
     return out
-
-
-def write(folder: Path, verdicts: dict[str, pd.DataFrame]) -> None:
-    """Each method's verdicts as <folder>/<method>/verdicts.parquet."""
-    for method, frame in verdicts.items():
-        (folder / method).mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(folder / method / "verdicts.parquet", index=False)
 
 
 def beside(features: dict[str, pd.DataFrame], verdicts: dict[str, pd.DataFrame], judge: str) -> pd.DataFrame:
@@ -85,12 +74,16 @@ def beside(features: dict[str, pd.DataFrame], verdicts: dict[str, pd.DataFrame],
     return pd.concat(frames, ignore_index=True)
 
 
+def of_all(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The verdicts of all methods in one frame, with a column method."""
+    return pd.concat([frame.assign(method=method) for method, frame in verdicts.items()], ignore_index=True)
+
+
 def unruled(verdicts: dict[str, pd.DataFrame], judge: str) -> pd.DataFrame:
     """Why a judge did not rule: frame of method, reason, n_features."""
-    every = pd.concat([f.assign(method=m) for m, f in verdicts.items()])
-    left = every[(every["judge"] == judge) & ~every["verdict"].isin(RULED)]
-    counts = left.assign(reason=left["detail"].str.slice(0, 80)).groupby(["method", "reason"], sort=False).size()
-    return counts.rename("n_features").reset_index()
+    left = of_all(verdicts).query("judge == @judge and verdict not in @RULED")
+    left = left.assign(reason=left["detail"].str.slice(0, 80))
+    return left.groupby(["method", "reason"], sort=False).size().rename("n_features").reset_index()
 
 
 def verdict_counts(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -98,11 +91,8 @@ def verdict_counts(verdicts: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
     A column "unasked" is there only where a judge was stopped before its end.
     """
-    lines = []
-    for method, frame in verdicts.items():
-        for judge, group in frame.groupby("judge", sort=True):
-            counts = group["verdict"].value_counts()
-            line = {"method": method, "judge": judge} | {v: int(counts.get(v, 0)) for v in VERDICTS}
-            lines.append(line | {"n_latents": len(group)})
-    frame = pd.DataFrame(lines, columns=["method", "judge", *VERDICTS, "n_latents"])
-    return frame if frame["unasked"].any() else frame.drop(columns="unasked")
+    every = of_all(verdicts).groupby("method", sort=False)
+    counts = [pd.crosstab([part["method"], part["judge"]], part["verdict"]) for _, part in every]
+    frame = pd.concat(counts).reindex(columns=list(VERDICTS)).fillna(0).astype(int)
+    frame = frame.assign(n_latents=frame.sum(axis=1))
+    return (frame if frame["unasked"].any() else frame.drop(columns="unasked")).reset_index()

@@ -12,6 +12,7 @@ from mtlib.ask.interview import plan_jobs
 from mtlib.ask.questions import CATEGORIES
 from mtlib.judge import agreement, lmm, published
 from mtlib.judge import verdicts as every_judge
+from mtlib.judge.settings import JudgeConfig
 from mtlib.report import browse, build
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_markdown
@@ -57,16 +58,14 @@ def run(tmp_path_factory):
         judged = lmm.by_model(features, jobs, left, talk)
         talk.asker.close()
     out = stage.out / "explanations" / "tc"
-    out.mkdir(parents=True)
     verdicts = pd.concat([judged.verdicts["tc"], every_judge.by_truth(features["tc"])], ignore_index=True)
-    verdicts.to_parquet(out / "verdicts.parquet", index=False)
+    published.write(out, verdicts, tops["tc"], JudgeConfig(judge="lmm"))
     none = pd.DataFrame(columns=["method", "reason"])
     lines = agreement.against_truth({"tc": verdicts}, features, {}, none)
     stage.table(lines, "judges")
     stage.table(pd.DataFrame([{"method": "tc", "assessed": 5, "answered": 5, "unasked": 1}]), "answers")
     usage = {"model": PHRASES[0], "answers": 5, "tokens_in": 7, "tokens_out": 8, "usd": 0.5}
     stage.table(pd.DataFrame([usage]), "usage", "What it took.", {"model": "model", "answers": "answers"})
-    published.write_records(out, judged.verdicts["tc"], {})
     stage.finish(judge="lmm")
     return run, judged.verdicts["tc"]
 
@@ -85,8 +84,10 @@ def test_verdicts_hold_every_hostile_phrase_as_it_was_within_bounds(run):
 
 def test_records_read_back_as_they_were_written(run):
     folder = run[0] / "06_interpret-interactive" / "explanations" / "tc"
-    read = published.read(folder / "error_analysis.jsonl", published.ERROR_ANALYSIS)
-    assert read.set_aside == [] and any("<script>" in r["commonality"] for r in read.records)
+    lines = (folder / "error_analysis.jsonl").read_text(encoding="utf-8").split("\n")
+    read = [json.loads(line) for line in lines[:-1]]
+    assert len(read) == run[1]["verdict"].isin(every_judge.RULED).sum()
+    assert [r["commonality"] for r in read] == run[1].loc[run[1]["verdict"] == "error", "phrase"].tolist()
 
 
 def test_report_shows_it_as_text(run, tmp_path):

@@ -3,12 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from mtlib.ask.endpoint import Answer
 from mtlib.ask.interview import Job, plan_jobs
-from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
-from mtlib.judge import figures, lmm, scoring
+from mtlib.judge import lmm, scoring
 from mtlib.judge.agreement import pairwise
 from mtlib.judge.scoring import Trial
 from mtlib.judge.settings import JudgeConfig
@@ -68,24 +66,16 @@ def test_feature_accuracy_is_the_models_and_the_shuffled_control_is_chance(asked
     assert looker.decided["detection"][0] == 2 * 10 * N
 
 
-def test_figure_shows_every_method_and_kind(asked):
-    *_, outcomes, _, config = asked
-    both = pd.concat([outcomes, outcomes.assign(method="other", accuracy=np.nan)])
-    fig = figures.explanation_scores(scoring.summary(both, config))
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["m", "other"]
-    fig.clear()
-
-
 def test_outcomes_by_hand():
     fires = np.array([True, False, True, False])
     trial = Trial(Job("m", 3, np.arange(4)), np.arange(4), fires, np.arange(5), 2, "other")
-    out = scoring._outcome(trial, "detection", Answer("q", "answered", {"matches": [1, 2]}))
+    out = scoring.outcome(trial, "detection", Answer("q", "answered", {"matches": [1, 2]}))
     assert out == {"n_on": 2, "n_off": 2, "hits_on": 1, "hits_off": 1, "accuracy": 0.5}
-    assert scoring._outcome(trial, "detection", Answer("q", "answered", {"matches": [1, 3]}))["accuracy"] == 1
-    assert scoring._outcome(trial, "detection", Answer("q", "answered", {"matches": []}))["accuracy"] == 0.5
-    assert scoring._outcome(trial, "intruder", Answer("q", "answered", {"intruder": 3}))["accuracy"] == 1
-    assert scoring._outcome(trial, "intruder", Answer("q", "answered", {"intruder": 2}))["accuracy"] == 0
-    assert np.isnan(scoring._outcome(trial, "detection", Answer("q", "refused", reason="no"))["accuracy"])
+    assert scoring.outcome(trial, "detection", Answer("q", "answered", {"matches": [1, 3]}))["accuracy"] == 1
+    assert scoring.outcome(trial, "detection", Answer("q", "answered", {"matches": []}))["accuracy"] == 0.5
+    assert scoring.outcome(trial, "intruder", Answer("q", "answered", {"intruder": 3}))["accuracy"] == 1
+    assert scoring.outcome(trial, "intruder", Answer("q", "answered", {"intruder": 2}))["accuracy"] == 0
+    assert np.isnan(scoring.outcome(trial, "detection", Answer("q", "refused", reason="no"))["accuracy"])
 
 
 def test_refused_scores_are_lost_not_wrong():
@@ -101,11 +91,11 @@ def test_refused_scores_are_lost_not_wrong():
 def test_control_is_always_another_explanation():
     texts = ["a", "b", "c", "a", "a", "d"]
     others = scoring.control(texts, seed=3)
-    assert all(texts[o] != t for o, t in zip(others, texts, strict=True)) and others == scoring.control(texts, seed=3)
-    assert len(set(others)) >= 3
-    assert (
-        scoring.control(["a", "a"]) == [None, None] and scoring.control([]) == [] and scoring.control(["a"]) == [None]
+    assert all(o in texts and o != t for o, t in zip(others, texts, strict=True)) and others == scoring.control(
+        texts, seed=3
     )
+    assert len(set(others)) >= 3
+    assert scoring.control(["a", "a"]) == ["", ""] and scoring.control([]) == [] and scoring.control(["a"]) == [""]
 
 
 def test_features_with_too_few_held_out_images_are_left_out():
@@ -116,15 +106,6 @@ def test_features_with_too_few_held_out_images_are_left_out():
     trials = scoring.make_trials(jobs, texts, fires, rows, JudgeConfig(score_features=10, score_images=10))
     assert [t.job.feature for t in trials] == [1, 3]
     assert len(scoring.make_trials(jobs, texts, fires, rows, JudgeConfig(score_features=1))) == 1
-
-
-def test_activity_is_the_coders_own():
-    coder = SparseCoder(SparseCoderConfig(d_in=6, d_out=6, n_latents=12, target="x", ks=(3,)), seed=1)
-    x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    rows = np.arange(0, 50, 3)
-    with torch.no_grad():
-        expected = (coder.encode(torch.from_numpy(x[rows])) > 0).numpy()[:, [2, 7, 11]]
-    np.testing.assert_array_equal(scoring.activity(coder, x, rows, [2, 7, 11]), expected)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtlib.judge import agreement, figures, published, verdicts
+from mtlib.judge import agreement, published, verdicts
 from mtlib.judge.verdicts import COLUMNS
 
 
@@ -67,18 +67,12 @@ def test_tables_beside_the_verdicts():
     assert {"error_ratio", "is_error", "method"} <= set(named)
 
 
-def test_figures_show_what_their_tables_say():
+def test_confusion_and_counts_add_up():
     said = {"mt": pd.concat([verdicts.by_truth(table()), verdicts.by_threshold(table())])}
-    fig, frame = figures.confusion(said, {"mt": table()}, "threshold")
-    assert frame.iloc[0][["true_negative", "false_positive", "false_negative", "true_positive"]].tolist() == [
-        1,
-        1,
-        0,
-        1,
-    ]
+    frame = agreement.confusion(said, {"mt": table()}, "threshold")
+    assert frame.iloc[0][agreement.CELLS].tolist() == [1, 1, 0, 1]
     counts = verdicts.verdict_counts(said)
     assert (counts.drop(columns=["method", "judge", "n_latents"]).sum(axis=1) == 4).all()
-    fig.clear()
 
 
 def test_interpretations_are_the_published_table():
@@ -93,4 +87,4 @@ def test_interpretations_are_the_published_table():
     bare = published.interpretations(*given, {"topk": set()})
     assert bare["feature_id"].tolist() == [1, 0], "those that fire, the most active first"
     assert bare["collage_path"].tolist() == ["", ""]
-    assert published.interpretations({}, {}, {}, "lmm", {}).empty
+    assert list(published.interpretations({}, {}, {}, "lmm", {})) == published.INTERPRETATIONS
