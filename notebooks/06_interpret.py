@@ -214,6 +214,7 @@ stage.figure(fig, "confusion", counts, caption="What the judge and the truth cal
 frame = scores[scores["judge"] != ""].melt(["method", "judge", "captioned"], ["precision", "recall", "f1"], "score")
 look = dict(hue="captioned", style="captioned", row="judge", height=1.5 + 0.42 * frame["method"].nunique())
 grid = plots.facets(sns.relplot, frame, x="value", y="method", col="score", s=60, **look)
+grid.set_titles("{row_name}: {col_name}")
 stage.figure(grid.figure, "judge_scores", frame, caption="Precision, recall and F1 of each judge against the truth.")
 
 # %% needs="truth"

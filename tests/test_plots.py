@@ -66,12 +66,6 @@ def pareto(methods, styles=None):
 WITH_KEY = pytest.mark.parametrize("draw", [training, progressive, quantiles, probing, pareto])
 
 
-def boxes(texts) -> list:
-    """Where the texts that are shown stand, in pixels."""
-    shown = [t for t in texts if t.get_visible() and t.get_text().strip()]
-    return [t.get_window_extent() for t in shown]
-
-
 @WITH_KEY
 @pytest.mark.parametrize("n", [1, 4, 10, 25])
 def test_key_names_every_method_beside_the_panels(draw, n):
@@ -105,6 +99,8 @@ def test_a_sweep_has_one_colour_and_a_line_per_l0():
     assert styles["topk"]["color"] == plots.PALETTE[1] and styles["sae_8"]["linestyle"] != styles["sae_32"]["linestyle"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [1, 2, 25])
 def test_facets_have_their_key_clear_of_the_panels(n):
     frame = pd.DataFrame({"method": MANY[:n] * 4, "x": range(4 * n), "y": 1.0, "odd": np.arange(4 * n) % 2 > 0})
     grid = plots.facets(sns.relplot, frame, x="x", y="y", hue="odd", col="method", height=2.8, aspect=1.2)
