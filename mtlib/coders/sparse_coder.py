@@ -15,6 +15,7 @@ gradient; as log(theta) it would move by a share of itself and take 69,000 steps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class SparseCoder(nn.Module, HubModel):
     Inference (`encode`, `forward`) uses frozen thresholds only; the batch-wise selection is inside `loss`.
     """
 
-    fast = "auto"  # "auto": the loss from the active latents alone where that pays (learn/fast); "off": always plain
+    fast = "auto"  # "auto": the loss from the active latents alone where that pays (fast/); "off": always plain
 
     config_class = SparseCoderConfig
 
@@ -78,9 +79,7 @@ class SparseCoder(nn.Module, HubModel):
         }.items():
             self.register_buffer(name, value)
         self.compute_dtype: torch.dtype | None = None  # of the products with enc and dec; None = that of the weights
-        self.batch = (
-            losses.WHOLE
-        )  # the rows of a training step: all here, or shared among processes (learn/parallel.py)
+        self.batch = losses.WHOLE  # the rows of a training step: all here, or shared among processes (parallel.py)
 
     # ---- the coder in the units of x and y -------------------------------------------------------------------------
 
@@ -207,9 +206,7 @@ class SparseCoder(nn.Module, HubModel):
 
     def _select(self, z: Tensor, batchwise: bool) -> Tensor:
         c = self.config
-        if c.selection == "topk":
-            return sparsity.topk(z, c.ks[0])
-        if c.selection == "nested_topk":
+        if c.selection in ("topk", "nested_topk"):
             return sparsity.topk(z, c.ks[-1])
         if c.selection == "block_topk":
             return sparsity.block_topk(z, c.levels, c.ks)
@@ -219,15 +216,12 @@ class SparseCoder(nn.Module, HubModel):
 
     def _batch_topk(self, z: Tensor) -> Tensor:
         """Batch-wise selection of every block; the frozen threshold follows the smallest value kept (training only)."""
-        parts, kept = [], []
-        for k, (a, b) in zip(self.config.ks, self.config.blocks, strict=True):
-            part, smallest = self.batch.batch_topk(z[:, a:b], k)
-            parts.append(part)
-            kept.append(smallest)
+        blocks = zip(self.config.ks, self.config.blocks, strict=True)
+        parts, kept = zip(*(self.batch.batch_topk(z[:, a:b], k) for k, (a, b) in blocks), strict=True)
         self._follow(kept)
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
-    def _follow(self, kept: list[Tensor]) -> None:
+    def _follow(self, kept: Sequence[Tensor]) -> None:
         """Move the frozen threshold of every block towards the smallest value kept there; in train mode only."""
         if self.training:
             now = torch.cat([value.expand(b - a) for value, (a, b) in zip(kept, self.config.blocks, strict=True)])

@@ -35,15 +35,10 @@ def jumprelu_fixed(z_pre: Tensor, gamma: float, beta: float) -> Tensor:
     return z_pre.relu() + beta * (z_pre > gamma).to(z_pre.dtype)
 
 
-def _straight_through(theta: Tensor, slope: Tensor) -> Tensor:
-    """Exactly 0, with d / d theta = slope: added to a value, it gives theta a gradient of our choice."""
-    return (theta - theta.detach()) * slope
-
-
-def _window(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
-    """Rectangle kernel of unit area around the threshold: 1 / bandwidth inside, 0 outside; no gradient."""
+def _through_window(z_pre: Tensor, theta: Tensor, bandwidth: float, slope: Tensor | float) -> Tensor:
+    """Exactly 0, with d / d theta = slope / bandwidth where |z_pre - theta| < bandwidth / 2, else 0."""
     inside = (z_pre.detach() - theta.detach()).abs() < bandwidth / 2
-    return inside.to(z_pre.dtype) / bandwidth
+    return (theta - theta.detach()) * (slope * (inside.to(z_pre.dtype) / bandwidth))
 
 
 def jumprelu(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -57,12 +52,12 @@ def jumprelu(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     Source: Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 11.
     """
     z = z_pre * (z_pre > theta).to(z_pre.dtype)
-    return z + _straight_through(theta, -theta.detach() * _window(z_pre, theta, bandwidth))
+    return z + _through_window(z_pre, theta, bandwidth, -theta.detach())
 
 
 def step(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     """1 where z_pre > theta, else 0; summed over latents it is L0. Same estimator and source as `jumprelu`, eq. 12."""
-    return (z_pre > theta).to(z_pre.dtype) + _straight_through(theta, -_window(z_pre, theta, bandwidth))
+    return (z_pre > theta).to(z_pre.dtype) + _through_window(z_pre, theta, bandwidth, -1.0)
 
 
 def topk(z: Tensor, k: int) -> Tensor:

@@ -7,6 +7,7 @@ gradient of a wide segment of ranks comes from one dense product.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtlib.coders.fast import select
-from mtlib.coders.fast.pairs import Pairs, bag_sums, item_sums, pair_dots
+from mtlib.coders.fast.pairs import Pairs, SumBags, pair_dots
 
 WIDE = 0.15  # share of the latents from which on a segment's gradient is a dense product (measured: 0.13)
 
@@ -50,32 +51,15 @@ def level_sums(pairs: Pairs, weight: Tensor, table: Tensor, ks: tuple[int, ...])
     B, L = pairs.n_bags, len(ks)
     width = len(pairs.item) // B
     bounds = tuple(min(k, width) for k in (0, *ks))
-    segment = torch.searchsorted(
-        torch.tensor(bounds[1:], device=table.device), torch.arange(width, device=table.device), right=True
-    )
-    bag = (torch.arange(B, device=table.device)[:, None] * L + segment).flatten()
-    sums = SumRanks.apply(weight, table, Pairs(bag, pairs.item, B * L, pairs.n_items), bounds)
+    ends, rank, row = torch.tensor(bounds[1:]), torch.arange(width), torch.arange(B)
+    segment = torch.searchsorted(ends, rank, right=True)
+    bag = (row[:, None] * L + segment).flatten().to(table.device)
+    dots = partial(rank_dots, bounds=bounds)
+    sums = SumBags.apply(weight, table, Pairs(bag, pairs.item, B * L, pairs.n_items), dots)
     levels: list[Tensor] = []
     for y in sums.view(B, L, -1).unbind(1):
         levels.append(y + levels[-1] if levels else y)
     return levels
-
-
-class SumRanks(torch.autograd.Function):
-    """`pairs.SumBags` for segments of ranks: SumRanks.apply(weight (n,), table (S, O), pairs, bounds) -> (B * L, O)."""
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, table: Tensor, pairs: Pairs, bounds: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(weight, table)
-        ctx.pairs, ctx.bounds = pairs, bounds
-        return bag_sums(pairs, weight, table)
-
-    @staticmethod
-    def backward(ctx, g: Tensor):
-        weight, table = ctx.saved_tensors
-        pairs, g = ctx.pairs, g.contiguous()
-        d_table = item_sums(pairs, weight, g) if ctx.needs_input_grad[1] else None
-        return rank_dots(pairs, g, table, ctx.bounds), d_table, None, None
 
 
 def rank_dots(pairs: Pairs, g: Tensor, table: Tensor, bounds: tuple[int, ...]) -> Tensor:
