@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,8 +44,8 @@ def targets(manifest: pd.DataFrame, kind: str) -> tuple[np.ndarray, list[str]]:
 def labelled(data: Data) -> tuple[np.ndarray, list[str], dict[str, np.ndarray]]:
     """`targets` of the data, and the rows of train, val and test whose target is known."""
     labels, names = targets(data.manifest, data.facts["labels"])
-    every = {split: data.rows(split) for split in ("train", "val", "test")}
-    return labels, names, {split: rows[labels[rows] >= 0] for split, rows in every.items()}
+    rows = {split: data.rows(split) for split in ("train", "val", "test")}
+    return labels, names, {split: at[labels[at] >= 0] for split, at in rows.items()}
 
 
 def learnable(data: Data) -> list[str]:
@@ -77,8 +78,7 @@ def with_permuted_labels(data: Data, seed: int = 0) -> Data:
         raise ValueError(
             f"permute_labels = true needs labels plausible / implausible, this run has {data.facts.get('labels')!r}"
         )
-    family = data.manifest["class_name"] if data.truth is None else data.truth["family"]
-    group = family.fillna("").to_numpy(str) + "/" + data.manifest["split"].to_numpy(str)
+    group = np.char.add(np.char.add(group_names(data), "/"), data.manifest["split"].to_numpy(str))
     labels, rng = data.labels().copy(), np.random.default_rng(seed)
     for name in sorted(set(group)):
         at = np.flatnonzero((group == name) & (labels >= 0))
@@ -95,7 +95,7 @@ class _Sizes(Settings):
 
 
 class Classifier(nn.Module):
-    """Hidden layer and output on standardised embeddings; n_outputs 1 for plausibility, C for classes."""
+    """The head; n_outputs 1 for plausibility, C for classes."""
 
     def __init__(self, d_in: int, d_hidden: int, n_outputs: int = 1, seed: int = 0):
         super().__init__()
@@ -133,29 +133,27 @@ class Classifier(nn.Module):
         return self.output_layer.bias[0] if self.n_outputs == 1 else self.output_layer.bias
 
     @torch.no_grad()
-    def predict(self, x, rows: np.ndarray | None = None, size: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+    def predict(self, x, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Hidden layer and logits of many rows, streamed.
 
         Args: x (N, D) array or memory map; rows: which ones, None for all. Returns: y (n, O), logits (n,) or (n, C).
         """
         rows = np.arange(len(x)) if rows is None else rows
         data = Rows(x, rows, self.x_mean.device, resident=False)
-        ys = [self.eval().hidden(block).cpu() for block in data.chunks(size)]
+        ys = [self.eval().hidden(block).cpu() for block in data.chunks(8192)]
         y = torch.cat(ys) if ys else torch.zeros(0, self.d_hidden)
         return y.numpy(), self.output(y.to(self.x_mean.device)).cpu().numpy()
 
     def save(self, folder: str | Path, **extra) -> None:
         """Write weights.safetensors and config.json (sizes, with `extra` JSON values beside them)."""
-        files.save_model(
-            Path(folder), self, _Sizes(d_in=self.d_in, d_hidden=self.d_hidden, n_outputs=self.n_outputs), **extra
-        )
+        sizes = _Sizes(d_in=self.d_in, d_hidden=self.d_hidden, n_outputs=self.n_outputs)
+        files.save_model(folder, self, sizes, **extra)
 
     @staticmethod
     def load(folder: str | Path) -> Classifier:
         """A classifier saved by `save`. Raises: ValueError when the weights do not fit or are not finite."""
-        sizes = files.read_config(Path(folder), _Sizes)
-        model = Classifier(sizes.d_in, sizes.d_hidden, sizes.n_outputs)
-        files.load_weights(Path(folder), model)
+        model = Classifier(**files.read_config(folder, _Sizes).model_dump())
+        files.load_weights(folder, model)
         return model.eval()
 
 
@@ -196,7 +194,7 @@ def fit_classifier(
     schedule = TrainConfig(lr=config.classifier_lr, schedule="cosine", final_lr=0.01)
     drop = torch.Generator().manual_seed(config.seed)
     val_x = torch.cat(list(val.chunks(8192)))
-    best, best_loss, running, history = None, np.inf, torch.zeros(()), []
+    best, best_loss, running, history, per_epoch = None, np.inf, torch.zeros(()), [], sampler.per_epoch
     for step in range(steps):
         at = sampler(step)
         y = model.hidden(data[at])
@@ -207,40 +205,30 @@ def fit_classifier(
         loss.backward()
         optimiser.step(schedule.lr_at(step, steps))
         running = running + loss.detach()
-        if (step + 1) % sampler.per_epoch == 0:
+        if (step + 1) % per_epoch == 0:
             with torch.no_grad():
                 val_loss = float(_loss(model(val_x), val_target))
-            history.append(((step + 1) // sampler.per_epoch, float(running) / sampler.per_epoch, val_loss))
+            history.append(((step + 1) // per_epoch, float(running) / per_epoch, val_loss))
             running = torch.zeros(())
             if val_loss < best_loss:
                 best, best_loss = {k: v.clone() for k, v in model.state_dict().items()}, val_loss
     if best is None:
-        raise ValueError(
-            f"fit_classifier: the validation loss is never finite; lower classifier_lr (now {config.classifier_lr})"
-        )
+        lr = config.classifier_lr
+        raise ValueError(f"fit_classifier: the validation loss is never finite; lower classifier_lr (now {lr})")
     model.load_state_dict(best)
     calibrate_temperature(model.eval(), val_x, val_target)
     return model, pd.DataFrame(history, columns=["epoch", "train_loss", "val_loss"])
 
 
 def calibrate_temperature(model: Classifier, x: Tensor, target: Tensor) -> float:
-    """Divide the output layer by the temperature that minimises the loss on (x, target); ranks do not change.
+    """Divide the output layer by the temperature, 0.1 .. 10, that minimises the loss; ranks do not change.
 
-    The temperature is folded into the weights, so that logit = y @ w_logit + b_logit stays true.
-
-    Args: x (n, D); target (n,). Returns: the temperature, between 0.1 and 10.
-    Source: Guo et al. 2017, arXiv 1706.04599.
+    Args: x (n, D); target (n,). Returns: the temperature. Source: Guo et al. 2017, arXiv 1706.04599.
     """
-    from scipy.optimize import minimize_scalar
-
     with torch.no_grad():
-        logits = model(x).double()
-        found = minimize_scalar(
-            lambda log_t: float(_loss(logits / np.exp(log_t), target)),
-            bounds=(np.log(0.1), np.log(10)),
-            method="bounded",
-        )
-        temperature = float(np.exp(found.x))
+        logits, bounds = model(x).double(), (np.log(0.1), np.log(10))
+        loss = lambda log_t: float(_loss(logits / np.exp(log_t), target))  # noqa: E731
+        temperature = float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
         model.output_layer.weight /= temperature
         model.output_layer.bias /= temperature
     return temperature

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.learn.batches import Rows, logit_scale
 from mtlib.learn.config import MethodsConfig, TrainConfig
-from mtlib.learn.jobs import Fit, run_all
+from mtlib.learn.jobs import run_all
 from mtlib.learn.train import PARTS, read_history, summary
 from mtlib.plots import legend, log_ticks, method_styles
 from mtlib.run.artifacts import atomic
@@ -23,14 +22,6 @@ from mtlib.run.artifacts import atomic
 COLUMNS = ["method", "seed", "preset", "target", "status", "reason", "folder", "n_latents", "l0_target", "l0_val"]
 COLUMNS += ["matched", "fvu_val", "dead", "best_step"]
 HISTORY_COLUMNS = ["step", "split", "loss", "fvu", "l0", "dead", *PARTS, "lr", "method", "seed", "target", "epoch"]
-
-
-def _y_scale(config: SparseCoderConfig, data, rows: np.ndarray, w_logit: np.ndarray | None) -> np.ndarray | None:
-    if config.target_scale != "logit":
-        return None
-    if w_logit is None:
-        raise ValueError("target_scale = 'logit' needs the classifier's w_logit")
-    return logit_scale(Rows(data.y, rows, torch.device("cpu")), w_logit)
 
 
 def coder_configs(data, config: MethodsConfig) -> dict[str, tuple[SparseCoderConfig, TrainConfig]]:
@@ -49,54 +40,42 @@ def train_methods(
     Args: data: store.Data. w_logit: (O,) of the classifier, needed by methods with target_scale "logit".
     Returns: coders (columns COLUMNS, one row per method and seed); history of all fits with method, seed, target.
     """
-    train_rows, val_rows = data.rows("train"), data.rows("val")
-    plans = [
-        (method, *configs) for method, configs in zip(config.methods, coder_configs(data, config).values(), strict=True)
-    ]
-    fits: dict[tuple[str, int], Fit] = {}
-    for method, coder, train in plans:
-        if coder.target == "y" and data.y is None:
-            continue
-        target = data.y if coder.target == "y" else data.x
-        y_scale = _y_scale(coder, data, train_rows, w_logit)
+    rows = {"rows_train": data.rows("train"), "rows_val": data.rows("val")}
+    table, fits = [], []
+    for method, (coder, train) in zip(config.methods, coder_configs(data, config).values(), strict=True):
         for seed in config.seeds:
-            name, seeded = f"{method.name}-s{seed}", train.with_(seed=seed)
-            job = Fit(coder, seeded, data.x, target, train_rows, val_rows, folder / name, y_scale, label=name)
-            fits[method.name, seed] = job
-    run_all(list(fits.values()), config.fits_at_once, config.processes)
-    return _tables(plans, config.seeds, fits)
+            row = {"method": method.name, "seed": seed, "preset": method.preset, "target": coder.target}
+            row |= {"n_latents": coder.n_latents, "l0_target": train.l0_target or np.nan}
+            if coder.target == "y" and data.y is None:
+                reason = "its target is the classifier's hidden layer, and no classifier was trained"
+                table.append(row | {"status": "skipped", "reason": reason, "folder": ""})
+                continue
+            job = rows | dict(config=coder, train_config=train.with_(seed=seed), label=f"{method.name}-s{seed}")
+            job |= dict(x=data.x, t=data.y if coder.target == "y" else data.x, folder=folder / job["label"])
+            if coder.target_scale == "logit":
+                if w_logit is None:
+                    raise ValueError("target_scale = 'logit' needs the classifier's w_logit")
+                job["y_scale"] = logit_scale(Rows(data.y, rows["rows_train"], torch.device("cpu")), w_logit)
+            table.append(row | {"status": "ok", "reason": "", "folder": f"{folder.name}/{job['label']}"})
+            fits.append((table[-1], job))
+    run_all([job for _, job in fits], config.fits_at_once, config.processes)
+    histories = [pd.DataFrame(columns=HISTORY_COLUMNS)] * (not fits)
+    for row, job in fits:
+        done, history = summary(job["folder"]), read_history(job["folder"])
+        row |= {"l0_val": done["l0"], "matched": done["matched"], "fvu_val": done["fvu"], "dead": done["dead"]}
+        row["best_step"] = done["step"]
+        passes = history["step"] * job["train_config"].batch / len(job["rows_train"])
+        histories.append(history.assign(**{k: row[k] for k in ("method", "seed", "target")}, epoch=passes))
+    coders = pd.DataFrame(table).reindex(columns=COLUMNS)
+    for column in ("l0_target", "best_step"):
+        coders[column] = coders[column].astype(np.float64).astype("Int64")
+    return coders, pd.concat(histories, ignore_index=True)
 
 
 def save_coders(folder: Path, coders: pd.DataFrame) -> None:
     """Write coders.csv, by which later stages find the coders."""
     with atomic(folder / "coders.csv") as tmp:
         coders.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
-
-
-def _tables(plans, seeds: Sequence[int], fits: dict[tuple[str, int], Fit]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Coders and history, from what the finished fits wrote."""
-    rows, histories = [], []
-    for method, config, train_config in plans:
-        for seed in seeds:
-            row = {"method": method.name, "seed": seed, "preset": method.preset, "target": config.target}
-            row |= {"n_latents": config.n_latents, "l0_target": train_config.l0_target or np.nan}
-            job = fits.get((method.name, seed))
-            if job is None:
-                reason = "its target is the classifier's hidden layer, and no classifier was trained"
-                rows.append(row | {"status": "skipped", "reason": reason, "folder": ""})
-                continue
-            done, where = summary(job.folder), f"{job.folder.parent.name}/{job.folder.name}"
-            row |= {"status": "ok", "reason": "", "folder": where, "matched": done["matched"]}
-            row |= {"l0_val": done["l0"], "fvu_val": done["fvu"], "dead": done["dead"], "best_step": done["step"]}
-            rows.append(row)
-            history = read_history(job.folder)
-            passes = history["step"] * train_config.batch / len(job.rows_train)
-            histories.append(history.assign(method=method.name, seed=seed, target=config.target, epoch=passes))
-    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=HISTORY_COLUMNS)
-    coders = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    for column in ("l0_target", "best_step"):
-        coders[column] = coders[column].astype(np.float64).astype("Int64")
-    return coders, history
 
 
 def epochs(history: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from mtlib.learn.classifier import Classifier, calibrate_temperature, fit_classi
 from mtlib.learn.config import ClassifierConfig
 from mtlib.learn.scores import (
     auroc_interval,
-    expected_calibration_error,
     folds,
     probabilities,
     reliability,
@@ -151,9 +150,11 @@ def test_auroc_equals_sklearn_and_its_interval_covers():
 
 
 def test_calibration_error_and_reliability_by_hand():
-    assert expected_calibration_error(np.array([1, 1, 0, 0]), np.full(4, 0.75), bins=1) == pytest.approx(0.25)
-    frame = reliability(np.array([0, 0, 1, 1]), np.array([-5.0, -4.0, 4.0, 5.0]), bins=2)
-    assert frame["observed"].tolist() == [0.0, 1.0] and frame["n"].tolist() == [2, 2]
+    every = np.full(40, np.log(3))  # a probability of 0.75; in each bin of 4 every second image is positive
+    assert scores(np.tile([1, 1, 0, 0], 10), every)["ece"].tolist() == pytest.approx([0.25])
+    frame = reliability(np.linspace(0, 1, 20), np.arange(20) >= 10)
+    assert frame["observed"].tolist() == [0.0] * 5 + [1.0] * 5 and frame["n"].tolist() == [2] * 10
+    assert frame["predicted"].iloc[0] == pytest.approx(0.5 / 19)
     np.testing.assert_allclose(probabilities(np.array([0.0])), [[0.5, 0.5]])
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.config import TrainConfig
-from mtlib.learn.jobs import WORK, Fit, JobFailed, run_all
+from mtlib.learn.jobs import JobFailed, run_all
 from mtlib.learn.parallel import Group
 from mtlib.learn.train import fit, read_history, summary
 
@@ -26,7 +26,7 @@ def _arrays() -> tuple[np.ndarray, np.ndarray]:
     return x, np.maximum(x @ rng.normal(size=(D, O)).astype(np.float32), 0)
 
 
-def _fits(folder: Path, names: list[str], **changes) -> list[Fit]:
+def _fits(folder: Path, names: list[str], **changes) -> list[dict]:
     x, y = _arrays()
     common = dict(n_latents=64, l0=6, dead_after=200, centre="mean", scale="rms")
     settings = TrainConfig(**(dict(steps=14, batch=50, lr=3e-3, val_every=7, l0_target=6, grad_clip=1.0) | changes))
@@ -34,7 +34,8 @@ def _fits(folder: Path, names: list[str], **changes) -> list[Fit]:
     for name in names:
         config = SparseCoderConfig.preset(name, D, O, **common)
         t = y if config.target == "y" else x
-        fits.append(Fit(config, settings, x, t, TRAIN, VAL, folder / name, None, label=name))
+        rows = dict(rows_train=TRAIN, rows_val=VAL)
+        fits.append(dict(rows, config=config, train_config=settings, x=x, t=t, folder=folder / name, label=name))
     return fits
 
 
@@ -55,7 +56,7 @@ def _rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for job in _fits(folder, SHARED):
-        fit(**vars(job), group=Group())
+        fit(**job, group=Group())
     dist.barrier()
     dist.destroy_process_group()
 
@@ -90,7 +91,7 @@ def test_two_processes_train_the_same_coder_as_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_shares_a_fit(tmp_path):
+def test_processes_share_a_fit(tmp_path):
     run_all(_fits(tmp_path / "one", ["sae"]))
     run_all(_fits(tmp_path / "two", ["sae"]), processes=2)
     _assert_same_coder(tmp_path / "one" / "sae", tmp_path / "two" / "sae")
@@ -98,11 +99,10 @@ def test_torchrun_shares_a_fit(tmp_path):
 
 
 def test_a_failing_fit_is_named_with_what_it_said(tmp_path):
-    job = _fits(tmp_path, ["sae"])[0]
-    bad = Fit(**(vars(job) | {"x": np.ones((N, D + 1), np.float32), "t": np.ones((N, D + 1), np.float32)}))
-    with pytest.raises(JobFailed, match=r"(?s)sae: its process ended with code 1.*\(400, 17\)"):
-        run_all([bad], fits_at_once=2)
-    assert not (tmp_path / WORK).exists()
+    wide = np.ones((N, D + 1), np.float32)
+    with pytest.raises(JobFailed, match=r"sae: ValueError: .*\(400, 17\)"):
+        run_all([_fits(tmp_path, ["sae"])[0] | {"x": wide, "t": wide}], fits_at_once=2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
