@@ -109,8 +109,8 @@ def one_pass(made: Made) -> dict[str, float]:
         "purity, weighted purity and their null": lambda r, x, z, y: purity.update(r, z),
         "levels (5)": lambda r, x, z, y: levels.update(x, at_levels(made.coder, x, z, y)),
         f"progressive recovery ({sizes} sizes)": lambda r, x, z, y: kept.update(x, largest(made.coder, x, z, y)),
-        "probe_kl, probe_agreement": lambda r, x, z, y: probe.update(x, y),
-        "logit_change, logit_fvu": lambda r, x, z, y: logit.update(x, y),
+        "probe_kl, probe_agreement": lambda r, x, z, y: probe.update(r, x, y),
+        "logit_change, logit_fvu": lambda r, x, z, y: logit.update(r, x, y),
         "zero_shot_drop (1,000 texts)": lambda r, x, z, y: drop.update(r, x, y),
     }
     seconds |= {"encode and decode": 0.0} | dict.fromkeys(watch, 0.0)

@@ -34,7 +34,7 @@ class LogitChange:
         self.readout, self.n, self.same = readout, 0, 0
         self.absolute = self.square = self.logit = self.logit_square = 0.0
 
-    def update(self, y: Tensor, y_hat: Tensor) -> None:
+    def update(self, rows: np.ndarray, y: Tensor, y_hat: Tensor) -> None:
         """Add a batch: y, y_hat (B, O)."""
         with torch.no_grad():
             a, b = self.readout(y.float()).double().cpu(), self.readout(y_hat.float()).double().cpu()

@@ -171,7 +171,7 @@ class ProbeShift:
     def __init__(self, probe):
         self.probe, self.n, self.kl, self.same = probe, 0, 0.0, 0
 
-    def update(self, y: Tensor, y_hat: Tensor) -> None:
+    def update(self, rows: np.ndarray, y: Tensor, y_hat: Tensor) -> None:
         """Add a batch: y, y_hat (B, O)."""
         p = np.maximum(self.probe.predict_proba(y.cpu().double().numpy()), FLOOR)  # (B, C)
         q = np.maximum(self.probe.predict_proba(y_hat.cpu().double().numpy()), FLOOR)

@@ -101,9 +101,7 @@ class Histogram:
 class Activity:
     """On how many images each latent fires (activation > 0), how strongly, on which most; how many of these show an error.
 
-    Args:
-        labels: (N,) 1 implausible, 0 plausible, -1 unknown, of every row; None: nothing is known.
-        top_n:  length of the lists of strongest images.
+    labels: (N,) 1 implausible, 0 plausible, -1 unknown, of every row, or None; top_n: length of the lists of strongest images.
     """
 
     def __init__(self, n_latents: int, top_n: int = TOP_N, labels: np.ndarray | None = None):
@@ -200,9 +198,8 @@ def scan(
     by_level, by_size = Curve(len(coder.config.levels), mean), Curve(len(kept_sizes(S)), mean)
     active = Activity(S, top_n, labels)
     purity = Purity(classes, images, S, seed=seed) if classes is not None and (classes[images] >= 0).any() else None
-    shifts = [ProbeShift(probe)] if probe is not None else []
-    shifts += [LogitChange(readout)] if readout is not None else []
-    drop = [ZeroShotDrop(zero_shot)] if zero_shot is not None else []
+    asked = ((ProbeShift, probe), (LogitChange, readout), (ZeroShotDrop, zero_shot))
+    losses = [measure(given) for measure, given in asked if given is not None]
 
     for some, xb, z in iter_codes(coder, x, rows, batch, tokens):
         y = torch.from_numpy(np.ascontiguousarray(target[some], dtype=np.float32)).to(z.device)  # (B, O)
@@ -213,10 +210,8 @@ def scan(
         total.update(y, y_hat)
         counts.update(z)
         mono.update(xb, z)
-        for shift in shifts:
-            shift.update(y, y_hat)
-        for one in drop:
-            one.update(some, y, y_hat)
+        for loss in losses:
+            loss.update(some, y, y_hat)
         of_images = per_image(z.cpu(), tokens)
         active.update(some[::tokens], of_images)
         if purity is not None:
@@ -229,8 +224,8 @@ def scan(
             on_train.update(z)
         summary["dead_fraction"] = on_train.result()["silent_fraction"]
     summary["n_assessed"] = int((counts.fired_images >= MIN_ACTIVE).sum())
-    for measure in (*shifts, *drop):
-        summary |= measure.result()
+    for loss in losses:
+        summary |= loss.result()
     latents = active.frame().assign(mono_score=mono.scores())
     if purity is not None:
         of_latents = pd.DataFrame(purity.result())

@@ -74,9 +74,8 @@ class Known:
 
     def ceilings(self) -> pd.DataFrame:
         """`causes.ceilings` of x and, where the run has it, of y."""
-        arrays = {"x": self.images.x, "y": self.images.y}
-        parts = {n: {s: np.asarray(a[r]) for s, r in self.rows.items()} for n, a in arrays.items() if a is not None}
-        return causes.ceilings(self.tasks, parts["x"], parts.get("y"))
+        arrays = [a for a in (self.images.x, self.images.y) if a is not None]
+        return causes.ceilings(self.tasks, *({s: np.asarray(a[r]) for s, r in self.rows.items()} for a in arrays))
 
 
 def causes_table(known: Known, subjects: list[Subject], codes: list[dict], captioned: dict[str, bool]) -> pd.DataFrame:
@@ -116,9 +115,9 @@ def splitting_table(known: Known, subjects: list[Subject], codes: list[dict], be
     """`attributes.splitting` of every subject. Args: best: of `causes_table`; kinds: of `attributes_table`."""
     frames = []
     for s, own in zip(subjects, codes, strict=True):
-        mine = [f[(f["method"] == s.method) & (f["seed"] == s.seed)] for f in (best, kinds)]
-        parent = dict(zip(mine[0]["cause"], mine[0]["fires_for"], strict=True))
-        frames.append(attributes.splitting(mine[1], own["test"], known.cause("test"), parent).assign(**s.key))
+        found, features = (f[(f["method"] == s.method) & (f["seed"] == s.seed)] for f in (best, kinds))
+        parents = dict(zip(found["cause"], found["fires_for"], strict=True))
+        frames.append(attributes.splitting(features, own["test"], known.cause("test"), parents).assign(**s.key))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -183,8 +182,8 @@ def single_dimensions(table: pd.DataFrame) -> pd.DataFrame:
 
 def nuisance_counts(kinds: pd.DataFrame) -> pd.DataFrame:
     """method, attribute: how many latents stand for that nuisance, and how much of their firing it explains on average."""
-    own = kinds[kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False)
-    return own.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean")).reset_index()
+    own = kinds[kinds["kind"] == "nuisance"].groupby(["method", "attribute"], sort=False, as_index=False)
+    return own.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean"))
 
 
 def causes_figure(found: pd.DataFrame) -> Figure:

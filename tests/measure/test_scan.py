@@ -128,8 +128,8 @@ def test_a_perfect_reconstruction_changes_no_logit_and_no_probe(data, classifier
     labels = data[1]["label"].fillna(-1).to_numpy(int)
     change, shift = LogitChange(readout(classifier, "x")), ProbeShift(fit_probe(data[0], np.arange(200), labels))
     for block in (x[:130], x[130:]):
-        change.update(block, block)
-        shift.update(block, block)
+        for measure in (change, shift):
+            measure.update(np.arange(len(block)), block, block)
     assert change.result() == {"logit_change": 0, "logit_fvu": 0, "logit_agreement": 1}
     assert shift.result() == {"probe_kl": pytest.approx(0, abs=1e-12), "probe_agreement": 1}
 
