@@ -125,16 +125,13 @@ def concept_effects(data: Data, table: pd.DataFrame, coder, classifier: Classifi
         fires = rows["test"][np.sort(codes["test"][:, [j]].indices)]
         line = {"attribute": name, "value": value, "feature": j, "auroc": on_test[j, c], "n": len(fires)}
         random = torch.from_numpy(rng.normal(size=coder.W_dec.shape[1]).astype(np.float32))
-        lines += [line | effect for effect in _effects(data, coder, classifier, j, fires, random)] if len(fires) else []
+        if not len(fires):
+            continue
+        x = torch.from_numpy(np.asarray(data.x[fires], np.float32))
+        before, own = classifier(x).numpy(), [line | {"scale": scale} for scale in SCALES]
+        for end, direction in (("", None), ("_control", random)):
+            for effect, after in zip(own, steer(coder, x, x, j, SCALES, classifier, direction).numpy(), strict=True):
+                effect[f"flipped{end}"] = float((_decisions(after) != _decisions(before)).mean())
+                effect |= {f"change{end}": float((after - before).mean())} if after.ndim == 1 else {}
+        lines += own
     return pd.DataFrame(lines, columns=None if lines else EFFECT)
-
-
-def _effects(data: Data, coder, classifier: Classifier, j: int, fires: np.ndarray, random: torch.Tensor) -> list[dict]:
-    """One line per scale: what turning latent j, and a random direction of its length, does to the decisions."""
-    x = torch.from_numpy(np.asarray(data.x[fires], np.float32))
-    before, lines = classifier(x).numpy(), [{"scale": scale} for scale in SCALES]
-    for end, direction in (("", None), ("_control", random)):
-        for line, after in zip(lines, steer(coder, x, x, j, SCALES, classifier, direction).numpy(), strict=True):
-            line[f"flipped{end}"] = float((_decisions(after) != _decisions(before)).mean())
-            line |= {f"change{end}": float((after - before).mean())} if after.ndim == 1 else {}
-    return lines

@@ -72,27 +72,27 @@ def choose(features: pd.DataFrame, n: int, what: str = "surest") -> pd.DataFrame
 
 
 def to_steer(table: pd.DataFrame, settings: SteeringSettings, causes: pd.DataFrame) -> pd.DataFrame:
-    """Which features are steered: those asked for, those whose name holds a text, or the strongest ones.
+    """Which features are steered: those asked for, or whose name holds a text, or that stand for a cause, or the most active.
 
-    The strongest are, where the truth is known, those that stand for a cause (its specific feature of 04), and else the
-    most active ones. Only features that fire on test images are kept.
+    Only features that fire on test images are kept.
 
     Args: table: features.parquet with the column `phrase`. causes: 04_causes of the method; empty without truth.
     Returns: frame of feature, why, phrase, density.
     Raises: ValueError for a feature that the coder does not have.
     """
+    ranked, n = by_activity(table), settings.n_features
     if unknown := sorted(set(settings.features) - set(table["feature"])):
         raise ValueError(f"features: {unknown[0]} is no latent of the coder (0 .. {len(table) - 1})")
     if settings.features:
         why = dict.fromkeys(settings.features, "asked for")
     elif settings.named:
-        has = table[table["phrase"].str.contains(settings.named, case=False, regex=False)]
-        why = dict.fromkeys(by_activity(has)["feature"].head(settings.n_features), f"its name holds {settings.named!r}")
+        has = ranked["phrase"].str.contains(settings.named, case=False, regex=False)
+        why = dict.fromkeys(ranked.loc[has, "feature"].head(n), f"its name holds {settings.named!r}")
     elif len(causes):
         best = _of_causes(causes).sort_values("specific_auroc", ascending=False).drop_duplicates("specific_feature")
-        why = {int(r.specific_feature): f"cause {r.cause}" for r in best.head(settings.n_features).itertuples()}
+        why = {int(r.specific_feature): f"cause {r.cause}" for r in best.head(n).itertuples()}
     else:
-        why = dict.fromkeys(by_activity(table)["feature"].head(settings.n_features), "most active")
+        why = dict.fromkeys(ranked["feature"].head(n), "most active")
     chosen = table.set_index("feature").loc[list(why), ["phrase", "density"]].reset_index()
     chosen.insert(1, "why", list(why.values()))
     return chosen[chosen["density"] > 0].reset_index(drop=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.embed.store import Data
@@ -87,13 +87,10 @@ def collage(
     """A grid of images, or of words, with activation and label under each.
 
     Args:
-        images:      PIL images, drawn whole in a square; or strings, drawn as word cards.
-        activations: one number each.
-        labels:      1 implausible, 0 plausible, None or -1 unknown; None when nothing is labelled (no colours, no legend).
-        title:       first line, bold; phrase: the feature's name, in quotes beside it.
-        lines:       smaller lines under the title.
+        images: PIL images, drawn whole in a square; or strings, drawn as word cards.
+        labels: 1 implausible, 0 plausible, None or -1 unknown; None when nothing is labelled (no colours, no legend).
+        title:  first line, bold; phrase: the feature's name, in quotes below; lines: smaller lines under them.
         columns, tile: images per row, and the side of each in px.
-    Returns: RGB PIL image.
     Raises: ValueError if the lengths differ or nothing is given.
     """
     n = len(images)
@@ -139,13 +136,8 @@ def _header(title: str, lines: Sequence[str], phrase: str, width: int) -> Image.
 def _square(image: Image.Image, tile: int) -> Image.Image:
     """The whole image, centred in a square on a pale ground."""
     image = image.convert("RGB")
-    scale = tile / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    how = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.LANCZOS
-    small = image if image.size == size else image.resize(size, how)
-    out = Image.new("RGB", (tile, tile), CARD)
-    out.paste(small, ((tile - size[0]) // 2, (tile - size[1]) // 2))
-    return out
+    how = Image.Resampling.NEAREST if tile > 3 * max(image.size) else Image.Resampling.LANCZOS
+    return ImageOps.pad(image, (tile, tile), how, CARD)
 
 
 def _word(word: str, tile: int) -> Image.Image:
@@ -184,18 +176,15 @@ def _legend(draw, y: int, present: Sequence[int], width: int) -> None:
         draw.text((width - MARGIN, y + 1), "number: activation", GREY, font(11), anchor="ra")
 
 
-def jpeg(image: Image.Image, max_bytes: int = MAX_BYTES) -> bytes:
-    """JPEG bytes at the best quality of QUALITIES that fits in `max_bytes` (the last one if none does)."""
+def jpeg(image: Image.Image) -> bytes:
+    """JPEG bytes at the best quality of QUALITIES that fits in MAX_BYTES (the last one if none does)."""
     for quality in QUALITIES:
         buffer = io.BytesIO()
         fine = quality > 80  # sharp text colours; `optimize` needs a larger buffer than Pillow gives it there
         image.save(buffer, "JPEG", quality=quality, optimize=not fine, subsampling=0 if fine else 2)
-        if buffer.tell() <= max_bytes:
+        if buffer.tell() <= MAX_BYTES:
             break
     return buffer.getvalue()
-
-
-# ---- the files of a run --------------------------------------------------------------------------------------------
 
 
 def write_collages(
@@ -236,20 +225,15 @@ def subtitle(row) -> list[str]:
 def percent(share: float) -> str:
     """A share as per cent in two digits, never as a power of ten: "100%", "12%", "3.4%", "0.05%"."""
     value = 100 * float(share)
-    if value < 9.95:
-        return f"{value:.2g}%" if value >= 0.01 or value == 0 else "under 0.01%"
-    return f"{value:.0f}%"
+    if 0 < value < 0.01:
+        return "under 0.01%"
+    return f"{value:.2g}%" if value < 9.95 else f"{value:.0f}%"
 
 
-def loader(data: Data, tile: int = TILE, cache: int = 4096) -> Callable[[int], Image.Image | str]:
-    """row -> its image, through the one loader; a row without an image gives its word, a bad file the reason.
+def loader(data: Data) -> Callable[[int], Image.Image | str]:
+    """row -> its image, shrunk to TILE once, since it may stand in many collages; without one its word, or what is wrong."""
 
-    Args:
-        tile:  larger images are shrunk to this side once, since the same image stands in many collages.
-        cache: images kept.
-    """
-
-    @functools.lru_cache(cache)
+    @functools.lru_cache(4096)
     def load(row: int) -> Image.Image | str:
         path = data.images(row)
         if path is None:
@@ -258,7 +242,7 @@ def loader(data: Data, tile: int = TILE, cache: int = 4096) -> Callable[[int], I
             image, _ = load_image(path)
         except ImageRefused as e:
             return f"image {e.reason}"
-        image.thumbnail((tile, tile), Image.Resampling.LANCZOS)
+        image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
         return image
 
     return load

@@ -40,21 +40,18 @@ class OtherData:
 def other_sets(data: Data, second_data: str, second_text: str, root: Path, scratch: Path) -> list[OtherData]:
     """The sets that there are of: a second image set, texts, and these texts moved onto the mean of the images.
 
-    Args: second_data, second_text: as given, see `second_images` and `texts`; root: where relative paths start.
+    Args: second_data, second_text: see `second_images` and `texts`; root: where relative paths start.
     """
     images, text = (f(data, given, root, scratch) for f, given in ((second_images, second_data), (texts, second_text)))
     return [s for s in (images, text, text and centred(data, text)) if s is not None]
 
 
-def second_images(
-    data: Data, given: str, root: Path, out: Path, batch_size: int = 256, workers: int = 2
-) -> OtherData | None:
-    """The second image set: what was given, else the run's images of generators, which no stage has learned from.
+def second_images(data: Data, given: str, root: Path, out: Path) -> OtherData | None:
+    """The second image set: what was given, else the run's images of generators; None when there is neither.
 
     Args:
-        given:     feature file (N, D) in the space of x, or a folder of images for the run's encoder; "" for neither.
-        root, out: where relative paths start; a scratch folder for rows that must be made or copied.
-    Returns: None when there is neither.
+        given: feature file (N, D) in the space of x, or a folder of images for the run's encoder; "" for neither.
+        out:   a scratch folder for rows that must be made or copied.
     Raises: InputError when the file has another width, or the run has no encoder for a folder of images.
     """
     if not given:
@@ -64,14 +61,13 @@ def second_images(
         return OtherData("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
     path = root / given
     if arrays.is_features(path):
-        return OtherData("second", f"{path.name}", *_array(path, data, "second_data", out))
+        return OtherData("second", path.name, *_array(path, data, "second_data", out))
     if not (data.facts.get("encoder") or {}).get("name"):
         raise InputError(f"second_data = {given}: this run has embeddings only; give a .npy in the same space")
     from mtlib.embed import sources  # both take seconds to import, and only a folder of images needs them
     from mtlib.embed.encoders import Encoder
 
-    config = sources.EmbedConfig(images=given, batch_size=batch_size, workers=workers)
-    _, facts = sources.from_images(config, Encoder.of(data.facts), path, out)
+    _, facts = sources.from_images(sources.EmbedConfig(images=given), Encoder.of(data.facts), path, out)
     other = load_parts(out, facts)
     rows = other.rows("all")
     what = f"{len(rows)} images of {path.name}"
@@ -88,13 +84,9 @@ def texts(data: Data, given: str, root: Path, out: Path) -> OtherData | None:
         return None
     v = _array(root / given, data, "second_text", out)[0] if given else np.asarray(data.vocabulary, np.float32)
     what = Path(given).name if given else f"the {len(v)} phrases of the vocabulary"
+    of_images, of_texts = (np.linalg.norm(a.astype(np.float64), axis=1).mean() for a in (data.x[data.rows("train")], v))
     what += ", at the mean length of the train images"
-    factor = _mean_length(np.asarray(data.x[data.rows("train")])) / _mean_length(v)
-    return OtherData("text", what, v * np.float32(factor), np.arange(len(v)))
-
-
-def _mean_length(x: np.ndarray) -> float:
-    return float(np.linalg.norm(np.asarray(x, np.float64), axis=1).mean())
+    return OtherData("text", what, v * np.float32(of_images / of_texts), np.arange(len(v)))
 
 
 def _array(path: Path, data: Data, parameter: str, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -123,9 +115,7 @@ def evaluate_on(
 def beside_test(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame, part: str) -> pd.DataFrame:
     """What the coders measure on the other sets under what notebook 04 measured of the same ones on the run's test images.
 
-    Args:
-        found: of `evaluate_on`.
-        part:  "summary", and `test` is 04_metrics; or "progressive", and `test` is 04_progressive.
+    Args: found: of `evaluate_on`. part: "summary", with 04_metrics as `test`; or "progressive", with 04_progressive.
     Returns: frame of data ("test" first), method, seed, and SHOWN as far as measured, or the columns of progressive recovery.
     """
     own = {(s.method, s.seed) for _, s, _ in found}

@@ -120,7 +120,7 @@ def overview(tables: dict[str, pd.DataFrame], coders: pd.DataFrame) -> pd.DataFr
 def similar_features(
     W_dec: np.ndarray,
     W_enc: np.ndarray,
-    n_active: np.ndarray | None = None,
+    n_active: np.ndarray,
     together: np.ndarray | None = None,
     n: int = 8,
     chunk: int = 1024,
@@ -129,15 +129,14 @@ def similar_features(
 
     Args:
         W_dec:    (S, O) decoder rows; W_enc: (D, S) encoder columns.
-        n_active: (S,) images on which each feature fires; without it all features are taken to fire.
+        n_active: (S,) images on which each feature fires.
         together: (S, S) of `codes.fire_together`; without it only decoder cosines are used.
         n:        neighbours by each of the two orders.
     Returns: frame with feature, neighbour, cosine (decoder), cosine_encoder, jaccard (rows on which both fire over rows
         on which either does; NaN without `together`), by ("decoder" | "together" | "both"); sorted by feature, then cosine.
     """
     decoder, encoder = unit_rows(W_dec), unit_rows(np.asarray(W_enc).T)
-    alive = np.ones(len(decoder), bool) if n_active is None else n_active > 0
-    parts = []
+    alive, parts = n_active > 0, []
     for start in range(0, len(decoder), chunk):
         own = np.arange(start, min(start + chunk, len(decoder)))
         cosine = decoder[own] @ decoder.T  # (B, S)
@@ -156,7 +155,6 @@ def similar_features(
             columns = {"feature": own[i], "neighbour": j, "cosine": cosine[i, j], "cosine_encoder": read}
             parts.append(pd.DataFrame(columns | {"jaccard": jaccard[i, j], "by": by}))
     frame = pd.concat(parts, ignore_index=True)
-    twice = frame.duplicated(["feature", "neighbour"], keep=False)
-    frame["by"] = np.where(twice, "both", frame["by"])
+    frame.loc[frame.duplicated(["feature", "neighbour"], keep=False), "by"] = "both"
     frame = frame.drop_duplicates(["feature", "neighbour"])
     return frame.sort_values(["feature", "cosine", "neighbour"], ascending=[True, False, True], ignore_index=True)

@@ -48,10 +48,9 @@ def token_map(coder, data: Data, image: int, place: tuple[int, int] | None = Non
     """The n strongest features of a token (fewer when fewer fire).
 
     Args:
-        coder: has `.encode(x (B, D)) -> z (B, S)`.
         data:  tokens on a grid (facts token_grid and first_patch).
         image: number of the image: its rows are image * T .. image * T + T - 1.
-        place: (row, column) on the grid; None: the token on which most is going on, by the sum of its activations.
+        place: (row, column) on the grid; None: the token with the largest sum of activations.
     Raises: ValueError when the tokens form no grid, or there is no such image or place.
     """
     (height, width), first = data.facts.get("token_grid", (0, 0)), int(data.facts.get("first_patch", 0))

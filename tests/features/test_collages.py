@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from mtlib.embed.store import load_data
+from mtlib.features import collages
 from mtlib.features.choice import CollageSettings
 from mtlib.features.collages import (
+    MAX_BYTES,
     clip,
     collage,
     font,
@@ -94,8 +96,8 @@ def test_header_grows_with_its_lines_and_keeps_them_whole():
 
 
 def test_jpeg_keeps_to_its_size():
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8))
-    assert len(jpeg(noise, 40_000)) <= 40_000
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8))
+    assert len(jpeg(noise)) <= MAX_BYTES
     data = jpeg(solid("white", (300, 300)))
     assert len(data) < 6000 and Image.open(io.BytesIO(data)).format == "JPEG"
 
@@ -156,10 +158,11 @@ def test_no_collages_are_a_table_without_rows(tmp_path, one_method):
         assert none.empty
 
 
-def test_loader_gives_images_words_and_reasons(tmp_path):
+def test_loader_gives_images_words_and_reasons(tmp_path, monkeypatch):
+    monkeypatch.setattr(collages, "TILE", 8)
     embed = write_embed_stage(tmp_path, n=12)
     data = load_data(embed)
-    load = loader(data, tile=8)
+    load = loader(data)
     assert load(3).size == (8, 8) and load(3) is load(3)
     data.images(4).write_bytes(b"")
     data.images(5).unlink()

@@ -109,7 +109,7 @@ def test_a_folder_of_images_is_embedded_by_the_runs_encoder(data, tmp_path):
     write_dataset(tmp_path / "scenes", n_scenes=36, seed=5, n_per_generator=0, workers=1)
     tower = Encoder.load("demo")
     own = replace(data, x=np.zeros((3, tower.d_in), np.float32), facts=data.facts | {"encoder": tower.record})
-    found = other_data.second_images(own, "scenes", tmp_path, tmp_path / "out", workers=1)
+    found = other_data.second_images(own, "scenes", tmp_path, tmp_path / "out")
     assert found.x.shape == (36, tower.d_in) and len(found.rows) <= 36 and "images of scenes" in found.what
     listed = store.load_parts(tmp_path / "out", {"image_root": str(tmp_path / "scenes")})
     first = tower.encode_images([load_image(listed.images(0))[0]])

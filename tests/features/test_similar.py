@@ -10,7 +10,7 @@ from tests.features.standins import GivenCodes
 
 def test_nearest_by_hand():
     W_dec = np.array([[1.0, 0.0], [2.0, 0.1], [0.0, 3.0]])
-    frame = similar_features(W_dec, W_dec.T, n=1)
+    frame = similar_features(W_dec, W_dec.T, np.ones(3), n=1)
     assert frame[["feature", "neighbour"]].to_numpy().tolist() == [[0, 1], [1, 0], [2, 1]]
     assert frame["cosine"][0] == pytest.approx(2 / np.hypot(2, 0.1))
     assert frame["jaccard"].isna().all()
@@ -35,5 +35,5 @@ def test_chunks_do_not_matter_and_features_that_never_fire_are_left_out():
 
 def test_zero_decoder_row_has_cosine_zero():
     W_dec = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    frame = similar_features(W_dec, W_dec.T, n=2)
+    frame = similar_features(W_dec, W_dec.T, np.ones(3), n=2)
     assert (frame.loc[frame["feature"] == 0, "cosine"] == 0).all()

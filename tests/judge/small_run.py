@@ -49,7 +49,7 @@ def write_small_run(run: Path, n: int = 400) -> Path:
     write_scan(scanned, found, activity(coder, data.x, data.rows("val")), data.manifest, names)
     causal = causal_relevance(coder, classifier, data.x, test, "y")
     table = feature_table(pd.read_parquet(scanned / "latents.parquet"), data, causal, truth_columns(coder, data))
-    similar = similar_features(*(w.detach().numpy() for w in (coder.W_dec, coder.W_enc)))
+    similar = similar_features(*(w.detach().numpy() for w in (coder.W_dec, coder.W_enc)), np.ones(len(coder.W_dec)))
     write_features(stage.out / "features" / "tc", table, similar, scanned)
     stage.finish()
 

@@ -202,7 +202,9 @@ def _features(run_dir: Path, labels: str, methods: dict) -> None:
         top.to_parquet(folder / "top_images.parquet", index=False)
         histogram = found["test"].histogram
         write_npz(folder / "histograms.npz", edges=histogram.edges(), counts=histogram.counts.numpy())
-        similar = similar_features(coder.W_dec.detach().numpy(), coder.W_enc.detach().numpy(), n=6)
+        similar = similar_features(
+            coder.W_dec.detach().numpy(), coder.W_enc.detach().numpy(), np.ones(len(coder.W_dec)), n=6
+        )
         similar.to_parquet(folder / "similar.parquet", index=False)
         for feature in frame.nlargest(6, "error_ratio" if judged else "density")["feature"]:
             Image.new("RGB", (300, 200), "#ddd").save(folder / f"collages/{feature}.jpg")
