@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,11 @@ class Labeler:
             raise ValueError(f"judge = {self.judge!r}: 06 has verdicts of {sorted(set(verdicts['judge']))}")
         self.verdicts = verdicts[verdicts["judge"] == self.judge].set_index("feature")
         self.features = self.features.set_index("feature")
-        self._encoder: Encoder | None = None
 
-    @property
+    @functools.cached_property
     def encoder(self) -> Encoder:
         """The encoder that made the run's embeddings, loaded when it is first needed; its fingerprint is checked."""
-        if self._encoder is None:
-            self._encoder = Encoder.of(self.facts)
-        return self._encoder
+        return Encoder.of(self.facts)
 
     def embed(self, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
         """x of an image, (D,), or (T, D) when the run has T tokens per image: of a path, a PIL image, or x itself.
@@ -87,21 +85,17 @@ class Labeler:
         tokens, width = self.facts.get("tokens_per_image", 1), self.facts["d_in"]
         return (width,) if tokens == 1 else (tokens, width)
 
+    @torch.no_grad()
     def get_explanations(self, image: str | Path | Image.Image | np.ndarray) -> list[dict]:
         """The features present in an image, strongest first, in the published format.
 
         Args:
-            image: path, PIL image, or (D,) embedding.
+            image: path, PIL image, or x itself, (D,) or (T, D): a feature is as active as on its strongest token.
         Returns: dicts of feature_num, activation, explanation ("" when it has no name), wrong_ratio (share of its
             activating test images that are implausible; None without labels), wrong_count, total_count, verdict,
             logit_push (what the feature adds to this image's logit of being implausible; None without that classifier).
         """
-        return self.explain(self.embed(image))
-
-    @torch.no_grad()
-    def explain(self, x: np.ndarray) -> list[dict]:
-        """Like `get_explanations`, for x of one image, (D,) or (T, D): a feature is as active as on its strongest token."""
-        tokens = torch.from_numpy(np.atleast_2d(x))
+        tokens = torch.from_numpy(np.atleast_2d(self.embed(image)))
         z = self.coder.encode(tokens).amax(dim=0).numpy()
         present = np.flatnonzero(z > self.threshold)
         order = present[np.lexsort((present, -z[present]))]
@@ -143,7 +137,7 @@ class Labeler:
             with verdict "error" that push the logit up, the strongest push first), explanations (all).
         """
         x = self.embed(image)
-        explanations = self.explain(x)
+        explanations = self.get_explanations(x)
         out = {"probability": None, "predicted": ""}
         if self.classifier is not None:
             logits = self.classifier(torch.from_numpy(x)[None])[0]

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mtlib.embed.images import ImageRefused, load_image
+from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import LISTED, unescape
 from mtlib.embed.store import Data
 
 SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
+N_LISTED = 12
 
 
 def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> list[tuple[str, Path, str]]:
@@ -22,9 +26,6 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> li
     Raises: FileNotFoundError when the folder does not exist.
     """
     if folder:
-        from mtlib.embed.listing import find_images
-        from mtlib.embed.manifest import LISTED, unescape
-
         base = root / folder
         if not base.is_dir():
             raise FileNotFoundError(f"label_images = {folder!r}: no such folder")
@@ -49,19 +50,17 @@ def errors_first(explanations: list[dict]) -> list[dict]:
     return sorted(explanations, key=lambda d: (d["verdict"] != "error", -d["activation"]))
 
 
-def label_table(labeler, images: list[tuple[str, Path, str]], n_explanations: int = 12) -> tuple[pd.DataFrame, list]:
+def label_table(labeler, images: list[tuple[str, Path, str]]) -> tuple[pd.DataFrame, list]:
     """What the labeler says of each image, and the images that could be read.
 
     Args:
-        labeler:        has method and label(PIL image) -> dict of probability, predicted, explanations.
-        images:         what `new_images` returned.
-        n_explanations: features listed per image, errors first (`errors_first`); n_present says how many there are.
-    Returns: frame of method, image, known, status, probability, predicted, n_present, rank, feature, activation,
-        explanation, verdict, wrong_ratio, wrong_count, total_count (an image on which nothing fires, or that cannot be
-        read, has one line that says so); list of (name, known, PIL image, what the labeler said).
+        labeler: has method and label(PIL image) -> dict of probability, predicted, explanations.
+        images:  what `new_images` returned.
+    Returns: frame of method, image, known, status, probability, predicted, n_present (features that fire), rank, feature,
+        activation, explanation, verdict, wrong_ratio, wrong_count, total_count; N_LISTED features per image, errors first
+        (an image on which nothing fires, or that cannot be read, has one line that says so); list of (name, known, PIL
+        image, what the labeler said).
     """
-    from mtlib.embed.images import ImageRefused, load_image
-
     lines, shown = [], []
     for name, file, known in images:
         head = {"method": labeler.method, "image": name, "known": known}
@@ -74,12 +73,10 @@ def label_table(labeler, images: list[tuple[str, Path, str]], n_explanations: in
         said["explanations"] = found = errors_first(said["explanations"])
         shown.append((name, known, image, said))
         head |= {"probability": said["probability"], "predicted": said["predicted"], "n_present": len(found)}
-        for rank, d in enumerate(found[:n_explanations], 1):
-            lines.append(head | {"status": "ok", "rank": rank, "feature": d["feature_num"]} | {k: d[k] for k in SAID})
+        for rank, d in enumerate(found[:N_LISTED], 1):
+            lines.append(head | {"status": "ok", "rank": rank, "feature": d["feature_num"]} | d)
         if not found:
             lines.append(head | {"status": "no feature fires"})
     columns = ["method", "image", "known", "status", "probability", "predicted", "n_present", "rank", "feature", *SAID]
-    frame = pd.DataFrame(lines).reindex(columns=columns)
-    whole = ["n_present", "rank", "feature", "wrong_count", "total_count"]
-    frame[whole] = frame[whole].astype("Int64")
-    return frame, shown
+    whole = dict.fromkeys(["n_present", "rank", "feature", "wrong_count", "total_count"], "Int64")
+    return pd.DataFrame(lines).reindex(columns=columns).astype(whole), shown

@@ -95,9 +95,7 @@ def test_logit_pushes_are_what_removing_the_feature_takes_away(run, target):
 
 def test_image_file_pil_image_and_embedding_say_the_same(run, labeler, tmp_path):
     x = np.array(open_run(run).x[9])
-    labeler._encoder = SimpleNamespace(
-        encode_images=lambda images: np.stack([x + np.asarray(i).mean() for i in images])
-    )
+    labeler.encoder = SimpleNamespace(encode_images=lambda images: np.stack([x + np.asarray(i).mean() for i in images]))
     picture = Image.new("RGB", (8, 8), (3, 3, 3))
     picture.save(tmp_path / "a.png")
     assert labeler.label(tmp_path / "a.png") == labeler.label(picture) == labeler.label(x + 3)
