@@ -84,7 +84,7 @@ set_up_bench() { # the libraries that benchmarks compare with, in an environment
 
 named() { # named FOLDER [NAME [argument ...]]: run FOLDER/NAME.py, or list what there is
   local folder=$1 name=${2:-} file
-  if [[ $name =~ ^[A-Za-z0-9]\w*$ ]] && [ -f "$folder/$name.py" ]; then
+  if [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9_]*$ ]] && [ -f "$folder/$name.py" ]; then
     exec "$PY" -m "$folder.$name" "${@:3}"
   fi
   for file in "$folder"/[!_]*.py; do

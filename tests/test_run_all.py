@@ -98,6 +98,7 @@ def test_prove_lists_what_there_is():
     done = run_all(ROOT, "prove", "nothing")
     assert done.returncode == 2
     assert "repeat" in done.stdout and "proofs has no nothing" in done.stderr
+    assert "usage: prove kills_judge" in run_all(ROOT, "prove", "kills_judge", "--help").stdout
 
 
 @pytest.mark.slow

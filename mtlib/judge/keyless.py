@@ -14,14 +14,13 @@ from mtlib.judge.text_space import TextSpace, ZeroShot
 from mtlib.judge.verdicts import COLUMNS, NOTHING, UNASSESSED, skipped
 
 NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and for their absence"
-BLIND = 1 / 3  # a family whose margins spread less than this share of the median family's cannot be judged
 
 
 def spaces(data) -> tuple[TextSpace, ZeroShot]:
     """Images and phrases of a run in one space, and the two sides of its families; means and spreads of the val images."""
     val = data.rows("val")
     space = TextSpace(data.embedding, val, data.vocabulary, data.phrases)
-    return space, ZeroShot(space, val, BLIND)
+    return space, ZeroShot(space, val)
 
 
 def text_sight(data) -> pd.DataFrame:
@@ -34,7 +33,11 @@ def text_sight(data) -> pd.DataFrame:
         return pd.DataFrame(columns=["family", "n_images", "spread", "blind"])
     val, (_, zero_shot) = data.rows("val"), spaces(data)
     names = [family for family, *_ in zero_shot.families]
-    n = np.bincount(zero_shot.read(val)[0], minlength=len(names)) if names and len(val) else np.zeros(len(names), int)
+    n = (
+        np.bincount(zero_shot.read(data.embedding[val])[0], minlength=len(names))
+        if names and len(val)
+        else np.zeros(len(names), int)
+    )
     blind = zero_shot.blind if len(names) > 1 else None
     return pd.DataFrame({"family": names, "n_images": n, "spread": zero_shot.spread, "blind": blind})
 
@@ -69,8 +72,7 @@ def _line(line, images, space: TextSpace, zero_shot: ZeroShot, reason: str, conf
     if (n := 0 if images is None else len(images)) < config.keyless_min_images:
         return out | {"detail": f"only {n} images activate it"}
     rows = images["row"].to_numpy()
-    best, _ = space.name(rows, images["activation"].to_numpy())
-    phrase = space.phrases.iloc[best]
+    phrase = space.phrases.iloc[space.name(rows, images["activation"].to_numpy())]
     out |= {"phrase": str(phrase["phrase"]), "category": category(phrase)}
     if reason or not line.assessed:
         return out | {"detail": reason or UNASSESSED}

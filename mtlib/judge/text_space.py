@@ -7,6 +7,8 @@ import pandas as pd
 
 from mtlib.embed.store import Data, unit_rows
 
+BLIND = 1 / 3  # a family whose margins spread less than this share of the median family's cannot be judged
+
 
 class TextSpace:
     """Images and phrases in one space, each with its own common direction taken out.
@@ -27,24 +29,19 @@ class TextSpace:
         t = unit_rows(vocabulary)
         self.text = unit_rows(t - t.mean(axis=0))  # (V, D)
 
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) contrasted unit embeddings of rows."""
-        return self.contrasted(self.x[rows])
-
     def contrasted(self, x: np.ndarray) -> np.ndarray:
-        """(n, D) the same of any embeddings (n, D)."""
+        """(n, D) unit embeddings of images (n, D) without what all images share."""
         return unit_rows(unit_rows(x) - self.image_mean)
 
-    def similarity(self, rows: np.ndarray) -> np.ndarray:
+    def similarity(self, x: np.ndarray) -> np.ndarray:
         """(n, V) cosine of each image with each phrase."""
-        return self.images(rows) @ self.text.T
+        return self.contrasted(x) @ self.text.T
 
-    def name(self, rows: np.ndarray, activations: np.ndarray) -> tuple[int, float]:
-        """The phrase nearest to the activation-weighted mean of the images, and its cosine."""
-        mean = unit_rows(np.average(self.images(rows), axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
-        cosine = self.text @ mean
-        best = int(cosine.argmax())
-        return best, float(cosine[best])
+    def name(self, rows: np.ndarray, activations: np.ndarray) -> int:
+        """The phrase nearest to the activation-weighted mean of the images."""
+        images = self.contrasted(self.x[rows])
+        mean = unit_rows(np.average(images, axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
+        return int((self.text @ mean).argmax())
 
 
 class ZeroShot:
@@ -54,7 +51,7 @@ class ZeroShot:
     margin = mean cosine to the family's error phrases - mean cosine to its normal phrases.
     """
 
-    def __init__(self, space: TextSpace, rows: np.ndarray, blind: float = 1 / 3):
+    def __init__(self, space: TextSpace, rows: np.ndarray):
         p = space.phrases
         self.space, self.families = space, []
         for family in dict.fromkeys(p["family"]):
@@ -64,24 +61,20 @@ class ZeroShot:
                 self.families.append((family, error, normal, np.flatnonzero(own)))
         spread = np.zeros(len(self.families))
         if self.families and len(rows):
-            home, margin = self.read(rows)
+            home, margin = self.read(space.x[rows])
             for f in range(len(self.families)):
                 spread[f] = margin[home == f].std() if (home == f).sum() > 1 else 0.0
         self.spread = spread  # (F,) standard deviation of the margin over the family's val images
-        self.blind = spread < blind * np.median(spread) if len(spread) else np.zeros(0, bool)
+        self.blind = spread < BLIND * np.median(spread) if len(spread) else np.zeros(0, bool)
 
     @property
     def possible(self) -> bool:
         """Whether the vocabulary has error and normal phrases at all."""
         return bool(self.families)
 
-    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) family of each image, and (n,) its margin in that family."""
-        return self.read_embeddings(self.space.x[rows])
-
-    def read_embeddings(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same of any embeddings (n, D)."""
-        similarity = self.space.contrasted(x) @ self.space.text.T
+    def read(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) family of each image of embeddings (n, D), and (n,) its margin in that family."""
+        similarity = self.space.similarity(x)
         near = [similarity[:, every].mean(axis=1) for *_, every in self.families]
         margins = [similarity[:, e].mean(axis=1) - similarity[:, n].mean(axis=1) for _, e, n, _ in self.families]
         home = np.stack(near, axis=1).argmax(axis=1)
@@ -90,10 +83,10 @@ class ZeroShot:
     def most_common(self, rows: np.ndarray) -> tuple[int, int, int]:
         """Of a feature's top images: (their most frequent family f, how many of f look like an error, the nearest of
         f's error phrases)."""
-        home, margin = self.read(rows)
+        home, margin = self.read(self.space.x[rows])
         f = int(np.bincount(home, minlength=len(self.families)).argmax())
         error = self.families[f][1]
-        nearest = int(error[self.space.similarity(rows[home == f])[:, error].mean(axis=0).argmax()])
+        nearest = int(error[self.space.similarity(self.space.x[rows[home == f]])[:, error].mean(axis=0).argmax()])
         return f, int(((home == f) & (margin > 0)).sum()), nearest
 
 

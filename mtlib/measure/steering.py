@@ -121,7 +121,7 @@ class Steering:
         near, were = self.neighbours(after, images), self.neighbours(before, images)
         labels, nan = self.data.labels()[near], np.array([np.nan])
         logit = nan if self.classifier is None else self._logits(after)
-        margin = nan if self.verdict is None else self.verdict.read_embeddings(after)[1]
+        margin = nan if self.verdict is None else self.verdict.read(after)[1]
         kept = [len(set(a) & set(b)) / len(a) for a, b in zip(near, were, strict=True)]
         means = {
             "probability": p[np.arange(len(p)), own],

@@ -128,7 +128,7 @@ def test_zero_shot_margin_by_hand():
     x = np.array([[1.0, 0.2], [1.0, -0.2]])
     phrases = pd.DataFrame({"phrase": ["bad", "good"], "kind": ["error", "normal"], "family": "", "cause": ""})
     space = TextSpace(x, np.arange(2), np.array([[1.0, 1.0], [1.0, -1.0]]), phrases)
-    home, margin = ZeroShot(space, np.arange(2)).read(np.arange(2))
+    home, margin = ZeroShot(space, np.arange(2)).read(x)
     np.testing.assert_allclose(margin, [2.0, -2.0])  # contrasted images and texts are opposite units
     assert home.tolist() == [0, 0]
 
