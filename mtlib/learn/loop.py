@@ -8,29 +8,22 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from mtlib.coders.files import CONFIG, WEIGHTS, save_tensors
+from mtlib.run.artifacts import atomic
 
 NAME, HISTORY = "state.safetensors", "history.parquet"
 
 
-def save(folder: Path, coder, optimiser, sums: dict[str, Tensor], best: dict[str, Tensor] | None, record: dict) -> None:
-    """Write checkpoint/state.safetensors atomically.
-
-    Args:
-        sums:   running tensors of the loop. best: state dict of the best weights so far.
-        record: JSON values (step, fingerprint, history, best validation); floats survive exactly.
-    """
-    tensors = {f"model.{k}": v for k, v in coder.state_dict().items()}
-    tensors |= {f"best.{k}": v for k, v in (best or {}).items()}
-    tensors |= {f"sums.{k}": v for k, v in sums.items()}
-    tensors |= {f"optimiser.{k}": v for k, v in optimiser.state.items()}
-    tensors["rng"] = torch.get_rng_state()
-    save_tensors(folder / NAME, tensors, {"record": json.dumps(record)})
+def save(folder: Path, parts: dict[str, dict[str, Tensor]], record: dict) -> None:
+    """Write state.safetensors atomically: tensors under the names of their parts, and JSON values (floats exactly)."""
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    save_tensors(folder / NAME, tensors | {"rng": torch.get_rng_state()}, {"record": json.dumps(record)})
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
@@ -52,11 +45,6 @@ def finished(folder: Path, key: str) -> bool:
     """Whether a fit of these settings and data is done in `folder`."""
     needed = [folder / name for name in (WEIGHTS, CONFIG, HISTORY)]
     return all(p.is_file() for p in needed) and json.loads(needed[1].read_text(encoding="utf-8")).get("fit") == key
-
-
-def part(tensors: dict[str, Tensor], name: str, device: torch.device) -> dict[str, Tensor]:
-    """The tensors under `name.`, on the device."""
-    return {k.removeprefix(name + "."): v.to(device) for k, v in tensors.items() if k.startswith(name + ".")}
 
 
 class Loop:
@@ -89,15 +77,8 @@ class Loop:
 
     def run(self, label: str) -> None:
         """All steps that are left."""
-        bar = tqdm(
-            total=self.steps,
-            initial=self.step,
-            desc=label,
-            file=sys.stdout,
-            mininterval=5.0,
-            unit="step",
-            disable=not self.first,
-        )
+        look = dict(desc=label, file=sys.stdout, mininterval=5.0, unit="step", disable=not self.first)
+        bar = tqdm(total=self.steps, initial=self.step, **look)
         saved = time.monotonic()
         while self.step < self.steps:
             self._train_step()
@@ -107,10 +88,19 @@ class Loop:
             bar.update()
             due = self.every_steps and self.step % self.every_steps == 0
             if self.first and (due or time.monotonic() - saved > self.every_seconds):
+                parts = {"model": self.model.state_dict(), "best": self.best or {}, "sums": self.sums}
                 record = {"key": self.key, "step": self.step, "history": self.history, "best_val": self.best_val}
-                save(self.folder, self.model, self.optimiser, self.sums, self.best, record)
+                save(self.folder, parts | {"optimiser": self.optimiser.state}, record)
                 saved = time.monotonic()
         bar.close()
+
+    def finish(self, folder: Path) -> pd.DataFrame:
+        """Put the best weights into the model and write history.parquet to `folder`. Returns: the history."""
+        history = pd.DataFrame(self.history)
+        with atomic(folder / HISTORY) as tmp:
+            history.to_parquet(tmp, index=False)
+        self.model.load_state_dict(self.best)
+        return history
 
     def _keep_best(self, measured: dict) -> None:
         self.best_val, self.best = measured, {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -124,9 +114,12 @@ class Loop:
             print(f"{self.folder}: checkpoint of other settings or data; training starts anew")
             return
         device = next(self.model.parameters()).device
-        self.model.load_state_dict(part(tensors, "model", device))
-        self.optimiser.load(part(tensors, "optimiser", device))
-        torch.set_rng_state(tensors["rng"])
-        self.sums = part(tensors, "sums", device)
-        self.best = part(tensors, "best", device) or None
+        torch.set_rng_state(tensors.pop("rng"))
+        parts: dict[str, dict[str, Tensor]] = {"best": {}}
+        for name, value in tensors.items():
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = value.to(device)
+        self.model.load_state_dict(parts["model"])
+        self.optimiser.load(parts["optimiser"])
+        self.sums, self.best = parts["sums"], parts["best"] or None
         self.history, self.best_val, self.step = record["history"], record["best_val"], record["step"]

@@ -23,11 +23,11 @@ from mtlib.learn.config import TrainConfig
 from mtlib.learn.loop import HISTORY, Loop, finished
 from mtlib.learn.optimiser import AdamW
 from mtlib.learn.parallel import Group
-from mtlib.learn.validation import better, calibrate, matched, validate
-from mtlib.run.artifacts import atomic
+from mtlib.learn.validation import calibrate, matched, validate
 
 PARTS = ("reconstruction", "penalty", "mono", "aux")  # of the loss
 STEER_EVERY, STEER_RATE = 10, 0.25  # how often and how strongly the penalty follows the L0 target
+SHOWN = {"loss": "4g", "fvu": "3f", "l0": "1f", "dead": "2f"}  # beside the progress bar, with their digits
 MONO_RESTS = 0.999  # share of the L0 target below which MonoLoss rests
 
 
@@ -102,13 +102,10 @@ def fit(
     loop.run(label)
     if not loop.first:
         return loop.coder.cpu().eval()
-    history = pd.DataFrame(loop.history)
-    with atomic(folder / HISTORY) as tmp:
-        history.to_parquet(tmp, index=False)
-    coder = loop.coder
-    coder.load_state_dict(loop.best)
-    result = loop.best_val | {"matched": matched(loop.best_val["l0"], train_config.l0_target or None)}
-    coder.cpu().eval().save_pretrained(folder, fit=key, train=train_config.model_dump(), result=result)
+    loop.finish(folder)
+    result = loop.best_val | {"matched": matched(loop.best_val["l0"], train_config.l0_target)}
+    coder = loop.coder.cpu().eval()
+    coder.save_pretrained(folder, fit=key, train=train_config.model_dump(), result=result)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return coder
 
@@ -221,23 +218,16 @@ class _Loop(Loop):
         seconds, self.logged = time.monotonic() - self.logged, time.monotonic()
         rate = float(self.sums["n"]) * self.sampler.batch / max(seconds, 1e-9)
         self.sums = keep | {"n": self._zero()}
-        return {
-            "loss": f"{row['loss']:.4g}",
-            "fvu": f"{row['fvu']:.3f}",
-            "l0": f"{row['l0']:.1f}",
-            "dead": f"{row['dead']:.2f}",
-            "rows/s": f"{rate:.3g}",
-        }
+        shown = {name: f"{row[name]:.{digits}}" for name, digits in SHOWN.items()}
+        return shown | {"rows/s": f"{rate:.3g}"}
 
     def _validate(self) -> None:
         if self.first:
-            self._measure()
+            calibrate(self.coder, self.val_x, self.config.l0_target)
+            row = {"step": self.step} | validate(self.coder, self.val_x, self.val_y)
+            self.history.append({"step": self.step, "split": "val"} | row)
+            rank = [(not matched(v["l0"], self.config.l0_target), v["loss"]) for v in (row, self.best_val or row)]
+            if self.best_val is None or rank[0] < rank[1]:  # a matched L0 before an unmatched, then the lower loss
+                self._keep_best(row)
         if self.group is not None:
             self.group.from_first(self.coder.threshold)
-
-    def _measure(self) -> None:
-        calibrate(self.coder, self.val_x, self.config.l0_target or None)
-        row = {"step": self.step, "split": "val"} | validate(self.coder, self.val_x, self.val_y)
-        self.history.append(row)
-        if better(row, self.best_val, self.config.l0_target or None):
-            self._keep_best({k: v for k, v in row.items() if k != "split"})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from mtlib.coders import sparsity
@@ -13,10 +11,11 @@ from mtlib.learn.batches import Rows
 
 MAX_VALUES = 1 << 25  # codes held at once while a threshold is calibrated
 L0_TOLERANCE = 0.05
+CHUNK = 4096  # rows at a time
 
 
 @torch.no_grad()
-def calibrate(coder: SparseCoder, x: Rows, l0_target: float | None = None, size: int = 4096) -> None:
+def calibrate(coder: SparseCoder, x: Rows, l0_target: int = 0) -> None:
     """Set the frozen inference threshold so that the codes of the rows x have the wanted L0; in place.
 
     batch_topk: each block keeps its k per row on average. none: with `l0_target`, one threshold on top of the
@@ -31,13 +30,13 @@ def calibrate(coder: SparseCoder, x: Rows, l0_target: float | None = None, size:
     else:
         return
     limit = max(1, MAX_VALUES // c.n_latents)
-    z = torch.cat([coder._activate(coder._pre(block)) for block in x.chunks(size, limit)])
+    z = torch.cat([coder._activate(coder._pre(block)) for block in x.chunks(CHUNK, limit)])
     for (a, b), k in wanted:
         coder.threshold[a:b] = sparsity.threshold_for_l0(z[:, a:b], k)
 
 
 @torch.no_grad()
-def validate(coder: SparseCoder, x: Rows, y: Rows, size: int = 4096) -> dict[str, float]:
+def validate(coder: SparseCoder, x: Rows, y: Rows) -> dict[str, float]:
     """Exact measures over all rows: streamed in float64, independent of the block size.
 
     Returns: loss (level-weighted squared error per element, the coder's units), fvu (last level, units of y),
@@ -48,7 +47,7 @@ def validate(coder: SparseCoder, x: Rows, y: Rows, size: int = 4096) -> dict[str
     c = coder.config
     zero = torch.zeros((), dtype=torch.float64, device=coder.threshold.device)
     loss, error, total, square, fired = zero, zero, 0.0, zero, zero
-    for xb, yb in zip(x.chunks(size), y.chunks(size), strict=True):
+    for xb, yb in zip(x.chunks(CHUNK), y.chunks(CHUNK), strict=True):
         z = coder.encode(xb)
         target = coder._targets(yb)
         y_hats = coder._decode_levels(z)
@@ -70,14 +69,6 @@ def validate(coder: SparseCoder, x: Rows, y: Rows, size: int = 4096) -> dict[str
     }
 
 
-def matched(l0: float, target: float | None) -> bool:
-    """Whether a measured L0 is within 5% of its target; True without a target (None or NaN)."""
-    return target is None or math.isnan(target) or abs(l0 / target - 1) <= L0_TOLERANCE
-
-
-def better(new: dict, old: dict | None, l0_target: float | None) -> bool:
-    """Whether a validation beats the best one: matched L0 before unmatched, then the lower loss."""
-    if old is None:
-        return True
-    old_rank, new_rank = ((not matched(v["l0"], l0_target), v["loss"]) for v in (old, new))
-    return new_rank < old_rank
+def matched(l0: float, target: int) -> bool:
+    """Whether a measured L0 is within 5% of its target; True without one (0)."""
+    return not target or abs(l0 / target - 1) <= L0_TOLERANCE

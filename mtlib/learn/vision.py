@@ -19,7 +19,6 @@ from mtlib.learn.batches import Sampler, device_for
 from mtlib.learn.config import TrainConfig, VisionTraining
 from mtlib.learn.loop import HISTORY, Loop, finished
 from mtlib.learn.optimiser import AdamW
-from mtlib.run.artifacts import atomic
 
 VAL_BATCH = 64
 
@@ -60,10 +59,7 @@ def fit_vision(
     with torch.random.fork_rng():  # every step draws from a seed of its own
         loop = _Loop(config, pixels, labels, rows_train, rows_val, training, scratch, key)
         loop.run("vision")
-    history = pd.DataFrame(loop.history)
-    with atomic(folder / HISTORY) as tmp:
-        history.to_parquet(tmp, index=False)
-    loop.model.load_state_dict(loop.best)
+    history = loop.finish(folder)
     files.save_model(folder, loop.model, config, fit=key, training=training.model_dump(), best=loop.best_val)
     shutil.rmtree(scratch, ignore_errors=True)
     return loop.model.eval(), history
