@@ -99,7 +99,7 @@ def main() -> int:
             more = kills < args.kills
             done = life(context, encoder, images, out, rng.randrange(1, 12) if more else None, rng.random() * 0.1)
             kills += done == "killed"
-            resumed += done == "killed" and any((out / "shards").rglob("*.json"))
+            resumed += done == "killed" and any((out / "shards").rglob("*.npz"))
             if done == "ended":
                 same += all(sha256(out / name) == wanted[name] for name in FILES)
                 ended += 1

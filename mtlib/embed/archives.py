@@ -11,7 +11,6 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 SUFFIX = ".tar"
 ANNOTATIONS = (".cls", ".txt", ".json", ".cap", ".caption", ".npy", ".pyd", ".index", ".id")
@@ -36,50 +35,50 @@ def member_name(name: str) -> str:
     return "" if name.startswith("/") or ".." in name.split("/") else posixpath.normpath(name)
 
 
-def members(path: Path) -> Iterator[tuple[str, str, str, int, str]]:
-    """(name, status, detail, size, class) of every member that is no folder, in the archive's order.
+def members(path: str | os.PathLike) -> Iterator[tuple[str, str, str, int, str, int]]:
+    """(name, status, detail, size, class, offset) of every member that is no folder, in the archive's order.
 
     status is "" for a file that may be an image. An archive that ends early or is none gives a last line with name "".
     Names are those of `member_name`; one that leads out of the archive is "outside", and never read.
+    Raises: PermissionError.
     """
-    classes, found, seen = {}, [], set()
-    end: tuple[str, str] = ("", "")
+    classes, found, seen, end = {}, [], set(), None
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 tar.members = []  # tarfile keeps every member it has seen
                 if member.isdir():
                     continue
-                name = member_name(member.name)
+                name, status, detail = member_name(member.name), "", ""
                 stem, suffix = os.path.splitext(name)
                 if not name:
-                    shown = member.name.lstrip("/")
-                    found.append((shown, "outside", f"{member.name!r} leads out of the archive", member.size))
+                    name = member.name.lstrip("/")
+                    status, detail = "outside", f"{member.name!r} leads out of the archive"
                 elif name in seen:
-                    found.append((name, "special file", "the archive has this name twice", member.size))
+                    status, detail = "special file", "the archive has this name twice"
                 elif not member.isreg():
                     status = "symlink" if member.issym() or member.islnk() else "special file"
-                    found.append((name, status, "link or device in an archive", member.size))
+                    detail = "link or device in an archive"
                 elif suffix.lower() in ANNOTATIONS:
-                    found.append((name, "annotation", "", member.size))
+                    status = "annotation"
                     if suffix.lower() == ".cls" and member.size < 256:
                         classes[stem] = tar.extractfile(member).read().decode("utf-8", "replace").strip()
-                else:
-                    found.append((name, "", "", member.size))
-                seen.add(name)
+                found.append((name, status, detail, member.size, member.offset_data))
+                if status != "outside":
+                    seen.add(name)
             if not _ends(path):
                 end = ("truncated", "the archive has no end mark")
     except PermissionError:
-        end = ("permission", "not readable")
+        raise
     except (tarfile.TarError, OSError, EOFError) as e:
         end = ("truncated" if found else "not an image", f"tar archive: {e}"[:200])
-    for name, status, detail, size in found:
-        yield name, status, detail, size, classes.get(os.path.splitext(name)[0], "")
-    if end[0]:
-        yield "", *end, 0, ""
+    for name, status, detail, size, offset in found:
+        yield name, status, detail, size, classes.get(os.path.splitext(name)[0], ""), offset
+    if end:
+        yield "", *end, 0, "", 0
 
 
-def _ends(path: Path) -> bool:
+def _ends(path: str | os.PathLike) -> bool:
     """Whether the archive ends with a block of zeros, as every whole one does."""
     with open(path, "rb") as f:
         f.seek(max(0, os.fstat(f.fileno()).st_size - tarfile.BLOCKSIZE))
@@ -114,14 +113,6 @@ def read(path: str | os.PathLike, max_bytes: int) -> tuple[bytes, int, int]:
 
 @functools.lru_cache(maxsize=64)
 def index(archive: str, mtime_ns: int, size: int) -> dict[str, tuple[int, int]]:
-    """Member name -> (offset, size), of the first regular file of each name."""
-    found: dict[str, tuple[int, int]] = {}
-    with tarfile.open(archive, "r:") as tar:
-        try:
-            for member in tar:
-                tar.members = []
-                if member.isreg() and (name := member_name(member.name)):
-                    found.setdefault(name, (member.offset_data, member.size))
-        except tarfile.TarError:
-            pass  # cut short: what stands before the cut can be read, and the listing has said so
-    return found
+    """Member name -> (offset, size) of the regular files; of an archive that is cut short, of those before the cut."""
+    found = members(archive)
+    return {name: (at, n) for name, status, _, n, _, at in found if status in ("", "annotation")}

@@ -19,9 +19,8 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.datasets import extra
-from mtlib.embed.manifest import COLUMNS, InputError, assign_splits
-from mtlib.embed.store import open_array
-from mtlib.run.artifacts import atomic
+from mtlib.embed.manifest import COLUMNS, LISTED, InputError, complete
+from mtlib.embed.store import open_array, write_rows
 
 SIZES = re.compile(r"_(\d+)_(\d+)\.npy$")  # in the name of a file without a header
 SUFFIXES = (".npy", ".npz", ".lmdb", ".mdb")
@@ -116,22 +115,17 @@ def rows_manifest(x: np.ndarray, embeddings: Path, exclude: tuple[Path, ...], fr
         fractions, seed: of the splits; equal rows share their group.
     Returns: path is the row's word (with its number where it repeats), class_name the word; labels are unknown.
     """
-    path = names_beside(embeddings, len(x), exclude)
-    words = pd.Series(lines(path) if path else [""] * len(x), dtype=str)
+    file = names_beside(embeddings, len(x), exclude)
+    words = pd.Series(lines(file) if file else [""] * len(x), dtype=str)
     number = pd.Series([f"row {i}" for i in range(len(x))])
-    manifest = pd.DataFrame({"path": words.where(words != "", number), "class_name": words})
-    manifest["path"] = manifest["path"].where(
-        ~manifest["path"].duplicated(keep=False), manifest["path"] + " (" + number + ")"
-    )
-    manifest["row"] = pd.array(range(len(x)), dtype="Int64")
-    manifest["sha256"] = [hashlib.sha256(np.ascontiguousarray(row)).hexdigest() for row in x]
-    first = manifest.groupby("sha256")["path"].transform("first")
-    manifest["duplicate_of"] = first.where(first != manifest["path"], "")
-    manifest["group"] = "sha256-" + manifest["sha256"].str[:16]
-    manifest["split"] = assign_splits(manifest["group"], [""] * len(x), fractions, seed)
-    manifest["label"] = pd.array([pd.NA] * len(x), dtype="Int64")
-    manifest[["status", "detail", "generator"]] = ["ok", "", ""]
-    return manifest[list(COLUMNS)]
+    path = words.where(words != "", number)
+    path = path.where(~path.duplicated(keep=False), path + " (" + number + ")")
+    listing = pd.DataFrame({"path": path, "status": LISTED, "label": pd.array([pd.NA] * len(x), dtype="Int64")})
+    listing["row"] = listing["label"]
+    listing[[name for name in COLUMNS if name not in listing]] = ""
+    hashes = [hashlib.sha256(np.ascontiguousarray(row)).hexdigest() for row in x]
+    outcomes = pd.DataFrame({"status": "ok", "detail": "", "sha256": hashes})
+    return complete(listing, outcomes, fractions, seed).assign(class_name=words)
 
 
 def is_features(path: Path) -> bool:
@@ -144,36 +138,29 @@ def as_npy(path: Path, scratch: Path, parameter: str = "embeddings") -> Path:
 
     Raises: InputError when the file is none of the kinds above, or is not what its name or header says.
     """
-    path = Path(path)
-    target = scratch / f"{parameter}.npy"
-    if path.is_dir() or path.suffix == ".mdb":
-        return _write(target, *_lmdb(path if path.is_dir() else path.parent, parameter))
-    if path.suffix == ".npz":
-        x = _npz(path, parameter)
-        return _write(target, x.shape, iter([x]))
+    path, target = Path(path), scratch / f"{parameter}.npy"
     declared = SIZES.search(path.name)
-    if not declared or not path.is_file() or _has_header(path):
+    if path.is_dir() or path.suffix == ".mdb":
+        shape, parts = _lmdb(path if path.is_dir() else path.parent, parameter)
+    elif path.suffix == ".npz":
+        x = _npz(path, parameter)
+        shape, parts = x.shape, [x]
+    elif not declared or not path.is_file() or _has_header(path):
         return path
-    shape, size = (int(declared[1]), int(declared[2])), path.stat().st_size
-    needed = 4 * shape[0] * shape[1]
-    if size != needed:
-        raise InputError(f"{parameter} = {path}: {size} bytes, but float32 {shape} of its name needs {needed}")
-    x = np.memmap(path, "<f4", "r", shape=shape)
-    return _write(target, shape, (x[i : i + 65536] for i in range(0, len(x), 65536)))
+    else:
+        shape, size = (int(declared[1]), int(declared[2])), path.stat().st_size
+        needed = 4 * shape[0] * shape[1]
+        if size != needed:
+            raise InputError(f"{parameter} = {path}: {size} bytes, but float32 {shape} of its name needs {needed}")
+        x = np.memmap(path, "<f4", "r", shape=shape)
+        parts = (x[i : i + 65536] for i in range(0, len(x), 65536))
+    write_rows(target, shape, parts)
+    return target
 
 
 def _has_header(path: Path) -> bool:
     with open(path, "rb") as f:
         return f.read(6) == b"\x93NUMPY"
-
-
-def _write(target: Path, shape: tuple[int, int], parts) -> Path:
-    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
-    with atomic(target) as tmp, open(tmp, "wb") as f:
-        np.lib.format.write_array_header_1_0(f, header)
-        for part in parts:
-            f.write(np.ascontiguousarray(part, "<f4").data)
-    return target
 
 
 def _npz(path: Path, parameter: str) -> np.ndarray:

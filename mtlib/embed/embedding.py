@@ -6,19 +6,21 @@
     ray        at most `workers` Ray actors (extra `ray`), on this machine or on the cluster that RAY_ADDRESS names, if it sees
                the same folders
 
-A shard is a fixed range of files: <index>.<name>.npy for each array, then <index>.json with their hashes and the outcome
-of every file, which makes the shard count. Workers write whole shards, in any order: no array travels between processes,
-and a kill loses at most the shards in work.
+A shard is a fixed range of files: <index>.npz holds the arrays of the good ones and the outcome of every one, and counts when
+its checksums hold. Workers write whole shards, in any order: no array travels between processes, and a kill loses at most the
+shards in work.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import threading
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -34,8 +36,8 @@ from mtlib.embed.datasets import extra
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.embed.manifest import LISTED, unescape
-from mtlib.embed.store import save_array
-from mtlib.run.artifacts import ArtifactError, atomic, sha256, write_json
+from mtlib.embed.store import write_rows
+from mtlib.run.artifacts import ArtifactError, atomic, write_text
 
 AHEAD = 2  # batches that are decoded while one is in the encoder
 SHARD_FILES = 1024  # files per shard, rounded up to whole batches
@@ -109,24 +111,22 @@ def embed_shards(
     encoder: Encoder, job: Job, todo: list[int], workers: int, progress: Callable[[int], object] = lambda n: None
 ) -> None:
     """Embed and write shards in this process, decoding across their borders."""
-    parts = [(i, batch) for i in todo for batch in job.batches(i)]
-    buffer: list[Batch] = []
-    for at, batch in enumerate(forward_batches(encoder, job.folder, (lines for _, lines in parts), workers)):
-        shard = parts[at][0]
-        buffer.append(batch)
-        if at + 1 == len(parts) or parts[at + 1][0] != shard:
-            job.shards.write(shard, buffer)
-            buffer = []
-        progress(len(batch[1]))
+    batches = _forward_batches(encoder, job, todo, workers)
+    for shard in todo:
+        written = []
+        for _ in job.batches(shard):
+            written.append(next(batches))
+            progress(len(written[-1][1]))
+        job.shards.write(shard, written)
 
 
-def forward_batches(encoder: Encoder, folder: Path, parts: Iterator[list[tuple]], workers: int) -> Iterator[Batch]:
-    """The arrays and outcomes of batches of lines, in order; the next AHEAD batches are decoded meanwhile."""
+def _forward_batches(encoder: Encoder, job: Job, todo: list[int], workers: int) -> Iterator[Batch]:
+    """The arrays and outcomes of every batch of some shards; the next AHEAD batches are decoded meanwhile."""
     waiting: deque[list[Future]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for part in parts:
-                waiting.append([pool.submit(_read, encoder, folder, *line) for line in part])
+            for lines in (lines for shard in todo for lines in job.batches(shard)):
+                waiting.append([pool.submit(_read, encoder, job.folder, *line) for line in lines])
                 if len(waiting) > AHEAD:
                     yield _forward(encoder, [future.result() for future in waiting.popleft()])
             while waiting:
@@ -220,80 +220,63 @@ class Shards:
 
     def __init__(self, folder: Path, n_files: int, size: int, key: dict):
         self.folder, self.n_files, self.size = Path(folder), n_files, size
-        key = json.loads(json.dumps(key | {"n_files": n_files, "size": size}))
-        if _read_json(self.folder / "key.json") != key:
+        self.indices = range(-(-n_files // size))
+        own = self.folder / "key.json"
+        key = json.dumps(key | {"n_files": n_files, "size": size}, sort_keys=True)
+        if not own.is_file() or own.read_text(encoding="utf-8") != key:
             shutil.rmtree(self.folder, ignore_errors=True)
-            write_json(self.folder / "key.json", key)
-
-    def __len__(self) -> int:
-        return -(-self.n_files // self.size)
+            write_text(own, key)
 
     def range(self, index: int) -> range:
         return range(index * self.size, min((index + 1) * self.size, self.n_files))
 
     def todo(self) -> list[int]:
         """Shards that are missing or damaged, ascending."""
-        return [i for i in range(len(self)) if not self._whole(i)]
+        return [i for i in self.indices if not self._whole(i)]
 
     def write(self, index: int, batches: Sequence[Batch]) -> None:
         """Write one shard from its batches, in order. Raises: ArtifactError when they do not add up to its range."""
         outcomes = pd.concat([o for _, o in batches])[list(OUTCOME)]
         if len(outcomes) != len(self.range(index)):
             raise ArtifactError(f"shard {index}: {len(outcomes)} files embedded, expected {len(self.range(index))}")
-        n_ok, arrays = int((outcomes["status"] == "ok").sum()), {}
-        for name in batches[0][0]:
-            x = np.concatenate([arrays[name] for arrays, _ in batches]).astype("<f4", copy=False)
-            if len(x) != n_ok:
-                raise ArtifactError(f"shard {index}: {len(x)} embeddings for {n_ok} ok files")
-            save_array(self._array(index, name), x)
-            arrays[name] = {"shape": list(x.shape), "sha256": sha256(self._array(index, name))}
-        write_json(self._record(index), {"arrays": arrays, "outcomes": outcomes.to_numpy().tolist()})
+        x = {name: np.concatenate([arrays[name] for arrays, _ in batches]).astype("<f4") for name in batches[0][0]}
+        n_ok = int((outcomes["status"] == "ok").sum())
+        if wrong := [len(rows) for rows in x.values() if len(rows) != n_ok]:
+            raise ArtifactError(f"shard {index}: {wrong[0]} embeddings for {n_ok} ok files")
+        text = json.dumps(outcomes.to_numpy().tolist()).encode()
+        with atomic(self._path(index)) as tmp, open(tmp, "wb") as f:
+            np.savez(f, **x, outcomes=np.frombuffer(text, np.uint8))
 
     def join(self, folder: Path) -> pd.DataFrame:
         """Concatenate the shards into folder/<name>.npy (float32; tokens of an image become rows), one in memory at a time.
 
         Returns: frame of n_files lines with the columns OUTCOME.
-        Raises: ArtifactError when a shard is missing, no file was embedded, or widths differ.
+        Raises: ArtifactError when a shard is missing or no file was embedded.
         """
-        records = [_read_json(self._record(i)) for i in range(len(self))]
-        if missing := [i for i, record in enumerate(records) if record is None]:
+        if missing := [i for i in self.indices if not self._path(i).is_file()]:
             raise ArtifactError(f"{self.folder}: shard {missing[0]} and {len(missing) - 1} more are not written")
-        if not any(r["arrays"]["x"]["shape"][0] for r in records):
+        lines = [line for i in self.indices for line in json.loads(self._load(i, "outcomes").tobytes())]
+        outcomes = pd.DataFrame(lines, columns=list(OUTCOME))
+        n_ok = int((outcomes["status"] == "ok").sum())
+        if not n_ok:
             raise ArtifactError("no file could be embedded: all of them are bad (see tables/01_files.csv)")
-        for name in records[0]["arrays"]:
-            self._join(records, name, Path(folder) / f"{name}.npy")
-        return pd.DataFrame([o for r in records for o in r["outcomes"]], columns=list(OUTCOME))
+        with np.load(self._path(0)) as first:
+            shapes = {name: first[name].shape[1:] for name in first.files if name != "outcomes"}
+        for name, (*tokens, width) in shapes.items():
+            shape = n_ok * math.prod(tokens), width
+            write_rows(Path(folder) / f"{name}.npy", shape, (self._load(i, name) for i in self.indices))
+        return outcomes
 
-    def _join(self, records: list[dict], name: str, target: Path) -> None:
-        shapes = [r["arrays"][name]["shape"] for r in records]
-        widths = {tuple(s[1:]) for s in shapes if s[0]}
-        if len(widths) != 1:
-            raise ArtifactError(f"shards of different widths: {sorted(widths)}")
-        *tokens, width = widths.pop()
-        n_rows = sum(s[0] for s in shapes) * (tokens[0] if tokens else 1)
-        header = {"descr": "<f4", "fortran_order": False, "shape": (n_rows, width)}
-        with atomic(target) as tmp, open(tmp, "wb") as f:
-            np.lib.format.write_array_header_1_0(f, header)
-            for i, shape in enumerate(shapes):
-                if shape[0]:
-                    f.write(np.load(self._array(i, name), mmap_mode="r", allow_pickle=False).data)
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.npz"
 
-    def _array(self, index: int, name: str) -> Path:
-        return self.folder / f"{index:05d}.{name}.npy"
-
-    def _record(self, index: int) -> Path:
-        return self.folder / f"{index:05d}.json"
+    def _load(self, index: int, name: str) -> np.ndarray:
+        with np.load(self._path(index)) as arrays:
+            return arrays[name]
 
     def _whole(self, index: int) -> bool:
-        record = _read_json(self._record(index))
-        return record is not None and all(
-            self._array(index, name).is_file() and sha256(self._array(index, name)) == about["sha256"]
-            for name, about in record["arrays"].items()
-        )
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+        try:
+            with zipfile.ZipFile(self._path(index)) as file:
+                return file.testzip() is None
+        except Exception:  # of a damaged file zipfile raises almost anything
+            return False

@@ -22,6 +22,7 @@ from mtlib.run.artifacts import ArtifactError
 from mtlib.scenes import clip_path
 
 TIMM, ALEXNET = "timm/", "alexnet:"
+AT_A_TIME = 256  # images or texts
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,7 +47,6 @@ class Encoder:
     device: torch.device
     d_out: int
     fingerprint: str
-
     shape: tuple[int, ...] = ()
     precision: str = "float32"
     layer: Layer | None = None
@@ -80,12 +80,11 @@ class Encoder:
         if precision not in PRECISIONS:
             raise ValueError(f"precision = {precision!r} is not one of {', '.join(PRECISIONS)}")
         where = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        found = _load(name, pretrained, where)
-        model = found.model.to(PRECISIONS[precision])
-        fingerprint = _fingerprint(model, found.preprocessing)
-        pixels = found.preprocess(Image.new("RGB", (8, 8)))[None]
-        parts = (name, pretrained, model, found.preprocess, found.tokenizer, where)
-        whole = Encoder(*parts, 0, fingerprint, tuple(pixels.shape[1:]), precision)
+        model, preprocess, tokenizer, preprocessing = _load(name, pretrained, where)
+        model = model.to(PRECISIONS[precision])
+        pixels = preprocess(Image.new("RGB", (8, 8)))[None]
+        fingerprint, shape = _fingerprint(model, preprocessing), tuple(pixels.shape[1:])
+        whole = Encoder(name, pretrained, model, preprocess, tokenizer, where, 0, fingerprint, shape, precision)
         whole = replace(whole, d_out=whole.encode_tensors(pixels).shape[1])
         if not layer:
             return whole
@@ -149,20 +148,20 @@ class Encoder:
             embedding = self.encode_tensors(pixels)
         return {"x": seen[0].float().cpu().numpy(), "embedding": embedding}
 
-    def _pixels(self, images: list[Image.Image], batch_size: int) -> Iterator[torch.Tensor]:
-        for i in range(0, len(images), batch_size):
-            yield torch.stack([self.preprocess(image) for image in images[i : i + batch_size]])
-
-    def encode_images(self, images: list[Image.Image], batch_size: int = 256) -> np.ndarray:
+    def encode_images(self, images: list[Image.Image]) -> np.ndarray:
         """Embeddings of RGB images as `load_image` gives them: (B, D) float32, not normalised."""
-        found = [self.encode_tensors(pixels) for pixels in self._pixels(images, batch_size)]
-        return np.concatenate(found) if found else np.zeros((0, self.d_out), np.float32)
+        found = [np.zeros((0, self.d_out), np.float32)]
+        return np.concatenate(found + [self.encode_tensors(pixels) for pixels in self._pixels(images)])
 
-    def encode_layer(self, images: list[Image.Image], batch_size: int = 256) -> np.ndarray:
+    def encode_layer(self, images: list[Image.Image]) -> np.ndarray:
         """Tokens of the layer for RGB images as `load_image` gives them: (B, T, D) float32."""
-        return np.concatenate([self.encode_arrays(pixels)["x"] for pixels in self._pixels(images, batch_size)])
+        return np.concatenate([self.encode_arrays(pixels)["x"] for pixels in self._pixels(images)])
 
-    def encode_texts(self, texts: list[str], templates: tuple[str, ...] = ("{}",), batch_size: int = 256) -> np.ndarray:
+    def _pixels(self, images: list[Image.Image]) -> Iterator[torch.Tensor]:
+        for i in range(0, len(images), AT_A_TIME):
+            yield torch.stack([self.preprocess(image) for image in images[i : i + AT_A_TIME]])
+
+    def encode_texts(self, texts: list[str], templates: tuple[str, ...] = ("{}",)) -> np.ndarray:
         """Text embeddings, (B, D) float32: the mean over the templates of unit vectors, of norm 1 again.
 
         Raises: EncoderError when the model has no text tower.
@@ -170,16 +169,13 @@ class Encoder:
         if self.tokenizer is None:
             raise EncoderError(f"encoder = {self.name!r} sees images only; texts need an open_clip model")
         total = np.zeros((len(texts), self.d_out), np.float32)
-        for template in templates:
-            filled = [template.format(text) for text in texts]
-            for i in range(0, len(filled), batch_size):
-                total[i : i + batch_size] += _text(self.model, self.tokenizer, filled[i : i + batch_size], self.device)
+        with torch.inference_mode():
+            for template in templates:
+                for i in range(0, len(texts), AT_A_TIME):
+                    filled = self.tokenizer([template.format(text) for text in texts[i : i + AT_A_TIME]])
+                    unit = self.model.encode_text(filled.to(self.device), normalize=True)
+                    total[i : i + AT_A_TIME] += unit.float().cpu().numpy()
         return unit_rows(total, np.float32)
-
-
-def _text(model: torch.nn.Module, tokenizer, texts: list[str], device: torch.device) -> np.ndarray:
-    with torch.inference_mode():
-        return model.encode_text(tokenizer(texts).to(device), normalize=True).float().cpu().numpy()
 
 
 def _fingerprint(model: torch.nn.Module, preprocess: dict) -> str:
@@ -191,45 +187,33 @@ def _fingerprint(model: torch.nn.Module, preprocess: dict) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Towers:
-    """A loaded model: preprocess turns a PIL image into a tensor as `preprocessing` says; tokenizer is None without texts."""
-
-    model: torch.nn.Module
-    preprocess: object
-    tokenizer: object
-    preprocessing: dict
-
-
-def _load(name: str, pretrained: str, device: torch.device) -> Towers:
-    """Load a model in float32, frozen, every weight finite. Args and raises: as `Encoder.load`."""
+def _load(name: str, pretrained: str, device: torch.device) -> tuple:
+    """(model in float32, frozen, every weight finite; PIL image -> tensor; tokenizer or None; facts of the preprocessing)."""
     read = _load_timm if name.startswith(TIMM) else _load_alexnet if name.startswith(ALEXNET) else _load_open_clip
     try:
-        found = read(name, pretrained, device)
+        model, *rest = read(name, pretrained)
     except EncoderError:
         raise
     except Exception as e:  # network, file, pickle and shape errors of several libraries; all of them mean: no weights
-        first = str(e).strip().splitlines()[0][:300] if str(e).strip() else ""
+        first = (str(e).strip().splitlines() or [""])[0][:300]
         raise EncoderError(
             f"encoder = {name!r}, pretrained = {pretrained!r}: the weights cannot be loaded ({type(e).__name__}: {first}). "
             "Without a network give the path of a local checkpoint as pretrained, or encoder = 'demo'."
         ) from e
-    found.model.eval().requires_grad_(False)
-    if bad := next((k for k, v in found.model.state_dict().items() if not torch.isfinite(v).all()), None):
+    if bad := next((k for k, v in model.state_dict().items() if not torch.isfinite(v).all()), None):
         raise EncoderError(f"encoder = {name!r}: weight {bad} holds NaN or infinity")
-    return found
+    return model.to(device).eval().requires_grad_(False), *rest
 
 
-def _load_open_clip(name: str, pretrained: str, device: torch.device) -> Towers:
+def _load_open_clip(name: str, pretrained: str) -> tuple:
     full, options = _checked_name(name, pretrained)
     model, _, preprocess = open_clip.create_model_and_transforms(
-        full, pretrained=pretrained or None, device=device, precision="fp32", require_pretrained=True, **options
+        full, pretrained=pretrained or None, precision="fp32", require_pretrained=True, **options
     )
-    tokenizer = open_clip.get_tokenizer(full)
-    return Towers(model, preprocess, tokenizer, open_clip.get_model_preprocess_cfg(model))
+    return model, preprocess, open_clip.get_tokenizer(full), open_clip.get_model_preprocess_cfg(model)
 
 
-def _load_timm(name: str, pretrained: str, device: torch.device) -> Towers:
+def _load_timm(name: str, pretrained: str) -> tuple:
     """A timm model without its classifier: its pooled features are the embedding."""
     short = name.removeprefix(TIMM)
     if not short.startswith("hf-hub:") and not timm.is_model(short):
@@ -244,18 +228,14 @@ def _load_timm(name: str, pretrained: str, device: torch.device) -> Towers:
         timm.models.load_checkpoint(model, pretrained, weights_only=True)
     model.reset_classifier(0)
     config = timm.data.resolve_data_config({}, model=model)
-    return Towers(model.to(device), timm.data.create_transform(**config, is_training=False), None, config)
+    return model, timm.data.create_transform(**config, is_training=False), None, config
 
 
-def _load_alexnet(name: str, pretrained: str, device: torch.device) -> Towers:
+def _load_alexnet(name: str, pretrained: str) -> tuple:
     model = vision.load_alexnet(Path(name.removeprefix(ALEXNET)))
-    preprocessing = {"side": model.config.side, "mean": vision.MEAN, "std": vision.STD}
-    return Towers(
-        model.to(device),
-        lambda image: torch.tensor(vision.square(image, model.config.side)).float(),
-        None,
-        preprocessing,
-    )
+    side = model.config.side
+    preprocessing = {"side": side, "mean": vision.MEAN, "std": vision.STD}
+    return model, lambda image: torch.tensor(vision.square(image, side)).float(), None, preprocessing
 
 
 def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:

@@ -74,13 +74,13 @@ class Layer:
         if tokens == "cls" and not has_class:
             raise LayerError(f"layer = {layer!r} ({name}) has no class token; use tokens = 'patches', 'all' or 'mean'")
         grid = {"map": tuple(one.shape[2:]), "map_last": tuple(one.shape[1:3])}.get(form, (0, 0))
-        found = Layer(name, module, tokens, axes[0], form, prefix, grid, 0, 0)
-        everything = found._sequence(one)
-        side = round((everything.shape[1] - prefix) ** 0.5)
-        if form == "sequence" and side * side == everything.shape[1] - prefix:
+        found = Layer(name, module, tokens, axes[0], form, prefix, grid, 0, 0, has_class)
+        n_patches = found._sequence(one).shape[1] - prefix
+        side = round(n_patches**0.5)
+        if form == "sequence" and side * side == n_patches:
             grid = (side, side)
-        shape = found.read(one).shape
-        return Layer(name, module, tokens, axes[0], form, prefix, grid, shape[2], shape[1], has_class)
+        _, n_tokens, width = found.read(one).shape
+        return replace(found, grid=grid, width=width, n_tokens=n_tokens)
 
     @property
     def replaceable(self) -> list[str]:
@@ -97,21 +97,19 @@ class Layer:
     @property
     def facts(self) -> dict:
         """What an artifact records about where its rows come from."""
-        first = {"patches": 0, "all": self.prefix}.get(self.tokens, 0)
+        first = self.prefix if self.tokens == "all" else 0
         grid = list(self.grid) if self.tokens in ("patches", "all") else [0, 0]
-        return {"layer": self.name, "tokens": self.tokens, "tokens_per_image": self.n_tokens} | {
-            "token_grid": grid,
-            "first_patch": first,
-        }
+        places = {"token_grid": grid, "first_patch": first}
+        return {"layer": self.name, "tokens": self.tokens, "tokens_per_image": self.n_tokens} | places
+
+    @property
+    def _chosen(self) -> slice:
+        return {"cls": slice(0, 1), "all": slice(None)}.get(self.tokens, slice(self.prefix, None))
 
     def read(self, output: Tensor) -> Tensor:
         """The chosen tokens (B, T, D) of the module's raw output; a view where that is possible."""
-        x = self._sequence(output)
-        if self.tokens == "cls":
-            return x[:, :1]
-        if self.tokens == "all":
-            return x
-        return x[:, self.prefix :] if self.tokens == "patches" else x[:, self.prefix :].mean(dim=1, keepdim=True)
+        x = self._sequence(output)[:, self._chosen]
+        return x.mean(dim=1, keepdim=True) if self.tokens == "mean" else x
 
     def write(self, output: Tensor, value: Tensor) -> Tensor:
         """The raw output with the chosen tokens replaced by `value` (B, T, D); the others stay.
@@ -121,10 +119,9 @@ class Layer:
         if self.tokens == "mean":
             raise LayerError("tokens = 'mean' cannot be replaced; use 'cls', 'patches' or 'all'")
         x = self._sequence(output).clone()
-        start, stop = (0, 1) if self.tokens == "cls" else (0 if self.tokens == "all" else self.prefix, x.shape[1])
-        if value.shape != x[:, start:stop].shape:
-            raise LayerError(f"replacement {tuple(value.shape)}, expected {tuple(x[:, start:stop].shape)}")
-        x[:, start:stop] = value.to(x.dtype)
+        if value.shape != x[:, self._chosen].shape:
+            raise LayerError(f"replacement {tuple(value.shape)}, expected {tuple(x[:, self._chosen].shape)}")
+        x[:, self._chosen] = value.to(x.dtype)
         if self.form == "sequence":
             return x if self.axis == 0 else x.transpose(0, 1)
         if self.form == "map":
@@ -149,11 +146,8 @@ class Layer:
             x = seen[0]
         """
         seen: list[Tensor] = []
-        hook = self.module.register_forward_hook(lambda _m, _i, out: seen.append(self.read(_tensor(out)).clone()))
-        try:
+        with self.module.register_forward_hook(lambda _m, _i, out: seen.append(self.read(_tensor(out)).clone())):
             yield seen
-        finally:
-            hook.remove()
 
     @contextlib.contextmanager
     def replaced(self, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -169,13 +163,8 @@ class Layer:
             new = self.write(output, replace(self.read(output)))
             return new if out is output else (new, *out[1:])
 
-        if self.tokens == "mean":
-            raise LayerError("tokens = 'mean' cannot be replaced; use 'cls', 'patches' or 'all'")
-        hook = self.module.register_forward_hook(swap)
-        try:
+        with self.module.register_forward_hook(swap):
             yield
-        finally:
-            hook.remove()
 
 
 def blocks(tower: nn.Module) -> list[str]:
@@ -219,11 +208,8 @@ def _tensor(output) -> Tensor:
 
 def _output(module: nn.Module, forward: Callable[[int], object], n: int) -> Tensor:
     seen = []
-    hook = module.register_forward_hook(lambda _m, _i, out: seen.append(_tensor(out)))
-    try:
+    with module.register_forward_hook(lambda _m, _i, out: seen.append(_tensor(out))):
         forward(n)
-    finally:
-        hook.remove()
     if not seen or not isinstance(seen[0], Tensor):
         raise LayerError("the layer takes no part in the tower's forward pass, or gives no tensor")
     return seen[0]

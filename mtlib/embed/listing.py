@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -32,12 +33,9 @@ TABLES = (".csv", ".parquet")
 SPLITS = {name: name for name in ("train", "val", "test", "unlabelled")} | {"valid": "val", "validation": "val"}
 LABELS = {"0": 0, "1": 1, "plausible": 0, "implausible": 1, "0.0": 0, "1.0": 1}
 KNOWN = ("path", "label", "class_name", "split", "group", "generator")
+LINE = ("path", "status", "detail", "size", "mtime_ns", "class_name")  # what is known of a file that is not opened
+OUTSIDE = ("", "outside", "only paths below the table's folder are read", 0, 0, "")
 RESERVED = ("row", "status", "detail", "sha256", "duplicate_of", "size", "mtime_ns", "token")
-
-
-def root_of(images: Path) -> Path:
-    """The folder that the manifest's paths start from: of a folder itself, of a table or a single archive its folder."""
-    return Path(images) if Path(images).is_dir() else Path(images).parent
 
 
 def find_images(images: Path) -> tuple[pd.DataFrame, str]:
@@ -56,109 +54,110 @@ def find_images(images: Path) -> tuple[pd.DataFrame, str]:
     if not os.access(images, os.R_OK | os.X_OK if images.is_dir() else os.R_OK):
         raise InputError(f"images = {images}: permission denied")
     if images.suffix.lower() in TABLES and images.is_file():
-        return _find_listed(images)
-    if not images.is_dir() and not archives.is_archive(images.name):
+        frame, labels = _of_table(images)
+    elif images.is_dir() or archives.is_archive(images.name):
+        frame, labels = _of_folder(images)
+    else:
         raise InputError(f"images = {images}: not a folder, a table (.csv, .parquet) or an archive (.tar)")
-    walk = _walk(images, b"") if images.is_dir() else _members(os.fsencode(images), os.fsencode(images.name), 0)
-    found = sorted(walk, key=lambda line: line[0])
-    if not found:
+    frame["row"] = pd.array([pd.NA] * len(frame), dtype="Int64")
+    frame[["sha256", "duplicate_of"]] = ""
+    return frame[[*COLUMNS, "size", "mtime_ns", *attributes(frame)]], labels
+
+
+def _of_folder(images: Path) -> tuple[pd.DataFrame, str]:
+    raw = os.fsencode(images)
+    lines = _walk(raw, b"") if images.is_dir() else _members(raw, os.fsencode(images.name))
+    frame = pd.DataFrame(sorted(lines, key=lambda line: line[0]), columns=list(LINE))
+    if frame.empty:
         raise InputError(f"images = {images}: the folder holds no files")
-    frame = pd.DataFrame(found, columns=["raw", "status", "detail", "size", "mtime_ns", "class_name"])
-    frame.insert(0, "path", [escape(os.fsdecode(raw)) for raw in frame.pop("raw")])
+    frame["path"] = [escape(os.fsdecode(path)) for path in frame["path"]]
+    inside = frame["path"].map(archives.inside)
+    parts = [path.split("/") for path in inside]
+    top = pd.Series([p[0] if len(p) > 1 else "" for p in parts], dtype=str)
+    below = pd.Series([p[1] if len(p) > 2 else "" for p in parts], dtype=str)
     given = frame["class_name"] != ""
-    labels = "classes" if frame.loc[given, "class_name"].nunique() > 1 else _labels(frame["path"])
-    if labels == "plausibility":
+    frame[["group", "split", "generator"]] = ""
+    frame["label"] = pd.array([pd.NA] * len(frame), dtype="Int64")
+    if frame.loc[given, "class_name"].nunique() < 2 and top.isin(list(LABEL_FOLDERS)).any():
         for name in LABEL_FOLDERS:
-            if not frame["path"].map(archives.inside).str.startswith(f"{name}/").any():
+            if name not in set(top):
                 raise InputError(
                     f"images = {images}: {name}/ is missing or empty; both {' and '.join(LABEL_FOLDERS)} are needed"
                 )
-    places = [_place(archives.inside(path), labels) for path in frame["path"]]
-    frame["label"] = pd.array([p[0] for p in places], dtype="Int64")
-    frame["class_name"] = frame["class_name"].where(given, [p[1] for p in places])
-    frame["generator"] = [p[2] for p in places]
-    for name in ("group", "split"):
-        frame[name] = ""
-    return _listing(frame), labels
+        frame["label"] = top.map(LABEL_FOLDERS).astype("Int64")
+        frame["generator"] = below.where(top == "generators", "")
+        frame["class_name"] = frame["class_name"].where(given, below.where(frame["generator"] == "", ""))
+        return frame, "plausibility"
+    frame["class_name"] = frame["class_name"].where(given, top)
+    of = top[inside.str.lower().str.endswith(SUFFIXES)]
+    classes = frame.loc[given, "class_name"].nunique() > 1 or (of.nunique() > 1 and (of != "").all())
+    return frame, "classes" if classes else "none"
 
 
-def _find_listed(path: Path) -> tuple[pd.DataFrame, str]:
-    """As `find_images`, of a table."""
-    frame = read_table(path)
-    lines = [_stat(path.parent, name) for name in frame["path"]]
-    for i, name in enumerate(("path", "status", "detail", "size", "mtime_ns")):
-        frame[name] = [line[i] for line in lines]
-    frame["status"] = frame["status"].replace("", LISTED)
-    frame.loc[frame["generator"] != "", "label"] = pd.NA
-    known = frame["label"].dropna()
-    if len(known) and known.nunique() < 2:
-        raise InputError(f"images = {path}: every label is {known.iloc[0]}; both 0 and 1 are needed")
-    named = frame["class_name"].replace("", None).nunique() >= 2
-    return _listing(frame), "plausibility" if len(known) else "classes" if named else "none"
-
-
-def _listing(frame: pd.DataFrame) -> pd.DataFrame:
-    frame["row"] = pd.array([pd.NA] * len(frame), dtype="Int64")
-    for name in ("sha256", "duplicate_of"):
-        frame[name] = ""
-    return frame[[*COLUMNS, "size", "mtime_ns", *attributes(frame)]]
-
-
-def _walk(folder: Path, below: bytes):
-    """(path as bytes, status, detail, size, mtime_ns, class) of everything below folder/below that is no folder."""
-    here = os.path.join(os.fsencode(folder), below)
+def _walk(root: bytes, below: bytes) -> Iterator[tuple]:
+    """The LINE of everything below root/below that is no folder."""
     try:
-        entries = list(os.scandir(here))
+        entries = list(os.scandir(os.path.join(root, below)))
     except PermissionError:
         yield below, "permission", "folder not readable", 0, 0, ""
         return
     for entry in entries:
         path = os.path.join(below, entry.name)
-        try:
-            info = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            yield path, "changed", "deleted while the folder was listed", 0, 0, ""
-            continue
-        size_time = (info.st_size, info.st_mtime_ns)
-        if stat.S_ISLNK(info.st_mode):
-            yield path, "symlink", "not followed", *size_time, ""
-        elif stat.S_ISDIR(info.st_mode):
-            yield from _walk(folder, path)
-        elif not stat.S_ISREG(info.st_mode):
-            yield path, "special file", "pipe, socket or device", *size_time, ""
-        elif archives.is_archive(entry.name):
-            yield from _members(entry.path, path, info.st_mtime_ns)
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(root, path)
+        elif archives.is_archive(entry.name) and entry.is_file(follow_symlinks=False):
+            yield from _members(entry.path, path)
         else:
-            yield path, LISTED, "", *size_time, ""
+            yield _file(root, path)
 
 
-def _members(archive: bytes, path: bytes, mtime_ns: int):
-    """The same of an archive's members."""
-    mtime_ns = mtime_ns or os.stat(archive).st_mtime_ns
-    for name, status, detail, size, class_name in archives.members(Path(os.fsdecode(archive))):
-        place = os.path.join(path, os.fsencode(name)) if name else path
-        yield place, status or LISTED, detail, size, mtime_ns, class_name
+def _members(archive: bytes, path: bytes) -> Iterator[tuple]:
+    """The LINE of each of an archive's members."""
+    mtime_ns = os.stat(archive).st_mtime_ns
+    try:
+        for name, status, detail, size, class_name, _ in archives.members(os.fsdecode(archive)):
+            place = os.path.join(path, os.fsencode(name)) if name else path
+            yield place, status or LISTED, detail, size, mtime_ns, class_name
+    except PermissionError:
+        yield path, "permission", "not readable", 0, mtime_ns, ""
 
 
-def _labels(paths: pd.Series) -> str:
-    paths = paths.map(archives.inside)
-    top = paths.str.split("/").str[0]
-    if top[paths.str.contains("/")].isin(list(LABEL_FOLDERS)).any():
-        return "plausibility"
-    images = paths[paths.str.lower().str.endswith(SUFFIXES)]
-    inside = images.str.contains("/")
-    return "classes" if len(images) and inside.all() and images.str.split("/").str[0].nunique() >= 2 else "none"
+def _file(root: bytes, path: bytes) -> tuple[bytes, str, str, int, int, str]:
+    """The LINE of a path, which is not opened."""
+    full = os.path.join(root, path)
+    try:
+        if place := archives.split(os.fsdecode(full)):
+            info = os.stat(place[0])
+            found = archives.index(place[0], info.st_mtime_ns, info.st_size).get(place[1])
+            status, detail = (LISTED, "") if found else ("missing", "not in the archive")
+            return path, status, detail, found[1] if found else 0, info.st_mtime_ns, ""
+        info = os.lstat(full)
+    except (FileNotFoundError, NotADirectoryError):
+        return path, "missing", "no such file", 0, 0, ""
+    except PermissionError:
+        return path, "permission", "not readable", 0, 0, ""
+    status, detail = (LISTED, "") if stat.S_ISREG(info.st_mode) else ("special file", "folder, pipe, socket or device")
+    if stat.S_ISLNK(info.st_mode):
+        status, detail = "symlink", "not followed"
+    return path, status, detail, info.st_size, info.st_mtime_ns, ""
 
 
-def _place(path: str, labels: str) -> tuple[object, str, str]:
-    """(label, class_name, generator) that a path says."""
-    parts = path.split("/")
-    below = parts[1] if len(parts) > 2 else ""
-    if labels == "plausibility":
-        if parts[0] == "generators" and below:
-            return pd.NA, "", below
-        return LABEL_FOLDERS.get(parts[0], pd.NA) if len(parts) > 1 else pd.NA, below, ""
-    return pd.NA, parts[0] if len(parts) > 1 else "", ""
+def _of_table(path: Path) -> tuple[pd.DataFrame, str]:
+    frame, root = read_table(path), os.fsencode(path.parent)
+    lines = [_file(root, os.fsencode(name)) if _below(name) else OUTSIDE for name in frame["path"]]
+    for i, name in enumerate(LINE[1:5], start=1):
+        frame[name] = [line[i] for line in lines]
+    frame["path"] = frame["path"].map(escape)
+    frame.loc[frame["generator"] != "", "label"] = pd.NA
+    known = frame["label"].dropna()
+    if known.nunique() == 1:
+        raise InputError(f"images = {path}: every label is {known.iloc[0]}; both 0 and 1 are needed")
+    named = frame["class_name"].replace("", None).nunique() > 1
+    return frame, "plausibility" if len(known) else "classes" if named else "none"
+
+
+def _below(name: str) -> bool:
+    return not os.path.isabs(name) and ".." not in name.split("/")
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -186,49 +185,21 @@ def read_table(path: Path) -> pd.DataFrame:
     for name in KNOWN:
         given = table[name].astype(object) if name in table else pd.Series("", index=table.index, dtype=object)
         table[name] = given.where(given.notna(), "").map(str).str.strip()
-    table["label"] = pd.array(_known(path, table["label"], LABELS, "label"), dtype="Int64")
-    table["split"] = [s or "" for s in _known(path, table["split"], SPLITS, "split")]
-    table["path"] = [p[2:] if p.startswith("./") else p for p in table["path"]]
-    line = table["path"].duplicated()
-    if line.any():
-        raise InputError(f"images = {path}: line {_line(line)}: {table['path'][line].iloc[0]} is listed twice")
-    if (empty := table["path"] == "").any():
-        raise InputError(f"images = {path}: line {_line(empty)}: empty path")
+    for name, words in (("label", LABELS), ("split", SPLITS)):
+        lower = table[name].str.lower()
+        wrong = (lower != "") & ~lower.isin(list(words))
+        _refuse(path, wrong, name + " = " + table[name].map(repr) + " is not one of " + ", ".join(words))
+        table[name] = lower.map(words)
+    table["label"] = table["label"].astype("Int64")
+    table["split"] = table["split"].astype(object).fillna("")
+    table["path"] = table["path"].str.removeprefix("./")
+    _refuse(path, table["path"].duplicated(), table["path"] + " is listed twice")
+    _refuse(path, table["path"] == "", table["path"] + "empty path")
     order = sorted(range(len(table)), key=lambda i: os.fsencode(table["path"].iloc[i]))
     return table.iloc[order].reset_index(drop=True)[[*KNOWN, *(c for c in table.columns if c not in KNOWN)]]
 
 
-def _stat(root: Path, path: str) -> tuple[str, str, str, int, int]:
-    """(stored path, status, detail, size, mtime_ns) of a path, without opening it; status "" for a regular file."""
-    stored = escape(path)
-    if os.path.isabs(path) or ".." in path.split("/"):
-        return stored, "outside", "only paths below the table's folder are read", 0, 0
-    try:
-        if place := archives.split(root / path):
-            info = os.stat(place[0])
-            found = archives.index(place[0], info.st_mtime_ns, info.st_size).get(place[1])
-            size = found[1] if found else 0
-            return stored, "" if found else "missing", "" if found else "not in the archive", size, info.st_mtime_ns
-        info = os.lstat(root / path)
-    except (FileNotFoundError, NotADirectoryError):
-        return stored, "missing", "no such file", 0, 0
-    except PermissionError:
-        return stored, "permission", "not readable", 0, 0
-    if os.path.islink(root / path):
-        return stored, "symlink", "not followed", info.st_size, info.st_mtime_ns
-    regular = os.path.isfile(root / path)
-    return stored, "" if regular else "special file", "" if regular else "no file", info.st_size, info.st_mtime_ns
-
-
-def _known(path: Path, values: pd.Series, names: dict, column: str) -> list:
-    lower = values.str.lower()
-    wrong = (lower != "") & ~lower.isin(list(names))
+def _refuse(path: Path, wrong: pd.Series, say: pd.Series) -> None:
     if wrong.any():
-        raise InputError(
-            f"images = {path}: line {_line(wrong)}: {column} = {values[wrong].iloc[0]!r} is not one of {', '.join(names)}"
-        )
-    return [names.get(value) for value in lower]
-
-
-def _line(where: pd.Series) -> int:
-    return int(where.to_numpy().argmax()) + 2  # line 1 holds the names
+        at = int(wrong.to_numpy().argmax())
+        raise InputError(f"images = {path}: line {at + 2}: {say.iloc[at]}")  # line 1 holds the names

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from mtlib.embed import arrays, datasets
-from mtlib.embed.listing import find_images, root_of
+from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import (
     LISTED,
     InputError,
@@ -137,7 +137,8 @@ def from_images(
 
     source = "images" if truth is None else "scenes"
     listing, labels = find_images(images)
-    root, tokens = root_of(images), encoder.layer.n_tokens if encoder.layer else 1
+    root = images if images.is_dir() else images.parent  # where the paths of the manifest start
+    tokens = encoder.layer.n_tokens if encoder.layer else 1
     listing = sample(listing, config.max_images, config.seed)
     if truth is not None:
         scene = truth.set_index("path")["scene"]

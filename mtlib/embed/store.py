@@ -12,6 +12,7 @@ truth.parquet                only for rendered scenes: what is really wrong in e
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def save_array(path: Path, value: np.ndarray) -> None:
     """Write a .npy file atomically, never pickled."""
     with atomic(path) as tmp, open(tmp, "wb") as f:
         np.save(f, np.ascontiguousarray(value), allow_pickle=False)
+
+
+def write_rows(path: Path, shape: tuple[int, int], parts: Iterable[np.ndarray]) -> None:
+    """Write float32 rows part by part into a .npy file, atomically, so that they are never all in memory."""
+    with atomic(path) as tmp, open(tmp, "wb") as f:
+        np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)})
+        for part in parts:
+            f.write(np.ascontiguousarray(part, "<f4").data)
 
 
 def unit_rows(w: np.ndarray, dtype: type = np.float64) -> np.ndarray:

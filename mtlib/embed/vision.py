@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.embed.layers import Layer
-from mtlib.embed.store import Data, open_array
+from mtlib.embed.store import Data, open_array, write_rows
 from mtlib.run.artifacts import ArtifactError, atomic
 from mtlib.run.params import Settings
 
+AT_A_TIME, BATCH = 256, 64  # images that are decoded, that the model sees
 CHANNELS = (96, 256, 384, 384, 256)  # AlexNet's
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as usual
 
@@ -159,14 +160,9 @@ class AlexNetTransformer(nn.Module):
 
     def layer(self) -> Layer:
         """The residual stream after block `config.layer`: a hook that reads it, (B, T, 256), or replaces it."""
-        device, side, training = self.positions.device, self.config.side, self.training
-        blank = torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device)
-        with torch.no_grad():
-            found = Layer.find(
-                self.eval(), lambda n: self(blank.expand(n, -1, -1, -1)), str(self.config.layer), "patches"
-            )
-        self.train(training)
-        return found
+        at, grid = self.config.layer, self.config.grid
+        name, module, width = f"blocks.{at}", self.blocks[at], CHANNELS[-1]
+        return Layer(name, module, "patches", 0, "sequence", 0, (grid, grid), width, self.config.n_tokens)
 
 
 def load_alexnet(folder: Path) -> AlexNetTransformer:
@@ -184,40 +180,36 @@ def _bar(n: int, text: str) -> tqdm:
     return tqdm(total=n, desc=text, unit="images", file=sys.stdout, mininterval=5.0)
 
 
-def read_pixels(data: Data, path: Path, side: int, workers: int = 2) -> np.ndarray:
+def read_pixels(data: Data, path: Path, side: int) -> np.ndarray:
     """Every image scaled and cropped to a square, into one memory-mapped file, by the loader that all stages share.
 
     Args:
         data:     one row per image, with files.
         path:     the .npy file to write; one of the right shape that is already there is kept.
         side:     pixels.
-        workers:  decoding threads.
     Returns: (N, 3, side, side) uint8, read-only.
     Raises: ArtifactError when there are no files, or one is not the one that was embedded.
     """
     if data.image_root is None or data.tokens > 1:
         raise ArtifactError("a vision model needs images with one row each; give images, without a layer")
     hashes, shape = data.manifest["sha256"].to_numpy(str), (len(data.manifest), 3, side, side)
+
+    def load(row: int) -> np.ndarray:
+        try:
+            return square(load_image(data.images(row), hashes[row])[0], side)
+        except ImageRefused as e:
+            raise ArtifactError(f"{data.images(row).name}: {e}; run 01_embed again") from e
+
     if not path.is_file() or open_array(path).shape != shape:
-        with atomic(path) as tmp, ThreadPoolExecutor(workers) as pool, _bar(shape[0], "pixels") as bar:
+        with atomic(path) as tmp, ThreadPoolExecutor(2) as pool, _bar(shape[0], "pixels") as bar:
             out = np.lib.format.open_memmap(tmp, "w+", np.uint8, shape)
-            for start in range(0, shape[0], 256):
-                rows = range(start, min(start + 256, shape[0]))
-                for row, image in zip(
-                    rows, pool.map(lambda r: _load(data.images(r), hashes[r], side), rows), strict=True
-                ):
+            for start in range(0, shape[0], AT_A_TIME):  # the pool holds no more decoded images than these
+                for row, image in enumerate(pool.map(load, range(shape[0])[start : start + AT_A_TIME]), start):
                     out[row] = image
-                bar.update(len(rows))
+                    bar.update()
             out.flush()
             del out
     return open_array(path, 4)
-
-
-def _load(path: Path, sha256: str, side: int) -> np.ndarray:
-    try:
-        return square(load_image(path, sha256)[0], side)
-    except ImageRefused as e:
-        raise ArtifactError(f"{path.name}: {e}; run 01_embed again") from e
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
@@ -226,31 +218,34 @@ def square(image: Image.Image, side: int) -> np.ndarray:
 
 
 @torch.inference_mode()
+def _forward(model: AlexNetTransformer, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with model.layer().recorded() as seen:
+        logits = model(torch.from_numpy(pixels).to(model.positions.device))
+    return logits.cpu().numpy(), seen[0].float().cpu().numpy()
+
+
 def vision_tokens(model: AlexNetTransformer, images: list[Image.Image]) -> np.ndarray:
     """The residual stream of RGB images as `load_image` gives them: (B, T, 256) float32. Model in eval mode."""
-    pixels = np.stack([square(image, model.config.side) for image in images])
-    with model.layer().recorded() as seen:
-        model(torch.from_numpy(pixels).to(model.positions.device))
-    return seen[0].float().cpu().numpy()
+    return _forward(model, np.stack([square(image, model.config.side) for image in images]))[1]
 
 
-@torch.inference_mode()
-def write_tokens(model: AlexNetTransformer, pixels: np.ndarray, path: Path, batch: int = 64) -> tuple[np.ndarray, dict]:
+def write_tokens(model: AlexNetTransformer, pixels: np.ndarray, path: Path) -> tuple[np.ndarray, dict]:
     """The residual stream of every image, row by row into a .npy file: image i has rows i * T .. i * T + T - 1.
 
-    Args: model in eval mode; pixels (N, 3, side, side) uint8; path of x.npy, (N * T, 256) float32; batch: images at a
-        time.
+    Args: model; pixels (N, 3, side, side) uint8; path of x.npy, (N * T, 256) float32.
     Returns: logits (N, n_classes) float32; the facts of these rows: d_in, n_rows, layer, tokens, tokens_per_image,
         token_grid, first_patch.
     """
-    layer, device = model.eval().layer(), model.positions.device
+    layer, logits = model.eval().layer(), []
+
+    def parts():
+        with _bar(len(pixels), "tokens") as bar:
+            for start in range(0, len(pixels), BATCH):
+                of, tokens = _forward(model, np.array(pixels[start : start + BATCH]))
+                logits.append(of)
+                bar.update(len(of))
+                yield tokens
+
     shape = (len(pixels) * layer.n_tokens, layer.width)
-    logits = []
-    with atomic(path) as tmp, open(tmp, "wb") as f, _bar(len(pixels), "tokens") as bar:
-        np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for start in range(0, len(pixels), batch):
-            with layer.recorded() as seen:
-                logits.append(model(torch.from_numpy(np.array(pixels[start : start + batch])).to(device)).cpu())
-            f.write(seen[0].flatten(0, 1).float().cpu().contiguous().numpy().data)
-            bar.update(len(logits[-1]))
-    return torch.cat(logits).numpy(), {"d_in": shape[1], "n_rows": shape[0]} | layer.facts
+    write_rows(path, shape, parts())
+    return np.concatenate(logits), {"d_in": shape[1], "n_rows": shape[0]} | layer.facts

@@ -191,13 +191,14 @@ def write_images(folder: Path, n: int = 5) -> store.Data:
     return store.Data(x, manifest, x[:0], pd.DataFrame(), {"labels": "classes"}, image_root=folder)
 
 
-def test_rows_of_x_belong_to_image_and_place(tmp_path):
+def test_rows_of_x_belong_to_image_and_place(tmp_path, monkeypatch):
     data = write_images(tmp_path / "images")
     model = AlexNetTransformer(SMALL).eval()
     pixels = vision.read_pixels(data, tmp_path / "pixels.npy", SMALL.side)
     assert pixels.shape == (5, 3, 95, 95)
     assert [tuple(p) for p in pixels[:, :, 48, 48]] == [(40 * i, 10, 200) for i in range(5)]
-    logits, facts = vision.write_tokens(model, pixels, tmp_path / "x.npy", batch=2)
+    monkeypatch.setattr(vision, "BATCH", 2)
+    logits, facts = vision.write_tokens(model, pixels, tmp_path / "x.npy")
     x = store.open_array(tmp_path / "x.npy", 2)
     joined = store.with_tokens(data, x, facts)
     assert x.shape == (facts["n_rows"], facts["d_in"]) == (5 * 4, 256)
