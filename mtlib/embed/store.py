@@ -33,10 +33,7 @@ ADDED = ("vision_model", "02_classify")  # stages whose artifacts add to the row
 def open_array(path: Path, ndim: int | None = None) -> np.memmap:
     """Open a .npy file memory-mapped after checking its header against the file's size; nothing is allocated.
 
-    Args:
-        path: the file.
-        ndim: number of dimensions it must have; None for any.
-    Returns: read-only memmap of a numeric array.
+    Args: ndim: number of dimensions it must have; None for any.
     Raises: ArtifactError naming the file when it is no .npy, holds objects (pickle), or is longer or shorter than its
         header says.
     """
@@ -156,8 +153,9 @@ class Data:
         for start in range(0, len(first), 1024):
             part = np.asarray(self.x[start * t : (start + 1024) * t], np.float32)
             mean[start : start + 1024] = part.reshape(-1, t, part.shape[1]).mean(axis=1)
-        frames = (None if f is None else f.iloc[first].reset_index(drop=True) for f in (self.manifest, self.truth))
-        manifest, truth = frames
+        manifest, truth = (
+            f if f is None else f.iloc[first].reset_index(drop=True) for f in (self.manifest, self.truth)
+        )
         facts = self.facts | {"tokens_per_image": 1, "n_rows": len(first)}
         return replace(self, x=mean, manifest=manifest, truth=truth, facts=facts, y=None, logits=None)
 
@@ -275,7 +273,12 @@ def load_parts(embed: Path, facts: dict) -> Data:
     tokens = int(facts.get("tokens_per_image", 1))
     _check_rows(files, len(x), folder, tokens)
     images = files[files["status"] == "ok"].reset_index(drop=True)
-    truth = _read_truth(embed / "truth.parquet", images) if facts.get("has_truth") else None
+    truth = None
+    if facts.get("has_truth"):
+        known = pd.read_parquet(embed / "truth.parquet").set_index("path")
+        if missing := sorted(set(images["path"]) - set(known.index)):
+            raise ArtifactError(f"{embed}/truth.parquet: no truth for {missing[0]} and {len(missing) - 1} more")
+        truth = _each_token(known.loc[images["path"]].reset_index(), tokens)
     final = open_array(folder / "embedding.npy", 2) if (folder / "embedding.npy").is_file() else None
     if final is not None and len(final) != len(images):
         raise ArtifactError(f"{folder}/embedding.npy: {len(final)} rows for {len(images)} images")
@@ -284,26 +287,11 @@ def load_parts(embed: Path, facts: dict) -> Data:
     vocabulary = open_array(folder / "vocabulary.npy", 2) if len(phrases) else np.zeros((0, d_out), np.float32)
     if vocabulary.shape != (len(phrases), d_out):
         raise ArtifactError(f"{folder}: vocabulary {vocabulary.shape}, expected {(len(phrases), d_out)}")
-    root = facts.get("image_root", "")
-    return Data(
-        x=x,
-        manifest=_each_token(images, tokens),
-        vocabulary=vocabulary,
-        phrases=phrases,
-        facts=facts,
-        truth=None if truth is None else _each_token(truth, tokens),
-        final=final,
-        image_root=(embed / root) if root else None,  # an absolute root replaces the artifact's folder
-        files=files,
-    )
+    # an absolute root replaces the artifact's folder
+    root = embed / facts["image_root"] if facts.get("image_root") else None
+    manifest = _each_token(images, tokens)
+    return Data(x, manifest, vocabulary, phrases, facts, truth=truth, final=final, image_root=root, files=files)
 
 
 def _each_token(frame: pd.DataFrame, tokens: int) -> pd.DataFrame:
     return frame if tokens == 1 else frame.loc[frame.index.repeat(tokens)].reset_index(drop=True)
-
-
-def _read_truth(path: Path, manifest: pd.DataFrame) -> pd.DataFrame:
-    truth = pd.read_parquet(path).set_index("path")
-    if missing := sorted(set(manifest["path"]) - set(truth.index)):
-        raise ArtifactError(f"{path}: no truth for {missing[0]} and {len(missing) - 1} more")
-    return truth.loc[manifest["path"]].reset_index()
