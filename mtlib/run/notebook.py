@@ -1,13 +1,15 @@
-"""One notebook in one fresh kernel, cell by cell, and an honest verdict on how it ended.
+"""One notebook in one fresh kernel, by papermill, and an honest verdict on how it ended.
 
-A cell that ends in `sys.exit(0)` did not run to its end. Whether the stage finished its artifact is the pipeline's check.
+papermill returns without an exception for a cell that ends in `sys.exit(0)`; such a cell did not run to its end. Whether the
+stage finished its artifact is the pipeline's check.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -16,8 +18,9 @@ from unittest import mock
 
 import jupytext
 import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
+import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
 
 from mtlib.run import needs
 from mtlib.run.artifacts import StageFailed
@@ -32,6 +35,9 @@ KERNEL_ENV = {
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DEFAULT_THREADS = "2"
+LOGGER = logging.getLogger("papermill")
+LOGGER.setLevel(logging.INFO)
+LOGGER.propagate = False
 
 
 def _kernel_env(root: Path) -> dict[str, str]:
@@ -41,10 +47,11 @@ def _kernel_env(root: Path) -> dict[str, str]:
     return KERNEL_ENV | dict.fromkeys(THREADS, threads) | {"PYTHONPATH": os.pathsep.join([str(root), *rest])}
 
 
-class Progress:
-    """Keeps what the kernel says in a log file and shows where the stage is: a live line, or one line in 30 s."""
+class Progress(logging.Handler):
+    """Keeps what papermill logs in a file and shows where the stage is: a live line, or one line in 30 s."""
 
     def __init__(self, stage: str, log: Path, n_cells: int, echo):
+        super().__init__(logging.INFO)
         self.stage, self.n_cells, self.echo, self.live = stage, n_cells, echo, sys.stdout.isatty()
         self.cell, self.last, self.start = 0, "", time.monotonic()
         log.unlink(missing_ok=True)
@@ -52,11 +59,15 @@ class Progress:
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
 
-    def write(self, text: str) -> None:
-        """Keep a text as it comes."""
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if match := re.match(r"(?:Executing|Ending) Cell (\d+)-", text):
+            self.cell = int(match[1])
+            text = text.replace("-", "")
+        else:
+            self.last = next((line.strip() for line in text.splitlines()[::-1] if line.strip()), self.last)
         self.file.write(text if text.endswith("\n") else text + "\n")
         self.file.flush()
-        self.last = next((line.strip() for line in text.splitlines()[::-1] if line.strip()), self.last)
 
     def _tick(self) -> None:
         while not self.stop.wait(1.0 if self.live else 30.0):
@@ -65,10 +76,12 @@ class Progress:
             print("\r" + line[:118].ljust(118), end="", flush=True) if self.live else self.echo(line[:118])
 
     def __enter__(self) -> Progress:
+        LOGGER.addHandler(self)
         self.thread.start()
         return self
 
     def __exit__(self, *exc) -> None:
+        LOGGER.removeHandler(self)
         self.stop.set()
         self.thread.join()
         if self.live:
@@ -76,14 +89,18 @@ class Progress:
         self.file.close()
 
 
-class _Client(NotebookClient):
-    """A kernel whose words are handed on line by line, while a cell runs."""
-
-    def process_message(self, msg: dict, cell, cell_index: int):
-        content = msg["content"]
-        if text := content.get("text") or content.get("data", {}).get("text/plain"):
-            self.progress.write(text)
-        return super().process_message(msg, cell, cell_index)
+@contextlib.contextmanager
+def _stderr_to(file):
+    """Send file descriptor 2, which the kernel process inherits, to the log: crashes speak there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None = None):
@@ -117,40 +134,36 @@ def run_notebook(
     Raises: StageFailed naming the cell and the reason.
     """
     executed.parent.mkdir(parents=True, exist_ok=True)
-    given = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())])
-    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
-    injected = nbformat.v4.new_code_cell(given, metadata={"tags": ["injected-parameters"]})
-    notebook.cells.insert(tagged[0] + 1, injected)
-    place = {"metadata": {"path": str(root)}}
-    limits = {"timeout": math.ceil(cell_timeout), "startup_timeout": 300}
-    client = _Client(notebook, kernel_name="python3", resources=place, **limits)
-    cell, reason = injected, ""
-    with (
-        Progress(stage, log, len(notebook.cells), echo) as client.progress,
-        contextlib.redirect_stderr(client.progress.file),
-        mock.patch.dict(os.environ, _kernel_env(root)),
-    ):
+    reason, at, progress = "", None, Progress(stage, log, len(notebook.cells) + 1, echo)
+    how = {"kernel_name": "python3", "cwd": str(root), "log_output": True, "progress_bar": False}
+    limits = {"execution_timeout": cell_timeout, "start_timeout": 300}
+    with progress, _stderr_to(progress.file), mock.patch.dict(os.environ, _kernel_env(root)):
         try:
-            with client.setup_kernel(stderr=client.progress.file):  # crashes speak there
-                for i, cell in enumerate(notebook.cells):
-                    client.progress.cell = i + 1
-                    client.progress.file.write(f"---- cell {i + 1}\n")
-                    client.execute_cell(cell, i)
-                about = client.wait_for_reply(client.kc.kernel_info())["content"]
-                notebook.metadata["language_info"] = about["language_info"]
-                client.set_widgets_metadata()
-        except CellExecutionError as e:
-            ends = "; a notebook must run to its last cell" if e.ename == "SystemExit" else ""
-            reason = (f"{e.ename}: {e.evalue}".strip().splitlines() or ["no message"])[-1][:500] + ends
+            papermill.execute_notebook(notebook, str(executed), parameters, **how, **limits)
+        except PapermillExecutionError as e:
+            reason = (f"{e.ename}: {e.evalue}".strip().splitlines() or ["no message"])[-1][:500]
         except CellTimeoutError:
-            reason = f"it took longer than the limit of {cell_timeout:g} s a cell"
-        except RuntimeError:  # nbclient's DeadKernelError, or what it raises of a kernel that never came up
-            reason = "the kernel died (killed, out of memory, or crashed)"
-        finally:
-            nbformat.write(notebook, executed)
-    if reason:
-        lines = [line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")]
-        text = f" ({lines[0][:60]})" if lines else ""
-        number = "with the parameters" if cell is injected else cell["id"].removeprefix("cell-")  # as in its source
-        raise StageFailed(f"{stage} failed in cell {number}{text}: {reason}")
-    return time.monotonic() - client.progress.start
+            reason, at = f"it took longer than the limit of {cell_timeout:g} s a cell", progress.cell - 1
+        except (DeadKernelError, RuntimeError):
+            reason, at = "the kernel died (killed, out of memory, or crashed)", progress.cell - 1
+    cells = nbformat.read(executed, as_version=4).cells
+    code = [c for c in cells if c.cell_type == "code" and c.source.strip()]
+    errors = [(c, o) for c in code for o in c.outputs if o.output_type == "error"]
+    never = [c for c in code if c.execution_count is None]
+    if errors and not reason:
+        reason = f"{errors[0][1].ename}: {errors[0][1].evalue}; a notebook must run to its last cell"
+    if reason or never:
+        place = _place(cells[at : at + 1] if at is not None else [cell for cell, _ in errors] or never)
+        raise StageFailed(f"{stage} failed{place}: {reason or 'the cell never ran'}")
+    return time.monotonic() - progress.start
+
+
+def _place(cells: list) -> str:
+    """` in cell 7 (coder = fit(...))` of the first of these cells, counted as in the notebook's source."""
+    if not cells:
+        return ""
+    lines = [line for line in cells[0].source.splitlines() if line.strip() and not line.startswith("#")]
+    named, number = cells[0].get("id", ""), "with the parameters"
+    if named.startswith("cell-"):
+        number = named.removeprefix("cell-")
+    return f" in cell {number}" + (f" ({lines[0][:60]})" if lines else "")
