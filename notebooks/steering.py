@@ -96,7 +96,7 @@ alive = table.loc[table["density"] > 0, "feature"].to_numpy()
 moved = steered.table(images, alive, factors, n_controls, seed, groups)
 long = moved.melt(["feature", "direction", "factor"], list(steering.READINGS), "reading").dropna()
 look = {"x": "factor", "y": "value", "hue": "direction", "style": "direction", "row": "reading", "col": "feature"}
-look |= {"palette": dict(zip(steering.DIRECTIONS, ["C0", "0.6", "C1", "0.3"], strict=True)), "height": 1.9}
+look |= {"palette": {"feature": "C0", "control": "0.6", "group": "C1", "group control": "0.3"}, "height": 1.9}
 look |= {"col_order": wanted["feature"].tolist(), "facet_kws": {"sharey": "row", "margin_titles": True}}
 grid = plots.facets(sns.relplot, long, kind="line", markers=True, **look)
 caption = "What the model says when features are removed (0), turned round (below 0) or turned up; grey: controls."
