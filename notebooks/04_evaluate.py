@@ -91,10 +91,15 @@ stage.table(metrics, "metrics", "Every method and seed: all measures on the test
 # Shares are of all latents: those that fire on fewer than 10 test images are not assessed and count as no.
 
 # %%
-compared = compare.comparison(metrics)
+measures = {"l0": "L0", "fvu": "FVU", "cosine": "cosine", "dead_fraction": "dead", "mono_score": "MonoScore"}
+measures |= {"purity": "purity", "cknna": "CKNNA", "stability": "stability", "logit_change": "logit change"}
+measures |= {"probe_agreement": "probe agreement", "zero_shot_drop": "zero-shot drop"}
+compared = compare.comparison(metrics, measures)
+
+# %%
 headings = {"method": "method", "target": "target", "l0_target": "L0 aimed at", "matched": "matched"}
 headings |= {"n_seeds": "seeds", "n_latents": "latents", "n_parameters": "parameters", "assessed_rate": "assessed"}
-shown = stage.table(compared, "comparison", "Every method, means over its seeds.", headings | compare.MEASURES)
+shown = stage.table(compared, "comparison", "Every method, means over its seeds.", headings | measures)
 for _, part in shown.groupby(["target", "L0 aimed at"], dropna=False):
     display(part.dropna(axis=1, how="all"))
 

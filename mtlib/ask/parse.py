@@ -10,7 +10,7 @@ import json
 import re
 
 from mtlib.ask.endpoint import Malformed, Question, Refused
-from mtlib.ask.questions import CATEGORIES, FIELDS, MAX_PHRASE, plain, prompt
+from mtlib.ask.questions import CATEGORIES, FIELDS, MAX_PHRASE, Field, plain, prompt
 
 MAX_TEXT = 60_000  # characters; a longer answer is no answer to these questions
 MAX_OBJECTS = 50  # places where a JSON object may start
@@ -68,16 +68,16 @@ def parse(question: Question, text: str) -> dict:
     return _read(found, fields, question.n_images)
 
 
-def _read(found: dict, fields: tuple[str, ...], n_images: int) -> dict:
+def _read(found: dict, fields: dict[str, Field], n_images: int) -> dict:
     """Every field made sound. Raises: Malformed."""
     out = {}
-    for name in fields:
+    for name, field in fields.items():
         try:
-            out[name] = FIELDS[name].read(found.get(name), n_images)
+            out[name] = field.read(found.get(name), n_images)
         except Malformed as e:
             raise Malformed(f"{name}: {e}") from None
     out.pop("images_seen", None)
-    needed = "phrase" if out.get("has_error") and "phrase" in out else fields[0]
+    needed = "phrase" if out.get("has_error") and "phrase" in out else next(iter(fields))
     if isinstance(out[needed], str) and not any(c.isalnum() for c in out[needed]):
         raise Malformed(f"no {needed}")
     if "category" in out:
@@ -106,7 +106,7 @@ def _constant(name: str):
     raise Malformed(f"{name} is no number")
 
 
-def _object(text: str, fields: tuple[str, ...]) -> dict | None:
+def _object(text: str, fields: dict[str, Field]) -> dict | None:
     """The one JSON object of a text that has any of the fields; None without one. Two different ones are an error."""
     decoder = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
     found, at = [], text.find("{")
@@ -118,7 +118,7 @@ def _object(text: str, fields: tuple[str, ...]) -> dict | None:
         except (json.JSONDecodeError, RecursionError):
             end = at + 1
         else:
-            if isinstance(value, dict) and set(fields) & set(value):
+            if isinstance(value, dict) and fields.keys() & value:
                 found.append(value)
         at = text.find("{", end)
     if any(value != found[0] for value in found[1:]):
@@ -126,12 +126,13 @@ def _object(text: str, fields: tuple[str, ...]) -> dict | None:
     return found[0] if found else _bare(text, fields)
 
 
-def _bare(text: str, fields: tuple[str, ...]) -> dict | None:
+def _bare(text: str, fields: dict[str, Field]) -> dict | None:
     """`[1, 4]` or `3` where the question asks for numbers only."""
-    if fields[0] not in ("matches", "intruder") or not re.fullmatch(r"\s*(\[[\d\s,]*\]|\d{1,4})\s*", text):
+    name, field = next(iter(fields.items()))
+    if field not in (FIELDS["images"], FIELDS["image"]) or not re.fullmatch(r"\s*(\[[\d\s,]*\]|\d{1,4})\s*", text):
         return None
     try:
-        return {fields[0]: json.loads(text)}
+        return {name: json.loads(text)}
     except json.JSONDecodeError:
         return None
 

@@ -206,10 +206,8 @@ class SparseCoder(nn.Module, HubModel):
 
     def _select(self, z: Tensor, batchwise: bool) -> Tensor:
         c = self.config
-        if c.selection in ("topk", "nested_topk"):
-            return sparsity.topk(z, c.ks[-1])
-        if c.selection == "block_topk":
-            return sparsity.block_topk(z, c.levels, c.ks)
+        if c.selection in sparsity.ROW_WISE:
+            return sparsity.ROW_WISE[c.selection](z, c)
         if c.selection == "batch_topk" and batchwise:
             return self._batch_topk(z)
         return z if c.selection == "none" and batchwise else sparsity.above(z, self.threshold)

@@ -75,6 +75,14 @@ def block_topk(z: Tensor, levels: Sequence[int], ks: Sequence[int]) -> Tensor:
     return torch.cat(blocks, dim=-1)
 
 
+# selections that look at one row alone, with the settings that they read: a new one is a line here, and its name in config.py
+ROW_WISE = {
+    "topk": lambda z, config: topk(z, config.ks[-1]),
+    "nested_topk": lambda z, config: topk(z, config.ks[-1]),
+    "block_topk": lambda z, config: block_topk(z, config.levels, config.ks),
+}
+
+
 def batch_topk(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Keep the k * B largest of the whole batch.
 

@@ -6,6 +6,7 @@ same in all of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,19 +30,6 @@ from mtlib.plots import base_name, base_names, legend, method_styles, panels
 TOLERANCE = 0.05  # measured test L0 within this share of its target is matched
 GROUP = ["target", "l0_target"]
 SIZES = ["n_latents", "n_parameters"]
-MEASURES = {  # column -> label, in the order of the tables
-    "l0": "L0",
-    "fvu": "FVU",
-    "cosine": "cosine",
-    "dead_fraction": "dead",
-    "mono_score": "MonoScore",
-    "purity": "purity",
-    "cknna": "CKNNA",
-    "stability": "stability",
-    "logit_change": "logit change",
-    "probe_agreement": "probe agreement",
-    "zero_shot_drop": "zero-shot drop",
-}
 MONO = ("l0", "fvu", "explained_variance", "mono_score", "mono_score_median", "mono_score_p90", "purity")
 
 
@@ -119,13 +107,14 @@ def seed_interval(values: pd.Series) -> tuple[float, float, float, str]:
     return mean, mean - half, mean + half, "t 95%"
 
 
-def comparison(metrics: pd.DataFrame) -> pd.DataFrame:
+def comparison(metrics: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
     """One line per method: its target, L0 target and sizes, and of every measure the mean over seeds with its interval.
 
     Args:
-        metrics: 04_metrics, one line per method and seed; only status ok is used.
+        metrics:  04_metrics, one line per method and seed; only status ok is used.
+        measures: columns of it, in the order of the table; those of MONO come behind them anyway.
     Returns: frame of target, l0_target, method, base, n_seeds, matched, n_latents, n_parameters, n_assessed,
-        assessed_rate, interval, then for each measure of MEASURES and MONO its mean, <name>_low and <name>_high; ordered by
+        assessed_rate, interval, then for each measure its mean, <name>_low and <name>_high; ordered by
         target, L0 target and the order of the methods. A method is matched when all of its seeds are.
     """
     lines = []
@@ -136,7 +125,7 @@ def comparison(metrics: pd.DataFrame) -> pd.DataFrame:
         line |= {"matched": flags.pop() if len(flags) == 1 else "unmatched", **{c: int(first[c]) for c in SIZES}}
         line |= {"n_assessed": assessed, "assessed_rate": assessed / first["n_latents"]}
         line["interval"] = seed_interval(part["fvu"])[3]
-        for name in dict.fromkeys((*MEASURES, *MONO)):
+        for name in dict.fromkeys((*measures, *MONO)):
             if name in part and part[name].notna().any():
                 line[name], line[f"{name}_low"], line[f"{name}_high"], _ = seed_interval(part[name])
         lines.append(line)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.measure.compare import MEASURES, fair_tables
+from mtlib.measure.compare import fair_tables
 from mtlib.report import browse, text
 from mtlib.report.reader import Reader
 from mtlib.run.artifacts import MEND, read_json, write_text
@@ -62,7 +62,6 @@ def numbers(run: Reader) -> dict:
         "chance": chance(run.table("01_encoder")),
         "FOUND": FOUND,
         "ENOUGH": ENOUGH,
-        "MEASURES": MEASURES,
         "shown": set(),
     }
 

@@ -121,6 +121,5 @@ def markdown_templates() -> Environment:
     """Templates of Markdown: numbers are written by `number`, everything else is text; `| table` makes a table."""
     numbers = (int, float, np.number, np.bool_, type(None), type(pd.NA))
     found = templates(lambda value: number(value) if isinstance(value, numbers) else escape_markdown(value))
-    found.filters["combined"] = lambda first, more: {**first, **more}
     found.filters["table"] = lambda *args, **more: Markup(markdown_table(*args, **more))
     return found

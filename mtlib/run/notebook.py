@@ -120,7 +120,7 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
 def run_notebook(
     stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float, echo=print
 ) -> float:
-    """Run a notebook in a fresh kernel.
+    """Run a notebook with papermill in a fresh kernel.
 
     Args:
         stage:        what to call it in messages.
@@ -144,7 +144,7 @@ def run_notebook(
             reason = (f"{e.ename}: {e.evalue}".strip().splitlines() or ["no message"])[-1][:500]
         except CellTimeoutError:
             reason, at = f"it took longer than the limit of {cell_timeout:g} s a cell", progress.cell - 1
-        except (DeadKernelError, RuntimeError):
+        except DeadKernelError:
             reason, at = "the kernel died (killed, out of memory, or crashed)", progress.cell - 1
     cells = nbformat.read(executed, as_version=4).cells
     code = [c for c in cells if c.cell_type == "code" and c.source.strip()]

@@ -1,7 +1,7 @@
 """What trains the small CLIP in notebooks/train_clip.py: its pictures, and the five terms of the loss."""
 
 import json
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
 
@@ -43,8 +43,8 @@ def draw_scenes(n_scenes, seed, workers, folder):
         return np.load(stem.with_suffix(".npy")), json.loads(stem.with_suffix(".json").read_text())
     pixels, facts = np.empty((n_scenes, 4, SIDE, SIDE, 3), np.uint8), []
     draw = partial(draw_scene, seed * SCENES_PER_SEED)
-    with get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
-        drawn = pool.imap(draw, range(n_scenes), chunksize=100) if pool else map(draw, range(n_scenes))
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        drawn = pool.map(draw, range(n_scenes), chunksize=100)
         for i, (x, f) in enumerate(drawn):
             pixels[i] = x
             facts.append(f)

@@ -1,5 +1,6 @@
 """One picture from a Spec, a labelled data set with its truth, and simulated generators of known failure rates."""
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -169,8 +170,9 @@ def write_dataset(folder, n_scenes, seed, *, size=128, n_per_generator=400, work
     if workers == 1:
         rows = [_one(job) for job in jobs]
     else:
-        with get_context("spawn").Pool(workers) as pool:
-            rows = pool.map(_one, jobs, chunksize=64)
+        # an executor ends with an error where a script without a main guard starts it; a Pool would start workers for ever
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            rows = list(pool.map(_one, jobs, chunksize=64))
     truth = pd.DataFrame(rows)
     truth.to_parquet(folder / "truth.parquet", index=False)
     return truth

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from mtlib.ask.endpoint import Malformed, Question, Refused
 from mtlib.ask.parse import bracketed, guess, parse, refuses
-from mtlib.ask.questions import CATEGORIES, FIELDS, prompt
+from mtlib.ask.questions import CATEGORIES, prompt
 
 N = 6
 KINDS = ("commonality", "detection", "error", "intruder")
@@ -191,11 +191,10 @@ def test_brackets_nest():
     assert bracketed("[Error: a [b] [c [d]]] tail [Error:e]", "Error") == ["a [b] [c [d]]", "e"]
 
 
+NAMES = sorted({name for kind in KINDS for name in prompt(kind).fields})
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(FIELDS)) | st.text(max_size=3), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3), inner),
     max_leaves=12,
 )
 

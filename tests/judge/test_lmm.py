@@ -309,10 +309,12 @@ def test_bad_settings_are_named(settings, says):
 
 def test_another_question_is_a_prompt_and_a_call(data, tmp_path, monkeypatch):
     """A file of words with the fields of its answer; what is asked, sent, parsed and kept needs nothing else."""
-    (tmp_path / "style.md").write_text("fields: category, confidence\nversion: 7\n\n{shown} Not {guess}? What is it?\n")
+    (tmp_path / "style.md").write_text(
+        "fields: category, drawn yes_or_no, confidence\nversion: 7\n\n{shown} Not {guess}? What is it?\n"
+    )
     (tmp_path / "system.md").write_text("Look.\n")
     monkeypatch.setattr(questions, "PROMPTS", tmp_path)
-    with LmmServer(lambda ask: '{"category": "faces", "confidence": "90%", "more": 1}') as server:
+    with LmmServer(lambda ask: '{"category": "faces", "drawn": "yes", "confidence": "90%", "more": 1}') as server:
         talk = interview(server, data, tmp_path / "l.sqlite")
         asked = questions.ask("style", "m/3", talk.album, [0, 1], guess='a "drawing" {shown}')
         said = talk.ask([asked])
@@ -320,8 +322,8 @@ def test_another_question_is_a_prompt_and_a_call(data, tmp_path, monkeypatch):
         assert server.asks[0].text == (
             'Here are 2 images, numbered 1 to 2, in the order given. Not "a \\"drawing\\" {shown}"? What is it?'
         )
-        assert server.asks[0].schema["required"] == ["category", "confidence"] and asked.prompt_version == "7"
-    assert said["m/3/style"].value == {"category": "faces", "confidence": 0.9}
+        assert server.asks[0].schema["required"] == ["category", "drawn", "confidence"] and asked.prompt_version == "7"
+    assert said["m/3/style"].value == {"category": "faces", "drawn": True, "confidence": 0.9}
     assert [(q, a.status) for *_, q, a in talk.answers] == [("style", "answered")]
 
 

@@ -7,6 +7,8 @@ from scipy.stats import ttest_1samp
 
 from mtlib.measure import compare
 
+MEASURES = ("l0", "fvu", "mono_score")
+
 
 def metrics(**changes):
     lines = []
@@ -49,7 +51,7 @@ def test_seed_interval_equals_scipy_and_says_what_it_is():
 
 
 def test_comparison_has_a_line_per_method_and_tables_per_target_and_l0():
-    table = compare.comparison(metrics())
+    table = compare.comparison(metrics(), MEASURES)
     assert table["method"].tolist() == ["a_8", "b_8", "a_32", "c_8"]  # by target, L0, then as given
     assert table["base"].tolist() == ["a", "b", "a", "c"]
     assert (
@@ -67,18 +69,18 @@ def test_comparison_has_a_line_per_method_and_tables_per_target_and_l0():
 def test_a_method_is_unmatched_when_one_seed_is():
     frame = metrics()
     frame.loc[0, "matched"] = "unmatched"
-    assert compare.comparison(frame).set_index("method").loc["a_8", "matched"] == "unmatched"
+    assert compare.comparison(frame, MEASURES).set_index("method").loc["a_8", "matched"] == "unmatched"
 
 
 def test_fair_tables_refuse_methods_of_one_target_and_l0_with_other_denominators():
     frame = metrics()
     frame.loc[frame["method"] == "b_8", "n_latents"] = 128
     with pytest.raises(ValueError, match=r"denominators, n_latents \[64, 128\]"):
-        compare.fair_tables(compare.comparison(frame))
+        compare.fair_tables(compare.comparison(frame, MEASURES))
 
 
 def test_nothing_to_compare_is_no_table():
-    assert compare.fair_tables(compare.comparison(metrics(status="skipped"))) == {}
+    assert compare.fair_tables(compare.comparison(metrics(status="skipped"), MEASURES)) == {}
 
 
 def test_mono_pairs_stand_side_by_side_and_say_whether_the_seeds_agree():
@@ -125,7 +127,7 @@ def test_mono_figure_leads_from_without_to_with():
         for m, f, g in (("topk", 0.1, 0.4), ("topk_mono", 0.2, 0.7))
         for s in (0, 1)
     )
-    pairs = compare.mono_pairs(compare.comparison(metrics))
+    pairs = compare.mono_pairs(compare.comparison(metrics, MEASURES))
     row = pairs.iloc[0]
     assert (row["mono_score_p90_off"], row["mono_score_median_on"]) == pytest.approx((0.5, 0.6))
     fig = compare.mono_figure(pairs)

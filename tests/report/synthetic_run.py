@@ -158,7 +158,9 @@ def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
         skipped = {"status": "skipped", "reason": "needs the classifier's hidden layer y, and 02 was skipped"}
         rows.append(line | (scores if method in methods else skipped))
     stage.table(pd.DataFrame(rows), "metrics", "Every seed.")
-    stage.table(comparison(pd.DataFrame(rows)), "comparison", "Means over seeds.")
+    headings = {"method": "method", "target": "target", "l0_target": "L0 aimed at", "fvu": "FVU", "cosine": "cosine"}
+    compared = comparison(pd.DataFrame(rows), ["fvu", "cosine", "dead_fraction"])
+    stage.table(compared, "comparison", "Means over seeds.", headings)
     if labels == "plausibility":
         causes = [
             dict(cause=f"{f}_error", captioned=f != "glass", method=m, seed=0, feature=i, sign=1, auroc=0.8 + 0.03 * i,
