@@ -145,7 +145,11 @@ def scatter(frame: pd.DataFrame, x: str, y: str, hue: str, style: str, seed: int
 
 
 def facets(plot: Callable, frame: pd.DataFrame, **look) -> sns.FacetGrid:
-    """seaborn's `relplot`, `displot` or `catplot` of a frame; of an empty one empty axes. Args: look: as seaborn takes it."""
+    """seaborn's `relplot`, `displot` or `catplot` of a frame; empty axes where nothing in it has a value.
+
+    Args: look: as seaborn takes it.
+    """
+    frame = frame.dropna(subset=[look[axis] for axis in ("x", "y") if axis in look])
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays its grids out itself
         if frame.empty:
             return sns.FacetGrid(frame)

@@ -56,7 +56,8 @@ data, scans = store.open_data(stage), stage.input("04_evaluate") / "scan"
 test = data.rows("test")
 subjects = first_seeds(open_subjects(stage.input("03_train"))[0])
 causal, truth = {}, {}
-look = {"col": "method", "height": 2.8, "aspect": 1.2}  # of a figure: a panel per method
+look = {"col": "method", "col_order": [s.method for s in subjects], "height": 2.8, "aspect": 1.2}  # a panel per method
+said = {True: "yes", False: "no"}
 
 # %% [markdown]
 # ## Everything about every feature
@@ -118,7 +119,7 @@ stage.figure(grid.figure, "densities", frame, "How often features fire: their nu
 names = ["error_ratio", "error_low", "error_high", "n_active_test", "q_bh", "base_rate"]
 frame = table.assessed(tables, names).sort_values(["method", "error_ratio", "feature"], ignore_index=True)
 frame["place"] = frame.groupby("method").cumcount() / frame.groupby("method")["feature"].transform("size")
-enriched, marks = (frame["q_bh"] <= 0.05).rename("enriched"), {False: "0.5", True: "C3"}
+enriched, marks = (frame["q_bh"] <= 0.05).map(said).rename("enriched"), {"no": "0.5", "yes": "C3"}
 grid = plots.facets(sns.relplot, frame, x="place", y="error_ratio", hue=enriched, palette=marks, **look)
 grid.map(plt.fill_between, "place", "error_low", "error_high", alpha=0.25).map(plt.plot, "place", "base_rate")
 grid.refline(y=0.95).set_axis_labels("place among the assessed features", "error ratio on test")
@@ -129,7 +130,8 @@ stage.figure(grid.figure, "error_ratios", frame, caption)
 frame = table.assessed(tables, ["error_ratio", "base_rate", "p_fisher", "q_bh", "n_active_test"])
 frame["difference"] = frame["error_ratio"] - frame["base_rate"]
 frame["minus_log10_p"] = -np.log10(frame["p_fisher"].clip(lower=1e-300))
-enriched, look_too = (frame["q_bh"] <= 0.05).rename("enriched"), look | {"palette": marks, "size": "n_active_test"}
+enriched, images = (frame["q_bh"] <= 0.05).map(said).rename("enriched"), frame["n_active_test"].rename("test images")
+look_too = look | {"palette": marks, "size": images}
 grid = plots.facets(sns.relplot, frame, x="difference", y="minus_log10_p", hue=enriched, **look_too)
 grid.refline(x=0).set_axis_labels("error ratio - base rate", "-log10 p, Fisher exact")
 grid.set(yscale="symlog", ylim=(-0.2, None))
@@ -151,8 +153,11 @@ sure[["method", "feature", "error_ratio", "error_low", "error_high", "base_rate"
 
 # %% needs="classes"
 frame = table.assessed(tables, ["purity", "purity_null", "dominant_class", "n_active_test"])
-both = frame.melt("method", ["purity", "purity_null"], var_name="of", value_name="share").dropna()
-grid = plots.facets(sns.displot, both, x="share", hue="of", binwidth=0.04, binrange=(0, 1), **look)
+both = frame.rename(columns={"purity": "as they are", "purity_null": "shuffled"})
+both = both.melt("method", ["as they are", "shuffled"], var_name="classes", value_name="share").dropna()
+bars = look | {"palette": {"as they are": "C0", "shuffled": "0.6"}, "binwidth": 0.04, "binrange": (0, 1)}
+grid = plots.facets(sns.displot, both, x="share", hue="classes", **bars)
+grid.set_axis_labels("share of images in its most frequent class", "features")
 caption = "Share of a feature's test images in its most frequent class; beside: classes shuffled."
 stage.figure(grid.figure, "purities", frame, caption)
 
@@ -167,8 +172,8 @@ stage.figure(grid.figure, "purities", frame, caption)
 # %% needs="head labels"
 controls = ["causal_control_latents", "causal_control_random"]
 frame = table.assessed(tables, ["error_ratio", "base_rate", "causal_relevance", *controls])
-beyond = (frame["causal_relevance"].abs() > frame[controls[0]]).rename("beyond its control")
-over = look | {"palette": {False: "0.5", True: "C2"}, "facet_kws": {"sharey": False}}
+beyond = (frame["causal_relevance"].abs() > frame[controls[0]]).map(said).rename("beyond its control")
+over = look | {"palette": {"no": "0.5", "yes": "C2"}, "facet_kws": {"sharey": False}}
 grid = plots.facets(sns.relplot, frame, x="error_ratio", y="causal_relevance", hue=beyond, **over)
 grid.map(plt.axvline, x=frame["base_rate"].max(), color="0.2", ls="--").refline(y=0)
 grid.set_axis_labels("error ratio on test", "change of logit when removed")

@@ -207,7 +207,8 @@ stage.table(scores, "judges", caption, headings | {"reason": "reason"})
 # %% needs="truth"
 counts = agreement.confusion(spoken, features, config.main)
 fig, ax = plt.subplots(figsize=(6.5, 1.2 + 0.4 * len(counts)))
-sns.heatmap(counts.set_index("method")[agreement.CELLS], annot=True, fmt="d", cmap="Blues", cbar=False, ax=ax)
+shown = counts.set_index("method")[agreement.CELLS].rename(columns=lambda cell: cell.replace("_", " "))
+sns.heatmap(shown, annot=True, fmt="d", cmap="Blues", cbar=False, ax=ax)
 stage.figure(fig, "confusion", counts, caption="What the judge and the truth call an error, features of each method.")
 
 # %% needs="truth"

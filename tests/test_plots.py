@@ -112,9 +112,10 @@ def test_facets_have_their_key_clear_of_the_panels(n):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("plot", [sns.relplot, sns.displot, sns.catplot])
-def test_facets_of_nothing_are_empty_axes(plot):
-    frame = pd.DataFrame({"method": [], "x": [], "y": []})
-    grid = plots.facets(plot, frame, x="x", hue=frame["y"], col="method", aspect=2)
+@pytest.mark.parametrize("n", [0, 2])
+def test_facets_of_nothing_are_empty_axes(plot, n):
+    frame = pd.DataFrame({"method": ["a", "b"][:n], "x": [np.nan] * n, "y": [1.0] * n})
+    grid = plots.facets(plot, frame, x="x", hue=frame["y"], col="method", aspect=2).set_titles("{col_name}")
     grid.map(plt.plot, "x", "y").refline(x=0).set_axis_labels("a", "b").set(yscale="symlog").figure.canvas.draw()
     assert not grid.axes[0, 0].lines
 
