@@ -152,7 +152,9 @@ def facets(plot: Callable, frame: pd.DataFrame, **look) -> sns.FacetGrid:
     frame = frame.dropna(subset=[look[axis] for axis in ("x", "y") if axis in look])
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays its grids out itself
         if frame.empty:
-            return sns.FacetGrid(frame)
+            grid = sns.FacetGrid(frame)
+            grid.ax.text(0.5, 0.5, "no values", ha="center", transform=grid.ax.transAxes)
+            return grid.set(xticks=[], yticks=[])
         look |= {"col_wrap": min(3, frame[look["col"]].nunique())} if "col" in look and "row" not in look else {}
         return plot(frame, **look).set_titles("{col_name}", "{row_name}", "{col_name}")
 
