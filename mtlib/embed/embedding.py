@@ -259,7 +259,9 @@ class Shards:
         outcomes = pd.DataFrame(lines, columns=list(OUTCOME))
         n_ok = int((outcomes["status"] == "ok").sum())
         if not n_ok:
-            raise ArtifactError("no file could be embedded: all of them are bad (see tables/01_files.csv)")
+            why = outcomes[["status", "detail"]].value_counts().head(3).items()
+            text = ", ".join(f"{n} {status}" + (f" ({detail})" if detail else "") for (status, detail), n in why)
+            raise ArtifactError(f"no file could be embedded: {text}")
         with np.load(self._path(0)) as first:
             shapes = {name: first[name].shape[1:] for name in first.files if name != "outcomes"}
         for name, (*tokens, width) in shapes.items():

@@ -34,7 +34,7 @@ SPLITS = {name: name for name in ("train", "val", "test", "unlabelled")} | {"val
 LABELS = {"0": 0, "1": 1, "plausible": 0, "implausible": 1, "0.0": 0, "1.0": 1}
 KNOWN = ("path", "label", "class_name", "split", "group", "generator")
 LINE = ("path", "status", "detail", "size", "mtime_ns", "class_name")  # what is known of a file that is not opened
-OUTSIDE = ("", "outside", "only paths below the table's folder are read", 0, 0, "")
+OUTSIDE = ("", "outside", "only paths below the table's folder are read; put the table beside the images", 0, 0, "")
 RESERVED = ("row", "status", "detail", "sha256", "duplicate_of", "size", "mtime_ns", "token")
 
 
