@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import cohen_kappa_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from mtlib.judge.verdicts import RULED, of_all
 
@@ -118,8 +118,8 @@ def confusion(verdicts: dict[str, pd.DataFrame], features: dict[str, pd.DataFram
     lines = []
     for method, table in features.items():
         own = verdicts[method].query("judge == @judge and verdict in @RULED")
-        real = table.set_index("feature")["is_error"].loc[own["feature"]].astype(bool)
-        counts = confusion_matrix(real, own["verdict"] == "error", labels=[False, True]).ravel()
+        real = table.set_index("feature")["is_error"].loc[own["feature"]].to_numpy(bool)
+        counts = np.bincount(2 * real + (own["verdict"] == "error").to_numpy(bool), minlength=len(CELLS))
         lines.append({"method": method, "judge": judge} | dict(zip(CELLS, counts, strict=True)))
     return pd.DataFrame(lines)
 

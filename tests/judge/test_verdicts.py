@@ -71,6 +71,7 @@ def test_confusion_and_counts_add_up():
     said = {"mt": pd.concat([verdicts.by_truth(table()), verdicts.by_threshold(table())])}
     frame = agreement.confusion(said, {"mt": table()}, "threshold")
     assert frame.iloc[0][agreement.CELLS].tolist() == [1, 1, 0, 1]
+    assert agreement.confusion(said, {"mt": table()}, "lmm").iloc[0][agreement.CELLS].tolist() == [0, 0, 0, 0]
     counts = verdicts.verdict_counts(said)
     assert (counts.drop(columns=["method", "judge", "n_latents"]).sum(axis=1) == 4).all()
 
