@@ -6,8 +6,7 @@
     SAE-for-CLIP             {model_state_dict: {encoder.weight, encoder_bias, decoder.weight}, sae_config: {k}}
     AlexNet-Transformer      a state dict {W_enc, W_dec, b_enc, b_dec, theta, epsilon}
 
-Files are pickles, and pickles can run code: they are read with torch.load(weights_only=True), which makes tensors and
-plain values only and refuses everything else unexecuted. A coder so read can be saved with `save_pretrained`.
+Files are read without running anything in them (run/torch_files.py). A coder so read can be saved with `save_pretrained`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -23,6 +21,7 @@ from torch import Tensor
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.files import fill
 from mtlib.coders.sparse_coder import SparseCoder
+from mtlib.run.torch_files import load_tensors
 
 _MSAE_NAME = re.compile(
     r"^(?P<S>\d+)_(?P<D>\d+)_(?P<activation>[A-Za-z0-9]*?)_(?:(?P<k>\d+)_)?(?:(?P<nested>UW|RW)_)?"
@@ -61,23 +60,6 @@ def read_published(path: str | Path, k: int = 0) -> SparseCoder:
     coder = SparseCoder(SparseCoderConfig(**settings))
     fill(coder, coder.state_dict() | {name: value.detach() for name, value in tensors.items()}, path.name)
     return coder.eval()
-
-
-def load_tensors(path: Path) -> dict:
-    """The dict of tensors and plain values in a torch file. Raises: FileNotFoundError, ValueError; runs no code."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as e:
-        found = re.search(r"GLOBAL ([\w.]+)", str(e)) or re.search(r"Unsupported \w+ ?([\w.]*)", str(e))
-        what = f" ({found[1]})" if found and found[1] else ""
-        raise ValueError(
-            f"{path.name}: holds more than tensors and plain values{what}; refused, nothing of it ran"
-        ) from e
-    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path.name}: not a readable torch file ({str(e).splitlines()[0][:200]})") from e
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path.name}: expected a dict, found {type(saved).__name__}")
-    return saved
 
 
 def _need(name: str, saved: dict, *keys: str) -> list[Tensor]:
