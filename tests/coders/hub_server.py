@@ -8,6 +8,7 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 SHA = "a" * 40  # the one commit that every repository has
 
@@ -69,7 +70,9 @@ class _Hub(BaseHTTPRequestHandler):
                     [{"type": "file", "path": f, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for f, b in items]
                 )
             return self._json({"id": name, "modelId": name, "sha": SHA, "siblings": names, "private": False})
-        content = self.repositories.get("/".join(parts[:2]), {}).get(parts[-1])
+        content = self.repositories.get("/".join(parts[:2]), {}).get(
+            unquote("/".join(parts[4:]))
+        )  # after resolve/<rev>
         if content is None:
             return self._answer(b"", 404, X_Error_Code="EntryNotFound")
         self._answer(content, ETag=f'"{hashlib.sha1(content).hexdigest()}"')

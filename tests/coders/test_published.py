@@ -1,181 +1,186 @@
-"""Checkpoints written by the layouts of the five systems: read without running them, equal codes and reconstructions."""
+"""Checkpoints as the five systems write them: read without running them, with the codes of their own formulas."""
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from mtlib.coders.published import read_published
+from mtlib.coders.published import open_coder, read_published
 from mtlib.coders.sparse_coder import SparseCoder
+from tests.coders import checkpoints, hub_server
+from tests.coders.test_hub import _run
 
-B, D, O, S, K = 20, 10, 6, 32, 4  # noqa: E741
-
-
-def _t(*shape: int, seed: int = 0, scale: float = 0.5) -> torch.Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
-X = _t(B, D, seed=99, scale=1.0) + 0.3
+B, D, O, S, K = 20, 10, 6, 40, 4  # noqa: E741
+X = np.random.default_rng(99).normal(size=(B, D)).astype(np.float32) + 0.3
+UNIT = X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
-def _topk(z: torch.Tensor, k: int) -> torch.Tensor:
-    kept = np.argsort(-z.numpy(), axis=1, kind="stable")[:, :k]
-    out = np.zeros(z.shape, np.float32)
-    np.put_along_axis(out, kept, np.take_along_axis(z.numpy(), kept, 1), 1)
-    return torch.from_numpy(out)
+@torch.no_grad()
+def _same(written: checkpoints.Written, tmp_path, x: np.ndarray = X) -> SparseCoder:
+    """Assert that the coder read, and the one saved and read again, gives the codes of the formula. Returns: the coder."""
+    coder = read_published(written.path)
+    coder.save_pretrained(tmp_path / "saved")
+    z, y_hat = written.formula(x.astype(np.float64))
+    assert 0 < (z != 0).sum() < z.size
+    for again in (coder, SparseCoder.from_pretrained(tmp_path / "saved")):
+        found, y_hats = again(torch.from_numpy(x))
+        np.testing.assert_allclose(found.numpy(), z, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(y_hats[-1].numpy(), y_hat, rtol=1e-4, atol=1e-4)
+    assert again.recorded["checkpoint"]["file"] == written.path.name
+    return coder
 
 
-def _same(coder: SparseCoder, z: torch.Tensor, y_hat: torch.Tensor, tmp_path) -> None:
-    assert 0 < (z != 0).sum() < z.numel()
-    for again in (
-        coder,
-        (coder.save_pretrained(tmp_path / "saved"), SparseCoder.from_pretrained(tmp_path / "saved"))[1],
+@pytest.mark.parametrize("norm", [np.float64, float, lambda value: None])
+@pytest.mark.parametrize(
+    ("activation", "more"),
+    [
+        ("ReLU_003", {}),
+        ("TopKReLU_4", {}),
+        ("TopKReLU_4", {"tied": True}),
+        ("TopKReLU_4_RW", {}),
+        ("TopKReLU_4_UW", {"config": {"lr": 1e-4}, "epoch": 3, "best_val_fvu": 0.1}),
+    ],
+)
+def test_msae(activation, more, norm, tmp_path):
+    coder = _same(checkpoints.msae(tmp_path, D, S, activation, norm=norm, **more), tmp_path)
+    assert coder.recorded["checkpoint"]["reads"] == "encoder=ViT-L-14 pretrained=openai"
+    if "W" in activation:
+        weights = np.array([5, 4, 3, 2, 1] if "RW" in activation else [1] * 5)
+        assert coder.config.ks == (4, 8, 16, 32, 40)
+        assert coder.config.level_weights == pytest.approx(weights / weights.sum())
+
+
+def test_the_first_level_of_a_nested_msae_is_the_coder_that_its_authors_read(tmp_path):
+    written = checkpoints.msae(tmp_path, D, S, "TopKReLU_4_RW")
+    plain = checkpoints.msae(tmp_path, D, S, "TopKReLU_4")  # the same weights
+    coder = read_published(written.path)
+    with torch.no_grad():
+        first = coder(torch.from_numpy(X)).y_hats[0].numpy()
+    np.testing.assert_allclose(first, plain.formula(X.astype(np.float64))[1], rtol=1e-4, atol=1e-4)
+    assert coder.recorded["checkpoint"]["assumed"].startswith("its levels")
+    assert read_published(written.path, k=16).config.ks == (4, 8, 16)
+
+
+@pytest.mark.parametrize("kind", ["topk", "vanilla", "jumprelu"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_monoloss(kind, normalize, tmp_path):
+    coder = _same(checkpoints.monoloss(tmp_path, D, S, kind, normalize=normalize), tmp_path, UNIT)
+    assert coder.config.tied == (kind == "topk")
+    assert "CLIP-ViT-L-14-DataComp" in coder.recorded["checkpoint"]["reads"]
+
+
+def test_monoloss_config_beside_the_file_speaks_where_the_file_does_not(tmp_path):
+    written = checkpoints.monoloss(tmp_path, D, S, "jumprelu", normalize=True, config={})
+    with pytest.raises(
+        ValueError, match=r"has no config that says model_type and normalize; put training_config\.json"
     ):
-        found, y_hats = again(X)
-        torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(y_hats[-1], y_hat, rtol=1e-4, atol=1e-4)
+        read_published(written.path)
+    said = dict(model_type="jumprelu", normalize=True, l1_coef=1e-3, bandwidth=1e-3, d_model=None)
+    (tmp_path / "training_config.json").write_text(json.dumps(said))
+    _same(written, tmp_path, UNIT)
 
 
-def _msae_state(tied: bool = False) -> dict:
-    state = {"pre_bias": _t(D), "encoder": _t(D, S), "latent_bias": _t(S, scale=0.1), "decoder": _t(S, D)}
-    state["latents_activation_frequency"] = torch.zeros(S, dtype=torch.int64)
-    return {k: v for k, v in state.items() if not (tied and k == "decoder")}
+@pytest.mark.parametrize(("field", "value"), [("normalize", False), ("topk_k", 5), ("model_type", "vanilla")])
+def test_monoloss_configs_that_contradict_each_other_are_refused(field, value, tmp_path):
+    written = checkpoints.monoloss(tmp_path, D, S, "jumprelu", normalize=True)
+    (tmp_path / "training_config.json").write_text(json.dumps({field: value}))
+    with pytest.raises(ValueError, match=rf"{field} is .* in its config, {value} in its training config json"):
+        read_published(written.path)
 
 
 @pytest.mark.parametrize(
-    ("name", "select"),
+    ("O", "levels", "ks", "name"),
     [
-        ("32_10_ReLU_003_False_False_0.0_cc3m.pt", lambda z: z),
-        ("32_10_TopKReLU_4_False_False_0.0_cc3m.pth", lambda z: _topk(z, 4)),
-        ("32_10_BatchTopKReLU_4_False_False_0.0_cc3m.pt", lambda z: z),  # evaluated without its batch's selection
-        ("32_10_TopKReLU_4_RW_False_False_0.0_cc3m.pt", lambda z: z),
-        ("32_10_TopKReLU_4_UW_True_False_30.0_cc3m.pt", lambda z: z),
+        (O, (8, 16, 40), (2, 3, 4), "matryoshka_transcoder_0_best.pt"),
+        (O, (40,), (6,), "simple_transcoder.pt"),
+        (D, (40,), (6,), "simple_transcoder.pt"),  # of a hidden layer as wide as x
+        (D, (40,), (6,), "sparse_autoencoder.pt"),
+        (D, (8, 16, 40), (2, 3, 4), "matryoshka_sae_0.pt"),
     ],
 )
-def test_msae(name, select, tmp_path):
-    tied = "_True_False_" in name
-    state, mean, scale = _msae_state(tied), _t(D, seed=5), 1.7
-    saved = {"model": state, "mean_center": mean, "scaling_factor": scale, "target_norm": None}
-    torch.save(saved, tmp_path / name)
-    z = select((((X - mean) * scale - state["pre_bias"]) @ state["encoder"] + state["latent_bias"]).relu())
-    decoder = state["encoder"].T if tied else state["decoder"]
-    coder = read_published(tmp_path / name)
-    _same(coder, z, (z @ decoder + state["pre_bias"]) / scale + mean, tmp_path)
-    if "RW" in name:
-        assert coder.config.ks == (4, 8, 16, 32) and coder.config.level_weights == (0.4, 0.3, 0.2, 0.1)
-        cut = (_topk(z, 8) @ decoder + state["pre_bias"]) / scale + mean
-        torch.testing.assert_close(coder(X).y_hats[1], cut, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("final", [True, False])
+def test_matryoshka_transcoders(O, levels, ks, name, final, tmp_path):  # noqa: E741
+    written = checkpoints.matryoshka_transcoders(tmp_path, D, O, levels, ks, name=name, final=final)
+    coder = _same(written, tmp_path)
+    assert coder.config.target == ("x" if "auto" in name or "sae" in name else "y")
+    assert coder.config.levels == levels and coder.config.ks == ks
 
 
-def test_monoloss_topk(tmp_path):
-    state = {"pre_bias": _t(D), "latent_bias": _t(S, scale=0.1), "encoder.weight": _t(S, D), "decoder.weight": _t(D, S)}
-    state |= {"stats_last_nonzero": torch.zeros(S, dtype=torch.int64), "activation": "TopK"}
-    state |= {"activation_state_dict": {"k": K, "postact_fn": "ReLU"}}
-    torch.save(state, tmp_path / "autoencoder_final.pt")
-    z = _topk(((X - state["pre_bias"]) @ state["encoder.weight"].T + state["latent_bias"]).relu(), K)
-    y_hat = z @ state["decoder.weight"].T + state["pre_bias"]
-    _same(read_published(tmp_path / "autoencoder_final.pt"), z, y_hat, tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["vanilla", "batch_topk", "jumprelu"])
-def test_monoloss_others(kind, tmp_path):
-    state = {"b_dec": _t(D), "b_enc": _t(S, scale=0.1), "W_enc": _t(D, S), "W_dec": _t(S, D)}
-    if kind == "jumprelu":
-        state["jumprelu.log_threshold"] = _t(S, seed=3)
-        z = (X @ state["W_enc"] + state["b_enc"]).relu()
-        z = z * (z > state["jumprelu.log_threshold"].exp())
-    elif kind == "vanilla":
-        z = ((X - state["b_dec"]) @ state["W_enc"] + state["b_enc"]).relu()
+@pytest.mark.parametrize("kind", ["final", "cleaned", "best"])
+def test_sae_for_clip(kind, tmp_path):
+    coder = _same(checkpoints.sae_for_clip(tmp_path, D, S, kind), tmp_path)
+    assumed = coder.recorded["checkpoint"]["assumed"]
+    assert ("default of 500" in assumed) == (kind == "best") and coder.config.l0 == (None if kind == "best" else K)
+    if kind == "best":
+        assert read_published(tmp_path / "sae_best.pth", k=K).config.l0 == K
     else:
-        z = ((X - state["b_dec"]) @ state["W_enc"]).relu()
-    torch.save(state, tmp_path / "autoencoder_final.pt")
-    if kind != "jumprelu":
-        with pytest.raises(ValueError, match=r"put its training_config\.json beside it"):
-            read_published(tmp_path / "autoencoder_final.pt")
-    (tmp_path / "training_config.json").write_text(json.dumps({"model_type": kind, "topk_k": K, "normalize": False}))
-    coder = read_published(tmp_path / "autoencoder_final.pt")
-    _same(coder, z, z @ state["W_dec"] + state["b_dec"], tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["vanilla", "jumprelu"])
-def test_monoloss_normalises_every_row_by_itself(kind, tmp_path):
-    state = {"b_dec": _t(D), "b_enc": _t(S, scale=0.1), "W_enc": _t(D, S), "W_dec": _t(S, D)}
-    mean, spread = X.mean(-1, keepdim=True), X.std(-1, keepdim=True)
-    x = (X - mean) / (spread + 1e-5)
-    if kind == "jumprelu":
-        state["jumprelu.log_threshold"] = _t(S, seed=3)
-        z = (x @ state["W_enc"] + state["b_enc"]).relu()
-        z = z * (z > state["jumprelu.log_threshold"].exp())
-    else:
-        z = ((x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]).relu()
-    torch.save(state, tmp_path / "autoencoder_final.pt")
-    (tmp_path / "training_config.json").write_text(json.dumps({"model_type": kind, "normalize": True}))
-    coder = read_published(tmp_path / "autoencoder_final.pt")
-    assert coder.config.scale == "rows"
-    _same(coder, z, (z @ state["W_dec"] + state["b_dec"]) * spread + mean, tmp_path)
-
-
-@pytest.mark.parametrize("d_out", [O, D])
-def test_matryoshka_transcoders(d_out, tmp_path):
-    levels, ks = [8, 16, 32], [2, 3, 4]
-    state = {"encoder.0.weight": _t(S, D), "encoder.0.bias": _t(S, scale=0.1)}
-    state |= {"encoder.1.gamma": torch.tensor(0.5), "encoder.1.beta": torch.tensor(2.0)}
-    for i, m in enumerate(levels):
-        state |= {f"decoders.{i}.weight": _t(d_out, m), f"decoders.{i}.bias": _t(d_out, seed=i)}
-    config = {
-        "input_dim": D,
-        "output_dim": d_out,
-        "levels": levels,
-        "topk_per_level": ks,
-        "level_weights": [0.2, 0.3, 0.5],
-    }
-    torch.save({"model_state_dict": state, "config": config}, tmp_path / "matryoshka_transcoder_1_best.pt")
-    z_pre = X @ state["encoder.0.weight"].T + state["encoder.0.bias"]
-    z = z_pre.relu() + 2.0 * (z_pre > 0.5)
-    blocks = zip([0, *levels], levels, ks, strict=False)
-    z = torch.cat([_topk(z[:, a:b], k) for a, b, k in blocks], 1)
-    coder = read_published(tmp_path / "matryoshka_transcoder_1_best.pt")
-    assert coder.config.target == ("x" if d_out == D else "y") and coder.config.level_weights == (0.2, 0.3, 0.5)
-    _same(coder, z, z @ state["decoders.2.weight"].T + state["decoders.2.bias"], tmp_path)
-    first = z[:, :8] @ state["decoders.0.weight"].T + state["decoders.0.bias"]
-    torch.testing.assert_close(coder(X).y_hats[0], first, rtol=1e-4, atol=1e-4)
-
-
-def test_matryoshka_transcoders_flat_baseline(tmp_path):
-    state = {"encoder.0.weight": _t(S, D), "encoder.0.bias": _t(S, scale=0.1)}
-    state |= {"encoder.1.gamma": torch.tensor(1.0), "encoder.1.beta": torch.tensor(1.0)}
-    state |= {"decoder.weight": _t(O, S), "decoder.bias": _t(O)}
-    torch.save({"model_state_dict": state, "config": {"topk": K}}, tmp_path / "transcoder_best.pt")
-    z_pre = X @ state["encoder.0.weight"].T + state["encoder.0.bias"]
-    z = _topk(z_pre.relu() + (z_pre > 1).float(), K)
-    y_hat = z @ state["decoder.weight"].T + state["decoder.bias"]
-    _same(read_published(tmp_path / "transcoder_best.pt"), z, y_hat, tmp_path)
-
-
-@pytest.mark.parametrize("cleaned", [True, False])
-def test_sae_for_clip(cleaned, tmp_path):
-    state = {"encoder.weight": _t(S, D), "encoder_bias": _t(S, scale=0.1), "decoder.weight": _t(D, S)}
-    saved = {"model_state_dict": state} | (
-        {"sae_config": {"k": K}} if cleaned else {"epoch": 1, "metrics": {"l0": 4.0}}
-    )
-    torch.save(saved, tmp_path / "sae_best.pth")
-    z = _topk((X @ state["encoder.weight"].T + state["encoder_bias"]).relu(), K)
-    coder = read_published(tmp_path / "sae_best.pth", k=0 if cleaned else K)
-    _same(coder, z, z @ state["decoder.weight"].T, tmp_path)
+        with pytest.raises(ValueError, match="k is 4 in its sae config, 5 in its argument"):
+            read_published(tmp_path / "sae_clip_vitb32_layer11_ef64.pth", k=5)
 
 
 def test_alexnet_transformer(tmp_path):
-    state = {"W_enc": _t(D, S), "W_dec": _t(S, D), "b_enc": _t(S, scale=0.1), "b_dec": _t(D)}
-    state |= {"theta": _t(S, seed=4).abs(), "epsilon": torch.tensor(0.001)}
-    torch.save(state, tmp_path / "sae_block6_jump_relu.pth")
-    z_pre = X @ state["W_enc"] + state["b_enc"]
-    z = z_pre * (z_pre > state["theta"]).float()
-    _same(read_published(tmp_path / "sae_block6_jump_relu.pth"), z, z @ state["W_dec"] + state["b_dec"], tmp_path)
+    written = checkpoints.alexnet(tmp_path, D, S)
+    _same(written, tmp_path)
+    state = torch.load(written.path)
     torch.save(state | {"theta": -state["theta"]}, tmp_path / "below.pth")
     with pytest.raises(ValueError, match="thresholds are below 0"):
         read_published(tmp_path / "below.pth")
+
+
+@pytest.mark.parametrize(
+    ("write", "inner"),
+    [
+        (checkpoints.msae, ("model",)),
+        (checkpoints.msae, ()),
+        (checkpoints.monoloss, ("config",)),
+        (checkpoints.monoloss, ("model_state_dict",)),
+        (checkpoints.sae_for_clip, ("sae_config", "sae")),
+        (checkpoints.sae_for_clip, ("model_state_dict",)),
+        (checkpoints.alexnet, ()),
+    ],
+)
+def test_a_field_that_is_not_understood_is_named(write, inner, tmp_path):
+    path = write(tmp_path, D, S).path
+    saved = found = torch.load(path, weights_only=False)
+    for key in inner:
+        found = found[key]
+    found["new_thing"] = 1
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=r"holds 'new_thing', which is not understood here; known are"):
+        read_published(path)
+
+
+def test_fields_of_matryoshka_transcoders_that_are_not_understood_are_named(tmp_path):
+    path = checkpoints.matryoshka_transcoders(tmp_path, D, O, (8, 40), (2, 4)).path
+    saved = torch.load(path)
+    torch.save(saved | {"config": saved["config"] | {"jump": 2.0}}, path)
+    with pytest.raises(ValueError, match="config holds 'jump', which is not understood"):
+        read_published(path)
+    torch.save(saved | {"config": saved["config"] | {"levels": [16, 40]}}, path)
+    with pytest.raises(ValueError, match=r"levels is \[16, 40\] in its config, \[8, 40\] in its decoders"):
+        read_published(path)
+    torch.save(saved["model_state_dict"], path)
+    with pytest.raises(ValueError, match="has no config that says how many latents a row keeps"):
+        read_published(path)
+
+
+def test_a_coder_is_opened_by_file_by_folder_and_by_its_place_on_a_hub(tmp_path):
+    written = checkpoints.msae(tmp_path, D, S, "TopKReLU_4_RW")
+    coder = open_coder(str(written.path), k=16)
+    coder.save_pretrained(tmp_path / "ours")
+    assert open_coder(str(tmp_path / "ours")).config == coder.config
+    code = "import sys; from mtlib.coders.published import open_coder; open_coder(sys.argv[1], 16).save_pretrained(sys.argv[2])"
+    theirs = {f"centered/{written.path.name}": written.path.read_bytes()}
+    ours = {p.name: p.read_bytes() for p in (tmp_path / "ours").iterdir()}
+    with hub_server.serve() as (address, repositories):
+        repositories |= {"someone/MSAE": theirs, "someone/ours": ours}
+        for i, name in enumerate((f"hf-hub:someone/MSAE/centered/{written.path.name}", "hf-hub:someone/ours")):
+            _run(code, address, tmp_path / "home", name, str(tmp_path / f"again{i}"))
+            again = SparseCoder.from_pretrained(tmp_path / f"again{i}")
+            assert again.config == coder.config and torch.equal(again.enc, coder.enc)
 
 
 class _Evil:
@@ -191,6 +196,25 @@ def test_a_pickle_with_code_is_refused_and_never_executed(tmp_path, monkeypatch)
     assert not (tmp_path / "executed").exists()
 
 
+def test_of_numpy_a_float64_is_read_and_nothing_else(tmp_path):
+    for value in (np.zeros(3), np.float32(1), np.array([object()], dtype=object)):
+        written = checkpoints.msae(tmp_path, D, S, norm=lambda _, value=value: value)
+        with pytest.raises(ValueError, match="holds more than tensors and plain values"):
+            read_published(written.path)
+
+
+def test_a_number_that_numpy_1_pickled_is_read(tmp_path):
+    path = checkpoints.msae(tmp_path, D, S).path
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in parts.items():
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray\n" in data
+            file.writestr(name, data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    assert read_published(path).config.ks == (4,)
+
+
 def test_other_files_are_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_published(tmp_path / "nothing.pt")
@@ -200,11 +224,15 @@ def test_other_files_are_refused_by_name(tmp_path):
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt: no known layout; it has fc\.weight"):
         read_published(tmp_path / "other.pt")
-    saved = {"model": _msae_state(), "mean_center": 0.0, "scaling_factor": 1.0, "target_norm": 1.0}
-    torch.save(saved, tmp_path / "renamed.pt")
+    path = checkpoints.msae(tmp_path, D, S).path
+    saved = torch.load(path, weights_only=False)
+    torch.save(saved, tmp_path / "renamed.pth")
     with pytest.raises(ValueError, match="says its settings in its name"):
-        read_published(tmp_path / "renamed.pt")
+        read_published(tmp_path / "renamed.pth")
+    torch.save(saved, tmp_path / path.name.replace("40_10", "80_10"))
+    with pytest.raises(ValueError, match="its shape is 10 x 80 in its name, 10 x 40 in its encoder"):
+        read_published(tmp_path / path.name.replace("40_10", "80_10"))
     saved["model"]["encoder"][0, 0] = float("nan")
-    torch.save(saved, tmp_path / "32_10_TopKReLU_4_False_False_0.0_x.pt")
+    torch.save(saved, path)
     with pytest.raises(ValueError, match="enc holds NaN"):
-        read_published(tmp_path / "32_10_TopKReLU_4_False_False_0.0_x.pt")
+        read_published(path)
