@@ -46,8 +46,19 @@ class SparseCoderConfig(Settings):
     decoder_bias: bool = True
     pre_bias: Literal["none", "own", "decoder"] = "none"  # b_pre beyond centring; decoder: the decoder's bias
     tied: bool = False  # W_dec = W_enc transposed
+    init: Literal["transposed", "independent"] = "transposed"  # an autoencoder's first decoder: its encoder's transpose
+    init_norm: float = Field(1.0, gt=0)  # of the first directions
     unit_norm_decoder: bool = False  # decoder rows (one per latent) have norm 1 after every step
-    penalty: Literal["none", "l1_mean", "l1_sum", "l0_sigmoid", "l0_rectangle"] = "none"  # of |z|, or a surrogate L0
+    unit_norm_when: Literal["after", "before"] = (
+        "after"  # before: between gradients and step; so they are only nearly unit
+    )
+    unit_norm_along: Literal["rows", "columns"] = "rows"  # columns: one per output unit instead
+    unit_norm_rescales: bool = False  # the encoder takes up the length that a row loses
+    project_gradient: bool = False  # of a decoder row, the part along the row is taken off its gradient
+    frozen_decoder: bool = False  # the decoder keeps its first directions
+    soft_cap: float = Field(0.0, ge=0)  # codes are soft_cap * tanh(z / soft_cap); 0 = as they are
+    # of |z|, summed or averaged over latents, or summed and divided by the input's norm; or a surrogate L0
+    penalty: Literal["none", "l1_mean", "l1_sum", "l1_relative", "l0_sigmoid", "l0_rectangle"] = "none"
     penalty_weight: float = Field(0.0, ge=0)
     mono_weight: float = Field(0.0, ge=0)
     aux_weight: float = Field(0.0, ge=0)
@@ -85,6 +96,12 @@ class SparseCoderConfig(Settings):
         self._must(self.pre_bias != "decoder" or biased, "pre_bias", allowed)
         one = len(set(self.levels)) == 1 and self.d_in == self.d_out
         self._must(not self.tied or one, "tied", "false unless d_in = d_out and there is one decoder")
+        untied = len(self.levels) == 1 or self.decoder == "shared"
+        self._must(
+            not self.unit_norm_rescales or (untied and not self.tied and self.unit_norm_along == "rows"),
+            "unit_norm_rescales",
+            "false unless there is one decoder with rows of norm 1, not tied",
+        )
         own = self.target == "y" and self.target_scale == "rows"
         self._must(not own, "target_scale", "none, rms, std or logit when target = y")
 

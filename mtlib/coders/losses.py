@@ -39,7 +39,7 @@ class Batch:
 
 
 WHOLE = Batch()
-EPS = 1e-8  # of MonoScore
+EPS = 1e-8  # of MonoScore, and of the norms that something is divided by
 
 
 def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -62,7 +62,8 @@ def penalised(kind: str, z_pre: Tensor | None, z: Tensor, theta: Tensor | None, 
     """What each code contributes to the penalty: summed over latents and averaged over rows (l1_mean: over both).
 
         l1_mean       |z|                                  (Matryoshka Transcoders)
-        l1_sum        |z|                                  (MSAE, MonoLoss)
+        l1_sum        |z|                                  (MonoLoss)
+        l1_relative   |z|, whose sum is then divided by the norm of the row's input    (MSAE)
         l0_sigmoid    sigmoid((z_pre - theta) / bandwidth), a smooth count (AlexNet-Transformer)
         l0_rectangle  [z_pre > theta], with the straight-through gradient of theta (sparsity.step)
 
@@ -73,6 +74,11 @@ def penalised(kind: str, z_pre: Tensor | None, z: Tensor, theta: Tensor | None, 
     if kind == "l0_sigmoid":
         return torch.sigmoid((z_pre - theta) / bandwidth)
     return sparsity.step(z_pre, theta, bandwidth)
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """(B,): norms of rows x (B, D), by which l1_relative divides."""
+    return x.norm(dim=-1).clamp_min(EPS)
 
 
 def mono_scores(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,6 +147,8 @@ class DenseCodes:
     def penalty(self) -> Tensor:
         c = self.coder.config
         values = penalised(c.penalty, self.z_pre, self.z, self.coder.theta, c.bandwidth)
+        if c.penalty == "l1_relative":
+            return (values.sum(-1) / row_norms(self.coder._inputs(self.x))).mean()
         return values.mean() if c.penalty == "l1_mean" else values.sum(-1).mean()
 
     def mono(self) -> Tensor:

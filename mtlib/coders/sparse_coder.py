@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlib.coders import losses, sparsity
+from mtlib.coders import decoder_norm, losses, sparsity
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.fast.terms import fast_codes
 from mtlib.coders.files import HubModel
@@ -56,13 +56,13 @@ class SparseCoder(nn.Module, HubModel):
         self.config = c = config
         g = torch.Generator().manual_seed(seed)
         D, S, d_out = c.d_in, c.n_latents, c.d_out
-        directions = _unit_rows(torch.randn(S, D, generator=g))
-        self.enc = nn.Parameter(directions.T)  # (D, S), unit columns: z_pre has the input's scale
+        directions = c.init_norm * _unit_rows(torch.randn(S, D, generator=g))
+        self.enc = nn.Parameter(directions.T)  # (D, S); with unit columns z_pre has the input's scale
         self.enc_bias = nn.Parameter(torch.zeros(S))
         self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias == "own" else None
         n_decoders = 1 if c.decoder == "shared" else len(c.levels)
-        same = c.target == "x"  # an autoencoder starts as its own transpose
-        rows = directions if same else _unit_rows(torch.randn(S, d_out, generator=g))
+        same = c.target == "x" and c.init == "transposed"
+        rows = directions if same else c.init_norm * _unit_rows(torch.randn(S, d_out, generator=g))
         heights = [S] if c.decoder == "shared" else list(c.levels)
         self.dec = nn.ParameterList([] if c.tied else [nn.Parameter(rows[:m].clone()) for m in heights])
         biases = [nn.Parameter(torch.zeros(d_out)) for _ in range(n_decoders)] if c.decoder_bias else []
@@ -196,6 +196,12 @@ class SparseCoder(nn.Module, HubModel):
     def _activate(self, z_pre: Tensor, theta: Tensor | None = None) -> Tensor:
         """Activation of z_pre (..., S); or of values (n,) with the theta (n,) of their latents."""
         c, theta = self.config, self.theta if theta is None else theta
+        if c.soft_cap:
+            return sparsity.soft_cap(self._uncapped(z_pre, theta), c.soft_cap)
+        return self._uncapped(z_pre, theta)
+
+    def _uncapped(self, z_pre: Tensor, theta: Tensor | None) -> Tensor:
+        c = self.config
         if c.activation == "relu":
             return z_pre.relu()
         if c.activation == "jumprelu_fixed":
@@ -280,12 +286,11 @@ class SparseCoder(nn.Module, HubModel):
         return total, {name: self.batch.sum(value.detach()) for name, value in parts.items()}
 
     @torch.no_grad()
+    def before_step(self) -> None:
+        """What stands between the gradients of a batch and the optimiser's step; see decoder_norm.py."""
+        decoder_norm.before_step(self)
+
+    @torch.no_grad()
     def after_step(self) -> None:
         """What follows every optimiser step: unit decoder rows (one per latent), thresholds >= 0."""
-        if self.config.unit_norm_decoder:
-            for w in self.dec:
-                w.div_(w.norm(dim=-1, keepdim=True).clamp_min(1e-12))
-            if self.config.tied:
-                self.enc.copy_(_unit_rows(self.enc.T).T)
-        if self.theta is not None:
-            self.theta.clamp_(min=0)
+        decoder_norm.after_step(self)

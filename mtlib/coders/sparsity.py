@@ -60,6 +60,11 @@ def step(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     return (z_pre > theta).to(z_pre.dtype) + _through_window(z_pre, theta, bandwidth, -1.0)
 
 
+def soft_cap(z: Tensor, cap: float) -> Tensor:
+    """cap * tanh(z / cap): nearly z where it is small, never above cap. It keeps the order, so selections may follow it."""
+    return cap * torch.tanh(z / cap)
+
+
 def topk(z: Tensor, k: int) -> Tensor:
     """Keep the k largest of each row of z (..., S) >= 0, zero elsewhere; fewer when fewer are positive."""
     if k >= z.shape[-1]:

@@ -71,12 +71,16 @@ class Sampler:
     """Positions of each step's batch: every epoch a fresh permutation, drawn from (seed, epoch) alone.
 
     Because step s decides its batch by itself, a resumed run needs nothing but s. The rows left over at the end of an
-    epoch are dropped; with fewer rows than `batch`, a batch is all of them.
+    epoch are dropped, or are a smaller batch; with fewer rows than `batch`, a batch is all of them.
+
+    Args: n: rows. tokens: rows that lie together and are drawn together (an image's); `batch` then counts these.
     """
 
-    def __init__(self, n: int, batch: int, seed: int):
-        self.n, self.batch, self.seed = n, min(batch, n), seed
-        self.per_epoch = n // self.batch
+    def __init__(self, n: int, batch: int, seed: int, drop_last: bool = True, tokens: int = 1):
+        self.n, self.tokens, self.seed = n // tokens, tokens, seed
+        self.size = min(batch, self.n)
+        self.batch = self.size * tokens  # rows
+        self.per_epoch = self.n // self.size if drop_last else -(-self.n // self.size)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __call__(self, step: int) -> np.ndarray:
@@ -84,7 +88,8 @@ class Sampler:
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(self.n)
             self._epoch = epoch
-        return self._order[place * self.batch : (place + 1) * self.batch]
+        drawn = self._order[place * self.size : (place + 1) * self.size]
+        return drawn if self.tokens == 1 else (drawn[:, None] * self.tokens + np.arange(self.tokens)).ravel()
 
 
 def moments(data: Rows, size: int = 8192) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,11 @@ class TrainConfig(Settings):
     steps: int = Field(0, ge=0)  # optimiser steps; 0 = `epochs`
     epochs: int = Field(1, ge=1)
     batch: int = Field(256, ge=1)
+    batch_images: bool = False  # the batch counts images, whole ones where an image has several rows (tokens)
+    drop_last: bool = True  # of an epoch, the rows that fill no batch
+    accumulate: int = Field(
+        1, ge=1
+    )  # parts of a batch whose gradients add up to its step: the same step in less memory
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -28,9 +33,14 @@ class TrainConfig(Settings):
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # down to final_lr * lr
     final_lr: float = Field(0.0, ge=0, le=1)  # share of lr at the end
     decay_start: float = Field(0.0, ge=0, lt=1)  # share of the steps after which the rate falls
+    schedule_by: Literal["step", "epoch"] = "step"  # epoch: the rate is constant within an epoch, whole epochs count
     warmup: float = Field(0.0, ge=0, lt=1)  # share of the steps over which it rises from 0
     grad_clip: float = Field(0.0, ge=0)  # largest gradient norm; 0 = no limit
+    clip_when: Literal["last", "first"] = (
+        "last"  # after what changes the decoder's gradient (project_gradient), or before
+    )
     theta_lr: float = Field(10.0, gt=0)  # learning rate of JumpReLU thresholds, as a multiple of lr
+    theta_decay: bool = False  # weight_decay of the thresholds, too
     l0_target: int = Field(0, ge=0)  # latents per row; 0 = as the coder's settings say
     seed: int = Field(0, ge=0)
     val_every: int = Field(50, ge=0)  # steps between validations; 0 = once an epoch
@@ -46,15 +56,21 @@ class TrainConfig(Settings):
         """Published training settings of a method, with overrides."""
         return TrainConfig(**(PRESETS[name]["train"] | overrides))
 
-    def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate of step 0 .. steps-1: linear warm-up, then constant, cosine or linear decay to final_lr * lr."""
+    def lr_at(self, step: int, steps: int, per_epoch: int = 1) -> float:
+        """Learning rate of step 0 .. steps-1: linear warm-up, then constant, cosine or linear decay to final_lr * lr.
+
+        With schedule_by = epoch the decay is by whole epochs of `per_epoch` steps; the first that counts has the full rate.
+        """
         warm = round(self.warmup * steps)
         if step < warm:
             return self.lr * (step + 1) / warm
-        start = max(warm, round(self.decay_start * steps))
+        start, into = max(warm, round(self.decay_start * steps)), 1
+        if self.schedule_by == "epoch":
+            step, steps, into = step // per_epoch, -(-steps // per_epoch), 0
+            start = int(self.decay_start * steps)
         if self.schedule == "constant" or step < start:
             return self.lr
-        done = (step - start + 1) / max(1, steps - start)
+        done = (step - start + into) / max(1, steps - start)
         shape = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
         return self.lr * (self.final_lr + (1 - self.final_lr) * shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -51,7 +52,9 @@ def train_methods(
                 table.append(row | {"status": "skipped", "reason": reason, "folder": ""})
                 continue
             job = rows | dict(config=coder, train_config=train.with_(seed=seed), label=f"{method.name}-s{seed}")
-            job |= dict(x=data.x, t=data.y if coder.target == "y" else data.x, folder=folder / job["label"])
+            job |= dict(
+                x=data.x, tokens=data.tokens, t=data.y if coder.target == "y" else data.x, folder=folder / job["label"]
+            )
             if coder.target_scale == "logit":
                 if w_logit is None:
                     raise ValueError("target_scale = 'logit' needs the classifier's w_logit")
@@ -64,12 +67,19 @@ def train_methods(
         done, history = summary(job["folder"]), read_history(job["folder"])
         row |= {"l0_val": done["l0"], "matched": done["matched"], "fvu_val": done["fvu"], "dead": done["dead"]}
         row["best_step"] = done["step"]
-        passes = history["step"] * job["train_config"].batch / len(job["rows_train"])
+        passes = history["step"] * _rows_per_step(job) / len(job["rows_train"])
         histories.append(history.assign(**{k: row[k] for k in ("method", "seed", "target")}, epoch=passes))
     coders = pd.DataFrame(table).reindex(columns=COLUMNS)
     for column in ("l0_target", "best_step"):
         coders[column] = coders[column].astype(np.float64).astype("Int64")
     return coders, pd.concat(histories, ignore_index=True)
+
+
+def _rows_per_step(job: dict) -> float:
+    """How many rows a step learns from, on average over an epoch that is not cut short."""
+    how, n = job["train_config"], len(job["rows_train"])
+    batch = how.batch * (job["tokens"] if how.batch_images else 1)
+    return batch if how.drop_last else n / math.ceil(n / batch)
 
 
 def save_coders(folder: Path, coders: pd.DataFrame) -> None:

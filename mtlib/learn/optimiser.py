@@ -23,7 +23,7 @@ class AdamW:
     Args:
         named:        (name, parameter) pairs, e.g. model.named_parameters().
         weight_decay: of every parameter but those in `groups`.
-        groups:       name -> multiple of the learning rate; these parameters get no weight decay.
+        groups:       name -> multiple of the learning rate; these parameters get no weight decay, unless groups_decay.
     Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
 
@@ -34,12 +34,14 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         groups: dict[str, float] | None = None,
+        groups_decay: bool = False,
     ):
         self.named = dict(named)
         self.betas, self.eps = betas, eps
         special = groups or {}
         usual = [name for name in self.named if name not in special]
-        self.groups = [(usual, 1.0, weight_decay)] + [([n], m, 0.0) for n, m in special.items() if n in self.named]
+        apart = [([n], m, groups_decay * weight_decay) for n, m in special.items() if n in self.named]
+        self.groups = [(usual, 1.0, weight_decay), *apart]
         self.state: dict[str, Tensor] = {}
         for name, p in self.named.items():
             self.state[f"mean.{name}"] = torch.zeros_like(p, requires_grad=False)

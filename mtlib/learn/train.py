@@ -72,6 +72,7 @@ def fit(
     y_scale: np.ndarray | None = None,
     label: str = "",
     group: Group | None = None,
+    tokens: int = 1,
 ) -> SparseCoder:
     """Train one coder; the best weights on the validation rows are kept.
 
@@ -84,6 +85,7 @@ def fit(
         y_scale:    (O,) positive, for target_scale = "logit": see `logit_scale`.
         label:      name on the progress bar.
         group:      this process among several that train the coder together (jobs.py); the first one writes.
+        tokens:     rows of x per image; rows_train then holds whole images, for train_config.batch_images.
     Returns: the coder, in eval mode. `summary(folder)` and `read_history(folder)` tell how it went.
     Raises: ValueError for shapes that do not fit, empty row lists, or a loss that is not finite.
     """
@@ -98,7 +100,7 @@ def fit(
     key = fingerprint(config, train_config, x, t, rows_train, rows_val, y_scale)
     if finished(folder, key):
         return SparseCoder.from_pretrained(folder)
-    loop = _Loop(config, x, t, rows_train, rows_val, train_config, y_scale, folder / "checkpoint", key, group)
+    loop = _Loop(config, x, t, rows_train, rows_val, train_config, y_scale, folder / "checkpoint", key, group, tokens)
     loop.run(label)
     if not loop.first:
         return loop.coder.cpu().eval()
@@ -123,7 +125,7 @@ def read_history(folder: str | Path) -> pd.DataFrame:
 class _Loop(Loop):
     """The steps of one coder."""
 
-    def __init__(self, config, x, t, rows_train, rows_val, train_config, y_scale, folder, key, group):
+    def __init__(self, config, x, t, rows_train, rows_val, train_config, y_scale, folder, key, group, tokens):
         self.config = c = train_config
         self.group, self.device = group, device_for(c.device, group)
         self.coder = SparseCoder(config, seed=c.seed).to(self.device)
@@ -133,12 +135,13 @@ class _Loop(Loop):
         same = t is x
         self.y = self.x if same else Rows(t, rows_train, self.device)
         self.val_y = self.val_x if same else Rows(t, rows_val, self.device)
-        self.sampler = Sampler(len(rows_train), c.batch, c.seed)
+        self.sampler = Sampler(len(rows_train), c.batch, c.seed, c.drop_last, tokens if c.batch_images else 1)
         set_statistics(self.coder, self.x, self.y, y_scale)
         self.spread = self._spread()
         self.logged = time.monotonic()
         named = self.coder.named_parameters()
-        optimiser = AdamW(named, (c.beta1, c.beta2), c.eps, c.weight_decay, groups={"theta": c.theta_lr})
+        groups = dict(groups={"theta": c.theta_lr}, groups_decay=c.theta_decay)
+        optimiser = AdamW(named, (c.beta1, c.beta2), c.eps, c.weight_decay, **groups)
         steps = c.steps or c.epochs * self.sampler.per_epoch
         sums = {"penalty_scale": torch.ones((), device=self.device), "steer": self._zero(), "n": self._zero()}
         often, first = (c.checkpoint_steps, c.checkpoint_seconds), group is None or group.rank == 0
@@ -166,26 +169,44 @@ class _Loop(Loop):
         return shown
 
     def _train_step(self) -> None:
-        c, coder = self.config, self.coder
-        positions = self.sampler(self.step)
+        c, coder, positions = self.config, self.coder, self.sampler(self.step)
+        coder.train()
+        self.optimiser.zero_grad()
+        l0 = sum(self._add(part, len(part) / len(positions)) for part in np.array_split(positions, c.accumulate))
+        if self.group is not None:
+            self.group.sum_gradients(coder)
+        if c.clip_when == "first":
+            self._clip()
+        coder.before_step()
+        if c.clip_when == "last":
+            self._clip()
+        self.optimiser.step(self._lr(self.step))
+        coder.after_step()
+        self._sum("n", torch.ones_like(l0))
+        self._steer(l0)
+
+    def _add(self, positions: np.ndarray, share: float) -> torch.Tensor:
+        """Add the gradients of a part of the batch and what it measured. Returns: its part of the batch's L0."""
         mine = positions if self.group is None else self.group.share(positions)
         x = self.x[mine]
         y = x if self.y is self.x else self.y[mine]
-        coder.train()
-        scale = self.sums["penalty_scale"]
-        with products_in(coder, c.precision):
-            loss, parts = self.loss(x, y, scale)
-            self.optimiser.zero_grad()
-            loss.backward()
-        if self.group is not None:
-            self.group.sum_gradients(coder)
-        if c.grad_clip:
-            torch.nn.utils.clip_grad_norm_(coder.parameters(), c.grad_clip)
-        self.optimiser.step(c.lr_at(self.step, self.steps))
-        coder.after_step()
-        for name, value in (parts | {"n": torch.ones_like(loss)}).items():
-            self.sums[name] = self.sums.get(name, self._zero()) + value
-        self._steer(parts["l0"])
+        with products_in(self.coder, self.config.precision):
+            loss, parts = self.loss(x, y, self.sums["penalty_scale"])
+            (share * loss).backward()
+        for name, value in parts.items():
+            self._sum(name, value if name == "error" else share * value)
+        self._sum("rows", torch.full_like(parts["l0"], len(positions)))
+        return share * parts["l0"]
+
+    def _sum(self, name: str, value: torch.Tensor) -> None:
+        self.sums[name] = self.sums.get(name, self._zero()) + value
+
+    def _clip(self) -> None:
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.config.grad_clip)
+
+    def _lr(self, step: int) -> float:
+        return self.config.lr_at(step, self.steps, self.sampler.per_epoch)
 
     def _steer(self, l0: torch.Tensor) -> None:
         """Hold the train L0 at its target. Without a selection: raise or lower the penalty.
@@ -211,12 +232,12 @@ class _Loop(Loop):
         if not math.isfinite(mean["loss"]):
             raise ValueError(f"step {self.step}: the loss is {mean['loss']}; lower lr (now {self.config.lr})")
         row = {"step": self.step, "split": "train", "loss": mean["loss"]}
-        row["fvu"] = mean["error"] / (self.sampler.batch * self.coder.config.d_out * self.spread)
+        row["fvu"] = mean["error"] / (mean["rows"] * self.coder.config.d_out * self.spread)
         row |= {"l0": mean["l0"], "dead": float(self.coder.dead.double().mean())}
         row |= {k: mean.get(k, 0.0) for k in PARTS}
-        self.history.append(row | {"lr": self.config.lr_at(self.step - 1, self.steps)})
+        self.history.append(row | {"lr": self._lr(self.step - 1)})
         seconds, self.logged = time.monotonic() - self.logged, time.monotonic()
-        rate = float(self.sums["n"]) * self.sampler.batch / max(seconds, 1e-9)
+        rate = float(self.sums["rows"]) / max(seconds, 1e-9)
         self.sums = keep | {"n": self._zero()}
         shown = {name: f"{row[name]:.{digits}}" for name, digits in SHOWN.items()}
         return shown | {"rows/s": f"{rate:.3g}"}

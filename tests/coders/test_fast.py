@@ -29,6 +29,8 @@ KINDS = {
     "nested": dict(selection="nested_topk", ks=(2, 5, 9), decoder="shared"),
     "nested_wide": dict(selection="nested_topk", ks=(2, 24, 96), decoder="shared", level_weights=(0.5, 0.3, 0.2)),
     "relu": dict(selection="none", penalty="l1_sum"),
+    "relu_relative": dict(selection="none", penalty="l1_relative", soft_cap=2.0),
+    "topk_capped": dict(selection="topk", ks=(5,), soft_cap=1.5),
     "jump_rectangle": dict(
         selection="none", activation="jumprelu", penalty="l0_rectangle", bandwidth=0.3, theta_init=2.5
     ),
@@ -44,6 +46,7 @@ DENSE_KIND = {
         activation="jumprelu_fixed",
         penalty="l1_mean",
     ),
+    "topk_dense_capped": dict(selection="topk", ks=(40,), soft_cap=1.5, penalty="l1_relative"),
 }
 
 
@@ -56,7 +59,7 @@ def _coder(kind: str, seed: int = 0, **changes) -> SparseCoder:
     with torch.no_grad():
         for p in coder.parameters():
             p.add_(0.1 * torch.randn(p.shape))
-        if kind == "relu":  # sparse enough to be worth it
+        if kind.startswith("relu"):  # sparse enough to be worth it
             coder.enc_bias.sub_(2.5)
         coder.x_mean.normal_()
         coder.x_scale.uniform_(0.5, 1.5)

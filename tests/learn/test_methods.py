@@ -57,7 +57,7 @@ def test_own_settings_stand_above_common_ones_and_zero_means_published():
 def test_methods_that_need_y_become_reasoned_rows(tmp_path):
     x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
     rows = {"train": np.arange(60), "val": np.arange(60, 80)}
-    data = SimpleNamespace(x=x, y=None, rows=rows.get)
+    data = SimpleNamespace(x=x, y=None, tokens=1, rows=rows.get)
     methods = config([GOOD, {"name": "other", "preset": "transcoder"}], [3, 4], steps=4, n_latents=16)
     coders, history = train_methods(data, methods, tmp_path / "coders")
     assert coders["status"].tolist() == ["ok", "ok", "skipped", "skipped"]
@@ -69,7 +69,7 @@ def test_methods_that_need_y_become_reasoned_rows(tmp_path):
 def test_where_no_method_can_be_trained_the_tables_are_empty(tmp_path):
     x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
     rows = {"train": np.arange(60), "val": np.arange(60, 80)}
-    data = SimpleNamespace(x=x, y=None, rows=rows.get)
+    data = SimpleNamespace(x=x, y=None, tokens=1, rows=rows.get)
     coders, history = train_methods(data, config([{"name": "other", "preset": "transcoder"}]), tmp_path / "coders")
     assert coders["status"].tolist() == ["skipped"] and epochs(history).empty
     assert training_curves(history)[0] is None and at_their_last_step(coders, history) == 0

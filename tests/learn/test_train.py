@@ -229,6 +229,26 @@ def test_sampler_is_a_function_of_the_step_and_covers_an_epoch():
     assert len(Sampler(2, 64, 0)(7)) == 2
 
 
+def test_sampler_keeps_the_last_rows_and_whole_images_when_asked():
+    last = [Sampler(10, 4, 0, drop_last=False)(i) for i in range(3)]
+    assert [len(part) for part in last] == [4, 4, 2] and len(np.unique(np.concatenate(last))) == 10
+    images = Sampler(12, 2, 0, tokens=3)  # four images of three rows
+    assert images.per_epoch == 2 and images.batch == 6
+    assert sorted(np.concatenate([images(0), images(1)])) == list(range(12))
+    assert np.array_equal(images(0).reshape(2, 3) % 3, [[0, 1, 2]] * 2)
+
+
+@pytest.mark.parametrize("name", ["transcoder", "msae_uw"])
+def test_parts_of_a_batch_add_up_to_its_step(name, tmp_path):
+    whole, parts = (
+        _fit(tmp_path / str(n), _config(name, l0=16), steps=3, lr=1e-3, accumulate=n, drop_last=False) for n in (1, 3)
+    )
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    a, b = (read_history(tmp_path / n).query("split == 'train'") for n in "13")
+    np.testing.assert_allclose(a[["loss", "fvu", "l0"]], b[["loss", "fvu", "l0"]], rtol=1e-4)
+
+
 def test_moments_are_exact_far_from_zero():
     values = (np.random.default_rng(0).normal(size=(1000, 3)) + 1e4).astype(np.float32)
     mean, variance = moments(Rows(values, np.arange(1000), torch.device("cpu")), size=64)
@@ -242,6 +262,9 @@ def test_schedules_by_hand():
     assert config.lr_at(9, 10) == pytest.approx(0.0) and config.lr_at(5, 10) == pytest.approx(0.8)
     cosine = TrainConfig(lr=1.0, schedule="cosine", final_lr=0.01)
     assert cosine.lr_at(9, 10) == pytest.approx(0.01) and cosine.lr_at(4, 10) == pytest.approx(0.505)
+    msae = TrainConfig(lr=1.0, schedule="linear", decay_start=0.8, schedule_by="epoch")  # 30 epochs of 2 steps
+    rates = [msae.lr_at(2 * e + 1, 60, 2) for e in (0, 23, 24, 25, 29)]
+    assert rates == pytest.approx([1, 1, 1, 5 / 6, 1 / 6])
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def applies(coder, x: Tensor) -> bool:
 
 def _dense_codes_do(c) -> bool:
     """Whether the codes alone, dense, are enough for the loss, with a decoder of its own for every level."""
-    return c.selection != "batch_topk" and c.decoder == "own" and not c.tied and not c.aux_weight
+    return c.selection != "batch_topk" and c.decoder == "own" and not c.tied and not c.aux_weight and not c.soft_cap
 
 
 # ---- which pairs ---------------------------------------------------------------------------------------------------
@@ -168,7 +168,10 @@ class PairCodes:
 
     def penalty(self) -> Tensor:
         c, B = self.coder.config, self.pairs.n_bags
-        total = losses.penalised(c.penalty, self.pre, self.z, self.theta, c.bandwidth).sum()
+        values = losses.penalised(c.penalty, self.pre, self.z, self.theta, c.bandwidth)
+        if c.penalty == "l1_relative":
+            values = values / losses.row_norms(self.inputs).index_select(0, self.pairs.bag)
+        total = values.sum()
         return total / (B * c.n_latents if c.penalty == "l1_mean" else B)
 
     def mono(self) -> Tensor:
