@@ -196,12 +196,6 @@ class SparseCoder(nn.Module, HubModel):
     def _activate(self, z_pre: Tensor, theta: Tensor | None = None) -> Tensor:
         """Activation of z_pre (..., S); or of values (n,) with the theta (n,) of their latents."""
         c, theta = self.config, self.theta if theta is None else theta
-        if c.soft_cap:
-            return sparsity.soft_cap(self._uncapped(z_pre, theta), c.soft_cap)
-        return self._uncapped(z_pre, theta)
-
-    def _uncapped(self, z_pre: Tensor, theta: Tensor | None) -> Tensor:
-        c = self.config
         if c.activation == "relu":
             return z_pre.relu()
         if c.activation == "jumprelu_fixed":
@@ -211,6 +205,9 @@ class SparseCoder(nn.Module, HubModel):
         return z_pre * (z_pre > theta)
 
     def _select(self, z: Tensor, batchwise: bool) -> Tensor:
+        return sparsity.soft_cap(self._kept(z, batchwise), self.config.soft_cap)
+
+    def _kept(self, z: Tensor, batchwise: bool) -> Tensor:
         c = self.config
         if c.selection in sparsity.ROW_WISE:
             return sparsity.ROW_WISE[c.selection](z, c)

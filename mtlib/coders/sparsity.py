@@ -61,8 +61,8 @@ def step(z_pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
 
 
 def soft_cap(z: Tensor, cap: float) -> Tensor:
-    """cap * tanh(z / cap): nearly z where it is small, never above cap. It keeps the order, so selections may follow it."""
-    return cap * torch.tanh(z / cap)
+    """cap * tanh(z / cap): nearly z where it is small, never above cap; cap 0: z."""
+    return cap * torch.tanh(z / cap) if cap else z
 
 
 def topk(z: Tensor, k: int) -> Tensor:

@@ -30,6 +30,7 @@ KINDS = {
     "nested_wide": dict(selection="nested_topk", ks=(2, 24, 96), decoder="shared", level_weights=(0.5, 0.3, 0.2)),
     "relu": dict(selection="none", penalty="l1_sum"),
     "relu_relative": dict(selection="none", penalty="l1_relative", soft_cap=2.0),
+    "batch_capped": dict(selection="batch_topk", ks=(4,), soft_cap=1.5),
     "topk_capped": dict(selection="topk", ks=(5,), soft_cap=1.5),
     "jump_rectangle": dict(
         selection="none", activation="jumprelu", penalty="l0_rectangle", bandwidth=0.3, theta_init=2.5

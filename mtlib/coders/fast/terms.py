@@ -161,9 +161,10 @@ class PairCodes:
     def __init__(self, coder, x: Tensor, inputs: Tensor, pairs: Pairs, pre: Tensor):
         self.coder, self.x, self.inputs, self.pairs, self.pre = coder, x, inputs, pairs, pre
         self.theta = coder.theta.index_select(0, pairs.item) if coder.theta is not None else None
-        self.z = coder._activate(pre, self.theta)
+        values = coder._activate(pre, self.theta)
+        self.z = sparsity.soft_cap(values, coder.config.soft_cap)
         if coder.config.selection == "batch_topk":
-            coder._follow(self._smallest())
+            coder._follow(self._smallest(values.detach()))
         self.y_hats = self._decode_levels()
 
     def penalty(self) -> Tensor:
@@ -194,9 +195,9 @@ class PairCodes:
         fired.index_fill_(0, self.pairs.item.index_select(0, active), True)
         return fired, torch.tensor(len(active), device=self.x.device)
 
-    def _smallest(self) -> list[Tensor]:
-        """The smallest value kept in every block; 0 when fewer than its share are positive."""
-        c, pairs, values, kept = self.coder.config, self.pairs, self.z.detach(), []
+    def _smallest(self, values: Tensor) -> list[Tensor]:
+        """The smallest of the values (n,) kept in every block; 0 when fewer than its share are positive."""
+        c, pairs, kept = self.coder.config, self.pairs, []
         for (a, b), k in zip(c.blocks, c.ks, strict=True):
             own = values if len(c.ks) == 1 else values[(pairs.item >= a) & (pairs.item < b)]
             kept.append(own.min() if len(own) == k * pairs.n_bags else values.new_zeros(()))
