@@ -26,6 +26,7 @@
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 classify = True  # false: no classifier, so coders learn x alone
+classifier = ""  # instead of training one: a saved classifier/ folder, or clip_classifier.pt of Matryoshka Transcoders
 seed = 0  # of the weights and of the order of images
 d_hidden = 256  # width of the hidden layer y
 epochs = 20  # passes over the train images; the epoch with the lowest validation loss is kept
@@ -36,13 +37,22 @@ dropout = 0.0  # share of y that is left out in training
 permute_labels = False  # the null: labels permuted within family and split, here and in everything that follows
 
 # %%
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from mtlib import plots
 from mtlib.embed import store
 from mtlib.learn import scores
-from mtlib.learn.classifier import describe, fit_classifier, group_names, labelled, with_permuted_labels
+from mtlib.learn.classifier import (
+    describe,
+    fit_classifier,
+    given_classifier,
+    group_names,
+    labelled,
+    with_permuted_labels,
+)
 from mtlib.learn.config import ClassifierConfig
 from mtlib.run.stage import Stage
 
@@ -76,25 +86,31 @@ pd.DataFrame({split: np.bincount(labels[at], minlength=len(names)) for split, at
 # ## The head
 #
 # `x` is standardised by the train images, then `y = relu(x W + b)` and one linear layer. After training, the logits are
-# divided by the temperature that fits the validation images best, so that they can be read as probabilities.
+# divided by the temperature that fits the validation images best, so that they can be read as probabilities. A head that
+# was trained elsewhere is taken as it is, without a temperature.
 
-# %%
+# %% needs="!classifier"
 model, history = fit_classifier(data.x, labels, train, val, config)
-y, logits = model.predict(data.x)
-model
+model.save(stage.out / "classifier", **describe(config, history))
+
+# %% needs="classifier"
+model = given_classifier(classifier, data.x.shape[1], names)
+model.save(stage.out / "classifier", given=Path(classifier).name)
 
 # %%
-model.save(stage.out / "classifier", **describe(config, history))
+y, logits = model.predict(data.x)
 store.save_array(stage.out / "y.npy", y)
 store.save_array(stage.out / "logits.npy", logits)
+model
 
-# %%
+# %% needs="!classifier"
 caption = "Cross entropy after each epoch; the weights of the epoch with the lowest validation loss are kept."
 stage.figure(scores.loss(history), "loss", history, caption)
 
-# %% [markdown]
+# %% [markdown] needs="!classifier"
 # Where the two curves part, the head begins to learn its train images by heart.
-#
+
+# %% [markdown]
 # ## How well it tells them apart
 #
 # Accuracy with Wilson intervals and AUROC with DeLong intervals, for all test images and for each family or class.
@@ -141,17 +157,17 @@ stage.figure(fig, "calibration", frame, "Predicted probability against the share
 fig, frame = scores.logit_histogram(labels[test], logits[test], group_names(data)[test])
 stage.figure(fig, "logits", frame, "Logits of plausible and implausible test images, by family.")
 
-# %% [markdown] needs="few"
+# %% [markdown] needs="few !classifier"
 # ## Few images: five folds
 #
 # With few labelled images one split says little. Every image is then tested once by a head that has not seen it or
 # its group, and the interval is over the folds.
 
-# %% needs="few"
+# %% needs="few !classifier"
 cross = scores.folds(data.x, labels, data.manifest["group"].to_numpy(dtype=str), config)
 stage.table(cross, "folds", "Five folds, each tested by a head that has not seen its groups.", scores.HEADINGS)
 
-# %% [markdown] needs="few"
+# %% [markdown] needs="few !classifier"
 # Labels of collected pictures may follow their source rather than their content; folds cannot tell which.
 
 # %% [markdown]
@@ -162,5 +178,5 @@ stage.table(cross, "folds", "Five folds, each tested by a head that has not seen
 # sparse features of `x` and of `y`.
 
 # %%
-facts = dict(class_names=names, permuted=permute_labels, d_hidden=d_hidden, n_outputs=model.n_outputs)
+facts = dict(class_names=names, permuted=permute_labels, d_hidden=model.d_hidden, n_outputs=model.n_outputs)
 stage.finish(provides=["head"] + ["judged"] * (data.facts["labels"] == "plausibility"), status="ok", **facts)

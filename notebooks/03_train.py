@@ -25,13 +25,14 @@
 # %% tags=["parameters"] settings="mtlib.learn.config:MethodsConfig"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
-methods = [  # preset: a published method or ours; any setting of it may follow; l0: features per image to aim at
+methods = [  # preset: a published method or ours, and any setting of it; l0: features per image to aim at; or a checkpoint
     {"name": "matryoshka_transcoder", "preset": "matryoshka_transcoder", "l0": 32},
     {"name": "transcoder", "preset": "transcoder", "l0": 32},
     {"name": "sae", "preset": "sae", "l0": 32},
     {"name": "matryoshka_sae", "preset": "matryoshka_sae", "l0": 32},
     {"name": "matryoshka_transcoder_shared", "preset": "matryoshka_transcoder_shared", "l0": 32},
 ]
+checkpoint = ""  # instead of the methods, a trained coder: a published file, a folder, or hf-hub:owner/name[/file]
 seeds = [0, 1]  # each method is trained with each; the first is the one that is interpreted
 n_latents = 512  # features of every method; 0: as published
 steps = 400  # optimiser steps; 0: as published
@@ -73,7 +74,7 @@ w_logit = None
 #     loss  = sum_l w_l * mse(y_l, y) + penalty(z) + mono_weight * (1 - MonoScore) + aux_weight * AuxK
 
 # %%
-coder = {name: coder.model_dump() for name, (coder, _) in coder_configs(data, config).items()}
+coder = {name: coder.model_dump() for name, coder in coder_configs(data, config).items()}
 terms = ["target", "activation", "selection", "ks", "levels", "decoder", "penalty", "mono_weight", "aux_weight"]
 pd.DataFrame(coder).loc[terms].T
 
@@ -82,7 +83,8 @@ pd.DataFrame(coder).loc[terms].T
 #
 # Coders learn from the train images, labelled or not, in one loop for every method. The validation images choose the best
 # step and freeze the thresholds, so that the code of an image never depends on the images that are coded with it. An
-# interrupted run goes on from its last checkpoint and ends with the same bytes.
+# interrupted run goes on from its last checkpoint and ends with the same bytes. A coder that was trained elsewhere is not
+# trained again: it is measured on the validation images.
 
 # %% needs="head"
 w_logit = Classifier.load(stage.input("02_classify") / "classifier").w_logit.detach().numpy()
@@ -91,21 +93,24 @@ w_logit = Classifier.load(stage.input("02_classify") / "classifier").w_logit.det
 coders, history = train_methods(data, config, stage.out / "coders", w_logit)
 save_coders(stage.out, coders)
 
-# %%
+# %% needs="!checkpoint"
 fig, frame = training_curves(history, plots.method_styles(coders["method"]))
 stage.figure(fig, "curves", frame, "What coders leave unexplained, and how many latents fire, on validation images.")
 
-# %%
+# %% needs="!checkpoint"
 table = stage.table(epochs(history), "epochs", "Every epoch of every coder: training loss and validation measures.")
 table.groupby(["method", "seed"], sort=False).tail(1)
 
-# %%
-n_growing, n_ok = at_their_last_step(coders, history), int((coders["status"] == "ok").sum())
-stage.say("training", f"{n_growing} of {n_ok} trained coders were best at their last step, and would go on learning.")
+# %% needs="!checkpoint"
+n_growing, n_trained = at_their_last_step(coders, history), int(coders["best_step"].notna().sum())
+stage.say(
+    "training", f"{n_growing} of {n_trained} trained coders were best at their last step, and would go on learning."
+)
+
+# %% [markdown] needs="!checkpoint"
+# A curve that still falls at its end belongs to a coder that was stopped early: more `steps` change its rank.
 
 # %% [markdown]
-# A curve that still falls at its end belongs to a coder that was stopped early: more `steps` change its rank.
-#
 # ## What each method explains
 #
 # FVU is the share of the target's variance that is left unexplained: 0 is perfect, 1 is the mean. An FVU of `x` and one
@@ -114,7 +119,7 @@ stage.say("training", f"{n_growing} of {n_ok} trained coders were best at their 
 
 # %%
 headings = {"method": "method", "seed": "seed", "target": "learns", "n_latents": "latents", "l0_val": "L0 (val)"}
-headings |= {"fvu_val": "FVU (val)", "dead": "dead share", "best_step": "best step", "reason": "left out because"}
+headings |= {"fvu_val": "FVU (val)", "dead": "dead share", "best_step": "best step", "reason": "remark"}
 stage.table(coders, "coders", "Coders by what they learn: x, the embedding, or y, the classifier's layer.", headings)
 
 # %% [markdown]
@@ -124,8 +129,9 @@ stage.table(coders, "coders", "Coders by what they learn: x, the embedding, or y
 # notebook 04 compares the methods on test images and, where the truth is known, asks which causes their features find.
 
 # %%
-done = coders[coders["status"] == "ok"]
-provides = ["coders"] * (n_ok > 0) + ["autoencoders"] * bool((done["target"] == "x").any())
+done, n_ok = coders[coders["status"] == "ok"], int((coders["status"] == "ok").sum())
+provides = ["coders"] * (n_ok > 0) + ["trained"] * bool(done["best_step"].notna().any())
+provides += ["autoencoders"] * bool((done["target"] == "x").any())
 provides += ["seeds"] * bool(done.duplicated("method").any())
 with_it = {m.replace("_mono", "", 1) for m in done["method"] if "_mono" in m}
 provides += ["monoloss"] * bool(with_it & set(done["method"]))

@@ -52,14 +52,14 @@ chosen, model = subject_named(subjects, method), None
 # %% needs="vision"
 model = load_vision(stage.input("vision_model") / "vision")
 
-# %% [markdown]
+# %% [markdown] needs="trained"
 # ## How the coders learned
 #
 # Lines are means over the last training steps, points are exact on the validation images. The published coder is driven by its
 # penalty alone: how many features a token ends up with is an outcome, not a choice. A coder that is steered to a number of
 # features can be compared with others of the same number.
 
-# %%
+# %% needs="trained"
 parts = [read_history(train / "coders" / f"{s.method}-s{s.seed}").assign(method=s.method) for s in subjects]
 history = pd.concat(parts, ignore_index=True).rename(columns={"reconstruction": "mse"})
 history = history[["method", "step", "split", "mse", "fvu", "l0"]]
@@ -69,7 +69,7 @@ grid = plots.facets(sns.relplot, long, kind="line", markers=True, errorbar=None,
 caption = "MSE, FVU and L0 per token while the coders learn, on train and validation images."
 stage.figure(grid.figure, "curves", history, caption)
 
-# %%
+# %% needs="trained"
 last = history[history["split"] == "val"].groupby("method", sort=False).last().reset_index()
 headings = {"method": "method", "step": "steps", "fvu": "FVU", "l0": "L0 per token"}
 stage.table(last, "last", "The coders on validation tokens when training ends.", headings)

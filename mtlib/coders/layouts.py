@@ -76,8 +76,7 @@ def msae(path: Path, saved: dict, k: int) -> Layout:
     D, S = encoder.shape
     settings = dict(d_in=D, d_out=D, n_latents=S, tied=tied, pre_bias="decoder", unit_norm_decoder=True)
     settings |= dict(centre="mean", scale="rows" if rows else "rms")
-    if float(said["cap"]):
-        raise ValueError(f"{file}: soft caps are not supported")
+    settings |= dict(soft_cap=float(said["cap"]))
     assumed = ""
     if nested and said["activation"] == "TopKReLU":
         ks = [int(said["k"])]
@@ -91,7 +90,7 @@ def msae(path: Path, saved: dict, k: int) -> Layout:
         selection = "topk" if said["activation"] == "TopKReLU" else "batch_topk"
         settings |= dict(selection=selection, ks=(int(said["k"]),))
     elif said["activation"] == "ReLU":
-        settings |= dict(selection="none", penalty="l1_sum", penalty_weight=float(f"0.{said['k'] or 0}"))
+        settings |= dict(selection="none", penalty="l1_relative", penalty_weight=float(f"0.{said['k'] or 0}"))
     else:
         raise ValueError(f"{file}: activation {said['activation']!r} is none of ReLU, TopKReLU, BatchTopKReLU")
     mean = torch.as_tensor(saved["mean_center"], dtype=torch.float32).flatten().expand(D)

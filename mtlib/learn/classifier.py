@@ -23,6 +23,7 @@ from mtlib.learn.batches import Rows, Sampler, moments
 from mtlib.learn.config import ClassifierConfig, TrainConfig
 from mtlib.learn.optimiser import AdamW
 from mtlib.run.params import Settings
+from mtlib.run.torch_files import load_tensors
 
 FEW = 2000  # labelled images below which five folds are made as well
 
@@ -155,6 +156,38 @@ class Classifier(nn.Module):
         model = Classifier(**files.read_config(folder, _Sizes).model_dump())
         files.load_weights(folder, model)
         return model.eval()
+
+
+def given_classifier(path: str, d_in: int, names: list[str]) -> Classifier:
+    """A head that was trained elsewhere: a folder that `save` wrote, or clip_classifier.pt of Matryoshka Transcoders.
+
+    The file holds fc1 and fc2, and below `base.` the frozen CLIP, which is not read.
+
+    Args: d_in: width of x here. names: what there is to tell apart, in its order.
+    Raises: FileNotFoundError; ValueError when the file is of another layout, or when width or number of outputs differ.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        model = Classifier.load(place)
+    else:
+        saved = {key: value for key, value in load_tensors(place).items() if not key.startswith("base.")}
+        known = {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+        if other := sorted(known ^ saved.keys()):
+            raise ValueError(f"{place.name}: expected fc1, fc2 and base.*; {other[0]} is missing or not understood")
+        model = Classifier(saved["fc1.weight"].shape[1], len(saved["fc1.bias"]), len(saved["fc2.bias"]))
+        named = {"fc1": "hidden_layer", "fc2": "output_layer"}
+        tensors = {f"{named[key[:3]]}{key[3:]}": value for key, value in saved.items()}
+        files.fill(model, model.state_dict() | tensors, place.name)
+    n_outputs = 1 if len(names) == 2 else len(names)
+    if (model.d_in, model.n_outputs) != (d_in, n_outputs):
+        has, here = (
+            f"x of width {a} and gives {b} logits" for a, b in ((model.d_in, model.n_outputs), (d_in, n_outputs))
+        )
+        mend = (
+            "" if place.is_dir() else "; it was trained on encoder=ViT-L-14 pretrained=openai, to tell 2 things apart"
+        )
+        raise ValueError(f"classifier = {path}: it reads {has}; this run has {here}{mend}")
+    return model.eval()
 
 
 def _loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -110,12 +110,14 @@ class VisionTraining(Settings):
 class Method(Settings):
     """A line of the parameter `methods`: a preset under a name of its own, and settings that differ from it.
 
-    Beside the fields below: any setting of SparseCoderConfig, and OF_TRAINING from TrainConfig.
+    Beside the fields below: any setting of SparseCoderConfig, and OF_TRAINING from TrainConfig. A method with a
+    `checkpoint` is a coder that was trained elsewhere: it has its settings, and takes `k` alone.
     """
 
     model_config = ConfigDict(extra="allow")
     name: str
-    preset: str
+    preset: str = ""
+    checkpoint: str = ""  # a file, a folder or a place on the hub: see published.open_coder
     n_latents: int | None = Field(None, ge=1)
     k: Any = None  # latents per row, instead of `ks`
     l0: int = Field(0, ge=0)  # latents per row that training aims at; 0: as the preset
@@ -130,7 +132,7 @@ class Method(Settings):
     @field_validator("preset")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in PRESETS:
+        if name and name not in PRESETS:
             raise ValueError(f"no such preset{_nearest(name, PRESETS)}")
         return name
 
@@ -140,6 +142,10 @@ class Method(Settings):
         for name in self.model_extra:
             if name not in known:
                 raise ValueError(f"{name} is no setting of a method{_nearest(name, [*known, 'k', 'l0', 'n_latents'])}")
+        if not self.preset and not self.checkpoint:
+            raise ValueError("preset is missing")
+        if self.checkpoint and (more := sorted(self.model_fields_set - {"name", "checkpoint", "k"})):
+            raise ValueError(f"{more[0]} = {getattr(self, more[0])!r}: a checkpoint has its settings; it takes k alone")
         if self.k is not None and (type(self.k) is not int or self.k < 1):
             raise ValueError(f"k = {self.k!r}: expected a whole number above 0 (several: ks)")
         return self
@@ -166,7 +172,8 @@ class MethodsConfig(Settings):
     """
 
     methods: list[Method] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
+    checkpoint: str = ""  # instead of the methods
+    seeds: list[int] = Field(min_length=1)  # of methods that are trained
     n_latents: int = Field(0, ge=0)
     steps: int = Field(0, ge=0)
     batch: int = Field(0, ge=0)
@@ -180,6 +187,12 @@ class MethodsConfig(Settings):
     fits_at_once: int = Field(1, ge=1)
     processes: int = Field(1, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _theirs(cls, values: dict) -> dict:
+        one = values.get("checkpoint")
+        return values | {"methods": [{"name": "theirs", "checkpoint": one}]} if one else values
+
     @model_validator(mode="after")
     def _check(self) -> MethodsConfig:
         names = [method.name for method in self.methods]
@@ -188,6 +201,8 @@ class MethodsConfig(Settings):
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds = {self.seeds}: expected whole numbers >= 0, each once")
         for i, method in enumerate(self.methods):
+            if method.checkpoint:
+                continue
             width = method.n_latents or self.n_latents or PRESETS[method.preset]["coder"]["n_latents"]
             for key in ("k", "l0"):
                 if (getattr(method, key) or 0) > width:

@@ -13,10 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.learn.batches import Rows, logit_scale
-from mtlib.learn.config import MethodsConfig, TrainConfig
+from mtlib.coders.published import open_coder
+from mtlib.coders.sparse_coder import SparseCoder
+from mtlib.learn.batches import Rows, device_for, logit_scale
+from mtlib.learn.config import Method, MethodsConfig, TrainConfig
 from mtlib.learn.jobs import run_all
+from mtlib.learn.loop import HISTORY
 from mtlib.learn.train import PARTS, read_history, summary
+from mtlib.learn.validation import calibrate, validate
 from mtlib.plots import legend, log_ticks, method_styles
 from mtlib.run.artifacts import atomic
 
@@ -25,16 +29,66 @@ COLUMNS += ["matched", "fvu_val", "dead", "best_step"]
 HISTORY_COLUMNS = ["step", "split", "loss", "fvu", "l0", "dead", *PARTS, "lr", "method", "seed", "target", "epoch"]
 
 
-def coder_configs(data, config: MethodsConfig) -> dict[str, tuple[SparseCoderConfig, TrainConfig]]:
-    """Coder and training settings of every method at the widths of `data`, a store.Data (d_out 1 where it has no y)."""
-    d_out = data.y.shape[1] if data.y is not None else 1
-    return {method.name: config.configs(method, data.x.shape[1], d_out) for method in config.methods}
+def coder_configs(data, config: MethodsConfig) -> dict[str, SparseCoderConfig]:
+    """Settings of every method's coder at the widths of `data`, a store.Data."""
+    return {
+        method.name: open_given(data, method).config if method.checkpoint else _configs(data, config, method)[0]
+        for method in config.methods
+    }
+
+
+def _configs(data, config: MethodsConfig, method: Method) -> tuple[SparseCoderConfig, TrainConfig]:
+    return config.configs(method, data.x.shape[1], data.y.shape[1] if data.y is not None else 1)
+
+
+def open_given(data, method: Method) -> SparseCoder:
+    """The coder of a method with a checkpoint.
+
+    Raises: ValueError giving both widths when it does not fit the data, with the encoder or classifier that does; and as
+        `published.open_coder`.
+    """
+    coder = open_coder(method.checkpoint, method.k or 0)
+    c, reads = coder.config, coder.recorded.get("checkpoint", {}).get("reads", "")
+    if c.d_in != data.x.shape[1]:
+        mend = f"; it was trained on {reads}" if reads else ""
+        raise ValueError(
+            f"{method.name}: {method.checkpoint} reads x of width {c.d_in}, here it is {data.x.shape[1]}{mend}"
+        )
+    if c.target == "y" and data.y is not None and c.d_out != data.y.shape[1]:
+        raise ValueError(
+            f"{method.name}: {method.checkpoint} predicts a hidden layer of width {c.d_out}, this run's classifier has "
+            f"{data.y.shape[1]}; give the classifier that it was trained with, -p classifier=FILE"
+        )
+    return coder
+
+
+def save_given(data, coder: SparseCoder, folder: Path) -> dict:
+    """Write a coder that was trained elsewhere as `train.fit` writes one: measured on the validation rows, no steps.
+
+    A BatchTopK coder without a threshold gets it there, so that the code of an image never depends on its batch-mates.
+
+    Returns: as `train.summary`, where dead and step are unknown.
+    """
+    device = device_for("auto")
+    x, y = (Rows(a, data.rows("val"), device) for a in (data.x, data.y if coder.config.target == "y" else data.x))
+    if not len(x):
+        raise ValueError("a checkpoint is measured on the validation rows, and there are none")
+    coder = coder.to(device)
+    if coder.config.selection == "batch_topk" and not coder.threshold.any():
+        calibrate(coder, x)
+    result = validate(coder, x, y) | {"step": None, "dead": None, "matched": True}
+    coder.cpu().save_pretrained(folder, result=result)
+    with atomic(folder / HISTORY) as tmp:
+        pd.DataFrame(columns=["step", "split", "loss", "fvu", "l0", "dead", *PARTS, "lr"], dtype=float).to_parquet(tmp)
+    return result
 
 
 def train_methods(
     data, config: MethodsConfig, folder: Path, w_logit: np.ndarray | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train every method with every seed into folder/<method>-s<seed>; finished ones are loaded, not repeated.
+
+    A method with a checkpoint is not trained: one row with seed 0, and no history.
 
     Methods whose target is y become rows with status "skipped" and the reason when there is no y.
 
@@ -43,30 +97,34 @@ def train_methods(
     """
     rows = {"rows_train": data.rows("train"), "rows_val": data.rows("val")}
     table, fits = [], []
-    for method, (coder, train) in zip(config.methods, coder_configs(data, config).values(), strict=True):
-        for seed in config.seeds:
+    for method in config.methods:
+        given = open_given(data, method) if method.checkpoint else None
+        coder, train = (given.config, None) if given else _configs(data, config, method)
+        for seed in [0] if given else config.seeds:
             row = {"method": method.name, "seed": seed, "preset": method.preset, "target": coder.target}
-            row |= {"n_latents": coder.n_latents, "l0_target": train.l0_target or np.nan}
+            row |= {"n_latents": coder.n_latents, "l0_target": (train and train.l0_target) or np.nan}
             if coder.target == "y" and data.y is None:
                 reason = "its target is the classifier's hidden layer, and no classifier was trained"
                 table.append(row | {"status": "skipped", "reason": reason, "folder": ""})
                 continue
-            job = rows | dict(config=coder, train_config=train.with_(seed=seed), label=f"{method.name}-s{seed}")
-            job |= dict(
-                x=data.x, tokens=data.tokens, t=data.y if coder.target == "y" else data.x, folder=folder / job["label"]
-            )
+            job = rows | dict(config=coder, train_config=train, label=f"{method.name}-s{seed}", tokens=data.tokens)
+            job |= dict(x=data.x, t=data.y if coder.target == "y" else data.x, folder=folder / job["label"])
+            table.append(row | {"status": "ok", "reason": "", "folder": f"{folder.name}/{job['label']}"})
+            if given:
+                table[-1] |= _measured(save_given(data, given, job["folder"]))
+                table[-1]["reason"] = given.recorded.get("checkpoint", {}).get("assumed", "")
+                continue
+            job["train_config"] = train.with_(seed=seed)
             if coder.target_scale == "logit":
                 if w_logit is None:
                     raise ValueError("target_scale = 'logit' needs the classifier's w_logit")
                 job["y_scale"] = logit_scale(Rows(data.y, rows["rows_train"], torch.device("cpu")), w_logit)
-            table.append(row | {"status": "ok", "reason": "", "folder": f"{folder.name}/{job['label']}"})
             fits.append((table[-1], job))
     run_all([job for _, job in fits], config.fits_at_once, config.processes)
     histories = [pd.DataFrame(columns=HISTORY_COLUMNS)] * (not fits)
     for row, job in fits:
-        done, history = summary(job["folder"]), read_history(job["folder"])
-        row |= {"l0_val": done["l0"], "matched": done["matched"], "fvu_val": done["fvu"], "dead": done["dead"]}
-        row["best_step"] = done["step"]
+        history = read_history(job["folder"])
+        row |= _measured(summary(job["folder"]))
         passes = history["step"] * _rows_per_step(job) / len(job["rows_train"])
         histories.append(history.assign(**{k: row[k] for k in ("method", "seed", "target")}, epoch=passes))
     coders = pd.DataFrame(table).reindex(columns=COLUMNS)
@@ -80,6 +138,12 @@ def _rows_per_step(job: dict) -> float:
     how, n = job["train_config"], len(job["rows_train"])
     batch = how.batch * (job["tokens"] if how.batch_images else 1)
     return batch if how.drop_last else n / math.ceil(n / batch)
+
+
+def _measured(done: dict) -> dict:
+    """Columns of coders.csv from a coder's summary."""
+    found = {"l0_val": done["l0"], "matched": done["matched"], "fvu_val": done["fvu"], "dead": done["dead"]}
+    return found | {"best_step": done["step"]}
 
 
 def save_coders(folder: Path, coders: pd.DataFrame) -> None:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from mtlib.run import artifacts
 
-NAMED = ("hf:", "torchvision:", "wordfreq")  # values that name something else than a path
+NAMED = ("hf:", "hf-hub:", "torchvision:", "wordfreq")  # values that name something else than a path
 INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_images")  # must exist when given
-INPUT_KEYS += ("second_data", "second_text", "zero_shot_images")
+INPUT_KEYS += ("second_data", "second_text", "zero_shot_images", "checkpoint", "classifier")
 FILE_KEYS = (*INPUT_KEYS, "encoder", "pretrained")  # may name a file or folder, by any name
 ARRAYS = (".npy", ".npz", ".mdb", ".lmdb")  # whose rows a .txt beside them may name
+CHECKPOINTS = (".pt", ".pth")  # whose settings a .json beside them may hold
 DOTTED = re.compile(r"^\w+(\.\w+)+$")
 
 
@@ -74,7 +75,7 @@ def stages_read(notebook: Path, package: Path, earlier: list[str]) -> list[str]:
 def fingerprint(path: Path) -> str:
     """A short hash of a user's file (its bytes) or folder (names, sizes, modification times).
 
-    Of a feature file or data base, the text files beside it count too.
+    Of a feature file or data base, the text files beside it count too; of a checkpoint, the JSON files.
     """
     lines = [] if path.is_dir() else [f"{path.name} {artifacts.sha256(path)}"]
     for folder, folders, names in os.walk(path):  # links are not followed
@@ -82,8 +83,10 @@ def fingerprint(path: Path) -> str:
         for file in (os.path.join(folder, name) for name in sorted(names)):
             stat = os.lstat(file)
             lines.append(f"{os.fsencode(os.path.relpath(file, path)).hex()} {stat.st_size} {stat.st_mtime_ns}")
-    if path.suffix in ARRAYS or (path / "data.mdb").is_file():
-        lines += [f"{p.name} {artifacts.sha256(p)}" for p in sorted(path.parent.glob("*.txt")) if p.is_file()]
+    beside = "*.txt" if path.suffix in ARRAYS or (path / "data.mdb").is_file() else ""
+    beside = "*.json" if path.suffix in CHECKPOINTS else beside
+    if beside:
+        lines += [f"{p.name} {artifacts.sha256(p)}" for p in sorted(path.parent.glob(beside)) if p.is_file()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -93,7 +96,7 @@ def external_inputs(params: dict, root: Path) -> dict[str, str]:
     Any text of FILE_KEYS may name one; of other parameters, a text that looks like a path.
     """
     images = _texts([params.get("images"), params.get("zero_shot_images")])
-    any_name = _texts([params.get(key) for key in FILE_KEYS])
+    any_name = _texts([_under(params, key) for key in FILE_KEYS])
     found = {}
     for value in sorted(any_name | {v for v in _texts(params) if "/" in v or "." in v}):
         path = _path(value, root)
@@ -110,6 +113,12 @@ def _path(value: str, root: Path) -> Path:
     return root / os.path.expanduser(name)  # unlike Path's, it takes a text that begins with "~5"
 
 
+def _under(params: dict, key: str) -> list:
+    """What stands under a key, as a parameter or in a parameter's list of dicts."""
+    lines = [line for value in params.values() if isinstance(value, list) for line in value if isinstance(line, dict)]
+    return [line.get(key) for line in (params, *lines)]
+
+
 def _texts(value) -> set[str]:
     if isinstance(value, str):
         return {value} - {""} if "\0" not in value else set()
@@ -122,7 +131,7 @@ def check_inputs(params: dict, root: Path) -> None:
 
     Raises: FileNotFoundError or PermissionError with the parameter, the path and the mend.
     """
-    for key, value in [(k, v) for k in INPUT_KEYS for v in sorted(_texts(params.get(k)))]:
+    for key, value in [(k, v) for k in INPUT_KEYS for v in sorted(_texts(_under(params, k)))]:
         if value.startswith(NAMED) or (key, value) == ("images", "scenes"):  # scenes are drawn
             continue
         path = _path(value, root)

@@ -42,6 +42,7 @@ WHY = {  # what is missing, in words
     "tower": "an encoder with a text tower",
     "vision": "a vision model that was trained here",
     "zero_shot": "classes and texts to choose from",
+    "trained": "a coder that was trained here",
     "truth": "the truth of every image, which only drawn scenes have",
 }
 

@@ -219,3 +219,18 @@ def alexnet(folder: Path, D: int, S: int, seed: int = 0) -> Written:
         return z, z @ array(state["W_dec"]) + array(state["b_dec"])
 
     return Written(folder / "sae_block6_jump_relu.pth", formula)
+
+
+def clip_classifier(folder: Path, D: int, O: int, seed: int = 0) -> Written:  # noqa: E741
+    """Matryoshka Transcoders' classifier, with a stand-in for the CLIP in it. Its formula gives the hidden layer and the
+    probability (N, 1)."""
+    t = draws(seed)
+    state = OrderedDict({"base.logit_scale": torch.tensor(4.6), "base.visual_projection.weight": t(D, 3)})
+    state |= {"fc1.weight": t(O, D), "fc1.bias": t(O), "fc2.weight": t(1, O), "fc2.bias": t(1)}
+    torch.save(state, folder / "clip_classifier.pt")
+
+    def formula(x):
+        h_1 = np.maximum(x @ array(state["fc1.weight"]).T + array(state["fc1.bias"]), 0)
+        return h_1, 1 / (1 + np.exp(-(h_1 @ array(state["fc2.weight"]).T + array(state["fc2.bias"]))))
+
+    return Written(folder / "clip_classifier.pt", formula)

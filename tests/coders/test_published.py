@@ -40,6 +40,8 @@ def _same(written: checkpoints.Written, tmp_path, x: np.ndarray = X) -> SparseCo
         ("ReLU_003", {}),
         ("TopKReLU_4", {}),
         ("TopKReLU_4", {"tied": True}),
+        ("TopKReLU_4", {"cap": 1.5}),
+        ("TopKReLU_4_RW", {"cap": 30.0}),
         ("TopKReLU_4_RW", {}),
         ("TopKReLU_4_UW", {"config": {"lr": 1e-4}, "epoch": 3, "best_val_fvu": 0.1}),
     ],
