@@ -88,7 +88,7 @@ def main() -> int:
     subjects, model = first_seeds(open_subjects(train)[0]), load_vision(reader.folders["vision_model"] / "vision")
     frame = coder_rows(reader, data, subjects, model, 64 if args.smoke else 400)
     names = dict(zip(frame, ("coder", *(c.replace("_", " ") for c in frame.columns[1:])), strict=True))
-    seconds = pd.read_csv(ROOT / run_dir / "timings.csv").set_index("stage")["seconds"]
+    seconds = pd.read_csv(ROOT / "reports" / name / "timings.csv").set_index("stage")["seconds"]
     text = ["# AlexNet-Transformer", "", *vision_rows(reader), ""]
     text += [f"**Its tokens**: {len(data.x)} of {data.facts['d_in']}, after {data.facts['layer']}.", ""]
     text += [markdown_table(frame, names), ""]

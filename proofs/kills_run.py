@@ -100,7 +100,7 @@ def main() -> int:
     if start(WHOLE).wait():
         sys.exit("the undisturbed run failed; see runs/" + WHOLE)
     alone = time.monotonic() - begun
-    lines = (ROOT / "runs" / WHOLE / "timings.csv").read_text(encoding="utf-8").splitlines()[1:]
+    lines = (ROOT / "reports" / WHOLE / "timings.csv").read_text(encoding="utf-8").splitlines()[1:]
     seconds = {line.split(",")[0]: float(line.split(",")[1]) for line in lines}
     killed = lives(args.kills, args.seed, list(seconds), seconds)
     bad = compare()

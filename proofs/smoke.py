@@ -22,7 +22,6 @@ from PIL import Image
 
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import atomic, versions, write_json, write_text
-from mtlib.run.publish import read_timings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "proofs" / "results"
@@ -49,11 +48,15 @@ def run(profile: str) -> dict:
     if done.returncode:
         raise SystemExit(f"{profile} --smoke ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     cpu = sum(after[2:4]) - sum(before[2:4])
-    timings = read_timings(ROOT / "reports" / name / "timings.csv")
+    timings = pd.read_csv(ROOT / "reports" / name / "timings.csv")
     lighten(ROOT / "reports" / name)
     size = sum(p.stat().st_size for p in (ROOT / "reports" / name).rglob("*") if p.is_file())
-    peak = max(t["peak_mb"] for t in timings.values())
-    return {"profile": profile, "seconds": round(seconds), "cpu_seconds": round(cpu), "peak_mb": round(peak)} | {
+    return {
+        "profile": profile,
+        "seconds": round(seconds),
+        "cpu_seconds": round(cpu),
+        "peak_mb": round(timings["peak_mb"].max()),
+    } | {
         "stages": len(timings),
         "report_mb": round(size / 1e6, 2),
         "ok": seconds < LIMIT,

@@ -14,12 +14,12 @@ import pytest
 
 from mtlib.run import artifacts
 from mtlib.run.notebook import prepare, run_notebook
-from mtlib.run.profiles import Places, with_notebooks
+from mtlib.run.profiles import Places, stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = "matryoshka_transcoders"  # one of the five systems, so that a whole one runs
 RUN = f"{PROFILE}-smoke"
-STAGES = with_notebooks(PROFILE, {}, Places()).stages
+STAGES = stages_of(PROFILE, {}, Places())
 PARTS = ("mtlib", "notebooks", "params", "run_all.sh", "requirements.lock", "pyproject.toml")
 TABLES = ("01_encoder", "04_metrics", "04_causes", "06_judges", "07_relevance", "07_generators")
 FILE_NAME = re.compile(r"^[\w<>./-]*\w\.(npy|npz|parquet|csv|jsonl|safetensors)$")

@@ -48,15 +48,11 @@ class Album:
         return sorted(sizes)[len(sizes) // 2] if sizes else (MAX_PX, MAX_PX)
 
     def pictures(self, rows: Sequence[int], order: str = "") -> tuple[Picture, ...]:
-        """One Picture per row, in their order, or one for the whole sheet.
-
-        Args: order: text written below every image, to see whether a model obeys it; "" for none.
-        """
+        """One Picture per row, in their order, or one for the whole sheet; `order` is written below every image."""
         rows, shape = [int(r) for r in rows], self.typical
+        groups = [[r] for r in rows]
         if self.images_as == "collage":
             groups, shape = [rows], sheet_size(len(rows), min(SHEET_TILE, max(shape)))
-        else:
-            groups = [[r] for r in rows]
         return tuple(Picture(self._name(g, order), functools.partial(self._jpeg, g, order), shape) for g in groups)
 
     def _name(self, rows: list[int], order: str) -> str:

@@ -39,15 +39,12 @@ Then = Callable[[Question, Answer], Question | None]
 class Asker:
     """Asks questions with bounded concurrency, rates, time and money, and keeps every answer in a ledger.
 
-    Args:
-        endpoint:    whom to ask, and the bounds.
-        ledger_path: file of answers, see `ledger.place`; answers found there are replayed without a request.
-        parse:       (question, text) -> value; raises Refused or Malformed.
-
     Works inside Jupyter: its event loop runs in a thread of its own. The ledger is locked only while answers are being
     asked for. Use as a context manager, or call `close`, to end the connections.
 
-    Attributes: usage (limits.Usage totals); ledger.
+    Args:
+        ledger_path: file of answers, see `ledger.place`; answers found there are replayed without a request.
+        parse:       (question, text) -> value; raises Refused or Malformed.
     """
 
     def __init__(self, endpoint: Endpoint, ledger_path: Path, parse: Parse):
@@ -127,9 +124,7 @@ class Asker:
         self.close()
 
     def _recorded(self, question: Question, key: str) -> Answer | None:
-        """The recorded words, parsed again: a better parser needs no new calls. None where there are none, or none that
-        can be read now: then the question is asked again.
-        """
+        """The recorded words, parsed again: a better parser needs no new calls. None: the question is to be asked."""
         if (record := self.ledger.records.get(key)) is None:
             return None
         status, value, reason = record["status"], None, record["reason"]
@@ -150,9 +145,9 @@ class Asker:
             return "failed", None, f"malformed: {one_line(str(e))}"
         except Exception as e:  # a parser that breaks on hostile words must not end a run, nor pass for an answer
             return "failed", None, f"malformed: {type(e).__name__} while parsing"
-        return (
-            ("answered", value, "") if isinstance(value, dict) else ("failed", None, "malformed: not parsed to a dict")
-        )
+        if not isinstance(value, dict):
+            return "failed", None, "malformed: not parsed to a dict"
+        return "answered", value, ""
 
     # --- below: in the thread of the event loop ----------------------------------------------------------------------
 
@@ -209,14 +204,11 @@ class Asker:
                 return Answer(question.id, "unasked", reason=self.stopped)
             answer = await self._in_time(question, messages, functools.partial(self.ledger.log, key, question.id))
             if answer.status in RECORDED:
-                record = self._record(question, key, answer)
+                record = {"key": key, "question": question.id, "prompt_version": question.prompt_version}
+                record |= {"endpoint": self.endpoint.base_url, "asked": self.endpoint.model}
+                record |= {name: getattr(answer, name) for name in ("model", "status", "text", "reason", "usage")}
                 await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.add, record)
             return answer
-
-    def _record(self, question: Question, key: str, answer: Answer) -> dict:
-        asked = {"key": key, "question": question.id, "prompt_version": question.prompt_version}
-        asked |= {"endpoint": self.endpoint.base_url, "asked": self.endpoint.model, "model": answer.model}
-        return asked | {"status": answer.status, "text": answer.text, "reason": answer.reason, "usage": answer.usage}
 
     async def _in_time(self, question: Question, messages: str, log: Callable[[str], None]) -> Answer:
         """The answer within the deadline; stops all when there is nothing but failures. `log` is told of each of them."""

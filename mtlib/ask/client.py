@@ -39,14 +39,11 @@ TAKES_NO = {  # what a server can refuse: in which words of an HTTP 400 or 422, 
 
 
 class Client:
-    """Sends questions. The key is read when the first one is prepared; `clean` takes it out of any text.
-
-    Attributes: refused (keys of TAKES_NO that this server has refused).
-    """
+    """Sends questions. The key is read when the first one is prepared; `clean` takes it out of any text."""
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint = endpoint
-        self.refused: set[str] = set() if endpoint.json_schema else {"schema"}
+        self.refused = set() if endpoint.json_schema else {"schema"}  # keys of TAKES_NO
         self._key, self._openai = "", None
         self._cache: OrderedDict[str, str] = OrderedDict()
         self._cached, self._lock = 0, threading.Lock()
@@ -159,7 +156,6 @@ class Client:
         return text
 
     async def close(self) -> None:
-        """Close the connections."""
         if self._openai is not None:
             await self._openai.close()
 

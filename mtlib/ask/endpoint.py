@@ -32,41 +32,29 @@ class Malformed(Exception):
 
 
 class Endpoint(Settings):
-    """An OpenAI-compatible server, the model asked there, and the bounds of asking.
+    """An OpenAI-compatible server, the model asked there, and the bounds of asking; 0 is no bound.
 
-    also_named:          other names under which the server may report this model (llama.cpp: a file name). A date or
-                         version after the name ("-20240307") and a vendor before it ("anthropic/") are always accepted.
-    key_env:             environment variables that may hold the key; `key` says which goes where.
-    requests_per_minute, tokens_per_minute (in and out together), max_calls, max_usd: 0: no limit. The last two stop
-                         cleanly before more is spent; they are counted per Asker, and replayed answers are free.
-    timeout_s:           one deadline for a question from its first request on, retries and waits included.
-    max_retries:         further requests for one question after a failure that may pass.
-    retry_after_cap_s:   longest wait that a server may ask for (Retry-After); longer ones are cut to it.
-    backoff_s:           first wait where the server names none; doubled each time, at most retry_after_cap_s.
-    usd_per_million:     prices of tokens in and of tokens out, for the plan and for max_usd; 0: unknown.
-    max_tokens:          of one answer.
-    json_schema:         True: send the question's schema. False: never. "auto": send it until the server refuses it.
-    give_up_after:       stop when so many questions in a row failed; 0: never.
+    max_calls and max_usd stop cleanly before more is spent; they are counted per Asker, and replayed answers are free.
     """
 
     base_url: str = Field("https://openrouter.ai/api/v1", repr=False)
     model: Annotated[str, StringConstraints(pattern=r"\S")] = "anthropic/claude-3-haiku"
-    also_named: tuple[str, ...] = ()
-    key_env: tuple[str, ...] = ("OPENROUTER_API_KEY", "OPENAI_API_KEY")
+    also_named: tuple[str, ...] = ()  # under which the server may report this model, too (llama.cpp: a file name)
+    key_env: tuple[str, ...] = ("OPENROUTER_API_KEY", "OPENAI_API_KEY")  # may hold the key; `key` says which goes where
     concurrency: int = Field(4, ge=1, le=256)  # requests in flight at most
     requests_per_minute: float = Field(0.0, ge=0)
-    tokens_per_minute: float = Field(0.0, ge=0)
-    timeout_s: float = Field(120.0, gt=0)
-    max_retries: int = Field(4, ge=0)
-    retry_after_cap_s: float = Field(60.0, ge=0)
-    backoff_s: float = Field(1.0, ge=0)
+    tokens_per_minute: float = Field(0.0, ge=0)  # in and out together
+    timeout_s: float = Field(120.0, gt=0)  # of a question from its first request on, retries and waits included
+    max_retries: int = Field(4, ge=0)  # further requests for one question after failures that may pass
+    retry_after_cap_s: float = Field(60.0, ge=0)  # longer waits that a server asks for (Retry-After) are cut to it
+    backoff_s: float = Field(1.0, ge=0)  # first wait where the server names none; doubled each time, cut alike
     max_calls: int = Field(0, ge=0)
     max_usd: float = Field(0.0, ge=0)
-    usd_per_million: list[NonNegativeFloat] = Field([0.0, 0.0], min_length=2, max_length=2)
-    max_tokens: int = Field(500, ge=1)
+    usd_per_million: list[NonNegativeFloat] = Field([0.0, 0.0], min_length=2, max_length=2)  # in, out; 0: unknown
+    max_tokens: int = Field(500, ge=1)  # of one answer
     temperature: float = Field(0.0, ge=0, le=2)
-    json_schema: bool | Literal["auto"] = "auto"
-    give_up_after: int = Field(20, ge=0)
+    json_schema: bool | Literal["auto"] = "auto"  # send the question's schema; "auto": until the server refuses it
+    give_up_after: int = Field(20, ge=0)  # stop when so many questions in a row failed
 
     @field_validator("base_url")
     @classmethod
@@ -77,10 +65,10 @@ class Endpoint(Settings):
         except ValueError:
             good = False
         if not good or "@" in url.netloc or url.query or url.fragment:  # never echoed: it may hold a key
-            rules = (
-                "it must start with http:// or https:// and name a host, and it must hold no name, password or query"
+            raise ValueError(
+                "it must start with http:// or https:// and name a host, and it must hold no name, password or query; "
+                "the key comes from the environment"
             )
-            raise ValueError(f"{rules}; the key comes from the environment")
         return address
 
     @model_validator(mode="after")
@@ -91,12 +79,10 @@ class Endpoint(Settings):
 
     @property
     def priced(self) -> bool:
-        """Whether costs can be told."""
         return any(self.usd_per_million)
 
     @property
     def host(self) -> str:
-        """Host name of base_url."""
         return urlsplit(self.base_url).hostname or ""
 
     @property
@@ -126,10 +112,8 @@ class Endpoint(Settings):
 
 
 def connect(endpoint: Endpoint, dry_run: bool = False) -> Endpoint:
-    """The endpoint as it is asked. A server of one's own needs no key and costs nothing, so its prices and max_usd are 0.
-
-    Args: dry_run: nothing will be asked, so no key is needed.
-    Raises: ValueError naming the environment variables of the missing key.
+    """The endpoint as it is asked: with a key, unless nothing will be (dry_run). A server of one's own needs none and costs
+    nothing, so its prices and max_usd are 0.
     """
     if endpoint.own:
         return endpoint.with_(usd_per_million=[0.0, 0.0], max_usd=0.0)
@@ -145,37 +129,25 @@ def connect(endpoint: Endpoint, dry_run: bool = False) -> Endpoint:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a question.
+    """One image of a question."""
 
-    sha256: names the picture *as sent*: when the treatment of a file changes (its largest side, a collage), so must this.
-    data:   gives the JPEG bytes; called only when the question is really asked, so that memory stays flat. May raise.
-    size:   (width, height) in pixels, for the estimate of tokens.
-    """
-
-    sha256: str
-    data: Callable[[], bytes] = field(compare=False, repr=False)
-    size: tuple[int, int] = (800, 800)
+    sha256: str  # names it *as sent*: when the treatment of a file changes (its largest side, a collage), so must this
+    data: Callable[[], bytes] = field(compare=False, repr=False)  # -> JPEG; called only when asked, may raise
+    size: tuple[int, int] = (800, 800)  # (width, height) in pixels, for the estimate of tokens
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question to a model.
+    """One question to a model."""
 
-    id:             of the caller's choosing, e.g. "sae/12/commonality"; no part of the ledger's key.
-    prompt_version: changes whenever the wording does, so that old answers are not replayed.
-    text:           the user's words, sent before the pictures. system: the instruction above them, "" for none.
-    schema:         JSON schema of the answer, or None for free text.
-    kind, n_images: which of `questions` it is, and how many images it shows (on one picture, where they are a collage).
-    """
-
-    id: str
-    prompt_version: str
-    text: str
+    id: str  # of the caller's choosing, e.g. "sae/12/commonality"; no part of the ledger's key
+    prompt_version: str  # changes whenever the wording does, so that old answers are not replayed
+    text: str  # sent before the pictures
     pictures: tuple[Picture, ...] = ()
-    schema: dict | None = None
-    system: str = ""
-    kind: str = ""
-    n_images: int = 0
+    schema: dict | None = None  # JSON schema of the answer, or None for free text
+    system: str = ""  # the instruction above the text
+    kind: str = ""  # which of `questions` it is
+    n_images: int = 0  # that it shows (on one picture, where they are a collage)
 
     @property
     def tokens(self) -> int:
@@ -188,21 +160,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a question.
-
-    status:   answered (value is set), refused, failed (asked, no usable answer), or unasked (the run stopped before it).
-    value:    what `parse` made of the text; None unless answered.
-    text:     the model's words, "" when there are none. reason: why not answered, "" when answered.
-    model:    as the server reported it. usage: {"tokens_in", "tokens_out", "request_id", "finish_reason"} of its reply.
-    replayed: taken from the ledger, no request made. key: the ledger's key of the question.
-    """
+    """What became of a question."""
 
     question_id: str
-    status: str
-    value: dict | None = None
-    text: str = ""
-    reason: str = ""
-    model: str = ""
-    usage: dict = field(default_factory=dict)
-    replayed: bool = False
-    key: str = ""
+    status: str  # answered, refused, failed (asked, no usable answer), or unasked (the run stopped before it)
+    value: dict | None = None  # what `parse` made of the text; None unless answered
+    text: str = ""  # the model's words
+    reason: str = ""  # why not answered
+    model: str = ""  # as the server reported it
+    usage: dict = field(default_factory=dict)  # tokens_in, tokens_out, request_id, finish_reason
+    replayed: bool = False  # taken from the ledger, no request made
+    key: str = ""  # the ledger's

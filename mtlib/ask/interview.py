@@ -7,9 +7,9 @@ asked about the features that matter in every method.
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +51,8 @@ def plan_jobs(
     """Which features are asked about, in the order of asking, and why the others are not.
 
     Args:
-        features:     method -> features.parquet. tops: method -> top_images.parquet; only split "val" is used.
-        n_images:     images per feature, sampled by seed where there are more; with fewer than min_images none are asked.
-        max_features: per method; 0: all. has_images: whether there is anything to show.
+        features: method -> features.parquet. tops: method -> top_images.parquet; only split "val" is used.
+        n_images: images per feature, sampled by seed where there are more; with fewer than min_images none are asked.
     Returns: jobs, the methods in turns, each in reading order (`in_order`); method -> feature -> reason.
     """
     queues, left = [], {m: {} for m in features}
@@ -63,10 +62,10 @@ def plan_jobs(
         queue = []
         for line in in_order(table).itertuples():
             f, own = int(line.feature), rows.get(int(line.feature), np.zeros(0, np.int64))
-            if not has_images:
-                left[method][f] = NO_IMAGES if line.assessed else UNASSESSED
-            elif not line.assessed:
+            if not line.assessed:
                 left[method][f] = UNASSESSED
+            elif not has_images:
+                left[method][f] = NO_IMAGES
             elif len(own) < min_images:
                 left[method][f] = f"only {len(own)} images activate it"
             elif max_features and len(queue) >= max_features:
@@ -86,37 +85,26 @@ def in_order(features: pd.DataFrame) -> pd.DataFrame:
 
 def in_turns(queues: list[list]) -> list:
     """The first of every queue, then the second of every queue, and so on."""
-    longest = max(map(len, queues), default=0)
-    return [q[i] for i in range(longest) for q in queues if i < len(q)]
+    return [one for turn in zip_longest(*queues) for one in turn if one is not None]
 
 
 def first_of_each(jobs: list[Job], n: int) -> list[Job]:
     """The first n jobs of every method, in their order."""
-    taken, out = Counter(), []
-    for job in jobs:
-        taken[job.method] += 1
-        if taken[job.method] <= n:
-            out.append(job)
-    return out
+    methods = pd.Series([job.method for job in jobs], dtype=str)
+    return [jobs[i] for i in methods.groupby(methods).head(n).index]
 
 
 class Interview:
-    """Asks questions about features, and keeps every answer with its method, feature and kind.
-
-    Args: asker: whom to ask. album: the pictures.
-    Attributes: answers: (method, feature, question, Answer) in the order of asking.
-    """
+    """Asks questions about features, and keeps every answer with its method, feature and kind, in the order of asking."""
 
     def __init__(self, asker: Asker, album: Album):
         self.asker, self.album = asker, album
         self.answers: list[tuple[str, int, str, Answer]] = []
 
     def plan(self, parts: dict[str, Iterable[Question]]) -> pd.DataFrame:
-        """What asking would take, told before anything is spent; nothing is asked, and retries are not counted.
+        """What asking would take, told before anything is spent: `Asker.plan` of each kind, and "all" below.
 
         Args: parts: kind of question -> its questions.
-        Returns: frame of question, calls, replayed, tokens_in, tokens_out, usd (NaN where prices are unknown); one line per
-            kind, and their total, "all", below.
         """
         frame = pd.DataFrame({kind: self.asker.plan(asked) for kind, asked in parts.items()}).T
         frame.loc["all"] = frame.sum(skipna=False)
@@ -128,10 +116,7 @@ class Interview:
         then: Callable[[Question, Answer], Question | None] | None = None,
         total: int = 0,
     ) -> dict[str, Answer]:
-        """Ask them, and what `then` makes of their answers; with a `total`, progress is shown.
-
-        Returns: question id -> Answer.
-        """
+        """question id -> Answer, of them and of what `then` makes of their answers; with a `total`, progress is shown."""
         out = {}
         shown = {"total": total, "unit": "answers", "file": sys.stdout, "mininterval": 5, "disable": not total}
         for answer in tqdm(self.asker.ask(questions, then), **shown):

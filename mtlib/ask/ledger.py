@@ -3,10 +3,9 @@
     runs/<run>/answers/answers.sqlite     answers: one line per answer or refusal, only ever added to
                                           attempts: what failed, for reading only, never replayed
 
-It lives beside the stage folders, not in one, since those are write-once and made anew when a stage runs again; each
-stage keeps a copy of the answers it used (`Ledger.export`). An answer is on disk, whole, when `add` returns. Of two answers
-to one question the last counts: a question is asked again only when its recorded answer can no longer be read. Records
-hold no times and no keys of endpoints.
+It lives beside the stage folders, since those are made anew when a stage runs again; each stage keeps a copy of the answers
+it used (`Ledger.export`). Of two answers to one question the last counts: a question is asked again only when its recorded
+answer can no longer be read. Records hold no times and no keys of endpoints.
 """
 
 from __future__ import annotations
@@ -38,11 +37,7 @@ class LedgerError(RuntimeError):
 
 
 def key(endpoint: Endpoint, question: Question) -> str:
-    """Hex sha256 of everything an answer depends on; the question's id is no part of it.
-
-    Model, base_url, prompt version, system, text, schema, the pictures' hashes in order, max_tokens, temperature and
-    json_schema.
-    """
+    """Hex sha256 of everything an answer depends on; the question's id is no part of it."""
     body = {
         "model": endpoint.model,
         "endpoint": endpoint.base_url.rstrip("/"),
@@ -64,7 +59,6 @@ def place(run_dir: Path) -> Path:
 class Ledger:
     """Answers by key, in memory and on disk. While it is open for writing, no other process can use the file.
 
-    Attributes: records (key -> record).
     Raises: LedgerError when another process has it open; OSError when it cannot be read or written.
     """
 
@@ -102,7 +96,7 @@ class Ledger:
             raise LedgerError(f"{self.path}: {e}; move the file away, the answers in it are asked again") from None
 
     def add(self, record: dict) -> None:
-        """Keep an answer or a refusal; it is on disk when this returns. The same record is kept once."""
+        """Keep an answer or a refusal; it is on disk, whole, when this returns. The same record is kept once."""
         if record.get("status") not in RECORDED:
             raise ValueError(f"no record of an answer: {sorted(record)}")
         if record != self.records.get(record["key"]):
@@ -130,5 +124,4 @@ class Ledger:
 
 
 def dump(record: dict) -> str:
-    """One line of JSON, keys in the order given. Raises: ValueError for NaN and infinity."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False)

@@ -37,12 +37,10 @@ class Limits:
     A call is reserved at its highest price before it starts, and settled at its real one afterwards. That price is an
     estimate, raised by the largest factor by which a server has exceeded one so far; so max_usd can be passed only by
     what the very first requests in flight cost beyond their estimates.
-
-    Attributes: usage; stopped ("" or why no further request may start).
     """
 
     def __init__(self, endpoint: Endpoint):
-        self.endpoint, self.usage, self.stopped = endpoint, Usage(), ""
+        self.endpoint, self.usage, self.stopped = endpoint, Usage(), ""  # or why no further request may start
         self._per_request = 60 / endpoint.requests_per_minute if endpoint.requests_per_minute else 0.0
         self._per_token = 60 / endpoint.tokens_per_minute if endpoint.tokens_per_minute else 0.0
         self._next_request = self._next_token = self._held = 0.0  # times on time.monotonic()
@@ -88,12 +86,10 @@ class Limits:
     def settle(self, reserved: float, tokens_in: int, reply: Reply | None, charged: bool) -> None:
         """What a call of so many estimated tokens in really took, as its reply reports; estimated where nothing is."""
         e, used, estimate = self.endpoint, self.usage, (tokens_in, self.endpoint.max_tokens)
-        reported = reply or Reply("")
-        spent = [
-            own if said is None else said
-            for own, said in zip(estimate, (reported.tokens_in, reported.tokens_out), strict=True)
-        ]
-        usd = e.usd(*spent) if reported.usd is None else reported.usd
+        said = reply or Reply("")
+        tokens = zip(estimate, (said.tokens_in, said.tokens_out), strict=True)
+        spent = [own if told is None else told for own, told in tokens]
+        usd = e.usd(*spent) if said.usd is None else said.usd
         if reply is None and not charged:
             spent, usd = [0, 0], 0.0
         self._reserved -= reserved

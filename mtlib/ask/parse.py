@@ -46,9 +46,6 @@ def parse(question: Question, text: str) -> dict:
     has_error            bool; only then there is a category, one of CATEGORIES, else it is ""
     matches, intruder    image numbers, from 1
 
-    Args:
-        question: what was asked; its kind decides which fields are read, its n_images bounds the numbers.
-        text:     the model's whole answer.
     Raises: Refused with the start of the refusal; Malformed with the reason. Nothing else.
     """
     if not isinstance(text, str) or not text.strip():

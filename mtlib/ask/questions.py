@@ -56,10 +56,8 @@ def prompt(kind: str) -> Prompt:
     head, _, text = (PROMPTS / f"{kind}.md").read_text(encoding="utf-8").partition("\n\n")
     said = dict(line.split(": ", 1) for line in head.splitlines())
     system = (PROMPTS / "system.md").read_text(encoding="utf-8")
-    named = [field.split() for field in said["fields"].split(", ")]
-    return Prompt(
-        {names[0]: FIELDS[names[-1]] for names in named}, said["version"], text.rstrip("\n"), system.rstrip("\n")
-    )
+    fields = {field.split()[0]: FIELDS[field.split()[-1]] for field in said["fields"].split(", ")}
+    return Prompt(fields, said["version"], text.rstrip("\n"), system.rstrip("\n"))
 
 
 def ask(
@@ -75,23 +73,21 @@ def ask(
     """A question about one feature.
 
     Args:
-        kind:   a file of `prompts/`. called: its name in tables, where one kind is asked in several ways.
-        name:   whose question, e.g. "topk/12".
-        rows:   the images shown.
-        ratio:  (error ratio of the feature, base rate), shown to the model; None keeps the labels from it.
-        order:  text written into the images (see `ORDER`); "" for none.
-        said:   a model's or a person's words for the places of the prompt: each becomes one JSON string, which cannot
+        kind:  a file of `prompts/`. called: its name in tables, where one kind is asked in several ways.
+        name:  whose question, e.g. "topk/12". rows: the images shown.
+        ratio: (error ratio of the feature, base rate), shown to the model; None keeps the labels from it.
+        order: text written into the images (see `ORDER`).
+        said:  a model's or a person's words for the places of the prompt: each becomes one JSON string, which cannot
             end early, and in which no place is filled.
     """
     n, asked = len(rows), prompt(kind)
     where = "on one sheet, each with its number above it" if album.images_as == "collage" else "in the order given"
-    places = {key: json.dumps(text, ensure_ascii=False) for key, text in said.items()}
-    places |= {
+    places = {key: json.dumps(text, ensure_ascii=False) for key, text in said.items()} | {
         "shown": f"Here are {n} images, numbered 1 to {n}, {where}.",
         "ratio": RATIO.format(*ratio) if ratio else "",
+        "checks": "; ".join(f"{category} ({look_for})" for category, look_for in CHECKS.items()),
+        "names": ", ".join(f'"{category}"' for category in CATEGORIES),
     }
-    places |= {"checks": "; ".join(f"{c} ({CHECKS[c]})" for c in CATEGORIES)}
-    places |= {"names": ", ".join(f'"{c}"' for c in CATEGORIES)}
     return Question(
         id=f"{name}/{called or kind}",
         prompt_version=asked.version,
@@ -127,14 +123,10 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def words(limit: int) -> Callable[[object, int], str]:
-    """A reader of text: on one line, cut at `limit`; "" for what is no text."""
-
-    def read(value, n: int) -> str:
-        text = " ".join(plain(value).split()) if isinstance(value, str) else ""
-        return text if len(text) <= limit else text[: limit - 1] + "…"
-
-    return read
+def words(value, n: int, limit: int) -> str:
+    """Text on one line, cut at `limit`; "" for what is no text."""
+    text = " ".join(plain(value).split()) if isinstance(value, str) else ""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def confidence(value, n: int) -> float | None:
@@ -184,12 +176,12 @@ def one_of(n: int) -> dict:
 
 
 FIELDS = {
-    "phrase": Field(lambda n: {"type": "string"}, words(MAX_PHRASE)),
-    "description": Field(lambda n: {"type": "string"}, words(MAX_DESCRIPTION)),
+    "phrase": Field(lambda n: {"type": "string"}, functools.partial(words, limit=MAX_PHRASE)),
+    "description": Field(lambda n: {"type": "string"}, functools.partial(words, limit=MAX_DESCRIPTION)),
     "confidence": Field(lambda n: {"type": "number"}, confidence),
     "images_seen": Field(lambda n: {"type": "integer"}, images_seen),
     "yes_or_no": Field(lambda n: {"type": "boolean"}, yes_or_no),
-    "category": Field(lambda n: {"type": "string", "enum": [*CATEGORIES, "none"]}, words(100)),
+    "category": Field(lambda n: {"type": "string", "enum": [*CATEGORIES, "none"]}, functools.partial(words, limit=100)),
     "images": Field(lambda n: {"type": "array", "items": one_of(n)}, images),
     "image": Field(one_of, image),
 }

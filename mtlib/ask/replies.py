@@ -20,28 +20,20 @@ NO_CREDIT = re.compile(r"insufficient_quota|insufficient credit|billing_hard_lim
 VERSION = re.compile(r"[-@:]v?\d[\d.-]*")
 
 
+@dataclass(eq=False)
 class Trouble(Exception):
-    """No usable reply.
+    """No usable reply."""
 
-    kind:    "again" (may pass), "fail" (will not), "key" or "credit" (stop), "plain" (the server takes no schema).
-    wait:    seconds that the server asked for, or None.
-    reply:   what could be read of it, for the account of tokens; None when nothing was.
-    charged: False where the request surely cost nothing.
-    """
-
-    def __init__(
-        self, kind: str, reason: str, wait: float | None = None, reply: Reply | None = None, charged: bool = True
-    ):
-        super().__init__(reason)
-        self.kind, self.reason, self.wait, self.reply, self.charged = kind, reason, wait, reply, charged
+    kind: str  # "again" (may pass), "fail" (will not), "key" or "credit" (stop), "plain" (the server takes no schema)
+    reason: str
+    wait: float | None = None  # seconds that the server asked for
+    reply: Reply | None = None  # what could be read of it, for the account of tokens
+    charged: bool = True  # False where the request surely cost nothing
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A delivered reply. tokens and usd are None where the server reports none that can be believed.
-
-    refusal: in which words the model or its provider declined, "" when neither did.
-    """
+    """A delivered reply. tokens and usd are None where the server reports none that can be believed."""
 
     text: str
     model: str = ""
@@ -50,15 +42,14 @@ class Reply:
     tokens_out: int | None = None
     usd: float | None = None
     request_id: str = ""
-    refusal: str = ""
+    refusal: str = ""  # in which words the model or its provider declined
 
 
 def read(body: bytes, endpoint: Endpoint) -> Reply:
-    """The reply of an HTTP 200 body.
+    """The reply of an HTTP 200 body: one complete chat completion of the model that was asked, or its refusal.
 
-    Raises: Trouble unless the body is one complete chat completion of the model that was asked, or its refusal: no error
-        object, exactly one choice without an error, finish_reason "stop", content a text that is neither empty nor longer
-        than max_tokens.
+    Raises: Trouble for everything else: an error object, not one choice, another finish_reason than "stop", no content, or
+        more than max_tokens.
     """
     try:
         data = json.loads(body)
@@ -83,7 +74,6 @@ def read(body: bytes, endpoint: Endpoint) -> Reply:
 
 
 def _content(choice: dict, reply: Reply, endpoint: Endpoint) -> Reply:
-    """The reply with its text. Raises: Trouble."""
     finish, message = choice.get("finish_reason"), choice.get("message")
     message = message if isinstance(message, dict) else {}
     content, refusal = message.get("content"), message.get("refusal")
@@ -130,7 +120,7 @@ def of_status(status: int, words: str, headers) -> Trouble:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, given as a number or as a date; None for anything that is neither, or is past."""
+    """Seconds of a Retry-After header, a number or a date; None for anything that is neither, or is past."""
     try:
         seconds = float(value or "nan")
     except ValueError:
@@ -142,10 +132,8 @@ def retry_after(value: str | None) -> float | None:
 
 
 def same_model(name: str, endpoint: Endpoint) -> bool:
-    """Whether a server's name for the model means the one that was asked.
-
-    Equal but for case, a vendor before it ("anthropic/"), a variant after it (":free") and a date or version after it
-    ("-20240307", "@001"); or one of `endpoint.also_named`. "gpt-4o-mini" is not "gpt-4o".
+    """Whether a server's name for the model means the one that was asked: one of `endpoint.also_named`, or equal but for case,
+    a vendor ("anthropic/"), a variant (":free") and a date or version ("-20240307", "@001"). "gpt-4o-mini" is not "gpt-4o".
     """
 
     def plain(model: str) -> str:

@@ -220,10 +220,11 @@ def open_run(run_dir: Path) -> Data:
 
 def load_data(embed: Path, *added: Path | None) -> Data:
     """Join the artifact of 01_embed and those of the stages that ADDED to it (folders already verified)."""
-    data = load_parts(embed, read_meta(embed)["facts"])
+    whole = read_meta(embed)
+    data = load_parts(embed, whole["facts"])
     for folder in filter(None, added):
         meta = read_meta(folder)
-        if meta["inputs"].get("01_embed") not in (None, digest(embed)):
+        if meta["inputs"].get("01_embed") not in (None, digest(whole)):
             raise ArtifactError(f"{folder}: made from other embeddings than {embed}; run {meta['stage']} again")
         data = _with(data, folder, meta["facts"])
     return data

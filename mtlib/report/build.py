@@ -17,7 +17,6 @@ from mtlib.measure.compare import fair_tables
 from mtlib.report import browse, text
 from mtlib.report.reader import Reader
 from mtlib.run.artifacts import MEND, read_json, write_text
-from mtlib.run.publish import read_timings
 
 PAGES = ("README.md", "appendix.md")
 FOUND = 0.95  # of the ceiling, from which on a cause is found
@@ -41,14 +40,12 @@ def build(run_dir: str | Path, report: str | Path) -> None:
 
 def numbers(run: Reader) -> dict:
     """What the templates speak of. `shown` collects the figures and tables that the first page has."""
-    scores = own_features(run.table("04_causes"))
+    scores, metas = own_features(run.table("04_causes")), {stage: run.meta(stage) for stage in run.folders}
     return {
         "run": run,
         "items": {s: declared(run, s) for s in run.folders},
         "left_out": _left_out(run),
-        "timings": {
-            s: {k: round(v) for k, v in t.items()} for s, t in read_timings(run.run_dir / "timings.csv").items()
-        },
+        "timings": {s: {k: round(m[k]) for k in ("seconds", "peak_mb")} for s, m in metas.items() if "seconds" in m},
         "splits": _splits(run),
         "causes": by_cause(scores),
         "finders": finders(scores),

@@ -42,13 +42,17 @@ class Reader:
         before = [s for s in READ if stage.has(s) and s != stage.name]
         return cls(stage.run_dir.name, {s: stage.input(s) for s in before} | {stage.name: stage.out})
 
-    def facts(self, stage: str, part: str = "facts") -> dict:
+    def meta(self, stage: str) -> dict:
+        """What a finished stage recorded of itself: facts, params and more; {} when it has not run."""
+        return {} if self.find(stage, META) is None else read_meta(self.folders[stage])
+
+    def facts(self, stage: str) -> dict:
         """The facts that a finished stage recorded; {} when it has not run."""
-        return {} if self.find(stage, META) is None else read_meta(self.folders[stage])[part]
+        return self.meta(stage).get("facts", {})
 
     def params(self, stage: str) -> dict:
         """The parameters that a finished stage ran with; {} when it has not run."""
-        return self.facts(stage, "params")
+        return self.meta(stage).get("params", {})
 
     def has(self, need: str) -> bool:
         """Whether a finished stage provides what others may need: "truth", "labels" and the like."""

@@ -84,9 +84,8 @@ def hash_files(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
 
 
-def digest(folder: Path) -> str:
+def digest(meta: dict) -> str:
     """One hash for a finished artifact: of its files' hashes and its facts, never of times or the commit."""
-    meta = read_meta(folder)
     return hashlib.sha256(json.dumps([meta["files"], meta["facts"]], sort_keys=True).encode()).hexdigest()
 
 
@@ -110,27 +109,20 @@ def read_meta(folder: Path) -> dict:
 
 
 def verify(folder: Path) -> dict:
-    """Check every file of an artifact against its recorded sha256 and return its meta.
-
-    Raises: ArtifactError naming the first file that is missing, added or changed.
-    """
+    """The meta.json of an artifact whose files are as recorded. Raises ArtifactError naming the first that is not."""
     folder = Path(folder)
     meta, found = read_meta(folder), hash_files(folder)
-    for name in sorted(meta["files"].keys() | found.keys()):
-        fault = "missing file" if name not in found else "unexpected file" if name not in meta["files"] else ""
-        if fault or found[name] != meta["files"][name]:
-            fault = fault or "sha256 mismatch"
-            raise ArtifactError(
-                f"{fault}: {folder / name}; artifacts are write-once, delete {folder} and run the stage again"
-            )
+    for name, _ in sorted(meta["files"].items() ^ found.items()):
+        fault = (
+            "unexpected file" if name not in meta["files"] else "sha256 mismatch" if name in found else "missing file"
+        )
+        mend = f"artifacts are write-once, delete {folder} and run the stage again"
+        raise ArtifactError(f"{fault}: {folder / name}; {mend}")
     return meta
 
 
 def current(run_dir: Path) -> dict[str, str]:
-    """Folder name of each finished stage of a run, e.g. {"01_embed": "01_embed-1a2b3c4d"}.
-
-    Raises: ArtifactError when stages.json is damaged.
-    """
+    """Folder name of each finished stage of a run, e.g. {"01_embed": "01_embed-1a2b3c4d"}."""
     path = Path(run_dir) / "stages.json"
     return read_json(path, MEND) if path.is_file() else {}
 
@@ -138,9 +130,7 @@ def current(run_dir: Path) -> dict[str, str]:
 def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]:
     """Verified folders of the stages that a run has finished: how the viewer, the labeler and other readers open it.
 
-    Args:
-        run_dir: folder of the run, e.g. "runs/demo"; a relative path is taken from the repository's root.
-        needed:  stages that must be there.
+    Args: run_dir: e.g. "runs/demo", from the repository's root. needed: stages that must be there.
     Raises: ArtifactError naming the stage that is missing, or the file that is damaged.
     """
     run_dir = ROOT / run_dir
@@ -160,11 +150,6 @@ def set_current(run_dir: Path, stage: str, folder_name: str | None) -> None:
     after = {s: f for s, f in (before | {stage: folder_name}).items() if f is not None}
     if after != before:
         write_json(Path(run_dir) / "stages.json", after)
-
-
-def provided(folders: Iterable[Path]) -> set[str]:
-    """What finished stages provide for later ones: "labels", "truth" and the like."""
-    return set().union(*(read_meta(folder)["facts"].get("provides", []) for folder in folders))
 
 
 def git_commit() -> str:

@@ -45,10 +45,8 @@ def _names(path: Path, root: Path, mtime_ns: int) -> tuple[set[str], set[str]]:
 
 
 def modules(notebook: Path, package: Path) -> dict[str, Path]:
-    """Files of `package` (a folder, e.g. mtlib/) that a notebook reaches through imports, by path from beside it.
-
-    Packages count with their `__init__.py`; of every folder that is reached, its data files count too (weights,
-    phrases, prompts), because modules read them from beside themselves.
+    """Files of `package` (a folder, e.g. mtlib/) that a notebook reaches through imports, by path from beside it; and the
+    data files beside them (weights, phrases, prompts), because modules read them from there.
     """
     root, found, todo = package.parent, set(), [notebook]
     while todo:
@@ -73,10 +71,8 @@ def stages_read(notebook: Path, package: Path, earlier: list[str]) -> list[str]:
 
 
 def fingerprint(path: Path) -> str:
-    """A short hash of a user's file (its bytes) or folder (names, sizes, modification times).
-
-    Of a feature file or data base, the text files beside it count too; of a checkpoint, the JSON files.
-    """
+    """A short hash of a user's file (its bytes) or folder (names, sizes, times); of arrays, also the text files beside them, of
+    a checkpoint the JSON files."""
     lines = [] if path.is_dir() else [f"{path.name} {artifacts.sha256(path)}"]
     for folder, folders, names in os.walk(path):  # links are not followed
         folders.sort()
@@ -91,10 +87,7 @@ def fingerprint(path: Path) -> str:
 
 
 def external_inputs(params: dict, root: Path) -> dict[str, str]:
-    """Fingerprints of the files and folders outside the run that parameters name, by value.
-
-    Any text of FILE_KEYS may name one; of other parameters, a text that looks like a path.
-    """
+    """Fingerprints of the files and folders that parameters name, by value: FILE_KEYS by any text, others by one with / or ."""
     images = _texts([params.get("images"), params.get("zero_shot_images")])
     any_name = _texts([_under(params, key) for key in FILE_KEYS])
     found = {}
@@ -127,10 +120,7 @@ def _texts(value) -> set[str]:
 
 
 def check_inputs(params: dict, root: Path) -> None:
-    """Refuse, before anything runs, an input that is not there or a folder without a file.
-
-    Raises: FileNotFoundError or PermissionError with the parameter, the path and the mend.
-    """
+    """Refuse, before anything runs, an input that is not there or a folder without a file: FileNotFoundError, PermissionError."""
     for key, value in [(k, v) for k in INPUT_KEYS for v in sorted(_texts(_under(params, k)))]:
         if value.startswith(NAMED) or (key, value) == ("images", "scenes"):  # scenes are drawn
             continue
@@ -146,12 +136,7 @@ def check_inputs(params: dict, root: Path) -> None:
 def stage_hash(
     notebook: Path, package: Path, params: dict, inputs: dict[str, str], root: Path, needs: dict[str, bool]
 ) -> str:
-    """Eight hex digits for the folder's name.
-
-    Args:
-        inputs: earlier stage -> `artifacts.digest` of the artifact that will be read.
-        needs:  what its cells need -> whether that is met.
-    """
+    """Eight hex digits for the folder's name. Args: inputs: stage -> `artifacts.digest`; needs: -> whether it is met."""
     body = {
         "notebook": artifacts.sha256(notebook),
         "modules": {name: artifacts.sha256(path) for name, path in modules(notebook, package).items()},

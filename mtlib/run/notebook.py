@@ -50,11 +50,11 @@ def _kernel_env(root: Path) -> dict[str, str]:
 class Progress(logging.Handler):
     """Keeps what papermill logs in a file and shows where the stage is: a live line, or one line in 30 s."""
 
-    def __init__(self, stage: str, log: Path, n_cells: int, echo):
+    def __init__(self, stage: str, log: Path, n_cells: int):
         super().__init__(logging.INFO)
-        self.stage, self.n_cells, self.echo, self.live = stage, n_cells, echo, sys.stdout.isatty()
+        self.stage, self.n_cells, self.live = stage, n_cells, sys.stdout.isatty()
         self.cell, self.last, self.start = 0, "", time.monotonic()
-        log.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)  # "a": the kernel writes to it, too
         self.file = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed in __exit__
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._tick, daemon=True)
@@ -73,7 +73,7 @@ class Progress(logging.Handler):
         while not self.stop.wait(1.0 if self.live else 30.0):
             seconds = time.monotonic() - self.start
             line = f"{self.stage:<14} {seconds:5.0f} s  cell {self.cell} of {self.n_cells}  {self.last}"
-            print("\r" + line[:118].ljust(118), end="", flush=True) if self.live else self.echo(line[:118])
+            print("\r" + line[:118].ljust(118) if self.live else line[:118], end="" if self.live else "\n", flush=True)
 
     def __enter__(self) -> Progress:
         LOGGER.addHandler(self)
@@ -104,11 +104,9 @@ def _stderr_to(file):
 
 
 def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None = None):
-    """A .py notebook (percent format) as a node to run, without the cells whose needs are not met.
+    """(a .py notebook as a node to run, without the cells whose needs are not met; the sections left out, `needs.leave_out`).
 
-    Args:
-        provided: what earlier stages provide. values: parameters that differ from those of its own cell.
-    Returns: (node, lines of the sections left out; `needs.leave_out`).
+    Args: provided: what earlier stages provide. values: parameters that differ from those of its own cell.
     """
     notebook = jupytext.read(source)
     for i, cell in enumerate(notebook.cells):
@@ -118,23 +116,21 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
 
 
 def run_notebook(
-    stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float, echo=print
+    stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float
 ) -> float:
     """Run a notebook with papermill in a fresh kernel.
 
     Args:
-        stage:        what to call it in messages.
-        notebook:     a node, from `prepare`.
-        executed:     where the executed .ipynb goes, also after a failure.
-        log:          where the kernel's output goes, line by line as it comes.
-        parameters:   names and values injected after the `parameters` cell.
-        root:         working directory of the kernel.
-        cell_timeout: seconds that one cell may take.
+        notebook:   a node, from `prepare`.
+        executed:   where the executed .ipynb goes, also after a failure.
+        log:        where the kernel's output goes, line by line as it comes.
+        parameters: names and values injected after the `parameters` cell.
+        root:       working directory of the kernel.
     Returns: seconds it took.
     Raises: StageFailed naming the cell and the reason.
     """
     executed.parent.mkdir(parents=True, exist_ok=True)
-    reason, at, progress = "", None, Progress(stage, log, len(notebook.cells) + 1, echo)
+    reason, at, progress = "", None, Progress(stage, log, len(notebook.cells) + 1)
     how = {"kernel_name": "python3", "cwd": str(root), "log_output": True, "progress_bar": False}
     limits = {"execution_timeout": cell_timeout, "start_timeout": 300}
     with progress, _stderr_to(progress.file), mock.patch.dict(os.environ, _kernel_env(root)):

@@ -137,10 +137,13 @@ def parse_yaml(text: str, where: str):
         raise ParamsError(f"{where}: not valid YAML ({str(e).splitlines()[0]})") from e
 
 
-def load_profile(path: Path, where: str) -> dict:
-    """A params file as a dict of checked names and plain values; under SMOKE stands a dict of the same. Raises ParamsError."""
+def load_profile(where: str, root: Path) -> dict:
+    """A params file as a dict of checked names and plain values; under SMOKE stands a dict of the same. Raises ParamsError.
+
+    Args: where: the file as it is called in messages, "params/demo.yaml"; root: what that starts from.
+    """
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), where)
+        values = parse_yaml((root / where).read_text(encoding="utf-8"), where)
     except UnicodeDecodeError as e:
         raise ParamsError(f"{where}: not UTF-8 text ({e.reason} at byte {e.start})") from e
     values = {} if values is None else values
@@ -196,10 +199,7 @@ def _check_plain(key, value, where: str, inner: bool = False) -> None:
 
 
 def notebook_parameters(path: Path) -> dict:
-    """Names and default values of a notebook's one cell tagged `parameters`, read from its .py source.
-
-    Raises: ParamsError when there is no such cell, more than one, or a value that is not a literal.
-    """
+    """Names and default values of a notebook's one cell tagged `parameters`, read from its .py source."""
     if not path.is_file():
         raise ParamsError(f"notebooks/{path.name} is missing; every stage of the pipeline is a notebook")
     cells = needs.parameter_cells(path)
@@ -219,10 +219,7 @@ def notebook_parameters(path: Path) -> dict:
 def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
     """Try the settings that a notebook names at its parameters cell (`settings="module:Model ..."`), which know the ranges.
 
-    Args:
-        path:   the notebook. values: its parameters.
-        origin: parameter -> where its value came from; others are the notebook's own.
-    Raises: ParamsError with the model's ValueError, which starts with the parameter's name.
+    Args: origin: parameter -> where its value came from, as a message says it; others are the notebook's own.
     """
     for name in needs.attributes(path).get("settings", "").split():
         module, _, attribute = name.partition(":")
@@ -237,12 +234,8 @@ def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
 def check(values: dict, notebooks: dict[str, dict], where: str) -> dict[str, dict]:
     """Each notebook's own parameters: its defaults overlaid by the values given, whose types must be those of the defaults.
 
-    Args:
-        values:    parameter names and values of the profile and the command line.
-        notebooks: stage name -> defaults, from `notebook_parameters`.
-        where:     the profile, for messages.
-    Returns: stage name -> every parameter of that notebook except RESERVED.
-    Raises: ParamsError on an unknown name (the nearest is offered) or a wrong type.
+    Args: notebooks: stage -> what `notebook_parameters` returned. where: the profile, for messages.
+    Returns: stage -> every parameter of that notebook except RESERVED.
     """
     own = {s: {k: v for k, v in defaults.items() if k not in RESERVED} for s, defaults in notebooks.items()}
     known = sorted(set().union(*own.values()))

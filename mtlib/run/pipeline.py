@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mtlib.run import artifacts, dependencies, needs, params, publish
 from mtlib.run.artifacts import StageFailed
-from mtlib.run.profiles import Places, forced, load_params, run_name, with_notebooks
+from mtlib.run.profiles import Places, forced, load_params, run_name
 from mtlib.run.stage import SKIPPED, read_report
 
 CELL_TIMEOUT = 6 * 3600.0
@@ -32,7 +32,7 @@ RERUN = "rerun.json"  # of a run: {"stages" that `--from` runs again, "done": fo
 
 @dataclass
 class Result:
-    """What a pipeline did: its report folder, the stages that ran, those that stood, and those that were left out."""
+    """What a pipeline did with each stage, and where its report is."""
 
     run: str
     report: Path
@@ -43,10 +43,7 @@ class Result:
 
 @contextlib.contextmanager
 def locked(run_dir: Path):
-    """Hold a run for one pipeline; the lock goes with the process, however it ends.
-
-    Raises: BlockingIOError naming the process that holds it.
-    """
+    """Hold a run for one pipeline; the lock goes with the process, however it ends."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / ".lock", "a+", encoding="utf-8") as f:
         f.seek(0)
@@ -87,92 +84,77 @@ def run(
     from_stage: str = "",
     cell_timeout: float = CELL_TIMEOUT,
     places: Places | None = None,
-    echo=print,
 ) -> Result:
     """Run or skip every stage, then publish the report.
 
     Args:
-        profile:      name of a file in params/.
-        overrides:    parameters of the command line; `run` names the run.
-        smoke:        overlay params/smoke.yaml.
-        from_stage:   "05", or "concepts": this stage and all later ones run again even if nothing changed; after an
-                      interruption the same call goes on where it was.
-        cell_timeout: seconds that one cell may take.
-        places:       the repository (tests give a small one).
-        echo:         where lines of progress go.
+        profile:    name of a file in params/.
+        overrides:  parameters of the command line; `run` names the run.
+        from_stage: "05", or "concepts": this stage and all later ones run again even if nothing changed; after an
+                    interruption the same call goes on where it was.
+        places:     the repository (tests give a small one).
     Raises: ParamsError or OSError before anything ran; StageFailed; artifacts.ArtifactError.
     """
     places, overrides = places or Places(), overrides or {}
     checked = load_params(profile, smoke, overrides, places)
     name = run_name(profile, smoke, overrides, places)
-    places = with_notebooks(profile, overrides, places)
-    repeated = forced(from_stage, places.stages)
-    run_dir, report = places.root / "runs" / name, places.root / "reports" / name
+    repeated = forced(from_stage, list(checked))
+    run_dir, report, package = (places.root / part for part in (f"runs/{name}", f"reports/{name}", "mtlib"))
     with locked(run_dir):
-        result, folders, record = Result(name, report), {}, run_dir / RERUN
+        result, folders, metas, record = Result(name, report), {}, {}, run_dir / RERUN
         done = _done_again(record, repeated)
-        timings = {s: t for s, t in publish.read_timings(run_dir / "timings.csv").items() if s in places.stages}
-        for stage in places.stages:
-            notebook, values = places.notebooks / f"{stage}.py", checked[stage]
-            provided = artifacts.provided(folders.values())
+        for stage, values in checked.items():
+            notebook = places.root / "notebooks" / f"{stage}.py"
+            provided = set().union(*(meta["facts"].get("provides", []) for meta in metas.values()))
             if lacking := needs.missing(needs.attributes(notebook).get("needs", ""), provided, values):
                 result.left_out[stage] = needs.reason(lacking)
-                timings.pop(stage, None)
-                echo(f"{stage:<14} left out: {result.left_out[stage]}")
+                print(f"{stage:<14} left out: {result.left_out[stage]}")
                 artifacts.set_current(run_dir, stage, None)
                 continue
-            read = dependencies.stages_read(notebook, places.package, list(folders))
-            inputs = {s: artifacts.digest(folders[s]) for s in read}
+            read = dependencies.stages_read(notebook, package, list(metas))
+            inputs = {s: artifacts.digest(metas[s]) for s in read}
             met = needs.answers(notebook, provided, values)
-            key = dependencies.stage_hash(notebook, places.package, values, inputs, places.root, met)
+            key = dependencies.stage_hash(notebook, package, values, inputs, places.root, met)
             folder = run_dir / f"{stage}-{key}"
-            if (stage not in repeated or folder.name in done) and _stands(folder, echo):
-                took = f", {timings[stage]['seconds']:.0f} s when it ran" if stage in timings else ""
-                echo(f"{stage:<14} unchanged{took}")
+            if meta := _standing(folder) if stage not in repeated or folder.name in done else None:
+                print(f"{stage:<14} unchanged, {meta['seconds']:.0f} s when it ran")
                 result.unchanged.append(stage)
             else:
-                timings[stage] = took = _run_stage(notebook, folder, values, provided, set(read), cell_timeout, echo)
+                meta = _run_stage(notebook, folder, values, provided, set(read), cell_timeout)
                 if stage in repeated:
                     done.append(folder.name)
                     artifacts.write_json(record, {"stages": sorted(repeated), "done": done})
-                publish.write_timings(run_dir / "timings.csv", {s: timings[s] for s in places.stages if s in timings})
-                echo(f"{stage:<14} done in {took['seconds']:.0f} s, {took['peak_mb']:.0f} MB")
+                print(f"{stage:<14} done in {meta['seconds']:.0f} s, {meta['peak_mb']:.0f} MB")
                 result.ran.append(stage)
             artifacts.set_current(run_dir, stage, folder.name)
-            folders[stage] = folder
+            folders[stage], metas[stage] = folder, meta
         artifacts.write_json(run_dir / "left_out.json", result.left_out)
-        publish.publish(report, folders, run_dir, {s: timings[s] for s in folders if s in timings}, places)
+        publish.publish(report, folders, run_dir, metas, places)
         record.unlink(missing_ok=True)  # the next --from starts anew
     return result
 
 
-def _stands(folder: Path, echo) -> bool:
-    """Whether a finished, undamaged artifact is there; damage is said aloud."""
-    if not folder.is_dir():
-        return False
+def _standing(folder: Path) -> dict | None:
+    """The meta.json of a finished, undamaged artifact, or None; damage is said aloud."""
     try:
-        artifacts.verify(folder)
+        return artifacts.verify(folder) if folder.is_dir() else None
     except artifacts.ArtifactError as e:
-        echo(f"{str(e).split(';')[0]}; the stage runs again")
-        return False
-    return True
+        print(f"{str(e).split(';')[0]}; the stage runs again")
+        return None
 
 
 def _run_stage(
-    source: Path, folder: Path, values: dict, provided: set[str], reads: set[str], cell_timeout: float, echo
-) -> dict[str, float]:
-    """Run a notebook in `folder`.part and rename that when it is finished.
+    source: Path, folder: Path, values: dict, provided: set[str], reads: set[str], cell_timeout: float
+) -> dict:
+    """Run a notebook in `folder`.part and rename that when it is finished. Returns: its meta.json, with its seconds.
 
-    Args:
-        values:   its parameters. provided: what earlier stages provide.
-        reads:    the earlier stages that its source and modules name.
-    Returns: its timing.
+    Args: values: its parameters. provided: what earlier stages provide. reads: those that its source and modules name.
     """
     from mtlib.run import notebook, render
 
     part, run_dir, stage = folder.with_name(folder.name + ".part"), folder.parent, source.stem
     root = run_dir.parents[1]
-    echo(f"{stage:<14} " + (f"resumes in {part.relative_to(root)}" if part.is_dir() else "runs"))
+    print(f"{stage:<14} " + (f"resumes in {part.relative_to(root)}" if part.is_dir() else "runs"))
     part.mkdir(exist_ok=True)
     (part / artifacts.META).unlink(missing_ok=True)
     (run_dir / "logs").mkdir(exist_ok=True)
@@ -182,8 +164,9 @@ def _run_stage(
     try:
         prepared, left_out = notebook.prepare(source, provided, values)
         artifacts.write_json(part / SKIPPED, left_out)
-        seconds = notebook.run_notebook(stage, prepared, executed, log, given, root, cell_timeout, echo)
-        meta = _check_finished(stage, part, reads)
+        seconds = notebook.run_notebook(stage, prepared, executed, log, given, root, cell_timeout)
+        meta = _check_finished(stage, part, reads) | {"seconds": round(seconds, 1)}
+        artifacts.write_json(part / artifacts.META, meta)
         private = list(dependencies.external_inputs(values, root))
         render.render(executed, run_dir / "rendered" / folder.name, root, private)
     except StageFailed as e:
@@ -191,7 +174,7 @@ def _run_stage(
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(part, folder)
-    return {"seconds": seconds, "peak_mb": meta["peak_mb"]}
+    return meta
 
 
 def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
@@ -213,7 +196,7 @@ def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
     return meta
 
 
-def clean(places: Places, echo=print) -> None:
+def clean(places: Places) -> None:
     """Remove what no run uses any more: folders of other hashes than the current ones, and unfinished work."""
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
         with locked(run_dir):
@@ -222,7 +205,7 @@ def clean(places: Places, echo=print) -> None:
             for folder in sorted(run_dir.glob("*-*")):
                 if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
                     shutil.rmtree(folder)
-                    echo(f"removed {folder.relative_to(places.root)}")
+                    print(f"removed {folder.relative_to(places.root)}")
 
 
 def main(argv: list[str] | None = None, places: Places | None = None) -> int:
@@ -238,20 +221,14 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
     parser.add_argument("--clean", action="store_true", help="only remove stage folders that no run uses any more")
     args = parser.parse_args(argv)
     places, start = places or Places(), time.monotonic()
+    sys.stdout.reconfigure(line_buffering=True)  # progress is seen at once, also in a pipe
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended, too
     try:
         if args.clean:
             clean(places)
             return 0
-        result = run(
-            args.profile,
-            params.parse_overrides(args.pairs),
-            smoke=args.smoke,
-            from_stage=args.from_stage,
-            cell_timeout=args.cell_timeout,
-            places=places,
-            echo=lambda line: print(line, flush=True),
-        )
+        how = {"smoke": args.smoke, "from_stage": args.from_stage, "cell_timeout": args.cell_timeout}
+        result = run(args.profile, params.parse_overrides(args.pairs), places=places, **how)
         counts = f"{len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s"
         print(f"Report: {(result.report / 'README.md').relative_to(places.root)} ({counts})")
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtlib.run import dependencies, needs, params
@@ -23,19 +23,7 @@ class Places:
     """Where things are; tests give a folder of their own."""
 
     root: Path = ROOT
-    stages: tuple[str, ...] = STAGES
-
-    @property
-    def notebooks(self) -> Path:
-        return self.root / "notebooks"
-
-    @property
-    def profiles(self) -> Path:
-        return self.root / "params"
-
-    @property
-    def package(self) -> Path:
-        return self.root / "mtlib"
+    stages: tuple[str, ...] = STAGES  # those of every profile
 
 
 def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
@@ -51,17 +39,17 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
         raise ParamsError(f"-p run={name}: reports/{KEPT}/ holds what is kept of runs; choose another name")
     if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
         return name  # the profile's own run, with what it leaves to be given and nothing else
-    if any((places.profiles / f"{taken}.yaml").is_file() for taken in (name, name.removesuffix("-smoke"))):
+    if {name, name.removesuffix("-smoke")} & {p.stem for p in (places.root / "params").glob("*.yaml")}:
         raise ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
     return name
 
 
 def read(profile: str, places: Places) -> dict:
     """The params file of a profile. Raises ParamsError where there is none."""
-    known = sorted(p.stem for p in places.profiles.glob("*.yaml") if p.stem != "smoke")
+    known = sorted(p.stem for p in (places.root / "params").glob("*.yaml") if p.stem != "smoke")
     if profile not in known:
         raise ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
-    return params.load_profile(places.profiles / f"{profile}.yaml", f"params/{profile}.yaml")
+    return params.load_profile(f"params/{profile}.yaml", places.root)
 
 
 def asked_for(profile: str, places: Places) -> list[str]:
@@ -77,19 +65,16 @@ def not_given(asked: list[str], plain: dict) -> list[str]:
 
 
 def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> dict[str, dict]:
-    """Checked parameters of every notebook of the run: its defaults, the profile, params/smoke.yaml and the profile's own
-    `smoke: {...}` when it is a smoke run, the command line; the later of two wins.
-
-    Raises: ParamsError.
+    """Checked parameters of every notebook of the run, in order: its defaults, the profile, params/smoke.yaml and the
+    profile's own `smoke: {...}` when it is a smoke run, the command line; the later of two wins. Raises: ParamsError.
     """
-    listed = _parameters(with_notebooks(profile, {}, places).stages, places)
-    notebooks = _parameters(with_notebooks(profile, overrides, places).stages, places)
+    listed = _parameters(stages_of(profile, {}, places), places)
+    notebooks = _parameters(stages_of(profile, overrides, places), places)
     own, where = read(profile, places), f"params/{profile}.yaml"
     layers = [({k: v for k, v in own.items() if k not in (NOTEBOOKS, params.SMOKE)}, listed, where)]
     if smoke:
-        every = _parameters((*places.stages, *unnumbered(places)), places)
-        overlay = params.load_profile(places.profiles / "smoke.yaml", "params/smoke.yaml")
-        layers.append((overlay, every, "params/smoke.yaml"))
+        every, overlay = _parameters([*places.stages, *unnumbered(places)], places), "params/smoke.yaml"
+        layers.append((params.load_profile(overlay, places.root), every, overlay))
         layers.append((own.get(params.SMOKE, {}), listed, f"{where}: {params.SMOKE}"))
     plain = {k: v for k, v in overrides.items() if k not in ("run", NOTEBOOKS)}
     if missing := [] if smoke else not_given(asked_for(profile, places), plain):
@@ -103,25 +88,23 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
     checked = params.check({k: v for k, v in given.items() if k in ours}, notebooks, where)
     for stage, values in checked.items():
         dependencies.check_inputs(values, places.root)
-        params.check_values(places.notebooks / f"{stage}.py", values, origin)
+        params.check_values(places.root / "notebooks" / f"{stage}.py", values, origin)
     return checked
 
 
-def _parameters(stages: tuple[str, ...], places: Places) -> dict[str, dict]:
-    return {s: params.notebook_parameters(places.notebooks / f"{s}.py") for s in stages}
+def _parameters(stages: list[str], places: Places) -> dict[str, dict]:
+    return {s: params.notebook_parameters(places.root / "notebooks" / f"{s}.py") for s in stages}
 
 
 def unnumbered(places: Places) -> list[str]:
     """Notebooks that a profile may list: those without a number whose parameters cell has a `stage_dir`."""
-    files = sorted(places.notebooks.glob("[!0-9]*.py"))
+    files = sorted((places.root / "notebooks").glob("[!0-9]*.py"))
     return [p.stem for p in files if "\nstage_dir = " in p.read_text(encoding="utf-8")]
 
 
-def with_notebooks(profile: str, overrides: dict, places: Places) -> Places:
-    """`places` with the notebooks that the profile, or `-p notebooks=[...]`, lists: each after the numbered stage that it
+def stages_of(profile: str, overrides: dict, places: Places) -> list[str]:
+    """The numbered stages and the notebooks that the profile, or `-p notebooks=[...]`, lists: each after the stage that it
     names at its parameters cell (`after="04_evaluate"`), others at the end, in the order of the list.
-
-    Raises: ParamsError when the list is none, or names a notebook that is not there or cannot be a stage.
     """
     names, where = read(profile, places).get(NOTEBOOKS, []), f"params/{profile}.yaml"
     if NOTEBOOKS in overrides:
@@ -133,12 +116,12 @@ def with_notebooks(profile: str, overrides: dict, places: Places) -> Places:
         if name not in known:
             hint = params.nearest(name, known)
             raise ParamsError(f"{where}: {NOTEBOOKS}: {name!r} is no notebook that can run as a stage; {hint}")
-    after = {name: needs.attributes(places.notebooks / f"{name}.py").get("after") for name in names}
+    after = {name: needs.attributes(places.root / "notebooks" / f"{name}.py").get("after") for name in names}
     placed = [n for stage in places.stages for n in (stage, *(name for name in names if after[name] == stage))]
-    return replace(places, stages=(*placed, *(name for name in names if name not in placed)))
+    return placed + [name for name in names if name not in placed]
 
 
-def forced(from_stage: str, stages: tuple[str, ...]) -> set[str]:
+def forced(from_stage: str, stages: list[str]) -> set[str]:
     """Stages that `--from NN` runs again: NN and all later ones. Raises ParamsError when there is no such stage."""
     if not from_stage:
         return set()

@@ -8,7 +8,6 @@ notebooks. Links to what is not kept become plain text.
 
 from __future__ import annotations
 
-import csv
 import filecmp
 import re
 import shutil
@@ -21,16 +20,13 @@ from mtlib.run.params import ParamsError
 from mtlib.run.profiles import KEPT, Places
 
 DECLARED = ("figures", "tables", "collages")  # folders of a stage
-TABLE_BYTES, REPORT_BYTES, DEMO_BYTES, ALL_BYTES = 50_000, 1_000_000, 5_000_000, 12_000_000
+TABLE_BYTES, REPORT_BYTES, DEMO_BYTES = 50_000, 1_000_000, 5_000_000
 PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def check_names(stage: str, folder: Path, prefix: str) -> None:
-    """Refuse a figure, table or folder of collages whose name does not start with the prefix that its stage declares.
-
-    Raises: ValueError naming the file and the name expected.
-    """
+    """Refuse a figure, table or folder of collages whose name does not start with the prefix that its stage declares."""
     for kind in DECLARED:
         for file in sorted((folder / kind).glob("*")):
             if not file.name.startswith(f"{prefix}_"):
@@ -48,12 +44,12 @@ def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]
 def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict[str, dict], places: Places) -> None:
     """Make `report` show exactly these stages: copy what changed, remove what an earlier run left behind, write its pages.
 
+    The pages are written by the repository's mtlib.report in a process of its own.
+
     Args:
-        report:  reports/<run>.
         folders: stage -> its artifact's folder.
         run_dir: runs/<run>; the executed notebooks' copies are in `rendered` there.
-        timings: what `write_timings` takes.
-        places:  the repository, whose mtlib.report writes the pages in a process of its own.
+        timings: stage -> its meta.json, or what else has seconds and peak_mb.
     """
     own = (published_files(stage, folder, run_dir / "rendered") for stage, folder in folders.items())
     files = {name: file for one in own for name, file in one.items()}
@@ -68,7 +64,8 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
     for folder in sorted((p for p in report.rglob("*") if p.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    write_timings(report / "timings.csv", timings)
+    lines = [f"{stage},{t['seconds']:.1f},{t['peak_mb']:.0f}\n" for stage, t in timings.items()]
+    write_text(report / "timings.csv", "".join(["stage,seconds,peak_mb\n", *lines]))
     command = [sys.executable, "-m", "mtlib.report.build", str(run_dir), str(report)]
     done = subprocess.run(command, cwd=places.root, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -76,26 +73,8 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
         raise StageFailed(f"the report could not be written: {said}")
 
 
-def read_timings(path: Path) -> dict[str, dict[str, float]]:
-    """stage -> {"seconds", "peak_mb"} of a timings.csv; empty when there is none."""
-    if not path.is_file():
-        return {}
-    with open(path, encoding="utf-8", newline="") as f:
-        return {row.pop("stage"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(f)}
-
-
-def write_timings(path: Path, timings: dict[str, dict[str, float]]) -> None:
-    """Write timings.csv, stages in order."""
-    lines = [f"{stage},{t['seconds']:.1f},{t['peak_mb']:.0f}\n" for stage, t in timings.items()]
-    write_text(path, "".join(["stage,seconds,peak_mb\n", *lines]))
-
-
 def keep(run: str, places: Places) -> Path:
-    """Copy a run's report into reports/kept/<run>/, replacing what was kept of it before.
-
-    Returns: the folder.
-    Raises: ParamsError when there is no such report, or when what would be kept is too large.
-    """
+    """Copy a run's report into reports/kept/<run>/, the folder that is returned, replacing what was kept of it before."""
     report, target = places.root / "reports" / run, places.root / "reports" / KEPT / run
     pages = sorted(report.glob("*.md"))
     if not pages:
@@ -112,7 +91,6 @@ def keep(run: str, places: Places) -> Path:
         raise ParamsError(f"keep {run}: {size:,} bytes, at most {limit:,} are kept; the largest is {largest}")
 
     def linked(link: re.Match) -> str:
-        """A link to a file of the report that is not kept becomes its text; others, also to pages elsewhere, stay."""
         path = link[2].split("#")[0]
         return link[0] if not path or "://" in path or path.startswith("..") or path in files else link[1]
 

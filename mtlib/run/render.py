@@ -26,10 +26,7 @@ ADDRESS = re.compile(r"( at )0x[0-9a-f]{6,}")
 def clean(executed: Path, root: Path, private: list[str]):
     """An executed notebook as a notebook node without times, machine paths and progress bars.
 
-    Args:
-        executed: .ipynb as `notebook.run_notebook` wrote it.
-        root:     the repository; its path is removed from every text.
-        private:  other absolute paths that parameters brought in; each is cut to its last part.
+    Args: root: the repository. private: paths that parameters brought in; absolute ones are cut to their last part.
     """
     pairs = {str(root) + "/": "", str(root): "."}
     for path in sorted(private, key=len, reverse=True):

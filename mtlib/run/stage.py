@@ -28,12 +28,10 @@ class Stage:
     """One notebook's place on disk.
 
     Args:
-        name:      the notebook's name, e.g. "02_classify".
-        given:     the notebook's `globals()`: `run_dir`, `stage_dir` and the parameters that its parameters cell names are
-                   read from there; or just the folder of the run, e.g. "runs/demo".
-        stage_dir: working folder that the pipeline prepared, where `given` is a folder; "" in an interactive session.
-        params:    the parameters, where `given` is a folder.
-        prefix:    what names of figures and tables start with; None: the stage's number or name.
+        name:   the notebook's name, e.g. "02_classify".
+        given:  the notebook's `globals()`, which hold `run_dir`, `stage_dir` ("" in an interactive session) and its
+                parameters; or the folder of the run, and the other two as arguments.
+        prefix: what names of figures and tables start with; None: the stage's number or name.
     """
 
     def __init__(
@@ -57,7 +55,7 @@ class Stage:
         (self.out / artifacts.META).unlink(missing_ok=True)
 
     def settings(self, model: type[parameters.Settings]) -> parameters.Settings:
-        """A settings model filled from the parameters of its fields' names. Raises ValueError with the field and range."""
+        """A settings model filled from the parameters of its fields' names."""
         return model(**{name: self.params[name] for name in model.model_fields if name in self.params})
 
     def has(self, stage: str) -> bool:
@@ -71,8 +69,7 @@ class Stage:
             raise ArtifactError(f"{self.run_dir.name}: no artifact of {stage} yet; run notebook {stage} first")
         folder = self.run_dir / name
         if stage not in self.inputs:
-            artifacts.verify(folder)
-            self.inputs[stage] = artifacts.digest(folder)
+            self.inputs[stage] = artifacts.digest(artifacts.verify(folder))
         return folder
 
     def facts(self, stage: str) -> dict:
@@ -82,12 +79,8 @@ class Stage:
     def table(self, frame, name: str, caption: str = "", headings: dict[str, str] | None = None):
         """Write tables/<NN>_<name>.csv: six significant digits, no index, "\\n" line ends; and declare it.
 
-        Args:
-            frame:    pandas DataFrame.
-            name:     without the stage's prefix and ".csv".
-            caption:  one sentence for notebook and report.
-            headings: column -> heading, of the columns to show and in that order; columns that `frame` lacks are left out.
-                      None: the notebook shows all of them, and the report links the CSV.
+        Args: headings: column -> heading, of the columns to show and in that order; those that `frame` lacks are left out.
+            None: the notebook shows all of them, and the report links the CSV.
         Returns: the frame to show, the last line of a cell.
         """
         with artifacts.atomic(self.out / "tables" / f"{self.number}_{name}.csv") as tmp:
@@ -120,9 +113,7 @@ class Stage:
     def finish(self, provides: list[str] | tuple[str, ...] = (), **facts) -> None:
         """Close the stage: write report.json, hash every file, write meta.json last.
 
-        Args:
-            provides: what later stages and sections may need, e.g. "labels", "truth".
-            facts:    JSON values without NaN.
+        Args: provides: what later stages and sections may need, e.g. "labels", "truth". facts: JSON values without NaN.
         """
         for name in SCRATCH:
             shutil.rmtree(self.out / name, ignore_errors=True)
@@ -133,7 +124,7 @@ class Stage:
         skipped.unlink(missing_ok=True)
         declared = {"stage": self.name, "prefix": self.number, "items": list(self.items.values()), "skipped": left_out}
         artifacts.write_json(self.out / REPORT, declared)
-        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         meta = {
             "stage": self.name,
             "params": self.params,
@@ -142,7 +133,7 @@ class Stage:
             "files": artifacts.hash_files(self.out),
             "versions": artifacts.versions(),
             "git_commit": artifacts.git_commit(),
-            "peak_mb": round(usage / (1024 if sys.platform != "darwin" else 1024**2)),
+            "peak_mb": round(peak / (1024 if sys.platform != "darwin" else 1024**2)),
         }
         artifacts.write_json(self.out / artifacts.META, meta)
         if self.interactive:

@@ -16,6 +16,7 @@ from mtlib.embed.store import open_run
 from mtlib.report import browse, build, results
 from mtlib.report.reader import Reader
 from mtlib.report.text import interval
+from mtlib.run import artifacts
 from mtlib.run.stage import Stage
 from tests.report.synthetic_run import HOSTILE, draw
 
@@ -36,7 +37,10 @@ def published(run: Path, folder: Path, remark: str = "", left_out: dict | None =
         draw(stage, "relevance_scores", long, "Shares with intervals.")
         draw(stage, "generators", results.generator_ranking(open_run(folder / "demo")), "Failure rates.")
     stage.finish()
-    (folder / "demo/timings.csv").write_text("stage,seconds,peak_mb\n01_embed,12.0,345\n07_results,3.4,200\n")
+    for artifact, seconds, peak in (("01_embed", 12.0, 345), ("07_results", 3.4, 200)):  # as the pipeline adds them
+        of_stage = artifacts.open_run(folder / "demo")[artifact]
+        timed = artifacts.read_meta(of_stage) | {"seconds": seconds, "peak_mb": peak}
+        artifacts.write_json(of_stage / "meta.json", timed)
     (folder / "demo/left_out.json").write_text(json.dumps(left_out or {}))
     report, reader = folder / "report", Reader.of_run(folder / "demo")
     for artifact in reader.folders.values():

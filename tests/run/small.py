@@ -78,8 +78,8 @@ stage.finish()
 def write_extra(places: Places) -> None:
     """Add the unnumbered notebook more_words, which can be a stage, and `look`, which cannot."""
     header = HEADER.format(stage="more_words", parameters='word = "n"')
-    (places.notebooks / "more_words.py").write_text(header + EXTRA.format())
-    (places.notebooks / "look.py").write_text(header.replace('stage_dir = ""\n', ""))
+    (places.root / "notebooks" / "more_words.py").write_text(header + EXTRA.format())
+    (places.root / "notebooks" / "look.py").write_text(header.replace('stage_dir = ""\n', ""))
 
 
 def write(

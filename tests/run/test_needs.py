@@ -60,19 +60,18 @@ def test_attributes_and_answers_of_a_notebook(tmp_path):
     }
 
 
-def test_a_stage_without_what_it_needs_is_skipped_and_runs_when_it_is_there(tmp_path):
+def test_a_stage_without_what_it_needs_is_skipped_and_runs_when_it_is_there(tmp_path, capsys):
     places = small.write(tmp_path)
-    use = places.notebooks / "02_use.py"
+    use = places.root / "notebooks" / "02_use.py"
     use.write_text(use.read_text().replace('tags=["parameters"]', 'tags=["parameters"] needs="labels"'))
-    lines = []
-    first = pipeline.run("demo", places=places, echo=lines.append)
+    first = pipeline.run("demo", places=places)
     assert (first.ran, first.left_out) == (["01_make"], {"02_use": needs.reason(["labels"])})
-    assert any("left out" in line and "plausible" in line for line in lines)
+    assert any("left out" in line and "plausible" in line for line in capsys.readouterr().out.splitlines())
     assert set(artifacts.current(tmp_path / "runs/demo")) == {"01_make"}
     assert json.loads((tmp_path / "runs/demo/left_out.json").read_text()) == first.left_out
-    make = places.notebooks / "01_make.py"
+    make = places.root / "notebooks" / "01_make.py"
     make.write_text(make.read_text().replace("stage.finish(n=n)", 'stage.finish(provides=["labels"], n=n)'))
-    assert pipeline.run("demo", places=places, echo=lines.append).ran == ["01_make", "02_use"]
+    assert pipeline.run("demo", places=places).ran == ["01_make", "02_use"]
     assert set(artifacts.current(tmp_path / "runs/demo")) == {"01_make", "02_use"}
 
 
@@ -84,9 +83,9 @@ def test_further_notebooks_stand_where_they_say(tmp_path):
         ("end", ""),
     ):
         text = f'# %% tags=["parameters"] {where}\nrun_dir = "runs/demo"\nstage_dir = ""\n'
-        (places.notebooks / f"{name}.py").write_text(text)
-    order = profiles.with_notebooks("demo", {"notebooks": ["end", "one", "two"]}, places)
-    assert order.stages == ("01_make", "one", "two", "02_use", "end")
+        (places.root / "notebooks" / f"{name}.py").write_text(text)
+    order = profiles.stages_of("demo", {"notebooks": ["end", "one", "two"]}, places)
+    assert order == ["01_make", "one", "two", "02_use", "end"]
 
 
 class Layer(params.Settings):

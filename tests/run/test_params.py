@@ -86,16 +86,15 @@ def test_words_stay_words():
     ],
 )
 def test_profile_refuses(tmp_path, text, message):
-    path = tmp_path / "x.yaml"
-    path.write_text(text)
+    (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ParamsError, match=message):
-        params.load_profile(path, "params/x.yaml")
+        params.load_profile("x.yaml", tmp_path)
 
 
 def test_profile_not_utf8_refused(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"a: \xff\xfe")
     with pytest.raises(ParamsError, match="not UTF-8"):
-        params.load_profile(tmp_path / "x.yaml", "params/x.yaml")
+        params.load_profile("x.yaml", tmp_path)
 
 
 def test_overrides_follow_the_same_rules():
@@ -118,12 +117,12 @@ def test_secret_value_is_refused_and_not_repeated():
 
 def test_notebook_parameters_read_from_source(tmp_path):
     places = small.write(tmp_path, make_parameters='n = 2\nrate = -0.5\nnames = [\n    {"a": 1},\n]')
-    found = params.notebook_parameters(places.notebooks / "01_make.py")
+    found = params.notebook_parameters(places.root / "notebooks" / "01_make.py")
     assert found == {"run_dir": "runs/demo", "stage_dir": "", "n": 2, "rate": -0.5, "names": [{"a": 1}]}
 
 
 def test_notebook_without_tag_or_literal_refused(tmp_path):
-    path = small.write(tmp_path).notebooks / "01_make.py"
+    path = small.write(tmp_path).root / "notebooks" / "01_make.py"
     text = path.read_text()
     path.write_text(text.replace('tags=["parameters"]', ""))
     with pytest.raises(ParamsError, match=r'01_make\.py: 0 cells are tagged "parameters"'):
@@ -137,7 +136,7 @@ def test_notebook_without_tag_or_literal_refused(tmp_path):
 
 
 def test_notebook_parameters_agree_with_jupytext(tmp_path):
-    path = small.write(tmp_path).notebooks / "01_make.py"
+    path = small.write(tmp_path).root / "notebooks" / "01_make.py"
     path.write_text(path.read_text().replace('tags=["parameters"]', 'a title tags=["hide", "parameters"]'))
     assert params.notebook_parameters(path)["n"] == 2
     (cell,) = [c for c in jupytext.read(path).cells if "parameters" in c.metadata.get("tags", [])]
