@@ -47,12 +47,14 @@ def training(methods, styles=None):
 
 
 def progressive(methods, styles=None):
-    return compare.curves(lines(methods, kept=[16, 32, 64]), "kept", "codes kept", styles)
+    return compare.curves(
+        lines(methods, kept=[16, 32, 64]), "kept", "codes kept", styles or plots.method_styles(methods)
+    )
 
 
 def quantiles(methods, styles=None):
     frame = lines(methods, quantile=[0, 0.5, 1])
-    return compare.distributions(frame, {"mono_score": 0.1}, styles)
+    return compare.distributions(frame, {"mono_score": 0.1}, styles or plots.method_styles(methods))
 
 
 def probing(methods, styles=None):
@@ -60,7 +62,7 @@ def probing(methods, styles=None):
 
 
 def pareto(methods, styles=None):
-    return compare.fvu_against_l0(lines(methods), styles)
+    return compare.fvu_against_l0(lines(methods), styles or plots.method_styles(methods))
 
 
 WITH_KEY = pytest.mark.parametrize("draw", [training, progressive, quantiles, probing, pareto])

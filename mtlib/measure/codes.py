@@ -87,7 +87,7 @@ def stacked(subjects: list[Subject], frames: list[pd.DataFrame]) -> pd.DataFrame
 
 
 def target_of(data: Data, subject: Subject) -> np.ndarray:
-    """The array a subject reconstructs: x (N, D) or y (N, O)."""
+    """The array that a subject reconstructs: x (N, D) or y (N, O)."""
     if subject.target == "y" and data.y is None:
         raise ValueError(f"{subject.method}: a transcoder, but the run has no hidden layer y (02_classify)")
     return data.y if subject.target == "y" else data.x
@@ -99,11 +99,8 @@ def iter_codes(
     """Yield (rows (B,), x (B, D) float32, z (B, S)) batch by batch, without gradients.
 
     Args:
-        coder:  see the module.
-        x:      (N, D) float array or memory map.
-        rows:   (n,) integer rows of x to encode, in this order.
-        batch:  rows at a time, in whole images of `tokens` rows; it changes the memory, not the codes.
-    Raises: ValueError if rows is empty or x is not two-dimensional.
+        x:     (N, D) float array or memory map. rows: (n,) those of x to encode, in this order.
+        batch: rows at a time, in whole images of `tokens` rows; it changes the memory, not the codes.
     """
     rows, batch = np.asarray(rows), max(1, batch // tokens) * tokens
     if len(rows) == 0 or np.ndim(x) != 2:
@@ -150,10 +147,7 @@ def matrix(z: Tensor) -> sparse.csc_array | np.ndarray:
 
 
 class CodeCounts:
-    """How often latents fire: streaming counts, exact integers.
-
-    A latent fires where its code is not 0 (codes may be negative), and on an image where it fires on one of its `tokens` rows.
-    """
+    """How often latents fire (their code is not 0), on rows and on images, where one of its `tokens` rows is enough."""
 
     def __init__(self, n_latents: int, tokens: int = 1):
         self.n, self.tokens = 0, tokens

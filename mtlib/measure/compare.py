@@ -25,7 +25,7 @@ from mtlib.measure.probes import fit_probe
 from mtlib.measure.scan import TOP_N, Scan, activity, scan, write_scan
 from mtlib.measure.similarity import seed_stability
 from mtlib.measure.zero_shot import ZeroShot
-from mtlib.plots import base_name, base_names, legend, method_styles, panels
+from mtlib.plots import base_name, base_names, legend, panels
 
 TOLERANCE = 0.05  # measured test L0 within this share of its target is matched
 GROUP = ["target", "l0_target"]
@@ -68,11 +68,8 @@ def write_scans(folder: Path, data: Data, subjects: list[Subject], scans: list[S
 def metrics_table(
     subjects: list[Subject], summaries: list[dict], skipped: pd.DataFrame, tolerance: float = TOLERANCE
 ) -> pd.DataFrame:
-    """One line per method and seed, x before y, with the stability over seeds; then the skipped ones with reasons.
-
-    FVU and its kin are comparable within one target only, which `target` names. `matched` compares the measured L0 with
-    the target that training aimed at.
-    """
+    """One line per method and seed, x before y, with the stability over seeds; then the skipped ones with reasons. FVU and its
+    kin are comparable within one target only."""
     agree, lines = seed_stability(subjects), []
     for s, summary in zip(subjects, summaries, strict=True):
         size = {"n_latents": s.coder.n_latents, "n_parameters": sum(p.numel() for p in s.coder.parameters())}
@@ -91,10 +88,8 @@ def matched(l0: float, target: float, tolerance: float = TOLERANCE) -> str:
 
 
 def seed_interval(values: pd.Series) -> tuple[float, float, float, str]:
-    """Mean over seeds (NaN are left out) with its interval, and what the interval is.
-
-    That is "t 95%" (Student's t of the mean, three seeds or more), "range" (two seeds: the smaller and the larger, no
-    probability is claimed), or "" (one seed: no interval).
+    """Mean over seeds (NaN are left out), its interval and what that is: "t 95%" (Student's t of the mean, three seeds or more),
+    "range" (two seeds: the smaller and the larger, no probability is claimed), or "" (one seed: no interval).
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
@@ -110,12 +105,10 @@ def seed_interval(values: pd.Series) -> tuple[float, float, float, str]:
 def comparison(metrics: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
     """One line per method: its target, L0 target and sizes, and of every measure the mean over seeds with its interval.
 
-    Args:
-        metrics:  04_metrics, one line per method and seed; only status ok is used.
-        measures: columns of it, in the order of the table; those of MONO come behind them anyway.
-    Returns: frame of target, l0_target, method, base, n_seeds, matched, n_latents, n_parameters, n_assessed,
-        assessed_rate, interval, then for each measure its mean, <name>_low and <name>_high; ordered by
-        target, L0 target and the order of the methods. A method is matched when all of its seeds are.
+    Args: metrics: 04_metrics. measures: columns of it, in the order of the table; those of MONO come behind them anyway.
+    Returns: frame of target, l0_target, method, base, n_seeds, matched (all of its seeds are), n_latents, n_parameters,
+        n_assessed, assessed_rate, interval, then for each measure its mean, <name>_low and <name>_high; ordered by target,
+        L0 target and the order of the methods.
     """
     lines = []
     for method, part in metrics[metrics["status"] == "ok"].groupby("method", sort=False):
@@ -135,8 +128,7 @@ def comparison(metrics: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
 def mono_pairs(table: pd.DataFrame) -> pd.DataFrame:
     """MonoLoss off and on: every method beside the one of the same name with "_mono" (before the L0, if the name has one).
 
-    Args:
-        table: what `comparison` returned.
+    Args: table: what `comparison` returned.
     Returns: frame of method, target, l0_target and for each measure of MONO <name>_off, <name>_on, and <name>_apart: their
         intervals over seeds do not meet.
     """
@@ -163,10 +155,8 @@ def fair_tables(table: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
     tables = {}
     for key, part in table.groupby(GROUP, dropna=False, sort=True) if len(table) else ():
         if part["n_latents"].nunique() > 1:
-            sizes = sorted(set(part["n_latents"]))
-            raise ValueError(
-                f"target and L0 {key}: one table mixes denominators, n_latents {sizes}; make one table for each"
-            )
+            mixed = f"one table mixes denominators, n_latents {sorted(set(part['n_latents']))}"
+            raise ValueError(f"target and L0 {key}: {mixed}; make one table for each")
         tables[key] = part.reset_index(drop=True)
     return tables
 
@@ -178,19 +168,18 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(lines, ignore_index=True) if lines else table[:0]
 
 
-def fvu_against_l0(metrics: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
+def fvu_against_l0(metrics: pd.DataFrame, styles: dict[str, dict]) -> Figure:
     """FVU against measured L0: a line per method through its L0, a small point per seed, one panel per target."""
     ok = metrics[metrics["status"] == "ok"]
     frame = ok.assign(trained=ok["method"], method=base_names(ok), l0_target=np.nan)  # all L0 of a method share a panel
-    return curves(frame, "l0", "measured L0 (latents per image)", styles or method_styles(ok["method"]), "trained")
+    return curves(frame, "l0", "measured L0 (latents per image)", styles, "trained")
 
 
-def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | None = None, by: str = "") -> Figure:
+def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict], by: str = "") -> Figure:
     """FVU against a column, mean over seeds with the seeds as small points, one panel per target (and L0).
 
     Args: frame: method, seed, target, fvu, `x`. by: the column by which points of the seeds belong together; `x` without it.
     """
-    styles = styles or method_styles(frame["method"])
     fig, found = panels(frame, sorted(set(frame["target"])))
     for ax, l0, target, parts in found:
         for base, part in parts:
@@ -207,16 +196,12 @@ def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict] | No
 
 
 def distributions(
-    table: pd.DataFrame,
-    marks: dict[str, float],
-    styles: dict[str, dict] | None = None,
-    labels: dict[str, str] = LATENTS,
+    table: pd.DataFrame, marks: dict[str, float], styles: dict[str, dict], labels: dict[str, str] = LATENTS
 ) -> Figure:
     """Quantiles of measures of latents, a panel each (and per L0): value against the share of latents below it.
 
     Args: table: of `quantiles`. marks: of `chance`, drawn as dashed lines. labels: measure -> its name on the axis.
     """
-    styles = styles or method_styles(table["method"])
     fig, found = panels(table, [c for c in labels if c in table])
     for ax, l0, column, parts in found:
         for base, part in parts:
@@ -228,11 +213,10 @@ def distributions(
     return fig
 
 
-def mono_figure(pairs: pd.DataFrame, styles: dict[str, dict] | None = None) -> Figure:
+def mono_figure(pairs: pd.DataFrame, styles: dict[str, dict]) -> Figure:
     """What MonoLoss buys (MonoScore, purity) and costs (R²): from without it (hollow) to with it, an arrow per method."""
     columns = {"mono_score": "MonoScore", "purity": "purity"}
     shown = {c: label for c, label in columns.items() if f"{c}_off" in pairs and pairs[f"{c}_off"].notna().any()}
-    styles = styles or method_styles(pairs["method"])
     fig, axes = plt.subplots(1, max(len(shown), 1), figsize=(4.6 * max(len(shown), 1) + 0.4, 3.6), squeeze=False)
     for ax, (column, label) in zip(axes[0], shown.items(), strict=False):
         for row in pairs.to_dict("records"):

@@ -16,11 +16,8 @@ MIN_YOUDEN = 0.05  # a detector whose sensitivity + specificity - 1 is below thi
 
 
 def rogan_gladen(apparent, sensitivity, specificity) -> np.ndarray:
-    """The true rate behind an apparent one.
+    """The true rate behind an apparent one, in 0 .. 1; NaN where sensitivity + specificity - 1 < 0.05 (it hardly detects).
 
-    Args:
-        apparent, sensitivity, specificity: shares, numbers or arrays that broadcast.
-    Returns: rate in 0 .. 1; NaN where sensitivity + specificity - 1 < 0.05 (the detector hardly detects).
     Source: Rogan and Gladen 1978, Am. J. Epidemiol. 107.
     """
     youden = np.asarray(sensitivity, np.float64) + specificity - 1
@@ -29,12 +26,9 @@ def rogan_gladen(apparent, sensitivity, specificity) -> np.ndarray:
 
 
 def detector_counts(flagged: np.ndarray, labels: np.ndarray) -> dict:
-    """Counts behind sensitivity and specificity.
+    """true_positive, n_positive, true_negative, n_negative, sensitivity, specificity.
 
-    Args:
-        flagged: (n,) bool, the classifier says implausible. labels: (n,) 1 implausible, 0 plausible.
-    Returns: true_positive, n_positive, true_negative, n_negative, sensitivity, specificity.
-    Raises: ValueError if one of the two labels is missing.
+    Args: flagged: (n,) bool, the classifier says implausible. labels: (n,) 1 implausible, 0 plausible; both must occur.
     """
     flagged, labels = np.asarray(flagged, bool), np.asarray(labels, int)
     pos, neg = labels == 1, labels == 0
@@ -46,19 +40,15 @@ def detector_counts(flagged: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def _redraw(rng: np.random.Generator, k: int, n: int, size: int) -> np.ndarray:
-    """Shares of `size` bootstrap samples of n yes / no answers, k of them yes.
-
-    Half a yes and half a no are added to the draws' probability, so that k = 0 and k = n keep some uncertainty.
-    """
+    """Shares of `size` bootstrap samples of n yes / no answers, k of them yes; half a yes and half a no are added to their
+    probability, so that k = 0 and k = n keep some uncertainty."""
     return rng.binomial(n, (k + 0.5) / (n + 1), size) / n
 
 
 def corrected_rate(k: int, n: int, detector: dict, n_boot: int = N_BOOT, seed: int = 0) -> dict:
     """One generator's rate with its 95% interval; the generator's sample and the detector's are both bootstrapped.
 
-    Args:
-        k, n:     images flagged, and images, of the generator. n > 0.
-        detector: what `detector_counts` returned (val).
+    Args: k, n: images flagged, and images, of the generator. detector: what `detector_counts` returned (val).
     Returns: raw_rate, raw_low, raw_high (Wilson), corrected_rate, low, high, undefined (share of bootstrap draws whose
         detector could not be corrected; the interval is then 0 .. 1 when more than 5%).
     """

@@ -67,11 +67,8 @@ def steer(
     """What a readout says when one feature is scaled.
 
     Args:
-        coder:     any coder; its last level's W_dec is used.
-        x:         (B, D) what the coder reads.
-        h:         (B, O) what it reconstructs: x for an autoencoder, y for a transcoder.
-        feature:   j.
-        readout:   see above; (B, O) -> logits or probabilities (B,) or (B, C).
+        x:         (B, D) what the coder reads. h: (B, O) what it reconstructs: x for an autoencoder, y for a transcoder.
+        readout:   (B, O) -> logits or probabilities (B,) or (B, C).
         direction: (O,) to use in place of W_dec_j, at its norm: the control.
     Returns: (len(factors), B) or (len(factors), B, C).
     """
@@ -100,10 +97,8 @@ def causal_relevance(
     class is followed.
 
     Args:
-        coder:      has W_dec (S, O).
         classifier: maps x (B, D) to logits (B,) or (B, C); has w_logit (O,) or (O, C).
         x, rows:    (N, D), and those of its rows that are used.
-        target:     "y" for a transcoder, "x" for an autoencoder.
         n_controls: directions of each kind per feature (fewer where S * O is very large).
         share:      share of the rows on which an autoencoder's controls are run (drawn by row number and seed).
     Returns: frame of causal_relevance (mean change of the logit, signed), causal_control_latents, causal_control_random: the

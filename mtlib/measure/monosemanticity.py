@@ -23,14 +23,13 @@ class MonoScore:
         score = sum_{i != j} a_i a_j e_i . e_j / sum_{i != j} a_i a_j
               = (||sum a e||^2 - sum a^2) / ((sum a)^2 - sum a^2)
 
-    The sums are kept of z itself, so that minimum and maximum need no pass of their own. Rows of x with zero norm are
-    left out and counted.
+    The sums are kept of z itself, so that minimum and maximum need no pass of their own. Rows of x of norm 0 are left out.
 
     Source: MonoLoss, arXiv 2602.12403.
     """
 
     def __init__(self, n_latents: int, d_in: int):
-        self.n = self.n_zero_norm = 0
+        self.n = 0
         self.ze = np.zeros((n_latents, d_in))  # (S, D) sum of z e
         self.z, self.zz = np.zeros(n_latents), np.zeros(n_latents)  # (S,)
         self.low, self.high = np.full(n_latents, np.inf), np.full(n_latents, -np.inf)
@@ -40,9 +39,7 @@ class MonoScore:
         """Add a batch: x (B, D) embeddings, z (B, S) codes."""
         x, z = x.detach().cpu().double(), z.detach().cpu()
         norm = x.norm(dim=1, keepdim=True)
-        ok = norm[:, 0] > 0
-        self.n_zero_norm += int((~ok).sum())
-        if not bool(ok.all()):
+        if not bool((ok := norm[:, 0] > 0).all()):
             x, z, norm = x[ok], z[ok], norm[ok]
         if len(x) == 0:
             return
@@ -100,23 +97,13 @@ def _by_column(m: sparse.csc_array | np.ndarray, ufunc: np.ufunc) -> np.ndarray:
     return out
 
 
-def mono_score(x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """(S,) MonoScore of codes z (N, S) with embeddings x (N, D); see `MonoScore`."""
-    sums = MonoScore(z.shape[1], x.shape[1])
-    sums.update(torch.as_tensor(np.asarray(x)), torch.as_tensor(np.asarray(z)))
-    return sums.scores()
-
-
 class Purity:
     """Share of a latent's activating images that lie in its dominant class, by count and weighted by |activation|.
 
-    The null permutes the classes of the images: with few images per latent the largest share is high by chance.
+    The null permutes the classes of the images: with few images per latent the largest share is high by chance. It has
+    fewer permutations when latents * classes is large.
 
-    Args:
-        classes:        (N,) integer class of every row of x, -1 where unknown (left out).
-        rows:           (n,) rows that will be seen.
-        n_latents:      S.
-        n_permutations: of the null; fewer when latents * classes is large.
+    Args: classes: (N,) integer class of every row of x, -1 where unknown (left out). rows: (n,) those that will be seen.
     """
 
     def __init__(self, classes: np.ndarray, rows: np.ndarray, n_latents: int, n_permutations: int = 20, seed: int = 0):

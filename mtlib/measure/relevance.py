@@ -21,7 +21,7 @@ PERMUTATIONS = 200
 def wilson(successes, trials) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) float64 of the 95% Wilson score interval of shares, for arrays of counts; 0 and 1 without trials.
 
-    Source: Wilson 1927; equal to scipy.stats.binomtest(k, n).proportion_ci(method="wilson").
+    Equal to scipy.stats.binomtest(k, n).proportion_ci(method="wilson"), which takes one share only.
     """
     k, n = np.asarray(successes, np.float64), np.asarray(trials, np.float64)
     z = norm.ppf(0.975)
@@ -46,12 +46,9 @@ def fisher_enriched(n_error, n_active, n_positive: int, n_rows: int) -> np.ndarr
 def error_ratios(n_error, n_active, n_positive: int, n_rows: int) -> pd.DataFrame:
     """One line per feature: error ratio with its interval, and the tests against the base rate.
 
-    Args:
-        n_error, n_active: (S,) counts on test, duplicates counted once.
-        n_positive, n_rows: implausible images and labelled images of the split.
+    Args: n_error, n_active: (S,) counts. n_positive, n_rows: implausible images and labelled images of the split.
     Returns: frame of feature, n_active_test, n_error, error_ratio (NaN when never active), error_low, error_high
         (Wilson 95%), base_rate, assessed, p_fisher, q_bh, q_by (corrected over the assessed features; 1 for others).
-    Raises: ValueError if the counts cannot be: more errors than activations, or more than the split has.
     """
     n_error, n_active = np.asarray(n_error, np.int64), np.asarray(n_active, np.int64)
     if (n_error > n_active).any() or (n_error > n_positive).any() or (n_active > n_rows).any() or n_positive > n_rows:
@@ -74,9 +71,7 @@ def error_ratios(n_error, n_active, n_positive: int, n_rows: int) -> pd.DataFram
 def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
     """All relevance scores of one method over its one denominator, n_latents = len(features).
 
-    Args:
-        features: what `error_ratios` returns (or 05's features.parquet): one line per latent, none left out.
-        verdicts: 06's verdicts (feature, judge, verdict); None leaves the judges' lines out.
+    Args: features: 05's features.parquet, none left out. verdicts: 06's; None leaves the judges' lines out.
     Returns: frame of method, score, n_yes, n_latents, share, low, high (Wilson), n_assessed, assessed_rate, judge: a line for
         relevance_threshold, relevance_enriched, relevance_enriched_by, and for relevance_judge of each judge, with n_refused,
         n_failed, n_skipped (and n_unasked, of a run that stopped at a limit) counted apart, never as no.
@@ -92,9 +87,8 @@ def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame 
         counts = group.drop_duplicates("feature", keep="last")["verdict"].value_counts()
         n_yes, judged = int(counts.get("error", 0)), int(counts.get("error", 0) + counts.get("no_error", 0))
         kinds = ("refused", "failed", "skipped", *(["unasked"] if "unasked" in counts else []))
-        lines.append(
-            ("relevance_judge", n_yes, judged, {"judge": judge} | {f"n_{v}": int(counts.get(v, 0)) for v in kinds})
-        )
+        apart = {f"n_{v}": int(counts.get(v, 0)) for v in kinds}
+        lines.append(("relevance_judge", n_yes, judged, {"judge": judge} | apart))
     low, high = wilson([line[1] for line in lines], np.full(len(lines), n))
     frame = pd.DataFrame({"method": method, "score": score, "n_yes": k, "n_latents": n} for score, k, _, _ in lines)
     frame = frame.assign(share=frame["n_yes"] / n, low=low, high=high, n_assessed=[line[2] for line in lines])
@@ -102,10 +96,7 @@ def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame 
 
 
 def same_denominator(table: pd.DataFrame) -> pd.DataFrame:
-    """The same table, after checking that its shares may be ranked: one denominator, and every share is n_yes of it.
-
-    Raises: ValueError naming the method whose lines mix denominators, the share, or the methods' different n_latents.
-    """
+    """The same table, after checking that its shares may be ranked: one denominator, and every share is n_yes of it."""
     sizes = table.groupby("method")["n_latents"].unique()
     for method, own in sizes.items():
         if len(own) > 1:
@@ -119,17 +110,6 @@ def same_denominator(table: pd.DataFrame) -> pd.DataFrame:
 
 
 # --- null ------------------------------------------------------------------------------------------------------------
-
-
-def fisher_tails(n_active: np.ndarray, n_positive: int, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """One-sided Fisher p for many counts at once: every tail of every distinct n_active (S,), computed once.
-
-    Returns: (U, n_positive + 1) P(at least k implausible images); (S,) the line of each feature.
-    """
-    sizes, index = np.unique(n_active, return_inverse=True)
-    k = np.arange(n_positive + 1)
-    pmf = np.exp(hypergeom.logpmf(k, n_rows, n_positive, sizes[:, None]))
-    return np.minimum(pmf[:, ::-1].cumsum(1)[:, ::-1], 1.0), index
 
 
 def permuted_labels(labels: np.ndarray, groups: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
@@ -158,10 +138,9 @@ def permutation_null(active: np.ndarray, labels: np.ndarray, groups: np.ndarray,
     found = np.zeros(1 + PERMUTATIONS, np.int64)
     if len(kept):
         counts = np.rint(active[:, kept].T.astype(np.float32) @ trials.astype(np.float32)).astype(np.int64)
-        tails, index = fisher_tails(n_active[kept], int(labels.sum()), len(labels))
-        found = (false_discovery_control(tails[index[:, None], counts], axis=0) <= LEVEL).sum(
-            0
-        )  # (S', 1 + P) -> (1 + P,)
+        pairs, index = np.unique(counts * (len(labels) + 1) + n_active[kept, None], return_inverse=True)  # each once
+        p = fisher_enriched(*np.divmod(pairs, len(labels) + 1), int(labels.sum()), len(labels))
+        found = (false_discovery_control(p[index].reshape(counts.shape), axis=0) <= LEVEL).sum(axis=0)  # (1 + P,)
     runs = int((found[1:] > 0).sum())
     low, high = wilson(runs, PERMUTATIONS)
     return {

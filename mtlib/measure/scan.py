@@ -11,8 +11,6 @@ With T tokens per image a latent's activation on an image is its largest over th
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +66,7 @@ class TopK:
 class Histogram:
     """Counts of each feature's positive activations in equal bins from 0 to a power of two above its maximum.
 
-    When a larger value arrives, the range doubles and neighbouring bins are merged, which is exact; so one pass is
-    enough, and the result is that of a second pass that knew the maximum.
+    When a larger value arrives, the range doubles and neighbouring bins are merged, which is exact; so one pass is enough.
     """
 
     def __init__(self, n_latents: int, bins: int = BINS):  # an even number
@@ -173,10 +170,9 @@ def scan(
     top_n: int = TOP_N,
     seed: int = 0,
 ) -> Scan:
-    """Everything that is measured of one coder on the rows of one split.
+    """Everything that is measured of one coder on the rows of one split; what was not asked for is absent from the summary.
 
     Args:
-        coder:      see codes.py; target "x" or "y" is not looked at, `target` is.
         x, target:  (N, D) and (N, O) float, arrays or memory maps.
         rows:       (n,) rows to measure on (test), without duplicates, whole images.
         rows_train: rows for dead_fraction; None leaves it NaN.
@@ -186,8 +182,6 @@ def scan(
         readout:    target (B, O) -> the classifier's logit, for logit_change.
         zero_shot:  the task for zero_shot_drop; only for a coder of x.
         tokens:     rows of x per image. n_assessed, purity and all of `Activity` count images, the rest counts rows.
-    Returns: Scan. Measures that were not asked for are absent from the summary.
-    Raises: ValueError if target and rows do not fit, or the target does not vary.
     """
     rows = np.asarray(rows)
     S, d_out = coder.W_dec.shape
@@ -234,18 +228,12 @@ def scan(
         summary["n_purity"] = int(of_latents["purity"].notna().sum())
     summary |= neighbours_kept(coder, x, rows, seed)
     summary["decoder_coherence"] = decoder_coherence(coder.W_dec.detach().cpu().numpy())
-    curves = (
-        by_level.result(level=range(len(by_level.fired)), n_latents=coder.config.levels),
-        by_size.result(kept=kept_sizes(S)),
-    )
-    return Scan(summary, latents, *curves, active)
+    of_levels = by_level.result(level=range(len(by_level.fired)), n_latents=coder.config.levels)
+    return Scan(summary, latents, of_levels, by_size.result(kept=kept_sizes(S)), active)
 
 
 def top_images_table(found: Mapping[str, Activity], manifest: pd.DataFrame) -> pd.DataFrame:
-    """The top lists as one table: feature, rank (0 first), row, path, activation, label, split.
-
-    Args: found: split -> Activity. manifest: rows of the data, indexed by row, with path and label.
-    """
+    """The top lists by split as one table: feature, rank (0 first), row, path, activation, label, split."""
     parts = []
     for split, seen in found.items():
         rows, activations = seen.top.result()
@@ -258,10 +246,8 @@ def top_images_table(found: Mapping[str, Activity], manifest: pd.DataFrame) -> p
 
 
 def write_scan(folder: Path, test: Scan, val: Activity, manifest: pd.DataFrame, classes: list[str] = ()) -> None:
-    """Write latents.parquet (test; n_active_val), top_images.parquet (val, test) and histograms.npz (test) into `folder`.
-
-    Args: classes: names of the classes, for dominant_class ("" where a latent has none).
-    """
+    """Write latents.parquet (test; n_active_val; the name of dominant_class, "" for none), top_images.parquet (val, test) and
+    histograms.npz (test) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     latents = test.latents.assign(n_active_val=val.n_active.numpy())
     if classes:
@@ -270,13 +256,4 @@ def write_scan(folder: Path, test: Scan, val: Activity, manifest: pd.DataFrame, 
     top = top_images_table({"val": val, "test": test.activity}, manifest)
     top.to_parquet(folder / "top_images.parquet", index=False)
     histogram = test.activity.histogram
-    write_npz(folder / "histograms.npz", edges=histogram.edges(), counts=histogram.counts.numpy())
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Like np.savez_compressed, but without times: the same arrays give the same bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, value in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.ascontiguousarray(value), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+    np.savez_compressed(folder / "histograms.npz", edges=histogram.edges(), counts=histogram.counts.numpy())

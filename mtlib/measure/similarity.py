@@ -45,7 +45,6 @@ def cknna(a: np.ndarray, b: np.ndarray) -> float:
 
     Args: a, b: (n, P) and (n, Q) float, n > 13; linear kernels, so a constant factor changes nothing.
     Returns: () at most about 1 (a against itself is 1).
-    Raises: ValueError if the number of rows differs or is too small.
     Source: Huh et al. 2024, arXiv 2405.07987.
     """
     k = NEIGHBOURS
@@ -90,11 +89,9 @@ def decoder_coherence(w_dec: np.ndarray) -> float:
 
 
 def matched(w_a: np.ndarray, w_b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows matched one to one so that their cosines have the largest sum (Hungarian).
+    """Rows of w_a (S_a, O) and w_b (S_b, O) matched one to one so that their cosines have the largest sum (Hungarian).
 
-    Args: w_a (S_a, O), w_b (S_b, O) float.
     Returns: rows of w_a, rows of w_b and cosines, each (min(S_a, S_b),), in the order of w_a's rows.
-    Raises: ValueError if the widths differ.
     """
     if np.shape(w_a)[1] != np.shape(w_b)[1]:
         raise ValueError(f"rows of widths {np.shape(w_a)[1]} and {np.shape(w_b)[1]} cannot be matched")

@@ -57,19 +57,14 @@ def step_of(coder, x: Tensor, features: Sequence[int], others: Sequence[int] = (
 
 @dataclass(frozen=True)
 class Steering:
-    """What is steered, and what is read from it.
-
-    data: the run's; encoder: that made it, or None (embeddings given as arrays); coder: an autoencoder of x; task: the
-    classes of zero-shot; classifier: embeddings (n, D) -> logit of implausible (n,), or None; verdict: the text tower's, or
-    None where the vocabulary has no phrases of errors.
-    """
+    """What is steered, and what is read from it."""
 
     data: Data
-    encoder: object | None
-    coder: object
+    encoder: object | None  # that made the data; None where embeddings were given as arrays
+    coder: object  # an autoencoder of x
     task: ZeroShot
-    classifier: Callable[[Tensor], Tensor] | None = None
-    verdict: object | None = None
+    classifier: Callable[[Tensor], Tensor] | None = None  # embeddings (n, D) -> logit of implausible (n,)
+    verdict: object | None = None  # the text tower's; None where the vocabulary has no phrases of errors
 
     def embeddings(
         self, images: np.ndarray, features: Sequence[int], factors: Sequence[float], others: Sequence[int] = ()

@@ -29,12 +29,9 @@ def judges_of(reader: Reader, verdicts: pd.DataFrame) -> list[str]:
 
 
 def feature_table(reader: Reader, method: str, judge: str = "") -> pd.DataFrame:
-    """Every feature of a method with its statistics and one judge's phrase, verdict and category.
+    """Every feature of a method, by its number: the columns of features.parquet and what one judge says of it.
 
-    Args:
-        judge: whose verdicts; "" for the first of `judges_of`.
-    Returns: frame indexed by feature; columns of features.parquet and phrase, verdict, category, confidence, detail
-        ("" where the judge has no verdict; the feature's number stays a column too).
+    Args: judge: whose phrase, verdict, category, confidence and detail ("" without a verdict); "": the first of `judges_of`.
     """
     features = reader.features(method)
     verdicts = reader.verdicts(method)
@@ -46,15 +43,13 @@ def feature_table(reader: Reader, method: str, judge: str = "") -> pd.DataFrame:
     return table.set_index("feature", drop=False).rename_axis(None)
 
 
-def error_features(reader: Reader, method: str, n: int | None = None) -> pd.DataFrame:
-    """The error features of a method to show: enriched on test, called an error by its judge, one per name, safest first.
-
-    Returns: frame of at most n lines of `feature_table`; empty when there are none.
-    """
+def error_features(reader: Reader, method: str) -> pd.DataFrame:
+    """The error features of a method to show, as `feature_table`: enriched on test, called an error by its judge, one per
+    name, safest first."""
     table = feature_table(reader, method)
     keep = table["assessed"].astype(bool) & (table["q_bh"] <= 0.05) & (table["verdict"] == "error")
     ordered = table[keep].sort_values(["error_low", "feature"], ascending=[False, True])
-    return ordered.drop_duplicates("phrase").head(len(table) if n is None else n)
+    return ordered.drop_duplicates("phrase")
 
 
 def most_active(reader: Reader, method: str) -> pd.DataFrame:
@@ -64,9 +59,8 @@ def most_active(reader: Reader, method: str) -> pd.DataFrame:
 
 
 def gallery(reader: Reader, n: int) -> list[dict]:
-    """Up to n features with a collage, over methods in order: error features, or where none has one the most active.
-
-    Of errors one per true cause where the truth is known, else one per name.
+    """Up to n features with a collage, over methods in order: error features, or where none has one the most active. Of
+    errors one per true cause where the truth is known, else one per name.
 
     Returns: the features' lines of `feature_table` as dicts, with method, file (of the collage) and error (bool).
     """
@@ -94,12 +88,10 @@ def select(
 ) -> np.ndarray:
     """Numbers of the features to list, in order; ties by number, missing values last.
 
-    Verdicts sort as in VERDICTS (errors first when descending), within one verdict by error ratio.
-
     Args:
-        sort:    a key of SORTS.
-        verdict: the one to keep; "": any. assessed: keep no others.
-        text:    words that must all occur in the number, name, category, true cause or class of a feature.
+        sort:     a key of SORTS; verdicts sort as in VERDICTS (errors first when descending), then by error ratio.
+        verdict:  the one to keep; "": any. assessed: keep no others.
+        text:     words that must all occur in the number, name, category, true cause or class of a feature.
     """
     keep = table["density"].fillna(0) >= min_density
     if assessed:

@@ -25,13 +25,8 @@ NO_JUDGES = ("truth", "threshold")  # verdicts that read the answer or the label
 
 
 def build(run_dir: str | Path, report: str | Path) -> None:
-    """Write the pages of a run into its published report, whose figures, tables and collages are there already.
-
-    Raises: ArtifactError when the run has no finished stage or a file of it is damaged.
-    """
-    run = Reader.of_run(run_dir)
-    values = numbers(run)
-    environment = text.markdown_templates()
+    """Write the pages of a run into its published report, whose figures, tables and collages are there already."""
+    values, environment = numbers(Reader.of_run(run_dir)), text.markdown_templates()
     for page in PAGES:
         written = environment.get_template(f"{page}.j2").render(values)
         spaced = re.sub(r"\n+(?=#+ )", "\n\n", re.sub(r"\n{3,}", "\n\n", written))
@@ -64,10 +59,8 @@ def numbers(run: Reader) -> dict:
 
 
 def declared(run: Reader, stage: str) -> list[dict]:
-    """A stage's figures, tables and sentences in the order of its notebook, with the names of their files.
-
-    Returns: dicts of kind ("figure", "table" or "say"), name, caption and headings ({} where the table is only linked).
-    """
+    """A stage's figures, tables and sentences in the order of its notebook, with the names of their files; headings are {}
+    where a table is only linked."""
     said = run.declared(stage)
     named = [i | {"name": f"{said['prefix']}_{i['name']}"} for i in said["items"]]
     return [i | {"headings": dict(i.get("headings") or {})} for i in named]
@@ -93,7 +86,7 @@ def own_features(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_cause(scores: pd.DataFrame) -> pd.DataFrame:
-    """Means over the seeds. Args: scores: what `own_features` returned. Returns: its columns without seed, and found."""
+    """Means of `own_features` over the seeds, and whether the cause is found."""
     if scores.empty:
         return scores
     keys = ["who", "control", "cause", "captioned"]
@@ -102,9 +95,8 @@ def by_cause(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def finders(scores: pd.DataFrame) -> pd.DataFrame:
-    """Who has features of their own for how many causes, the best method first, controls last.
+    """Who has features of their own (`own_features`) for how many causes, the best method first, controls last.
 
-    Args: scores: what `own_features` returned.
     Returns: frame of who, control, n, found, mean and worst (of the means over seeds), low and high (the smallest and largest
         mean of one seed), settled (the worst seed is better than every other method's best).
     """
@@ -144,10 +136,8 @@ def fair(compared: pd.DataFrame) -> dict[tuple[str, float], pd.DataFrame]:
 
 
 def judge_scores(frame: pd.DataFrame) -> pd.DataFrame:
-    """06_judges, one line per method and judge, with the recall of causes that no caption named beside that of all.
-
-    No score stands where fewer than ENOUGH features are called errors, or truly are.
-    """
+    """06_judges, one line per method and judge, with the recall of causes that no caption named beside that of all; no score
+    where fewer than ENOUGH features are called errors, or truly are."""
     if frame.empty:
         return frame
     keys = ["method", "judge"]
@@ -165,10 +155,7 @@ def names(run: Reader) -> list[str]:
 
 
 def chance(frame: pd.DataFrame) -> dict:
-    """Share and number of classes where the text tower names the classes no better than chance would; {} elsewhere.
-
-    Args: frame: 01_encoder.
-    """
+    """Of 01_encoder: share and number of classes where the text tower names them no better than chance would; else {}."""
     whole = frame[frame["family"] == "all"] if "zero_shot_family" in frame else frame[:0]
     n = frame["family"].nunique() - 1 if len(whole) else 0
     if n < 2 or whole["zero_shot_family"].isna().all():

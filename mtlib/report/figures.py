@@ -21,11 +21,7 @@ N_LABELLED, N_EXPLAINED = 6, 4  # images shown with what explains them, and expl
 
 
 def relevance_bars(long: pd.DataFrame) -> Figure:
-    """Share of all latents that each score calls an error feature, by method, with 95% intervals.
-
-    Args:
-        long: what `results.relevance_long` returned.
-    """
+    """Share of all latents that each score of `results.relevance_long` calls an error feature, by method, with intervals."""
     names = [TITLES.get(s) or f"judge: {j}" for s, j in zip(long["score"], long["judge"], strict=True)]
     methods, scores = list(dict.fromkeys(long["method"])), list(long.groupby(names, sort=False))
     columns = min(len(scores), 3)
@@ -81,10 +77,9 @@ def generator_heatmap(frame: pd.DataFrame) -> Figure | None:
 
 
 def labelled_images(shown: list) -> Figure | None:
-    """Some new images beside the explanations of the features that fire on them.
+    """Some new images beside the explanations of the features that fire on them; None without images.
 
-    Args:
-        shown: list of (name, known, PIL image, what Labeler.label says), as `new_images.label_table` returns; None if empty.
+    Args: shown: (name, known, PIL image, what Labeler.label says) of each, as `new_images.label_table` returns.
     """
     if not shown:
         return None

@@ -18,10 +18,7 @@ READ = ("01_embed", "02_classify", "03_train", "05_features", "06_interpret")  #
 class Reader:
     """The folders of a run's stages, in which its tables are found by name.
 
-    Args:
-        name:    the run's name, e.g. "demo".
-        folders: stage -> folder of its artifact (verified), stages without one left out.
-        run_dir: folder of the run; None where only the stages' own files are read.
+    Args: folders: stage -> folder of its artifact (verified). run_dir: None where only the stages' own files are read.
     """
 
     def __init__(self, name: str, folders: dict[str, Path], run_dir: Path | None = None):
@@ -30,10 +27,7 @@ class Reader:
 
     @classmethod
     def of_run(cls, run_dir: str | Path) -> Reader:
-        """The stages that a run has finished, each verified; relative paths are taken from the repository root.
-
-        Raises: ArtifactError when there are none or a file is damaged.
-        """
+        """The stages that a run has finished, each verified; see `open_run`."""
         return cls(Path(run_dir).name, open_run(run_dir), ROOT / run_dir)
 
     @classmethod

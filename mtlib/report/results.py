@@ -39,11 +39,7 @@ def load_coder(reader: Reader, method: str) -> SparseCoder:
 
 
 def relevance_long(reader: Reader) -> pd.DataFrame:
-    """Every relevance score of every interpreted method: one line per method and score, judges included.
-
-    Returns: frame of `share_line`s with target; empty without methods.
-    Raises: ValueError when methods have different denominators.
-    """
+    """`relevance_table` of every interpreted method, with its target; empty without methods."""
     targets = interpreted(reader.folders["03_train"]).set_index("method")["target"]
     own = {m: relevance_table(m, reader.features(m), reader.verdicts(m)) for m in reader.methods()}
     frames = [f.assign(target=targets[m]) for m, f in own.items() if len(f)]
@@ -96,14 +92,12 @@ def _share(name: str, score: dict | pd.Series, share: str, n: str) -> dict:
 
 
 def null_table(reader: Reader, data: Data, seed: int = 0) -> pd.DataFrame:
-    """`enriched_null` of every interpreted method, a line each."""
     return pd.DataFrame({"method": m} | enriched_null(load_coder(reader, m), data, seed) for m in reader.methods())
 
 
 def enriched_null(coder: SparseCoder, data: Data, seed: int = 0) -> dict:
-    """The permutation null of relevance_enriched: what `permutation_null` says of a coder's latents on the labelled test
-    images, labels shuffled within family. A latent is active on an image when it is on any of its rows.
-    """
+    """`permutation_null` of a coder's latents on the labelled test images, labels shuffled within family. A latent is active
+    on an image when it is on any of its rows."""
     labels, rows = data.labels(), data.rows("test")
     rows = rows[labels[rows] >= 0]
     images = rows[:: data.tokens]

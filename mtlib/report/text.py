@@ -84,9 +84,7 @@ def interval(value, low, high, show=percent) -> str:
 def markdown_table(frame: pd.DataFrame, columns: Mapping[str, str] | None = None, max_rows: int = 40) -> str:
     """A frame as a Markdown table, every cell escaped: numbers by `number`, everything else as text.
 
-    Args:
-        columns:  column -> heading, in order; columns that the frame lacks are left out. None: all columns.
-        max_rows: more rows are cut, and a line below says how many.
+    Args: columns: column -> heading, in order; those that the frame lacks are left out. None: all.
     """
     shown = {c: h for c, h in (columns or dict(zip(frame, frame, strict=True))).items() if c in frame}
     if frame.empty or not shown:

@@ -27,9 +27,7 @@ MAX_LISTED = 3000  # a longer list makes browsers slow; filters shorten it
 class FeatureViewer:
     """Browse the features of a finished run. Put it last in a cell to see it.
 
-    Args:
-        run_dir: folder of the run, e.g. "runs/demo"; relative paths are taken from the repository root.
-        method:  the method to start with; "" for the first one.
+    Args: run_dir: folder of the run. method: the one to start with; "": the first.
     Attributes: feature (the number shown, or None), features (numbers in the list, in order), on (the controls), widget.
     Raises: ArtifactError when the run has no features yet, or an artifact is damaged.
     """
@@ -61,7 +59,7 @@ class FeatureViewer:
         self.on.split.observe(lambda _: self._show_images(), "value")
         self.on.previous.on_click(lambda _: self.step(-1))
         self.on.next.on_click(lambda _: self.step(1))
-        self.on.upload.observe(lambda _: self._uploaded(), "value")
+        self.on.upload.observe(lambda change: [self.label(bytes(one["content"])) for one in change.new[:1]], "value")
         for button in self.on.similar + self.on.labels:
             button.on_click(lambda b: self.show(b.feature))
 
@@ -97,10 +95,8 @@ class FeatureViewer:
         if self._quiet:
             return
         on, down = self.on, self.on.descending.value
-        on.descending.tooltip, on.descending.icon = (
-            f"{'highest' if down else 'lowest'} first",
-            f"arrow-{'down' if down else 'up'}",
-        )
+        on.descending.tooltip = f"{'highest' if down else 'lowest'} first"
+        on.descending.icon = f"arrow-{'down' if down else 'up'}"
         chosen = ("sort", "descending", "min_density", "verdict", "assessed")
         self.features = browse.select(self.table, **{c: getattr(on, c).value for c in chosen}, text=on.search.value)
         kept, self.listed = self.table.loc[self.features], self.features[:MAX_LISTED]
@@ -163,10 +159,6 @@ class FeatureViewer:
             return None
 
     # ---- labelling
-
-    def _uploaded(self) -> None:
-        if self.on.upload.value:
-            self.label(bytes(self.on.upload.value[0]["content"]))
 
     def label(self, content: bytes) -> list[dict]:
         """Show which of the method's features fire on an image file's bytes, and return them, strongest first."""

@@ -27,11 +27,7 @@ NAMED = f"{NAMED} gallery histogram upload upload_preview".split()  # each has t
 
 
 class Controls:
-    """Every widget of the viewer, as an attribute; `widget` is the whole.
-
-    Args:
-        methods: names to choose from; method: the one chosen first; run: the run's name.
-    """
+    """Every widget of the viewer, as an attribute; `widget` is the whole."""
 
     def __init__(self, methods: list[str], method: str, run: str):
         fill, half = w.Layout(width="auto"), w.Layout(width="49%")
@@ -104,9 +100,7 @@ def png(image: Image.Image) -> bytes:
 def gallery(top: pd.DataFrame, images: Sequence[bytes | str | None]) -> str:
     """The strongest images of a feature with their activation and label.
 
-    Args:
-        top:    lines of top_images.parquet, in order.
-        images: for each the PNG bytes, the word of a row without an image, or None when the file cannot be read.
+    Args: top: lines of top_images.parquet. images: of each PNG bytes, the word that it stands for, or None: unreadable.
     """
     lines = top.assign(label=top["label"].fillna(-1).astype(int)).to_dict("records")
     data = [base64.b64encode(image).decode() if isinstance(image, bytes) else "" for image in images]
@@ -117,10 +111,7 @@ def gallery(top: pd.DataFrame, images: Sequence[bytes | str | None]) -> str:
 def histogram(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()) -> str:
     """A feature's activations (where it fires) as bars, square-root height.
 
-    Args:
-        edges:  (bins + 1,) bin edges.
-        counts: (bins,) rows per bin.
-        marks:  activations to mark, e.g. of the images shown (those beyond the last bar are left out).
+    Args: edges: (bins + 1,). counts: (bins,) rows. marks: activations to mark, but those beyond the last bar.
     """
     if counts.sum() == 0:
         return HTML.message("It never fires here.")

@@ -6,6 +6,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from mtlib.measure import compare
+from mtlib.plots import method_styles
 
 MEASURES = ("l0", "fvu", "mono_score")
 
@@ -130,7 +131,7 @@ def test_mono_figure_leads_from_without_to_with():
     pairs = compare.mono_pairs(compare.comparison(metrics, MEASURES))
     row = pairs.iloc[0]
     assert (row["mono_score_p90_off"], row["mono_score_median_on"]) == pytest.approx((0.5, 0.6))
-    fig = compare.mono_figure(pairs)
+    fig = compare.mono_figure(pairs, method_styles(pairs["method"]))
     line, hollow, full = fig.axes[0].lines
     assert len(fig.axes) == 1 and list(line.get_xdata()) == pytest.approx([0.895, 0.795])
     assert (hollow.get_ydata()[0], full.get_ydata()[0]) == pytest.approx((0.4, 0.7))

@@ -9,6 +9,7 @@ from mtlib.embed.manifest import image_classes
 from mtlib.measure import codes, compare
 from mtlib.measure.monosemanticity import quantiles
 from mtlib.measure.reconstruction import definitions
+from mtlib.plots import method_styles
 from tests import synthetic
 from tests.finished_run import open_finished
 
@@ -99,11 +100,12 @@ def test_a_sweep_over_l0_gets_a_row_of_panels_per_l0():
         for s in (0, 1)
         for k in (16, 32)
     ]
-    frame = pd.DataFrame(lines)
-    assert len(compare.curves(frame, "kept", "kept").axes) == 6
-    pareto = compare.fvu_against_l0(frame)
+    frame, shared = pd.DataFrame(lines), "those without an L0 in their name share a row"
+    styles = method_styles(frame["method"])
+    assert len(compare.curves(frame, "kept", "kept", styles).axes) == 6
+    pareto = compare.fvu_against_l0(frame, styles)
     assert len(pareto.axes) == 2
     assert [len(line.get_xdata()) for line in pareto.axes[0].lines] == [3, 12]  # one line through the three L0
-    assert len(compare.curves(frame[frame["l0_target"] == 8], "kept", "kept").axes) == 2
+    assert len(compare.curves(frame[frame["l0_target"] == 8], "kept", "kept", styles).axes) == 2
     other = pd.concat([frame, frame.assign(method="a_published", target="x", l0_target=124)])
-    assert len(compare.curves(other, "kept", "kept").axes) == 8  # those without an L0 in their name share a row
+    assert len(compare.curves(other, "kept", "kept", method_styles(other["method"])).axes) == 8, shared

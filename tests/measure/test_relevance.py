@@ -93,12 +93,13 @@ def null_data(seed, n=400, s=60):
     return rng.random((n, s)) < 0.15, (rng.random(n) < 0.5).astype(int), family
 
 
-def test_permutation_tails_equal_fisher():
-    active, labels, _ = null_data(0)
+def test_the_nulls_real_labels_find_what_the_relevance_score_counts():
+    active, labels, family = null_data(0)
+    active[:, :7] &= (labels == 1)[:, None]
     n_error = (active & (labels[:, None] == 1)).sum(0)
-    tails, index = relevance.fisher_tails(active.sum(0), labels.sum(), len(labels))
-    expected = relevance.fisher_enriched(n_error, active.sum(0), labels.sum(), len(labels))
-    np.testing.assert_allclose(tails[index, n_error], expected, rtol=1e-8)
+    table = relevance.error_ratios(n_error, active.sum(0), labels.sum(), len(labels))
+    found = int((table["q_bh"] <= relevance.LEVEL).sum())
+    assert found >= 7 and relevance.permutation_null(active, labels, family)["observed"] == found
 
 
 def test_permutation_null_rarely_finds_anything_and_sees_a_planted_feature():

@@ -8,11 +8,11 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.classifier import Classifier
 from mtlib.measure import codes
 from mtlib.measure.logit import LogitChange, readout
-from mtlib.measure.monosemanticity import mono_score
 from mtlib.measure.probes import ProbeShift, fit_probe
 from mtlib.measure.reconstruction import kept_sizes, level_codes
 from mtlib.measure.scan import scan
 from tests import synthetic
+from tests.measure.test_monosemanticity import mono_score
 from tests.measure.test_reconstruction import fvu
 
 S, D, HIDDEN = 48, 16, 12

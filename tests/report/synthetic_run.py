@@ -23,7 +23,7 @@ from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit
 from mtlib.measure.compare import comparison
 from mtlib.measure.relevance import error_ratios
-from mtlib.measure.scan import activity, top_images_table, write_npz
+from mtlib.measure.scan import activity, top_images_table
 from mtlib.run.artifacts import read_meta
 from mtlib.run.stage import Stage
 from tests.synthetic import FAMILIES, write_embed_stage
@@ -203,7 +203,7 @@ def _features(run_dir: Path, labels: str, methods: dict) -> None:
         frame.to_parquet(folder / "features.parquet", index=False)
         top.to_parquet(folder / "top_images.parquet", index=False)
         histogram = found["test"].histogram
-        write_npz(folder / "histograms.npz", edges=histogram.edges(), counts=histogram.counts.numpy())
+        np.savez_compressed(folder / "histograms.npz", edges=histogram.edges(), counts=histogram.counts.numpy())
         similar = similar_features(
             coder.W_dec.detach().numpy(), coder.W_enc.detach().numpy(), np.ones(len(coder.W_dec)), n=6
         )
