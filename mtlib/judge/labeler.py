@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mtlib.coders.layouts import need, only
 from mtlib.coders.scaling import step_gain
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.encoders import Encoder
@@ -20,6 +23,7 @@ from mtlib.learn.classifier import Classifier
 from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import interpreted
 from mtlib.run.artifacts import open_run, read_meta
+from mtlib.run.torch_files import load_tensors
 
 STAGES = ("01_embed", "03_train", "05_features", "06_interpret")
 THRESHOLD = 0.5
@@ -57,6 +61,36 @@ class Labeler:
             raise ValueError(f"judge = {self.judge!r}: 06 has verdicts of {sorted(set(verdicts['judge']))}")
         self.verdicts = verdicts[verdicts["judge"] == self.judge].set_index("feature")
         self.features = self.features.set_index("feature")
+        self.numbers: list | None = None  # by which features go, where that is not their own number
+
+    @classmethod
+    def of_probes(
+        cls, probes: str | Path, features: str | Path, encoder: Encoder | None = None, threshold: float = THRESHOLD
+    ) -> Labeler:
+        """The published labelling of Matryoshka Transcoders: a linear probe per relevant feature, relu(w x + b) > threshold.
+
+        Args:
+            probes:   relevant_features_probe.pth, a state dict {probes.{i}.weight (1, D), probes.{i}.bias (1,)}.
+            features: relevant_features_info.jsonl; line i tells of probe i, also where a number comes twice.
+            encoder:  whose embeddings the probes read, Encoder.load("ViT-L-14", "openai"); None: x itself must be given.
+        Raises: ValueError when a file is of another layout, or their lengths or widths differ.
+        """
+        weight, bias = _probes(Path(probes))
+        lines = _lines(Path(features))
+        if len(lines) != len(bias) or (encoder and encoder.d_in != weight.shape[0]):
+            width = encoder.d_in if encoder else weight.shape[0]
+            has = f"{len(bias)} probes of width {weight.shape[0]}, {len(lines)} lines, and embeddings of width {width}"
+            raise ValueError(f"{Path(probes).name}: {has} do not fit each other")
+        labeler = cls.__new__(cls)
+        labeler.run_dir, labeler.threshold, labeler.method, labeler.judge = None, threshold, "probes", "published"
+        labeler.facts = {"d_in": weight.shape[0], "labels": "none", "encoder": {"name": ""}}
+        labeler.eyes = labeler.classifier = None
+        labeler.classes, labeler.numbers = [], lines.pop("feature_num").tolist()
+        labeler.coder, labeler.features = _Probes(weight, bias), lines
+        labeler.verdicts = lines.assign(verdict="").rename(columns={"explanation": "phrase"})
+        if encoder:
+            labeler.encoder = encoder
+        return labeler
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -118,7 +152,7 @@ class Labeler:
         line, verdict = self.features.loc[feature], self.verdicts.loc[feature]
         known = pd.notna(line["error_ratio"])
         return {
-            "feature_num": feature,
+            "feature_num": self.numbers[feature] if self.numbers else feature,
             "activation": activation,
             "explanation": str(verdict["phrase"] or ""),
             "wrong_ratio": float(line["error_ratio"]) if known else None,
@@ -169,3 +203,36 @@ def _classifier(classify: Path | None) -> tuple[Classifier | None, list[str]]:
     if classify is None:
         return None, []
     return Classifier.load(classify / "classifier"), list(read_meta(classify)["facts"].get("class_names", []))
+
+
+class _Probes(NamedTuple):
+    """Published probes in the place of a coder."""
+
+    weight: Tensor  # (D, F)
+    bias: Tensor  # (F,)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (x @ self.weight + self.bias).relu()
+
+
+def _probes(path: Path) -> tuple[Tensor, Tensor]:
+    saved = load_tensors(path)
+    names = [f"probes.{i}" for i in range(max(1, len(saved) // 2))]
+    only(path.name, "the file", saved, " ".join(f"{name}.{part}" for name in names for part in ("weight", "bias")))
+    parts = [need(path.name, saved, f"{name}.weight", f"{name}.bias") for name in names]
+    return torch.cat([w for w, _ in parts]).T, torch.cat([b for _, b in parts])
+
+
+def _lines(path: Path) -> pd.DataFrame:
+    """feature_num, explanation, and under our names wrong_ratio, wrong_count and total_count of every line."""
+    named = {"wrong_ratio": "error_ratio", "wrong_count": "n_error", "total_count": "n_active_test"}
+    found = []
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            found.append({key: record[key] for key in ("feature_num", "explanation", *named)})
+        except (json.JSONDecodeError, TypeError, KeyError) as e:
+            raise ValueError(
+                f"{path.name} line {i}: expected feature_num, explanation, {', '.join(named)} ({e})"
+            ) from e
+    return pd.DataFrame(found, columns=["feature_num", "explanation", *named]).rename(columns=named)

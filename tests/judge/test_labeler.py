@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from mtlib.embed.images import ImageRefused
 from mtlib.embed.store import open_run
 from mtlib.judge.labeler import Labeler
 from mtlib.run.artifacts import ArtifactError, current
+from tests.coders import checkpoints
 from tests.judge.small_run import write_small_run
 
 
@@ -135,3 +137,41 @@ def test_script_in_a_phrase_stays_text(labeler):
     line = labeler._line(0, 1.0, None)
     assert line["explanation"] == "<script>alert(1)</script>"
     assert "<script>" not in pd.DataFrame([line]).to_html()
+
+
+def test_published_probes_label_as_their_authors_do(tmp_path):
+    t, info = checkpoints.draws(7), tmp_path / "relevant_features_info.jsonl"
+    state = OrderedDict()
+    for i in range(5):
+        state |= {f"probes.{i}.weight": t(1, 16), f"probes.{i}.bias": t(1)}
+    torch.save(state, tmp_path / "relevant_features_probe.pth")
+    lines = [
+        dict(feature_num=n, explanation=f"word {n}", wrong_ratio=0.5, wrong_count=n, total_count=2 * n)
+        for n in (9, 4, 9, 1, 7)  # 9 comes twice
+    ]
+    info.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    labeler = Labeler.of_probes(tmp_path / "relevant_features_probe.pth", info)
+    x = t(16, scale=2.0).numpy()
+    a = [
+        float(np.maximum(checkpoints.array(state[f"probes.{i}.weight"]) @ x + state[f"probes.{i}.bias"].item(), 0)[0])
+        for i in range(5)
+    ]
+    order = [i for i in np.argsort([-value for value in a]) if a[i] > 0.5]
+    found = labeler.get_explanations(x)
+    assert 0 < len(order) < 5
+    assert [{k: line[k] for k in lines[0]} for line in found] == [lines[i] for i in order]
+    assert [line["activation"] for line in found] == pytest.approx([a[i] for i in order], rel=1e-5)
+    assert labeler.label(x) == {"probability": None, "predicted": "", "reasons": [], "explanations": found}
+    labeler = Labeler.of_probes(
+        tmp_path / "relevant_features_probe.pth", info, SimpleNamespace(d_in=16, encode_images=lambda images: x[None])
+    )
+    assert labeler.get_explanations(Image.new("RGB", (8, 8))) == found
+    info.write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(ValueError, match="5 probes of width 16, 1 lines"):
+        Labeler.of_probes(tmp_path / "relevant_features_probe.pth", info)
+    info.write_text('{"feature_num": 3}\n')
+    with pytest.raises(ValueError, match=r"relevant_features_info\.jsonl line 1: expected feature_num, explanation"):
+        Labeler.of_probes(tmp_path / "relevant_features_probe.pth", info)
+    torch.save(state | {"encoder.0.weight": t(2, 2)}, tmp_path / "coder.pth")
+    with pytest.raises(ValueError, match=r"coder\.pth: the file holds 'encoder\.0\.weight', which is not understood"):
+        Labeler.of_probes(tmp_path / "coder.pth", info)
