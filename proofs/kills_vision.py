@@ -25,7 +25,7 @@ from mtlib.learn.vision import fit_vision
 from mtlib.run.artifacts import sha256, versions, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = VisionConfig(n_classes=2, blocks=2, heads=4, layer=1, side=95)
+CONFIG = VisionConfig(n_classes=2, variant="positions", blocks=2, heads=4, layer=1, side=95)
 FILES = ("weights.safetensors", "config.json", "history.parquet")
 
 
@@ -33,7 +33,9 @@ def train(folder: Path, steps: int) -> None:
     """One training on fixed noise: 3 steps an epoch, a checkpoint after every second step."""
     rng, n = np.random.default_rng(0), 15
     pixels, labels = rng.integers(0, 256, (n, 3, CONFIG.side, CONFIG.side), np.uint8), np.arange(n) % 2
-    training = VisionTraining(vision_epochs=steps // 3, vision_batch=4, checkpoint_steps=2, device="cpu")
+    training = VisionTraining(
+        vision_variant="positions", vision_epochs=steps // 3, vision_batch=4, checkpoint_steps=2, device="cpu"
+    )
     fit_vision(CONFIG, pixels, labels, np.arange(12), np.arange(12, n), training, folder)
 
 

@@ -66,7 +66,7 @@ class Encoder:
 
         Args:
             name:       "demo" (bundled), "local-dir:<folder>", "hf-hub:<repository>", any open_clip model name, or, for images
-                only, "timm/<name>", or "alexnet:<folder>" of a model that was trained here (see vision.py).
+                only, "timm/<name>", or "alexnet:<folder>" of a model that was trained here, "alexnet:<file>" of a published one.
             pretrained: for an open_clip name: one of its tags (downloaded where there is a network), or the path of a
                 checkpoint (safetensors, or a torch file, which is read without executing anything in it). For a timm name:
                 "" for its published weights, or the path of a checkpoint.
@@ -233,9 +233,9 @@ def _load_timm(name: str, pretrained: str) -> tuple:
 
 def _load_alexnet(name: str, pretrained: str) -> tuple:
     model = vision.load_alexnet(Path(name.removeprefix(ALEXNET)))
-    side = model.config.side
-    preprocessing = {"side": side, "mean": vision.MEAN, "std": vision.STD}
-    return model, lambda image: torch.tensor(vision.square(image, side)).float(), None, preprocessing
+    side, shorter = model.config.side, model.config.shorter
+    preprocessing = {"side": side, "mean": vision.MEAN, "std": vision.STD} | ({"shorter": shorter} if shorter else {})
+    return model, lambda image: torch.tensor(vision.square(image, side, shorter)).float(), None, preprocessing
 
 
 def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:

@@ -76,7 +76,8 @@ def spliced(model: AlexNetTransformer, coder, data: Data, n: int) -> pd.DataFram
     if not len(test):
         return pd.DataFrame()
     test = test[np.linspace(0, len(test) - 1, min(n, len(test))).round().astype(int)]
-    pixels = [square(load_image(data.images(i * data.tokens))[0], model.config.side) for i in test]
+    side = model.config.side
+    pixels = [square(load_image(data.images(i * data.tokens))[0], side, model.config.shorter) for i in test]
     return pd.DataFrame([accuracy_spliced(model, coder, np.stack(pixels), labels[test])])
 
 
@@ -85,10 +86,10 @@ def token_picture(data: Data, image: int, model: AlexNetTransformer | None = Non
 
     Args: model: whose tokens are x; None where x are tokens of a layer of the encoder.
     """
-    side = model.config.side if model else SIDE
+    side, shorter = (model.config.side, model.config.shorter) if model else (SIDE, 0)
     if not data.pictures:
         return Image.new("RGB", (side, side), "white")
-    return Image.fromarray(square(load_image(data.images(image * data.tokens))[0], side).transpose(1, 2, 0))
+    return Image.fromarray(square(load_image(data.images(image * data.tokens))[0], side, shorter).transpose(1, 2, 0))
 
 
 def token_figure(found: TokenMap, picture: Image.Image, model: AlexNetTransformer | None = None) -> Figure:

@@ -91,20 +91,35 @@ class ClassifierConfig(Settings):
 
 
 class VisionTraining(Settings):
-    """How the vision model is trained. Raises ValueError naming the field, its value and its range.
+    """How the vision model is trained; the defaults are published. Raises ValueError naming the field, its value and its range.
 
-    Published: 10 epochs, the best weights kept. Ours: AdamW with warm-up and cosine decay, images mirrored at random.
+    The variant "positions" has defaults of its own (OF_POSITIONS); 0 as batch or learning rate is the variant's.
     """
 
+    vision_variant: Literal["published", "positions"] = "published"
     vision_epochs: int = Field(10, ge=1)
-    vision_batch: int = Field(32, ge=2)
-    vision_lr: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps
+    vision_batch: int = Field(64, ge=2)
+    vision_lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)  # of every parameter
+    warmup: float = Field(0.0, ge=0, lt=1)  # share of the steps
+    schedule: Literal["constant", "cosine"] = "constant"
+    grad_clip: float = Field(0.0, ge=0)  # largest gradient norm; 0 = no limit
+    mirrored: bool = False  # train images at random, half of them
+    drop_last: bool = False  # leave out the images of an epoch that fill no batch
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_seconds: float = Field(120.0, gt=0)
     checkpoint_steps: int = Field(0, ge=0)  # 0: by time only
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_variant(cls, given: dict) -> dict:
+        own = {k: v for k, v in given.items() if v != 0 or k not in ("vision_batch", "vision_lr")}
+        return (OF_POSITIONS if given.get("vision_variant") == "positions" else {}) | own
+
+
+OF_POSITIONS = dict(vision_batch=32, vision_lr=3e-4, weight_decay=0.05, warmup=0.1, schedule="cosine")
+OF_POSITIONS |= dict(grad_clip=1.0, mirrored=True, drop_last=True)
 
 
 class Method(Settings):

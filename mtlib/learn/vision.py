@@ -1,10 +1,13 @@
-"""Training the AlexNet-Transformer of embed/vision.py from random weights: seeded, validated, resumable to the same bytes."""
+"""The AlexNet-Transformer of embed/vision.py over a run's images: their pixels, its training from random weights (seeded,
+validated, resumable to the same bytes), and the tokens that it makes of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +15,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from mtlib.coders import files
-from mtlib.embed.vision import AlexNetTransformer, VisionConfig, load_alexnet
+from mtlib.embed.images import ImageRefused, load_image
+from mtlib.embed.store import Data, open_array, write_rows
+from mtlib.embed.vision import AlexNetTransformer, VisionConfig, forward_tokens, load_alexnet, square
 from mtlib.learn.batches import Sampler, device_for
 from mtlib.learn.config import TrainConfig, VisionTraining
 from mtlib.learn.loop import HISTORY, Loop, finished
 from mtlib.learn.optimiser import AdamW
+from mtlib.run.artifacts import ArtifactError, atomic
 
-VAL_BATCH = 64
+AT_A_TIME, BATCH = 256, 64  # images that are decoded, that the model sees when it does not learn
 
 
 def fit_vision(
@@ -70,6 +77,21 @@ def load_vision(folder: Path, device: str = "auto") -> AlexNetTransformer:
     return load_alexnet(folder).to(device_for(device)).eval()
 
 
+def take_vision(checkpoint: str, root: Path, n_classes: int, layer: int, folder: Path) -> AlexNetTransformer:
+    """A published checkpoint (`load_alexnet`; a relative path starts from `root`) in place of a fit, saved into `folder`.
+
+    Args: n_classes: of the images. layer: the block to read.
+    Raises: ValueError when it does not fit, or has another number of classes than the images.
+    """
+    path = root / Path(checkpoint).expanduser()
+    model = load_alexnet(path)
+    if model.config.n_classes != n_classes:
+        raise ValueError(f"{path.name}: {model.config.n_classes} classes, the images have {n_classes}")
+    model.config = model.config.with_(layer=layer)
+    files.save_model(folder, model, model.config, checkpoint=path.name)
+    return load_vision(folder)
+
+
 def _fingerprint(config, training, pixels, labels, rows_train, rows_val) -> str:
     """Hash of everything that decides the result: settings, rows, labels, and 64 of the images."""
     h = hashlib.sha256(json.dumps([config.model_dump(), training.model_dump(), list(pixels.shape)]).encode())
@@ -88,8 +110,8 @@ class _Loop(Loop):
         self.device = device_for(t.device)
         model = AlexNetTransformer(config, t.seed).to(self.device)
         optimiser = AdamW(model.named_parameters(), weight_decay=t.weight_decay)
-        self.sampler = Sampler(len(rows_train), t.vision_batch, t.seed)
-        self.schedule = TrainConfig(lr=t.vision_lr, schedule="cosine", final_lr=0.01, warmup=t.warmup)
+        self.sampler = Sampler(len(rows_train), t.vision_batch, t.seed, t.drop_last)
+        self.schedule = TrainConfig(lr=t.vision_lr, schedule=t.schedule, final_lr=0.01, warmup=t.warmup)
         steps = t.vision_epochs * self.sampler.per_epoch
         super().__init__(model, optimiser, steps, self._zero(), scratch, key, t.checkpoint_steps, t.checkpoint_seconds)
 
@@ -111,12 +133,13 @@ class _Loop(Loop):
         seed = np.random.default_rng([self.training.seed, self.step])  # mirrors and dropout of this step
         torch.manual_seed(int(seed.integers(2**62)))
         rows = self.rows_train[self.sampler(self.step)]
-        pixels, target = self._batch(rows, seed.random(len(rows)) < 0.5)
+        pixels, target = self._batch(rows, seed.random(len(rows)) < 0.5 if self.training.mirrored else None)
         logits = self.model.train()(pixels)
         loss = F.cross_entropy(logits, target)
         self.optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self.training.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip)
         self.optimiser.step(self.schedule.lr_at(self.step, self.steps))
         new = {"loss": loss.detach() * len(rows), "right": (logits.argmax(1) == target).sum(), "n": len(rows)}
         self.sums = {name: self.sums[name] + new[name] for name in self.sums}
@@ -126,8 +149,8 @@ class _Loop(Loop):
         """Mean loss and accuracy of the validation images, exact."""
         self.model.eval()
         loss = right = 0.0
-        for start in range(0, len(self.rows_val), VAL_BATCH):
-            pixels, target = self._batch(self.rows_val[start : start + VAL_BATCH])
+        for start in range(0, len(self.rows_val), BATCH):
+            pixels, target = self._batch(self.rows_val[start : start + BATCH])
             logits = self.model(pixels)
             loss += float(F.cross_entropy(logits.double(), target, reduction="sum"))
             right += int((logits.argmax(1) == target).sum())
@@ -147,3 +170,62 @@ class _Loop(Loop):
         if self.best_val is None or loss < self.best_val["loss"]:
             self._keep_best({"epoch": epoch, "loss": loss, "accuracy": accuracy})
         return {"loss": f"{train['loss']:.3f}", "val loss": f"{loss:.3f}", "val accuracy": f"{accuracy:.3f}"}
+
+
+def _bar(n: int, text: str) -> tqdm:
+    return tqdm(total=n, desc=text, unit="images", file=sys.stdout, mininterval=5.0)
+
+
+def read_pixels(data: Data, path: Path, config: VisionConfig) -> np.ndarray:
+    """Every image scaled and cropped to a square, into one memory-mapped file, by the loader that all stages share.
+
+    Args:
+        data:     one row per image, with files.
+        path:     the .npy file to write; one of the right shape that is already there is kept.
+        config:   of the model that is to see them.
+    Returns: (N, 3, side, side) uint8, read-only.
+    Raises: ArtifactError when there are no files, or one is not the one that was embedded.
+    """
+    if data.image_root is None or data.tokens > 1:
+        raise ArtifactError("a vision model needs images with one row each; give images, without a layer")
+    hashes, side = data.manifest["sha256"].to_numpy(str), config.side
+    shape = (len(data.manifest), 3, side, side)
+
+    def load(row: int) -> np.ndarray:
+        try:
+            return square(load_image(data.images(row), hashes[row])[0], side, config.shorter)
+        except ImageRefused as e:
+            raise ArtifactError(f"{data.images(row).name}: {e}; run 01_embed again") from e
+
+    if not path.is_file() or open_array(path).shape != shape:
+        with atomic(path) as tmp, ThreadPoolExecutor(2) as pool, _bar(shape[0], "pixels") as bar:
+            out = np.lib.format.open_memmap(tmp, "w+", np.uint8, shape)
+            for start in range(0, shape[0], AT_A_TIME):  # the pool holds no more decoded images than these
+                for row, image in enumerate(pool.map(load, range(shape[0])[start : start + AT_A_TIME]), start):
+                    out[row] = image
+                    bar.update()
+            out.flush()
+            del out
+    return open_array(path, 4)
+
+
+def write_tokens(model: AlexNetTransformer, pixels: np.ndarray, path: Path) -> tuple[np.ndarray, dict]:
+    """The residual stream of every image, row by row into a .npy file: image i has rows i * T .. i * T + T - 1.
+
+    Args: model; pixels (N, 3, side, side) uint8; path of x.npy, (N * T, 256) float32.
+    Returns: logits (N, n_classes) float32; the facts of these rows: d_in, n_rows, layer, tokens, tokens_per_image,
+        token_grid, first_patch.
+    """
+    layer, logits = model.eval().layer(), []
+
+    def parts():
+        with _bar(len(pixels), "tokens") as bar:
+            for start in range(0, len(pixels), BATCH):
+                of, tokens = forward_tokens(model, np.array(pixels[start : start + BATCH]))
+                logits.append(of)
+                bar.update(len(of))
+                yield tokens
+
+    shape = (len(pixels) * layer.n_tokens, layer.width)
+    write_rows(path, shape, parts())
+    return np.concatenate(logits), {"d_in": shape[1], "n_rows": shape[0]} | layer.facts

@@ -258,6 +258,6 @@ def accuracy_spliced(model, coder, pixels: np.ndarray, labels: np.ndarray, batch
 
 
 def _decisions(model, pixels: np.ndarray, batch: int) -> np.ndarray:
-    device = model.positions.device
+    device = model.mean.device
     parts = [torch.from_numpy(np.array(pixels[i : i + batch])) for i in range(0, len(pixels), batch)]
     return np.concatenate([model(part.to(device)).argmax(dim=1).cpu().numpy() for part in parts])

@@ -15,13 +15,16 @@ from mtlib.embed.encoders import Encoder, EncoderError
 from mtlib.embed.sources import EmbedConfig, from_images
 from mtlib.embed.vision import AlexNetTransformer, VisionConfig
 from mtlib.learn import loop
+from mtlib.learn import vision as learn_vision
 from mtlib.learn.config import MethodsConfig, TrainConfig, VisionTraining
 from mtlib.learn.vision import fit_vision, load_vision
 from mtlib.run import profiles
 from mtlib.run.artifacts import ArtifactError, sha256
+from tests.parity import alexnet_model
 
-SMALL = VisionConfig(n_classes=2, blocks=2, heads=4, dropout=0.1, layer=1, side=95)  # 2 x 2 tokens
-TRAINING = VisionTraining(vision_epochs=2, vision_batch=3)  # 4 steps
+SMALL = VisionConfig(n_classes=2, variant="positions", blocks=2, heads=4, dropout=0.1, layer=1, side=95)  # 2 x 2 tokens
+OURS = VisionTraining(vision_variant="positions")
+TRAINING = OURS.with_(vision_epochs=2, vision_batch=3)  # 4 steps
 PUBLISHED = [  # what each convolution and pooling gives for 224 x 224 pixels
     *((96, 55), (96, 27), (256, 27), (256, 13)),
     *((384, 13), (384, 13), (256, 13), (256, 6)),
@@ -63,7 +66,9 @@ def test_every_stage_has_its_published_shape(published):
     assert shapes == PUBLISHED
     convolutions = [m for m in published.features if isinstance(m, torch.nn.Conv2d)]
     assert [m.groups for m in convolutions] == [1, 2, 1, 2, 2]
-    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in published.features) == 5
+    assert [i for i, m in enumerate(published.features) if isinstance(m, torch.nn.BatchNorm2d)] == [2, 6]
+    assert all(m.bias is not None for m in convolutions) and published.positions is None
+    assert sum(p.numel() for p in published.parameters()) == 15_051_338
     assert len(published.blocks) == 16
     assert {(b.self_attn.num_heads, b.dropout.p) for b in published.blocks} == {(16, 0.5)}
     assert published.head.in_features == 36 * 256
@@ -103,7 +108,7 @@ def test_blocks_without_dropout_are_those_of_torch():
     ours.square().sum().backward()
     grads = [p.grad.clone() for p in block.parameters()]
     block.zero_grad()
-    theirs = torch.nn.TransformerEncoderLayer.forward(block, x)
+    theirs = torch.nn.TransformerEncoderLayer.forward(block, x)  # with biases of 0, which change nothing
     theirs.square().sum().backward()
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert torch.allclose(block.eval()(x), theirs, atol=1e-5)
@@ -124,9 +129,10 @@ def test_replacing_the_stream_by_itself_changes_nothing_and_by_zeros_everything(
     assert not torch.allclose(plain, other, atol=1e-3)
 
 
-def test_token_number_is_its_place_row_by_row():
+@pytest.mark.parametrize("variant", ["published", "positions"])
+def test_token_number_is_its_place_row_by_row(variant):
     """A patch painted at one place of the grid changes the token of that place most."""
-    model = AlexNetTransformer(VisionConfig(n_classes=2, blocks=1, layer=0, side=224)).eval()
+    model = AlexNetTransformer(VisionConfig(n_classes=2, variant=variant, blocks=1, layer=0, side=224)).eval()
     for row, column in ((0, 0), (1, 4), (5, 2)):
         pixels = torch.full((2, 3, 224, 224), 120, dtype=torch.uint8)
         y, x = model.config.centres[row], model.config.centres[column]
@@ -138,7 +144,7 @@ def test_token_number_is_its_place_row_by_row():
 
 def test_overfits_one_batch(tmp_path):
     pixels, labels = pictures()
-    model, history = fit(tmp_path, VisionTraining(vision_epochs=8, vision_batch=6, vision_lr=1e-3))
+    model, history = fit(tmp_path, OURS.with_(vision_epochs=8, vision_batch=6, vision_lr=1e-3))
     assert history["train_loss"].iloc[-1] < 0.1 < history["train_loss"].iloc[0]
     with torch.inference_mode():
         assert (model(torch.from_numpy(pixels)).argmax(1).numpy() == labels).all()
@@ -194,11 +200,11 @@ def write_images(folder: Path, n: int = 5) -> store.Data:
 def test_rows_of_x_belong_to_image_and_place(tmp_path, monkeypatch):
     data = write_images(tmp_path / "images")
     model = AlexNetTransformer(SMALL).eval()
-    pixels = vision.read_pixels(data, tmp_path / "pixels.npy", SMALL.side)
+    pixels = learn_vision.read_pixels(data, tmp_path / "pixels.npy", SMALL)
     assert pixels.shape == (5, 3, 95, 95)
     assert [tuple(p) for p in pixels[:, :, 48, 48]] == [(40 * i, 10, 200) for i in range(5)]
-    monkeypatch.setattr(vision, "BATCH", 2)
-    logits, facts = vision.write_tokens(model, pixels, tmp_path / "x.npy")
+    monkeypatch.setattr(learn_vision, "BATCH", 2)
+    logits, facts = learn_vision.write_tokens(model, pixels, tmp_path / "x.npy")
     x = store.open_array(tmp_path / "x.npy", 2)
     joined = store.with_tokens(data, x, facts)
     assert x.shape == (facts["n_rows"], facts["d_in"]) == (5 * 4, 256)
@@ -217,7 +223,7 @@ def test_an_image_that_changed_since_it_was_embedded_is_refused(tmp_path):
     data = write_images(tmp_path / "images")
     Image.new("RGB", (9, 9)).save(tmp_path / "images" / "2.png")
     with pytest.raises(ArtifactError, match=r"2.png: changed.*run 01_embed again"):
-        vision.read_pixels(data, tmp_path / "pixels.npy", 95)
+        learn_vision.read_pixels(data, tmp_path / "pixels.npy", SMALL)
     assert not (tmp_path / "pixels.npy").exists()
 
 
@@ -263,9 +269,9 @@ def test_profile_asks_for_images_only_and_is_the_published_system(repo, tmp_path
     assert profiles.asked_for("alexnet", places) == ["images"]
     values = profiles.load_params("alexnet", False, {"images": str(tmp_path / "images")}, places)
     eyes, coders = values["vision_model"], MethodsConfig(**values["03_train"])
-    used = VisionConfig(n_classes=10, blocks=eyes["vision_blocks"], layer=eyes["vision_layer"])
-    assert used == VisionConfig(n_classes=10)
-    assert eyes["vision_epochs"] == 10
+    sizes = {name: eyes[f"vision_{name}"] for name in ("blocks", "layer", "dropout", "variant")}
+    assert VisionConfig(n_classes=10, **sizes) == VisionConfig(n_classes=10)
+    assert VisionTraining(**{k: v for k, v in eyes.items() if k in VisionTraining.model_fields}) == VisionTraining()
     coder, training = coders.configs(coders.methods[0], 256, 1)
     assert coder == SparseCoderConfig.preset("alexnet", 256, 256)
     published = TrainConfig.preset("alexnet")
@@ -288,3 +294,61 @@ def test_a_trained_model_is_an_encoder_whose_blocks_are_layers(whole, tmp_path):
     assert Encoder.of(facts, "cpu").fingerprint == encoder.fingerprint
     with pytest.raises(EncoderError, match="the weights cannot be loaded"):
         Encoder.load(f"alexnet:{tmp_path}", device="cpu")
+
+
+def test_a_published_checkpoint_is_an_encoder_and_a_bare_state_dict_too(tmp_path):
+    alexnet_model.write(tmp_path / "a.pth")
+    torch.save(torch.load(tmp_path / "a.pth")["model_state_dict"], tmp_path / "bare.pth")
+    encoder = Encoder.load(f"alexnet:{tmp_path / 'a.pth'}", device="cpu", layer="1", tokens="patches")
+    assert Encoder.load(f"alexnet:{tmp_path / 'bare.pth'}", device="cpu").fingerprint == encoder.fingerprint
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 3, 256, 256), np.uint8)
+    cropped = alexnet_model.published(pixels[..., 16:240, 16:240])["stream"]
+    found = encoder.encode_layer([Image.fromarray(p.transpose(1, 2, 0)) for p in pixels])
+    assert np.allclose(found, cropped, atol=1e-4 * abs(cropped).max())
+
+
+def test_a_published_checkpoint_takes_the_place_of_training(tmp_path):
+    alexnet_model.write(tmp_path / "a.pth", causal=True)
+    model = learn_vision.take_vision("a.pth", tmp_path, 10, 2, tmp_path / "vision")
+    assert model.config.causal and model.config.layer == 2 and not model.training
+    saved = json.loads((tmp_path / "vision" / "config.json").read_text())
+    assert saved["checkpoint"] == "a.pth" and saved["variant"] == "published"
+    with pytest.raises(ValueError, match="a.pth: 10 classes, the images have 2"):
+        learn_vision.take_vision("a.pth", tmp_path, 2, 2, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved, state: saved.update(scheduler=1), "field scheduler is not understood"),
+        (lambda saved, state: state.pop("features.2.running_var"), "features.2.running_var is missing"),
+        (
+            lambda saved, state: state.update({"transformer.positions": torch.ones(3)}),
+            "transformer.positions is not part",
+        ),
+        (
+            lambda saved, state: state.update({"transformer.blocks.1.sa.heads.3.key.weight": torch.ones(8, 256)}),
+            r"blocks.1.sa.heads.3.key.weight has shape \(8, 256\), expected \(16, 256\)",
+        ),
+        (lambda saved, state: state.clear(), "no AlexNet-Transformer"),
+    ],
+)
+def test_wrong_fields_of_a_checkpoint_are_named(tmp_path, change, message):
+    alexnet_model.write(tmp_path / "a.pth")
+    saved = torch.load(tmp_path / "a.pth")
+    change(saved, saved["model_state_dict"])
+    torch.save(saved, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"a.pth: .*{message}"):
+        vision.load_alexnet(tmp_path / "a.pth")
+
+
+def test_published_model_learns_with_its_last_smaller_batch(tmp_path):
+    config = SMALL.with_(variant="published", dropout=0.5)
+    pixels, labels = pictures()
+    training = VisionTraining(vision_epochs=2, vision_batch=4)
+    model, history = fit_vision(config, pixels, labels, np.arange(6), np.arange(6, 8), training, tmp_path)
+    assert list(history["lr"]) == [1e-4, 1e-4] and model.config == config
+    again = load_vision(tmp_path).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    weights = torch.cat([p.flatten() for b in AlexNetTransformer(config).blocks for p in b.parameters() if p.ndim == 2])
+    assert abs(weights.std() - 0.02) < 1e-4

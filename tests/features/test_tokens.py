@@ -9,11 +9,11 @@ import pytest
 
 from mtlib.embed import store
 from mtlib.embed.images import load_image
-from mtlib.embed.vision import VisionConfig, read_pixels, vision_tokens, write_tokens
+from mtlib.embed.vision import VisionConfig, vision_tokens
 from mtlib.features.token_maps import spliced, token_figure, token_map, token_picture
 from mtlib.learn.config import MethodsConfig, VisionTraining
 from mtlib.learn.methods import train_methods
-from mtlib.learn.vision import fit_vision, load_vision
+from mtlib.learn.vision import fit_vision, load_vision, read_pixels, write_tokens
 from mtlib.measure.codes import first_seeds, open_subjects
 from mtlib.run.artifacts import atomic, sha256, verify
 from mtlib.run.stage import Stage
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     labels, config = data.labels(), VisionConfig(n_classes=2, blocks=2, heads=4, layer=0, side=95)
     train, val = (rows[labels[rows] >= 0] for rows in (data.rows("train"), data.rows("val")))
     training = VisionTraining(vision_epochs=1, vision_batch=8)
-    pixels = read_pixels(data, stage.out / "shards" / "pixels.npy", config.side)
+    pixels = read_pixels(data, stage.out / "shards" / "pixels.npy", config)
     folders = stage.out / "vision", stage.out / "checkpoint"
     model, history = fit_vision(config, pixels, labels, train, val, training, *folders)
     logits, facts = write_tokens(model, pixels, stage.out / "x.npy")

@@ -14,7 +14,9 @@ NOTHING = SimpleNamespace(**SHAPE, encode=torch.zeros_like, decode=lambda z, *_:
 
 
 def test_identity_loses_nothing_and_a_blind_coder_decides_alike_for_all():
-    model = AlexNetTransformer(VisionConfig(n_classes=3, blocks=2, heads=4, layer=0, side=95)).eval()
+    model = AlexNetTransformer(
+        VisionConfig(n_classes=3, variant="positions", blocks=2, heads=4, layer=0, side=95)
+    ).eval()
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
     colours = np.random.default_rng(0).integers(0, 256, (12, 3, 2, 2), np.uint8)  # a quarter each
     pixels = colours.repeat(48, axis=2).repeat(48, axis=3)[..., :95, :95]

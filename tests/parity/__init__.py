@@ -7,7 +7,7 @@ import importlib
 
 import numpy as np
 
-SYSTEMS = ("matryoshka_transcoders", "msae", "monoloss", "sae_for_clip", "alexnet")
+SYSTEMS = ("matryoshka_transcoders", "msae", "monoloss", "sae_for_clip", "alexnet", "alexnet_model")
 LIMIT, LIMIT_FLOAT32 = 1e-9, 1e-3
 
 
