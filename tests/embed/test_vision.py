@@ -313,7 +313,7 @@ def test_a_published_checkpoint_takes_the_place_of_training(tmp_path):
     assert model.config.causal and model.config.layer == 2 and not model.training
     saved = json.loads((tmp_path / "vision" / "config.json").read_text())
     assert saved["checkpoint"] == "a.pth" and saved["variant"] == "published"
-    with pytest.raises(ValueError, match="a.pth: 10 classes, the images have 2"):
+    with pytest.raises(ValueError, match=r"a\.pth: 10 classes, the images have 2"):
         learn_vision.take_vision("a.pth", tmp_path, 2, 2, tmp_path / "other")
 
 
