@@ -24,8 +24,7 @@
 # %% tags=["parameters"] needs="truth coders" after="04_evaluate"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
-seed = 0  # of the random directions that steering is compared with
-found_from = 0.95  # share of the ceiling (a linear probe's AUROC) from which a cause counts as found
+seed = 0  # of the random directions that features are compared with
 probe_features = [1, 4, 16]  # how many features a sparse probe may use
 steer_factors = [0, 0.5, 1, 2, 4]  # on a feature's activation: 0 removes it, 1 changes nothing
 error_top = 20  # an error feature: of so many of its strongest val images ...
@@ -53,34 +52,37 @@ styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in
 # %% [markdown]
 # ## Causes found
 #
-# A *cause* is one known error of one family. A feature is asked to tell images with the cause from **plausible images of the same
-# family**, so that a detector of the family scores 0.5. Feature, sign and threshold are chosen on the validation images and scored
-# on the test images. The ceiling is a linear probe on all of `x` or all of `y`; the controls are the best single unit of `x` and of
-# `y`: a feature that does not beat those has gained nothing.
+# A *cause* is one known error of one family. A feature stands for it when it fires on the images with the cause and on **nothing
+# else**: its activation is read as a detector of the cause among all test images, and scored by average precision, 1 when every image
+# with the cause comes before every other one. The feature is chosen on the validation images. Chosen and scored alike, without any
+# coder: the best of as many random directions of `x` as the coder has latents, the best single dimension of `x` and unit of `y`, and the
+# classifier's logit, which cannot tell one error from another. A cause is *found* at 90% of what a linear probe of all of `x` or `y` reaches.
 
 # %%
 captioned = tables.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
-causes = tables.causes_table(known, subjects, codes, captioned)
-caption = "Best single feature per cause and method as a share of the ceiling (a probe), mean over all seeds, with the best single dimensions below."
+causes = tables.causes_table(known, subjects, codes, captioned, seed)
+caption = "Average precision of the one feature that stands for each cause, mean over seeds; below the line what does without features."
 stage.figure(tables.causes_figure(causes), "causes", causes[tables.CAUSES], caption)
 
-# %%
-limits = causes.groupby("cause")[["ceiling", "best_x_dim", "best_y_dim"]].mean()
-causes.pivot_table(index="cause", columns="method", values="auroc", sort=False).join(limits).round(3)
-
 # %% [markdown]
-# Over all causes: how many each method finds, its mean and its worst AUROC, and the smallest and largest mean of one seed. Where the
-# seeds of two methods overlap, which is better cannot be told.
+# Over all causes: how many each method finds, the mean and the worst average precision, and the smallest and largest mean of one seed.
+# Where the seeds of two methods overlap, which is better cannot be told.
 
 # %%
-methods = tables.by_method(causes, found_from).sort_values("mean", ascending=False)
+methods = tables.by_method(causes)
 methods.round(3)
 
 # %%
-best, n = methods.iloc[0], int(methods["causes"].max())
-single = tables.by_method(tables.single_dimensions(causes), found_from).iloc[0]
-said = f"{best.method} has a feature that finds {best.reached:.1f} of {n} known causes (AUROC {best['mean']:.3f} on average)"
-stage.say("causes", f"{said}; single dimensions of x find {single.reached:.1f} ({single['mean']:.3f}).")
+best, chance = methods.iloc[0], methods.query("control and who.str.contains('random')").iloc[0]
+n, said = int(best["causes"]), f"{best.who} has one feature of its own for {best.found} of {best.causes} known causes"
+said += f" (mean average precision {best['mean']:.2f}, base rate {causes['base_rate'].mean():.1%})"
+stage.say("causes", f"{said}; random directions for {chance.found} ({chance['mean']:.2f}).")
+
+# %% [markdown]
+# AUROC against plausible images of the *same family* asks far less: anything that fires on what is implausible answers it.
+
+# %%
+causes.groupby("method", sort=False)[["auroc", "auroc_all", "ceiling", "best_x_dim", "best_y_dim"]].mean().round(3)
 
 # %% [markdown]
 # ## How many features does it take?
@@ -97,7 +99,7 @@ sparse.pivot_table(index="method", columns="k", values="auroc", sort=False).roun
 # %% [markdown] needs="head"
 # ## Turning a feature up and down
 #
-# A feature that finds a cause may still be idle. Here the feature that is most specific to each cause is scaled, on the test images on
+# A feature that finds a cause may still be idle. Here the feature that stands for each cause is scaled, on the test images on
 # which it fires, and everything else of the image stays as it is: 0 removes it, 1 changes nothing. If it carries the error, the
 # classifier's logit for *implausible* follows it; a random direction of the same length shows what any push of that size does.
 
@@ -141,10 +143,9 @@ split.groupby("method", sort=False)[["n_features", "recall_parent", "recall_any"
 # %% [markdown]
 # ## Answer
 #
-# The heat map says which causes a single feature finds, and the rows below it whether a single dimension would have done as well.
-# Limits: AUROC of the best of many features, chosen on validation images, is that of the one feature that a person with labels would
-# have picked, not of a feature found without them. Notebook 05 shows the features' images, 06 names them and judges them without
-# the truth.
+# The heat map says which causes have a feature of their own, and the rows below it what would have done without. Limits: the feature is
+# the one that a person with labels would pick on validation images, not one found without them. Notebook 05 shows the features'
+# images, 06 names them and judges them without the truth.
 
 # %%
 stage.finish(provides=["causes"], n_causes=n, n_coders=len(subjects))

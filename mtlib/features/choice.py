@@ -89,8 +89,8 @@ def to_steer(table: pd.DataFrame, settings: SteeringSettings, causes: pd.DataFra
         has = ranked["phrase"].str.contains(settings.named, case=False, regex=False)
         why = dict.fromkeys(ranked.loc[has, "feature"].head(n), f"its name holds {settings.named!r}")
     elif len(causes):
-        best = _of_causes(causes).sort_values("specific_auroc", ascending=False).drop_duplicates("specific_feature")
-        why = {int(r.specific_feature): f"cause {r.cause}" for r in best.head(n).itertuples()}
+        best = _of_causes(causes).sort_values("ap", ascending=False).drop_duplicates("ap_feature")
+        why = {int(r.ap_feature): f"cause {r.cause}" for r in best.head(n).itertuples()}
     else:
         why = dict.fromkeys(ranked["feature"].head(n), "most active")
     chosen = table.set_index("feature").loc[list(why), ["phrase", "density"]].reset_index()
@@ -102,9 +102,9 @@ def groups_of_causes(table: pd.DataFrame, causes: pd.DataFrame) -> dict[int, lis
     """The feature of each cause -> all features that truly stand for that cause, itself included. Args: as `to_steer`."""
     truly = table[table["is_error"].astype(bool)].groupby("top_cause")["feature"].agg(list)
     own = _of_causes(causes)
-    pairs = zip(own["specific_feature"].astype(int), own["cause"], strict=True)
+    pairs = zip(own["ap_feature"].astype(int), own["cause"], strict=True)
     return {feature: sorted({feature, *truly[cause]}) for feature, cause in pairs if cause in truly}
 
 
 def _of_causes(causes: pd.DataFrame) -> pd.DataFrame:
-    return causes.dropna(subset=["specific_feature"]).drop_duplicates("cause")
+    return causes.dropna(subset=["ap_feature"]).drop_duplicates("cause")

@@ -17,9 +17,10 @@ from mtlib.measure.compare import fair_tables
 from mtlib.report import browse, text
 from mtlib.report.reader import Reader
 from mtlib.run.artifacts import MEND, read_json, write_text
+from mtlib.truth.causes import FOUND
+from mtlib.truth.tables import by_cause, by_method
 
 PAGES = ("README.md", "appendix.md")
-FOUND = 0.95  # of the ceiling, from which on a cause is found
 ENOUGH = 10  # features called errors, and true ones, below which a judge is not scored
 NO_JUDGES = ("truth", "threshold")  # verdicts that read the answer or the labels
 
@@ -35,15 +36,15 @@ def build(run_dir: str | Path, report: str | Path) -> None:
 
 def numbers(run: Reader) -> dict:
     """What the templates speak of. `shown` collects the figures and tables that the first page has."""
-    scores, metas = own_features(run.table("04_causes")), {stage: run.meta(stage) for stage in run.folders}
+    known, metas = run.table("04_causes"), {stage: run.meta(stage) for stage in run.folders}
     return {
         "run": run,
         "items": {s: declared(run, s) for s in run.folders},
         "left_out": _left_out(run),
         "timings": {s: {k: round(m[k]) for k in ("seconds", "peak_mb")} for s, m in metas.items() if "seconds" in m},
         "splits": _splits(run),
-        "causes": by_cause(scores),
-        "finders": finders(scores),
+        "causes": by_cause(known),
+        "finders": by_method(known),
         "repeats": _mean(run.table("04_splitting")),
         "glance": _mean(run.table("04_metrics")).reset_index(),
         "relevance": relevance(run.table("07_relevance")),
@@ -64,53 +65,6 @@ def declared(run: Reader, stage: str) -> list[dict]:
     said = run.declared(stage)
     named = [i | {"name": f"{said['prefix']}_{i['name']}"} for i in said["items"]]
     return [i | {"headings": dict(i.get("headings") or {})} for i in named]
-
-
-def own_features(frame: pd.DataFrame) -> pd.DataFrame:
-    """How well one feature stands for each known error and for nothing else, by seed; and the controls.
-
-    The score is the smaller of the AUROC against plausible images of the family and that against all other images. The
-    controls are the best single dimension of x and the best unit of y, chosen and scored alike.
-
-    Args: frame: 04_causes.
-    Returns: frame of who (a method, or "x" or "y"), control, seed, cause, captioned, score, ceiling; empty without causes.
-    """
-    if "auroc" not in frame or frame["auroc"].isna().all():
-        return pd.DataFrame()
-    frame = frame.dropna(subset=["auroc"]).assign(captioned=lambda f: f["captioned"].astype(str) == "True")
-    score = frame[["specific_auroc", "specific_auroc_all"]].min(axis=1)
-    parts, first = [frame.assign(who=frame["method"], control=False, score=score)], frame.drop_duplicates("cause")
-    parts += [first.assign(who=who, control=True, score=first[f"specific_{who}_dim"]) for who in ("x", "y")]
-    every = pd.concat(parts, ignore_index=True).dropna(subset=["score"])
-    return every[["who", "control", "seed", "cause", "captioned", "score", "ceiling"]]
-
-
-def by_cause(scores: pd.DataFrame) -> pd.DataFrame:
-    """Means of `own_features` over the seeds, and whether the cause is found."""
-    if scores.empty:
-        return scores
-    keys = ["who", "control", "cause", "captioned"]
-    mean = scores.groupby(keys, sort=False)[["score", "ceiling"]].mean().reset_index()
-    return mean.assign(found=mean["score"] >= FOUND * mean["ceiling"])
-
-
-def finders(scores: pd.DataFrame) -> pd.DataFrame:
-    """Who has features of their own (`own_features`) for how many causes, the best method first, controls last.
-
-    Returns: frame of who, control, n, found, mean and worst (of the means over seeds), low and high (the smallest and largest
-        mean of one seed), settled (the worst seed is better than every other method's best).
-    """
-    if scores.empty:
-        return scores
-    counts = {"n": ("cause", "count"), "found": ("found", "sum"), "mean": ("score", "mean"), "worst": ("score", "min")}
-    out = by_cause(scores).groupby(["who", "control"], sort=False).agg(**counts)
-    seeds = scores.groupby(["who", "control", "seed"])["score"].mean().groupby(["who", "control"])
-    out = out.assign(low=seeds.min(), high=seeds.max(), seeds=seeds.size()).reset_index()
-    methods = out[~out["control"]]
-    others = [methods.loc[methods["who"] != who, "high"].max() for who in out["who"]]
-    out["settled"] = ~out["control"] & (out["seeds"] > 1) & (out["low"] > others)
-    order = {"by": ["control", "found", "mean"], "ascending": [True, False, False]}
-    return out.sort_values(**order, kind="stable", ignore_index=True)
 
 
 def relevance(frame: pd.DataFrame) -> pd.DataFrame:

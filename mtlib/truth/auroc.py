@@ -1,10 +1,14 @@
-"""AUROC of every feature at once: ranks with ties, for codes that are mostly 0."""
+"""AUROC and average precision of every feature at once: ranks with ties, for codes that are mostly 0."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
+
+from mtlib.measure.codes import dense
+
+BLOCK = 512  # columns ranked at a time
 
 
 def auroc(scores: np.ndarray | sparse.sparray, positive: np.ndarray) -> np.ndarray:
@@ -55,6 +59,31 @@ def _rank_sums(scores: sparse.sparray, many: np.ndarray) -> np.ndarray:
     zero_rank = n_below + (n - fired + 1) / 2
     fires = sparse.csr_array((np.ones(len(rank)), (column, row)), shape=(n_scores, n))
     return ranks @ many + zero_rank[:, None] * (many.sum(0) - fires @ many)
+
+
+def average_precision(scores: np.ndarray | sparse.sparray, positive: np.ndarray) -> np.ndarray:
+    """Average precision of every column as a detector of what is positive: the mean over the positives of the precision at
+    their own score, rows of equal score counted together.
+
+    Args: scores (n, S) float, an array or a scipy sparse array; positive (n,) bool, or (n, C) for C tasks on the same rows.
+    Returns: (S,) or (S, C) float64: 1 where every positive comes before every other row, the share of positives where the
+        score says nothing; NaN for a task without positives.
+    Raises: ValueError if the rows differ.
+    Source: equal to sklearn.metrics.average_precision_score.
+    """
+    positive = np.asarray(positive, bool)
+    n, n_scores = scores.shape
+    if n != len(positive):
+        raise ValueError(f"{n} rows of scores, {len(positive)} of labels")
+    tasks = positive.reshape(n, -1)
+    out = np.full((n_scores, tasks.shape[1]), np.nan)
+    for start in range(0, n_scores, BLOCK):
+        low = -dense(scores, range(start, min(start + BLOCK, n_scores)))
+        as_high = rankdata(low, method="max", axis=0)  # how many rows score as high as each, or higher
+        for c in np.flatnonzero(tasks.any(0)):
+            own = rankdata(low[tasks[:, c]], method="max", axis=0)  # how many positives do
+            out[start : start + BLOCK, c] = (own / as_high[tasks[:, c]]).mean(0)
+    return out[:, 0] if positive.ndim == 1 else out
 
 
 def best_threshold(score: np.ndarray, positive: np.ndarray) -> float:

@@ -1,7 +1,9 @@
-"""Causes found: does some feature single out the images with one known error? Beside ceilings and controls.
+"""Does one feature stand for one known error, and for nothing else? Beside ceilings and controls.
 
-A task is one cause: images with the cause (1) against plausible images of the same family (0), so that a detector of
-the family scores 0.5. Everything is chosen on val and scored on test. Codes may be arrays or scipy sparse arrays.
+The measure is average precision (`ap`): one feature's activation as a detector of the cause among *all* test images, so that
+a detector of the family, or of anything implausible, does badly. Behind it stands AUROC within the family: images with the
+cause against plausible images of the same family, which any detector of "implausible" answers too. Everything is chosen on
+val and scored on test. Codes may be arrays or scipy sparse arrays.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import pandas as pd
 
 from mtlib.measure.codes import dense
 from mtlib.measure.probes import linear_probe
-from mtlib.truth.auroc import auroc, best_threshold, f1_at
+from mtlib.truth.auroc import auroc, average_precision, best_threshold, f1_at
 
 COSTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the ceiling's logistic regression, chosen on val
 STEPS = 200  # of a probe: separable tasks are ranked long before their weights settle
 SPARSE_K = (1, 4, 16)
+FOUND = 0.9  # share of the probe's average precision from which one feature stands for a cause
 
 
 @dataclass(frozen=True)
@@ -75,69 +78,80 @@ def best_feature(task: Task, val: np.ndarray, test: np.ndarray) -> dict:
     return found | {"f1": f1_at(inside, task.positive["test"], best_threshold(v, task.positive["val"]))}
 
 
-def best_specific(task: Task, val, test, signs: tuple[int, ...] = (1,), everywhere: np.ndarray | None = None) -> dict:
-    """The single column that fires on a cause and on nothing else: chosen on val by the smaller of its AUROC against
-    plausible images of the family and its AUROC against all other images, scored on test.
+def detectors(task_list: list[Task], val, test, signs: tuple[int, ...] = (1,)) -> tuple[np.ndarray, np.ndarray]:
+    """The single column that detects each cause best among all val images, and how well it does so on test.
 
-    Within a family anything that tells implausible from plausible finds the cause; this is what a feature *of the cause*
-    must do besides. Codes are >= 0, so only the positive sign counts; for units that take both signs pass (1, -1).
+    Codes are >= 0, so only their positive sign counts; for units that take both signs pass (1, -1).
 
-    Args:
-        val, test:  (n_val, S) and (n_test, S) activations of the splits' rows.
-        everywhere: (S,) AUROC on val against all other images, if it is known already.
-    Returns: dict of specific_feature, specific_auroc (same family), specific_auroc_all.
+    Args: val, test: (n_val, S) and (n_test, S) activations of the splits' rows.
+    Returns: (C,) columns; (C,) their average precision on test.
     """
-    inside = auroc(val[task.at["val"]], task.positive["val"])  # (S,)
-    everywhere = auroc(val, task.everywhere["val"]) if everywhere is None else everywhere
-    both = np.stack([np.minimum(a, b) for a, b in ((inside, everywhere), (1 - inside, 1 - everywhere))[: len(signs)]])
-    sign, feature = np.unravel_index(int(both.argmax()), both.shape)
-    chosen = dense(test, [feature]) * signs[sign]
-    found = {"specific_feature": int(feature)}
-    found["specific_auroc"] = float(auroc(chosen[task.at["test"]], task.positive["test"])[0])
-    return found | {"specific_auroc_all": float(auroc(chosen, task.everywhere["test"])[0])}
+    shows = {split: np.stack([t.everywhere[split] for t in task_list], axis=1) for split in ("val", "test")}  # (n, C)
+    on_val = np.stack([average_precision(sign * val, shows["val"]) for sign in signs])  # (signs, S, C)
+    features, best = on_val.max(0).argmax(0), []
+    for c, j in enumerate(features):
+        sign = signs[int(on_val[:, j, c].argmax())]
+        best.append(average_precision(sign * dense(test, [j]), shows["test"][:, c])[0])
+    return features, np.array(best)
 
 
 def causes_found(task_list: list[Task], val: np.ndarray, test: np.ndarray) -> pd.DataFrame:
-    """`best_feature` and `best_specific` of every scorable task: a line per cause, with its numbers of test images."""
+    """A line per scorable task: cause, family, ap_feature and ap (`detectors`), `best_feature`, and numbers of test images."""
     task_list, lines = [t for t in task_list if t.scorable], []
-    if task_list:  # each column is sorted once for all causes: (S, C)
-        everywhere = auroc(val, np.stack([t.everywhere["val"] for t in task_list], axis=1))
-    for i, t in enumerate(task_list):
-        line = {"cause": t.cause, "family": t.family} | best_feature(t, val, test)
-        line |= best_specific(t, val, test, everywhere=everywhere[:, i])
+    features, found = detectors(task_list, val, test) if task_list else ([], [])
+    for t, feature, ap in zip(task_list, features, found, strict=True):
+        line = {"cause": t.cause, "family": t.family, "ap_feature": int(feature), "ap": ap}
         n_cause, n = int(t.positive["test"].sum()), len(t.positive["test"])
-        lines.append(line | {"n_cause": n_cause, "n_plausible": n - n_cause})
+        line |= {"n_cause": n_cause, "n_plausible": n - n_cause, "base_rate": n_cause / test.shape[0]}
+        lines.append(line | best_feature(t, val, test))
     return pd.DataFrame(lines)
 
 
-def linear_ceiling(task: Task, parts: dict[str, np.ndarray]) -> float:
-    """Test AUROC of a linear probe of one task: logistic regression on train, C by the AUROC on val. parts: see `ceilings`."""
-    x = {split: np.asarray(parts[split][at], np.float64) for split, at in task.at.items()}
-    models = [linear_probe(x["train"], task.positive["train"], c, STEPS) for c in COSTS]
-    on_val = [auroc(m.decision_function(x["val"])[:, None], task.positive["val"])[0] for m in models]
+def _probed(x: dict[str, np.ndarray], y: dict[str, np.ndarray], score) -> float:
+    """Test score of a linear probe: logistic regression on train, C by the score on val. score(value, y): higher is better."""
+    models = [linear_probe(x["train"], y["train"], c, STEPS) for c in COSTS]
+    on_val = [score(m.decision_function(x["val"])[:, None], y["val"])[0] for m in models]
     best = models[int(np.argmax(on_val))]
-    return float(auroc(best.decision_function(x["test"])[:, None], task.positive["test"])[0])
+    return float(score(best.decision_function(x["test"])[:, None], y["test"])[0])
 
 
-def ceilings(task_list: list[Task], x: dict[str, np.ndarray], y: dict[str, np.ndarray] | None = None) -> pd.DataFrame:
-    """Per cause: linear probes on x and on y (ceilings), the best single dimension of each (controls).
+def ceilings(
+    task_list: list[Task],
+    x: dict[str, np.ndarray],
+    y: dict[str, np.ndarray] | None = None,
+    logit: dict[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Per cause: what linear probes on x and on y reach, and what single units do without any coder.
 
-    Args: x, y: split -> (n_split, D) activations of the splits' rows, for train, val and test; y None without a classifier.
-    Returns: frame of cause, ceiling_x, ceiling_y, ceiling (the larger), best_x_dim, best_y_dim, and specific_x_dim and
-        specific_y_dim (`best_specific` of single dimensions: the smaller of its two AUROCs).
+    Args: x, y: split -> (n_split, D) activations of the splits' rows, for train, val and test; y None without a classifier;
+        logit: split -> (n_split,) of a classifier of plausibility.
+    Returns: frame of cause; ap_probe (one against all, the larger of x and y), ap_x_dim, ap_y_unit, ap_logit, as `ap`; and as
+        `auroc`: ceiling_x, ceiling_y, ceiling (the larger), best_x_dim, best_y_dim.
     """
-    lines = []
-    for task in (t for t in task_list if t.scorable):
-        line = {"cause": task.cause}
-        for name, parts, signs in (("x", x, (1, -1)), ("y", y, (1,))):
-            limit = best = weaker = np.nan
-            if parts is not None:
-                limit, best = linear_ceiling(task, parts), best_feature(task, parts["val"], parts["test"])["auroc"]
-                specific = best_specific(task, parts["val"], parts["test"], signs)
-                weaker = min(specific["specific_auroc"], specific["specific_auroc_all"])
-            line |= {f"ceiling_{name}": limit, f"best_{name}_dim": best, f"specific_{name}_dim": weaker}
-        lines.append(line | {"ceiling": np.nanmax([line["ceiling_x"], line["ceiling_y"]])})
-    return pd.DataFrame(lines)
+    task_list = [t for t in task_list if t.scorable]
+    out = pd.DataFrame({"cause": [t.cause for t in task_list]}).assign(ap_probe=0.0)
+    for name, parts, column in (("x", x, "ap_x_dim"), ("y", y, "ap_y_unit")):
+        if parts is None:
+            out = out.assign(**{column: np.nan, f"ceiling_{name}": np.nan, f"best_{name}_dim": np.nan})
+            continue
+        parts = {split: np.asarray(rows, np.float64) for split, rows in parts.items()}
+        single = detectors(task_list, parts["val"], parts["test"], (1, -1))[1]
+        own = [{split: rows[t.at[split]] for split, rows in parts.items()} for t in task_list]
+        ap = [_probed(parts, t.everywhere, average_precision) for t in task_list]
+        out = out.assign(ap_probe=np.maximum(out["ap_probe"], ap), **{column: single})
+        out[f"ceiling_{name}"] = [_probed(x, t.positive, auroc) for t, x in zip(task_list, own, strict=True)]
+        out[f"best_{name}_dim"] = [best_feature(t, parts["val"], parts["test"])["auroc"] for t in task_list]
+    says = None if logit is None else detectors(task_list, logit["val"][:, None], logit["test"][:, None])[1]
+    return out.assign(ap_logit=np.nan if says is None else says, ceiling=out[["ceiling_x", "ceiling_y"]].max(axis=1))
+
+
+def random_directions(task_list: list[Task], x: dict[str, np.ndarray], n: int, seed: int = 0) -> np.ndarray:
+    """What the best of `n` random directions of x reaches for each cause: the price of a choice among n candidates.
+
+    Returns: (C,) average precision on test, chosen on val.
+    """
+    w = np.random.default_rng(seed).normal(size=(x["val"].shape[1], n))
+    return detectors(task_list, x["val"] @ w, x["test"] @ w)[1]
 
 
 def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] = SPARSE_K) -> dict[int, float]:

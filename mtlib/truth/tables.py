@@ -23,19 +23,17 @@ from mtlib.measure.logit import readout, steer
 from mtlib.plots import legend, method_styles, panels
 from mtlib.truth import attributes, causes
 
-CAUSES = ["cause", "captioned", "method", "seed", "target", "l0_target", "feature", "sign", "auroc", "auroc_all", "f1"]
-CAUSES += [
-    "ceiling_x",
-    "ceiling_y",
-    "ceiling",
-    "best_x_dim",
-    "best_y_dim",
-    "n_cause",
-    "n_plausible",
-    "share_of_ceiling",
-]
-CAUSES += ["specific_feature", "specific_auroc", "specific_auroc_all", "specific_x_dim", "specific_y_dim"]
-CAUSES += ["status", "reason"]
+CAUSES = ["cause", "captioned", "method", "seed", "target", "l0_target", "ap", "ap_feature", "ap_probe", "ap_x_dim"]
+CAUSES += ["ap_y_unit", "ap_random", "ap_logit", "base_rate", "found", "feature", "sign", "auroc", "auroc_all", "f1"]
+CAUSES += ["ceiling_x", "ceiling_y", "ceiling", "best_x_dim", "best_y_dim", "n_cause", "n_plausible"]
+CAUSES += ["share_of_ceiling", "status", "reason"]
+CONTROLS = {  # columns of 04_causes that are no feature's, as the tables call them
+    "ap_random": "best of as many random directions of x",
+    "ap_x_dim": "best dimension of x",
+    "ap_y_unit": "best unit of y",
+    "ap_logit": "the classifier's logit",
+    "ap_probe": "linear probe",
+}
 KINDS = ["cause", "family", "nuisance", "unexplained", "silent"]
 
 
@@ -72,23 +70,36 @@ class Known:
         places = {split: (r[:, None] * t + np.arange(t)).ravel() for split, r in self.rows.items()}  # rows of data.x
         return {split: sparse_codes(subject.coder, self.data.x, r, tokens=t) for split, r in places.items()}
 
-    def ceilings(self) -> pd.DataFrame:
-        """`causes.ceilings` of x and, where the run has it, of y."""
-        arrays = [a for a in (self.images.x, self.images.y) if a is not None]
-        return causes.ceilings(self.tasks, *({s: np.asarray(a[r]) for s, r in self.rows.items()} for a in arrays))
+    @property
+    def logits(self) -> np.ndarray | None:
+        """(N,) of the classifier of plausibility, where the run has one."""
+        said = self.images.logits
+        return said if said is not None and said.ndim == 1 else None
+
+    def parts(self, rows) -> dict[str, np.ndarray] | None:
+        """split -> the rows of x, y or logits (N, ...) of its images; None without them."""
+        return None if rows is None else {split: np.asarray(rows[r]) for split, r in self.rows.items()}
 
 
-def causes_table(known: Known, subjects: list[Subject], codes: list[dict], captioned: dict[str, bool]) -> pd.DataFrame:
-    """The best and the most specific single feature of every cause, beside ceilings and controls: columns CAUSES.
+def causes_table(
+    known: Known, subjects: list[Subject], codes: list[dict], captioned: dict[str, bool], seed: int = 0
+) -> pd.DataFrame:
+    """The feature that stands for each cause, beside ceilings and controls: columns CAUSES, a line per cause and coder.
 
     Args:
         codes:     `Known.codes` of each subject.
         captioned: cause -> whether the encoder's training captions named it; causes that are absent stay unknown.
+        seed:      of the random directions.
     """
-    each = zip(subjects, codes, strict=True)
-    found = [causes.causes_found(known.tasks, c["val"], c["test"]).assign(**s.key) for s, c in each]
-    table = pd.concat(found, ignore_index=True).merge(known.ceilings(), on="cause", how="left", validate="m:1")
+    x, y, logit = (known.parts(rows) for rows in (known.images.x, known.images.y, known.logits))
+    limits, frames = causes.ceilings(known.tasks, x, y, logit), []
+    chance = {n: causes.random_directions(known.tasks, x, n, seed) for n in {c["val"].shape[1] for c in codes}}
+    for s, c in zip(subjects, codes, strict=True):
+        found = causes.causes_found(known.tasks, c["val"], c["test"]).assign(**s.key)
+        frames.append(found.assign(ap_random=chance[c["val"].shape[1]]))
+    table = pd.concat(frames, ignore_index=True).merge(limits, on="cause", how="left", validate="m:1")
     table = table.assign(captioned=table["cause"].map(captioned), share_of_ceiling=table["auroc"] / table["ceiling"])
+    table["found"] = table["ap"] >= causes.FOUND * table["ap_probe"]
     return table.assign(status="ok", reason="")[[*CAUSES, "fires_for"]]
 
 
@@ -137,7 +148,7 @@ def steering_table(
     for s in first_seeds(subjects):
         own = found[(found["method"] == s.method) & (found["seed"] == s.seed)]
         codes, w, says = sparse_codes(s.coder, data.x, rows).tocsc(), s.coder.W_dec, readout(classifier, s.target)
-        for cause, j in zip(own["cause"], own["specific_feature"].astype(int), strict=True):
+        for cause, j in zip(own["cause"], own["ap_feature"], strict=True):
             fires = rows[np.sort(codes[:, [j]].indices)]
             x, h = (torch.from_numpy(np.asarray(a[fires], np.float32)) for a in (data.x, target_of(data, s)))
             direction = torch.from_numpy(rng.normal(size=w.shape[1]).astype(np.float32))
@@ -158,26 +169,46 @@ def captioned_causes(encoder_table: Path) -> dict[str, bool]:
     return dict(zip(frame["cause"], frame["captioned"] == "True", strict=True))
 
 
-def by_method(table: pd.DataFrame, reached: float = 0.95) -> pd.DataFrame:
-    """How well each method's best features find the causes, over all seeds.
+def _everyone(table: pd.DataFrame) -> pd.DataFrame:
+    """04_causes with a line per cause and seed of every method, and one per cause of every control: also who and control."""
+    once = table.drop_duplicates("cause").assign(seed=0, control=True)
+    controls = [once.assign(who=who, ap=once[column]) for column, who in CONTROLS.items()]
+    own = table.assign(who=table["method"], control=False)
+    return pd.concat([own, *controls], ignore_index=True).dropna(subset=["ap"])
 
-    Args: table: of `causes_table`. reached: share of the ceiling from which a cause is found.
-    Returns: frame of method, n_seeds, causes, reached (number of causes found), mean and worst (AUROC over the causes), all
-        three as means over the seeds; low and high: the smallest and largest mean of one seed.
+
+def by_cause(table: pd.DataFrame) -> pd.DataFrame:
+    """How well one feature of each method stands for each cause, and each control: means over the seeds.
+
+    Args: table: 04_causes.
+    Returns: frame of who, control (bool), cause, captioned, ap, ap_probe, found; empty without causes.
     """
-    table = table.assign(reached=table["auroc"] >= reached * table["ceiling"])
-    seeds = table.groupby(["method", "seed"], sort=False).agg(
-        causes=("cause", "count"), reached=("reached", "sum"), mean=("auroc", "mean"), worst=("auroc", "min")
-    )
-    methods = seeds.groupby("method", sort=False)
-    spread = dict(n_seeds=methods.size(), low=methods["mean"].min(), high=methods["mean"].max())
-    return methods.mean().assign(**spread).reset_index()
+    if "ap" not in table or table["ap"].isna().all():
+        return pd.DataFrame()
+    keys = ["who", "control", "cause", "captioned"]
+    mean = _everyone(table).groupby(keys, sort=False, dropna=False)[["ap", "ap_probe"]].mean().reset_index()
+    return mean.assign(found=mean["ap"] >= causes.FOUND * mean["ap_probe"])
 
 
-def single_dimensions(table: pd.DataFrame) -> pd.DataFrame:
-    """The control of `by_method`: the best single dimension of x for each cause, as if it were a method."""
-    once = table.drop_duplicates("cause")[["cause", "best_x_dim", "ceiling"]].rename(columns={"best_x_dim": "auroc"})
-    return once.assign(method="x", seed=0)
+def by_method(table: pd.DataFrame) -> pd.DataFrame:
+    """The methods, the one whose features stand for the causes best first, then the controls.
+
+    Args: table: 04_causes.
+    Returns: frame of who, control, causes, found (of these), mean and worst (`ap` over the causes, means over the seeds), low and
+        high (the smallest and largest mean of one seed), n_seeds, settled (its worst seed is better than every other method's
+        best); empty without causes.
+    """
+    if (each := by_cause(table)).empty:
+        return each
+    keys, how = ["who", "control"], dict(causes=("cause", "count"), found=("found", "sum"))
+    out = each.groupby(keys, sort=False).agg(**how, mean=("ap", "mean"), worst=("ap", "min"))
+    seeds = _everyone(table).groupby([*keys, "seed"])["ap"].mean().groupby(keys)
+    out = out.assign(low=seeds.min(), high=seeds.max(), n_seeds=seeds.size()).reset_index()
+    methods = out[~out["control"]]
+    others = [methods.loc[methods["who"] != who, "high"].max() for who in out["who"]]
+    out["settled"] = ~out["control"] & (out["n_seeds"] > 1) & (out["low"] > others)
+    order = {"by": ["control", "found", "mean"], "ascending": [True, False, False]}
+    return out.sort_values(**order, kind="stable", ignore_index=True)
 
 
 def nuisance_counts(kinds: pd.DataFrame) -> pd.DataFrame:
@@ -186,25 +217,25 @@ def nuisance_counts(kinds: pd.DataFrame) -> pd.DataFrame:
     return own.agg(n_features=("feature", "size"), explained=("explained_nuisance", "mean"))
 
 
-def causes_figure(found: pd.DataFrame) -> Figure:
-    """Share of the ceiling that the best single feature of each method reaches, method by cause, mean over seeds."""
-    table = found.pivot_table(index="method", columns="cause", values="share_of_ceiling", sort=False)
-    first = found.groupby("cause").first()
-    for name, column in (("best unit of x", "best_x_dim"), ("best unit of y", "best_y_dim")):
-        if first[column].notna().any():
-            table.loc[name] = first[column] / first["ceiling"]
-    table = table.sort_index(axis=1).rename(columns=lambda cause: str(cause).replace("_", " "))
-    table["mean"] = table.mean(axis=1)
-    fig, ax = plt.subplots(figsize=(3.2 + 0.72 * table.shape[1], 1.6 + 0.34 * len(table)))
-    low, text = min(0.9, np.nanmin(table.to_numpy())), {"fontsize": 8}
-    sns.heatmap(
-        table, ax=ax, vmin=low, vmax=1, cmap="cividis", annot=True, fmt=".3f", annot_kws=text, cbar_kws={"pad": 0.02}
+def causes_figure(table: pd.DataFrame) -> Figure:
+    """Average precision of one feature per cause, method by cause, mean over seeds; below the line the controls, the probe last."""
+    shown = table.pivot_table(index="method", columns="cause", values="ap", sort=False)
+    n, controls = len(shown), table.groupby("cause")[list(CONTROLS)].mean().rename(columns=CONTROLS).T
+    shown = pd.concat([shown, controls.dropna(how="all")])
+    shown = shown.sort_index(axis=1).rename(columns=lambda cause: str(cause).replace("_", " "))
+    shown["mean"] = shown.mean(axis=1)
+    fig, ax = plt.subplots(figsize=(4.2 + 0.72 * shown.shape[1], 1.6 + 0.34 * len(shown)))
+    look = dict(
+        vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"fontsize": 8}, cbar_kws={"pad": 0.02}
     )
+    sns.heatmap(shown, ax=ax, **look)
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=30, ha="right", fontsize=9)
-    ax.set_yticks(ax.get_yticks(), table.index, rotation=0, fontsize=9)
-    ax.axvline(table.shape[1] - 1, color="white", lw=3)
-    seeds = found.groupby("method")["seed"].nunique().max()
-    ax.set(xlabel="", ylabel="", title="test AUROC / ceiling" + (f", mean over {seeds} seeds" if seeds > 1 else ""))
+    ax.set_yticks(ax.get_yticks(), shown.index, rotation=0, fontsize=9)
+    ax.axvline(shown.shape[1] - 1, color="white", lw=3)
+    ax.axhline(n, color="white", lw=3)
+    seeds = table.groupby("method")["seed"].nunique().max()
+    title = "average precision of one feature among all test images"
+    ax.set(xlabel="", ylabel="", title=title + (f", mean over {seeds} seeds" if seeds > 1 else ""))
     return fig
 
 

@@ -165,8 +165,8 @@ def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
         causes = [
             dict(cause=f"{f}_error", captioned=f != "glass", method=m, seed=0, feature=i, sign=1, auroc=0.8 + 0.03 * i,
                  auroc_all=0.7, f1=0.75, ceiling_x=0.99, ceiling_y=0.98, ceiling=0.99, best_x_dim=0.75, best_y_dim=0.8,
-                 specific_auroc=0.8 + 0.03 * i, specific_auroc_all=0.9, specific_x_dim=0.75, specific_y_dim=0.8,
-                 n_cause=30, n_plausible=30)
+                 ap=0.8 + 0.03 * i, ap_feature=i, ap_probe=0.95, ap_x_dim=0.4, ap_y_unit=0.3, ap_random=0.5, ap_logit=0.1,
+                 base_rate=0.05, n_cause=30, n_plausible=30)
             for m in methods for i, f in enumerate(FAMILIES)
         ]  # fmt: skip
         draw(stage, "causes", pd.DataFrame(causes), "Best single feature per cause.")

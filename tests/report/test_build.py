@@ -18,6 +18,7 @@ from mtlib.report.reader import Reader
 from mtlib.report.text import interval
 from mtlib.run import artifacts
 from mtlib.run.stage import Stage
+from mtlib.truth.tables import by_method
 from tests.report.synthetic_run import HOSTILE, draw
 
 render = mistune.create_markdown(plugins=["table"], escape=False)
@@ -91,8 +92,8 @@ def test_numbers_are_those_of_the_tables(labelled):
     ranking = reader.table("07_generators").sort_values("rank")
     for generator in (ranking.iloc[0], ranking.iloc[-1]):
         assert f"{generator['generator']} " in answer and f"{100 * generator['corrected_rate']:.1f}% [" in answer
-    found = build.finders(build.own_features(reader.table("04_causes"))).iloc[0]
-    assert f"{found['found']} of {found['n']}" in answer
+    found = by_method(reader.table("04_causes")).iloc[0]
+    assert f"{found['found']} of {found['causes']} known errors" in answer
     assert f"| {found['who']} | {found['found']} of 4 | {found['mean']:.3f} |" in section(text, "Known errors")
 
 
@@ -190,45 +191,6 @@ def test_gallery_shows_error_features_or_else_the_most_active_ones(labelled, mon
     )
     shown = browse.gallery(reader, 3)
     assert shown and not any(s["error"] for s in shown)
-
-
-def causes(**seeds) -> pd.DataFrame:
-    """04_causes with two causes: method=(score of seed 0, of seed 1, ...); the controls score 0.97 and 0.90."""
-    controls = {"specific_x_dim": 0.97, "specific_y_dim": 0.90, "ceiling": 1.0, "captioned": True}
-    return pd.DataFrame(
-        {"cause": c, "method": m, "seed": s, "auroc": 1.0, "specific_auroc": a + d, "specific_auroc_all": 1.0}
-        | controls
-        for m, scores in seeds.items()
-        for s, a in enumerate(scores)
-        for c, d in (("fingers", 0.01), ("water", -0.01))
-    )
-
-
-def test_causes_are_means_over_seeds_beside_controls():
-    table = build.finders(build.own_features(causes(a=(0.97, 0.95), b=(0.90, 0.92))))
-    assert table["who"].tolist() == ["a", "b", "x", "y"] and table["control"].tolist() == [False, False, True, True]
-    assert table["found"].tolist() == [2, 0, 2, 0]  # a: 0.97 and 0.95 of a ceiling of 1
-    best = table.iloc[0]
-    assert (best["mean"], best["worst"]) == pytest.approx((0.96, 0.95)) and (
-        best["low"],
-        best["high"],
-    ) == pytest.approx((0.95, 0.97))
-
-
-def test_a_method_is_best_only_where_its_worst_seed_is_above_every_other_seed():
-    def settled(**seeds) -> list[str]:
-        table = build.finders(build.own_features(causes(**seeds)))
-        return table.loc[table["settled"], "who"].tolist()
-
-    assert settled(a=(0.97, 0.95), b=(0.96, 0.961)) == []
-    assert settled(a=(0.97, 0.965), b=(0.96, 0.961)) == ["a"]
-    assert settled(a=(0.97,), b=(0.96,)) == []  # one seed settles nothing
-
-
-def test_a_feature_that_fires_elsewhere_is_not_one_of_its_own():
-    frame = causes(a=(0.99,)).assign(specific_auroc_all=0.5)
-    assert build.finders(build.own_features(frame)).iloc[0]["who"] == "a"
-    assert build.finders(build.own_features(frame)).iloc[0]["found"] == 0
 
 
 def test_a_judge_of_too_few_features_is_not_scored():

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from mtlib.truth.auroc import auroc, best_threshold, f1_at
+from mtlib.truth.auroc import auroc, average_precision, best_threshold, f1_at
 
 
 @settings(max_examples=15, deadline=None)
@@ -34,6 +34,27 @@ def test_auroc_of_a_silent_feature_is_half_and_flips_with_the_sign():
     assert auroc(np.zeros((4, 1)), positive)[0] == 0.5
     z = np.random.default_rng(1).normal(size=(4, 3))
     np.testing.assert_allclose(auroc(-z, positive), 1 - auroc(z, positive))
+
+
+def test_average_precision_hand_computed_with_ties():
+    positive = np.array([True, False, True, False, True])
+    score = np.array([3.0, 2.0, 2.0, 0.0, 0.0])  # precisions at the positives: 1/1, 2/3 (a tie), 3/5 (all that is left)
+    assert average_precision(score[:, None], positive)[0] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert average_precision(np.zeros((5, 1)), positive)[0] == pytest.approx(3 / 5)  # says nothing: the base rate
+    assert np.isnan(average_precision(score[:, None], np.zeros(5, bool))[0])
+    with pytest.raises(ValueError, match="5 rows"):
+        average_precision(score[:, None], positive[:4])
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_average_precision_equals_sklearn_for_dense_and_sparse_scores(seed):
+    rng = np.random.default_rng(seed)
+    z, tasks = np.maximum(rng.integers(-3, 4, size=(40, 6)), 0), rng.random((40, 3)) < 0.4
+    tasks[0] = True
+    want = [[average_precision_score(task, column) for task in tasks.T] for column in z.T]
+    np.testing.assert_allclose(average_precision(z, tasks), want, atol=1e-12)
+    np.testing.assert_allclose(average_precision(sparse.csr_array(z), tasks), want, atol=1e-12)
 
 
 def test_auroc_refuses_other_rows():

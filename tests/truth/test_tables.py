@@ -36,6 +36,9 @@ def test_every_table_has_a_line_per_cause_or_feature_and_coder(run, known, codes
     assert len(causes) == 3 * len(synthetic.FAMILIES) and list(causes) == [*tables.CAUSES, "fires_for"]
     assert causes["captioned"].dropna().tolist() == [False] * 3
     assert causes["auroc"].between(0, 1).all() and (causes["ceiling"] > 0.9).all()
+    controls = causes.drop_duplicates("cause")
+    assert controls[["ap_probe", "ap_random", "ap_x_dim", "ap_y_unit", "ap_logit"]].gt(0).all(axis=None)
+    assert (causes["found"] == (causes["ap"] >= 0.9 * causes["ap_probe"])).all()
     sparse = tables.sparse_table(known, subjects, codes, ks=(1, 4))
     assert len(sparse) == 2 * len(causes)
     kinds = tables.attributes_table(known, subjects, codes)
@@ -48,11 +51,41 @@ def test_every_table_has_a_line_per_cause_or_feature_and_coder(run, known, codes
         figure.clear()
 
 
-def test_by_method_counts_causes_found_and_averages_over_seeds():
-    lines = [dict(method="a", seed=s, cause=c, auroc=v, ceiling=1.0) for s, c, v in [(0, "p", 0.96), (0, "q", 0.5), (1, "p", 1.0), (1, "q", 1.0)]]  # fmt: skip
-    row = tables.by_method(pd.DataFrame(lines)).iloc[0]
-    assert row[["n_seeds", "causes", "reached", "worst"]].tolist() == [2, 2, 1.5, 0.75]
-    assert row[["mean", "low", "high"]].tolist() == pytest.approx([0.865, 0.73, 1.0])
+def found(**seeds) -> pd.DataFrame:
+    """04_causes with two causes: method=(score of seed 0, of seed 1, ...), a hundredth more and less; the controls 0.45 to 0.1."""
+    controls = {
+        "ap_random": 0.45,
+        "ap_x_dim": 0.4,
+        "ap_y_unit": np.nan,
+        "ap_logit": 0.1,
+        "ap_probe": 1.0,
+        "captioned": True,
+    }
+    return pd.DataFrame(
+        {"cause": c, "method": m, "seed": s, "ap": a + d} | controls
+        for m, scores in seeds.items()
+        for s, a in enumerate(scores)
+        for c, d in (("fingers", 0.01), ("water", -0.01))
+    )
+
+
+def test_methods_are_means_over_seeds_beside_the_controls():
+    table = tables.by_method(found(a=(0.92, 0.90), b=(0.80, 0.82)))
+    controls = [tables.CONTROLS[c] for c in ("ap_probe", "ap_random", "ap_x_dim", "ap_logit")]
+    assert table["who"].tolist() == ["a", "b", *controls] and table["control"].tolist() == [False] * 2 + [True] * 4
+    assert table["found"].tolist() == [2, 0, 2, 0, 0, 0]  # a: 0.92 and 0.90 of a probe's 1
+    assert table.loc[0, ["mean", "worst", "low", "high"]].tolist() == pytest.approx([0.91, 0.90, 0.90, 0.92])
+    assert tables.by_method(pd.DataFrame()).empty and tables.by_cause(found(a=(np.nan,))).empty
+
+
+def test_a_method_is_best_only_where_its_worst_seed_is_above_every_other_seed():
+    def settled(**seeds) -> list[str]:
+        table = tables.by_method(found(**seeds))
+        return table.loc[table["settled"], "who"].tolist()
+
+    assert settled(a=(0.97, 0.95), b=(0.96, 0.961)) == []
+    assert settled(a=(0.97, 0.965), b=(0.96, 0.961)) == ["a"]
+    assert settled(a=(0.97,), b=(0.96,)) == []  # one seed settles nothing
 
 
 def test_no_cause_in_every_split_is_refused(run):
@@ -70,7 +103,7 @@ def test_captioned_causes_read_the_report_card(tmp_path):
     assert tables.captioned_causes(path) == {"a": True, "b": False}
 
 
-def test_steering_follows_the_specific_feature_of_each_cause(run, causes):
+def test_steering_follows_the_feature_of_each_cause(run, causes):
     data, subjects, _, classifier = run
     got = tables.steering_table(data, subjects[:3], classifier, causes, factors=(0, 1, 2))
     assert got["method"].drop_duplicates().tolist() == ["matryoshka_transcoder", "transcoder"]  # first seeds, in order

@@ -72,6 +72,7 @@ def test_ceilings_read_linear_causes_and_not_noise(planted):
     assert (got["ceiling_x"] > 0.98).all() and (got["ceiling_y"] < 0.75).all()
     assert (got["ceiling"] == got["ceiling_x"]).all()
     assert (got["best_x_dim"] <= 1).all() and (got["best_x_dim"] > 0.6).all()
+    assert (got["ap_probe"] > 0.9).all() and (got["ap_x_dim"] < got["ap_probe"]).all()
     alone = causes.ceilings(causes.tasks(table, rows), part(x, rows))
     assert alone["ceiling_y"].isna().all() and (alone["ceiling"] == alone["ceiling_x"]).all()
 
@@ -152,23 +153,32 @@ def test_splitting_and_absorption_hand_computed():
     assert got["absorption"] == 0.5  # the child fires on two of them, the parent on one of these
 
 
-def test_best_specific_prefers_the_feature_that_is_silent_elsewhere(planted):
-    _, table, rows, codes = planted
-    task = causes.tasks(table, rows)[0]
-    n = {split: len(codes[rows[split]]) for split in ("val", "test")}
-    own = {split: task.everywhere[split].astype(float) for split in n}
-    rng = np.random.default_rng(0)
-    loud = {}  # finds the cause in its family just as well, but fires on every other image too
+def test_the_feature_of_a_cause_is_silent_everywhere_else(planted):
+    """The headline is not one of same-family images: a feature that finds the cause there, and fires on all else, loses."""
+    _, table, rows, _ = planted
+    tasks = causes.tasks(table, rows)
+    n, rng, columns = {split: len(rows[split]) for split in ("val", "test")}, np.random.default_rng(0), {}
     for split in n:
-        loud[split] = np.full(n[split], 3.0)
-        loud[split][task.at[split]] = task.positive[split] * 2.0
-    columns = {s: np.stack([loud[s], own[s] + rng.normal(size=n[s]) * 1e-3, -own[s]], axis=1) for s in n}
-    got = causes.best_specific(task, columns["val"], columns["test"])
-    assert got["specific_feature"] == 1
-    assert min(got["specific_auroc"], got["specific_auroc_all"]) > 0.99
-    assert causes.best_feature(task, columns["val"], columns["test"])["auroc_all"] <= 1
+        loud = np.full(n[split], 3.0)
+        loud[tasks[0].at[split]] = tasks[0].positive[split] * 2.0  # in its family: perfect
+        own = tasks[0].everywhere[split].astype(float)
+        columns[split] = np.stack([loud, own + rng.normal(size=n[split]) * 1e-3, -own], axis=1)
+    feature, ap = causes.detectors(tasks[:1], columns["val"], columns["test"])
+    assert feature.tolist() == [1] and ap[0] == 1
+    assert causes.best_feature(tasks[0], columns["val"][:, :1], columns["test"][:, :1])["auroc"] == 1
+    of_loud = causes.detectors(tasks[:1], columns["val"][:, :1], columns["test"][:, :1])[1][0]
+    assert of_loud < 1.5 * tasks[0].everywhere["test"].mean()  # hardly more than the base rate
     mirrored = {s: columns[s][:, [0, 2]] for s in n}
-    assert causes.best_specific(task, mirrored["val"], mirrored["test"], (1, -1))["specific_feature"] == 1
+    assert causes.detectors(tasks[:1], mirrored["val"], mirrored["test"], (1, -1))[0].tolist() == [1]
+
+
+def test_permuted_causes_fall_to_what_chance_gives(planted):
+    _, table, rows, codes = planted
+    shuffled = table.assign(cause=np.random.default_rng(0).permutation(table["cause"]))
+    found = causes.causes_found(causes.tasks(shuffled, rows), codes[rows["val"]], codes[rows["test"]])
+    assert (found["ap"] < 3 * found["base_rate"]).all()
+    true = causes.causes_found(causes.tasks(table, rows), codes[rows["val"]], codes[rows["test"]]).set_index("cause")
+    assert true.loc["hand_error", "ap"] == 1 and true.loc["hand_error", "ap_feature"] == 0
 
 
 def test_sparse_codes_give_the_same_truth_as_dense_ones(planted):
