@@ -20,6 +20,7 @@ from mtlib.truth.auroc import auroc, average_precision, best_threshold, f1_at
 COSTS = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the ceiling's logistic regression, chosen on val
 STEPS = 200  # of a probe: separable tasks are ranked long before their weights settle
 SPARSE_K = (1, 4, 16)
+DRAWS = 3  # sets of random directions
 FOUND = 0.9  # share of the probe's average precision from which one feature stands for a cause
 
 
@@ -146,12 +147,12 @@ def ceilings(
 
 
 def random_directions(task_list: list[Task], x: dict[str, np.ndarray], n: int, seed: int = 0) -> np.ndarray:
-    """What the best of `n` random directions of x reaches for each cause: the price of a choice among n candidates.
+    """What the best of `n` random directions of x, of either sign, reaches: the price of a choice among n candidates.
 
-    Returns: (C,) average precision on test, chosen on val.
+    Returns: (C,) average precision on test, chosen on val; mean over DRAWS draws.
     """
-    w = np.random.default_rng(seed).normal(size=(x["val"].shape[1], n))
-    return detectors(task_list, x["val"] @ w, x["test"] @ w)[1]
+    draws = np.random.default_rng(seed).normal(size=(DRAWS, x["val"].shape[1], n))
+    return np.mean([detectors(task_list, x["val"] @ w, x["test"] @ w, (1, -1))[1] for w in draws], axis=0)
 
 
 def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] = SPARSE_K) -> dict[int, float]:
