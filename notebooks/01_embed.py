@@ -29,8 +29,11 @@
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 images = ""  # folder (.tar shards in it count as folders), table (.csv, .parquet), "hf:..." or "torchvision:..."; "scenes" or empty: draw scenes
-embeddings = ""  # .npy, .npz (N, D) or LMDB of embeddings made elsewhere, instead of images
-vocabulary = ""  # with embeddings: .npy (V, D) of texts in the same space; else phrases (.txt, .csv) or "wordfreq:20000"; empty: packaged
+embeddings = ""  # made elsewhere, instead of images: .npy, .npz (N, D), LMDB, a folder of .pt, or a .json that names several (MonoLoss)
+labels = ""  # one class per row of embeddings (train, val, test in this order): .txt, .npy, or a column of a .csv or .parquet
+val_embeddings = ""  # rows of the val split in a file of their own; then embeddings are train
+test_embeddings = ""  # rows of the test split in a file of their own; may be the file of val
+vocabulary = ""  # with embeddings: .npy (V, D) of texts in the same space, or words for their encoder; else phrases (.txt, .csv) or "wordfreq:20000"; empty: packaged
 vocabulary_names = ""  # text file with a line per row of vocabulary; empty: the one .txt beside it that fits
 templates = []  # prompts around the phrases, e.g. "a photo of {}"; empty: the packaged ones
 encoder = "demo"  # "demo", an open_clip model name, "timm/<name>", "local-dir:<folder>", "hf-hub:<repository>" or "alexnet:<folder>"

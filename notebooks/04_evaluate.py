@@ -52,7 +52,7 @@ stage = Stage("04_evaluate", globals())
 # %%
 data = store.open_data(stage)
 subjects, skipped = open_subjects(stage.input("03_train"))
-classifier = Classifier.load(stage.input("02_classify") / "classifier") if data.y is not None else None
+classifier = Classifier.load(stage.input("02_classify") / "classifier") if stage.has("02_classify") else None
 styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in every figure of the run
 skipped
 

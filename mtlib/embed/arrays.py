@@ -1,30 +1,26 @@
 """Embeddings that were made elsewhere: arrays instead of images, words instead of pictures.
 
-Feature files as other systems publish them, each seen as one .npy of rows:
-
-x.npy                                              as numpy writes it
-cc3m_ViT-L~14_train_image_2905936_768.npy          MSAE's: plain float32, rows and width in the name; a header wins over it
-x.npz                                              one two-dimensional array (or the one named x, features, embeddings)
-clip_image_features.lmdb/                          MonoLoss's: keys __len__, __shape__, "0", "1" ... (extra `data`)
+The files that hold them are read by given/files.py. Beside them may stand one class per row: a .txt, a .npy of whole
+numbers or texts, or a column of a .csv or .parquet.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mtlib.embed.datasets import extra
+from mtlib.embed.given import files
+from mtlib.embed.listing import LABEL_FOLDERS, LABELS, TABLES
 from mtlib.embed.manifest import COLUMNS, LISTED, InputError, complete
-from mtlib.embed.store import open_array, write_rows
+from mtlib.embed.store import open_array
 
-SIZES = re.compile(r"_(\d+)_(\d+)\.npy$")  # in the name of a file without a header
-SUFFIXES = (".npy", ".npz", ".lmdb", ".mdb")
-NPZ_NAMES = ("x", "features", "embeddings")
+LABEL_COLUMNS = ("class_name", "class", "label", "labels", "target")
+PLAUSIBILITY = LABEL_FOLDERS | {name: value for name, value in LABELS.items() if name.isalpha()}
 
 
 def checked(path: Path, parameter: str, scratch: Path) -> np.ndarray:
@@ -36,7 +32,7 @@ def checked(path: Path, parameter: str, scratch: Path) -> np.ndarray:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{parameter} = {path}: no such file")
-    x = open_array(as_npy(path, scratch, parameter), 2)
+    x = open_array(files.as_npy(path, scratch, parameter), 2)
     if x.dtype.kind != "f":
         raise InputError(f"{parameter} = {path}: {x.dtype}, expected floating-point numbers")
     for start in range(0, len(x), 8192):
@@ -76,20 +72,17 @@ def names_beside(path: Path, n: int, exclude: tuple[Path, ...] = ()) -> Path | N
     return fitting[0] if fitting else None
 
 
-def read_vocabulary(vocabulary: Path, names: str, d_in: int, scratch: Path) -> tuple[np.ndarray, pd.DataFrame, Path]:
+def read_vocabulary(vocabulary: Path, names: str, scratch: Path) -> tuple[np.ndarray, pd.DataFrame, Path]:
     """Text embeddings with their words.
 
     Args:
         vocabulary: feature file of (V, D).
         names:      text file with V lines, or "" for the one sibling that has as many.
-        d_in:       D of the embeddings.
         scratch:    as for `checked`.
     Returns: ((V, D) float32, frame of the vocabulary's columns, the text file).
-    Raises: InputError when widths differ, or no or several text files fit.
+    Raises: InputError when no or several text files fit.
     """
     v = checked(vocabulary, "vocabulary", scratch)
-    if v.shape[1] != d_in:
-        raise InputError(f"vocabulary = {vocabulary}: shape {v.shape}, the embeddings are {d_in} wide")
     path = Path(names) if names else names_beside(vocabulary, len(v))
     if path is None:
         raise InputError(
@@ -105,106 +98,137 @@ def read_vocabulary(vocabulary: Path, names: str, d_in: int, scratch: Path) -> t
     return np.asarray(v, np.float32), pd.DataFrame({"phrase": phrases, "kind": "word", "family": "", "cause": ""}), path
 
 
-def rows_manifest(x: np.ndarray, embeddings: Path, exclude: tuple[Path, ...], fractions, seed: int) -> pd.DataFrame:
-    """The manifest of rows of embeddings.
+@dataclass(frozen=True)
+class Part:
+    """The rows of one file: split ("": divided here), x (n * T, D), T rows per image, a name and a class for each image
+    ("" where it has none), and what is to be said of all of them."""
+
+    split: str
+    x: np.ndarray
+    tokens: int
+    names: Sequence[str]
+    classes: Sequence[str]
+    remark: str = ""
+
+
+def read_parts(given: dict[str, str], root: Path, scratch: Path, exclude: tuple[Path, ...] = ()) -> list[Part]:
+    """The rows that parameters name: one file, or train, val and test.
 
     Args:
-        x:          (N, D).
-        embeddings: the file that was given; a .txt beside it with N lines, if there is one, names the rows.
-        exclude:    text files that name something else.
-        fractions, seed: of the splits; equal rows share their group.
-    Returns: path is the row's word (with its number where it repeats), class_name the word; labels are unknown.
+        given:   embeddings (a feature file, or a JSON that names several), val_embeddings, test_embeddings, and labels (of the
+                 rows of all of them, in this order).
+        root:    folder that relative paths start from. scratch: as for `checked`.
+        exclude: text files that name something else than rows.
+    Raises: InputError naming the file and what does not fit.
     """
-    file = names_beside(embeddings, len(x), exclude)
-    words = pd.Series(lines(file) if file else [""] * len(x), dtype=str)
-    number = pd.Series([f"row {i}" for i in range(len(x))])
+    labels = root / given["labels"] if given["labels"] else None
+    if given["embeddings"].endswith(".json"):
+        given, root = files.named_in(root / given["embeddings"], given), (root / given["embeddings"]).parent
+    alone, parts, seen = not (given["val_embeddings"] or given["test_embeddings"]), [], {}
+    for split, parameter in files.OF_SPLITS.items():
+        name, file = given[parameter], given.get(f"{split}_labels", "")
+        if file and not name:
+            raise InputError(f"{split}_labels = {file}: there is no {split}_path to label")
+        if not name:
+            continue
+        path = root / name
+        first = seen.setdefault(path.resolve(), split)
+        x = checked(path, parameter, scratch) if first == split else next(p.x for p in parts if p.split == first)
+        remark = "" if first == split else f"the same file as {first}"
+        if remark:
+            print(f"{split} and {first} are the same file, {path.name}: what is chosen on {first} is not held out")
+        tokens = files.n_tokens(path)
+        n = len(x) // tokens
+        classes = read_labels(root / file, f"{split}_labels", n) if file else [""] * n
+        names = [p.name for p in files.tensors(path)]
+        if not names:
+            beside = names_beside(path, n, (*exclude, root / file, labels or path))
+            names = lines(beside) if beside else [""] * n
+        parts.append(Part("" if alone else split, x, tokens, names, classes, remark))
+    for part in parts[1:]:
+        if (part.x.shape[1], part.tokens) != (parts[0].x.shape[1], parts[0].tokens):
+            shapes = [f"{p.tokens} x {p.x.shape[1]}" for p in (parts[0], part)]
+            raise InputError(
+                f"{files.OF_SPLITS[part.split]}: {shapes[1]} numbers per image, embeddings has {shapes[0]}"
+            )
+    if labels:
+        classes = iter(read_labels(labels, "labels", sum(len(p.names) for p in parts)))
+        parts = [replace(p, classes=[next(classes) for _ in p.names]) for p in parts]
+    return parts
+
+
+def read_labels(path: Path, parameter: str, n: int) -> list[str]:
+    """The class of each of n images; "" unknown (an empty text, a negative number).
+
+    Raises: InputError naming the file when it cannot be read, holds no classes or another number of them.
+    """
+    where, path = f"{parameter} = {path}", Path(path)
+    if not path.is_file():
+        raise InputError(f"{where}: no such file")
+    try:
+        if path.suffix == ".npy":
+            values = pd.Series(np.load(path, allow_pickle=False).tolist())
+        elif path.suffix == ".parquet":
+            values = _column(pd.read_parquet(path), where)
+        elif path.suffix in TABLES:
+            values = _column(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"), where)
+        else:
+            values = pd.Series(lines(path), dtype=str)
+    except InputError:
+        raise
+    except Exception as e:  # several libraries' errors; all mean that it cannot be read
+        raise InputError(f"{where}: not readable ({type(e).__name__}: {str(e).splitlines()[0][:200]})") from e
+    if not values.map(lambda v: v is None or isinstance(v, (str, int))).all():
+        raise InputError(
+            f"{where}: holds {type(values.iloc[0]).__name__}; one whole number or text per row is its class"
+        )
+    if len(values) != n:
+        raise InputError(f"{where}: {len(values)} labels for {n} rows")
+    return ["" if v is None or (isinstance(v, int) and v < 0) else str(v).strip() for v in values]
+
+
+def _column(table: pd.DataFrame, where: str) -> pd.Series:
+    found = [c for c in LABEL_COLUMNS if c in table] or (list(table) if table.shape[1] == 1 else [])
+    if not found:
+        raise InputError(f"{where}: no column {', '.join(LABEL_COLUMNS)}; it has {', '.join(map(str, table.columns))}")
+    return table[found[0]].astype(object).where(table[found[0]].notna(), None)
+
+
+def rows_manifest(parts: Sequence[Part], fractions, seed: int) -> tuple[pd.DataFrame, str]:
+    """The manifest of rows of embeddings, and what kind of labels they have: "none", "classes" or "plausibility".
+
+    Labels are plausibility where they say so ("plausible", "implausible"; "human_correct", "human_error"). Without labels
+    class_name is the row's name. Equal rows share their group, but for a file that was given to two splits.
+
+    Args: fractions, seed: of the splits that are divided here.
+    Raises: InputError when every row has the same label.
+    """
+    listing = pd.concat([_listed(part) for part in parts], ignore_index=True)
+    names, classes = set(listing["class_name"]) - {""}, listing["class_name"]
+    if len(names) == 1:
+        raise InputError(f"labels: every row is {names.pop()!r}; at least two classes are needed")
+    kind = "none" if not names else "plausibility" if names <= set(PLAUSIBILITY) else "classes"
+    if kind == "plausibility":
+        listing["label"] = classes.map(PLAUSIBILITY).astype("Int64")
+        listing["class_name"] = ""
+    hashes = [
+        hashlib.sha256(part.remark.encode() + np.ascontiguousarray(part.x[i : i + part.tokens]).tobytes()).hexdigest()
+        for part in parts
+        for i in range(0, len(part.x), part.tokens)
+    ]
+    detail = [part.remark for part in parts for _ in part.names]
+    manifest = complete(listing, pd.DataFrame({"status": "ok", "detail": detail, "sha256": hashes}), fractions, seed)
+    words = [name for part in parts for name in part.names]
+    return (manifest.assign(class_name=words) if kind == "none" else manifest), kind
+
+
+def _listed(part: Part) -> pd.DataFrame:
+    words = pd.Series(list(part.names), dtype=str)
+    number = pd.Series([f"row {i}" for i in range(len(words))])
     path = words.where(words != "", number)
     path = path.where(~path.duplicated(keep=False), path + " (" + number + ")")
-    listing = pd.DataFrame({"path": path, "status": LISTED, "label": pd.array([pd.NA] * len(x), dtype="Int64")})
-    listing["row"] = listing["label"]
+    listing = pd.DataFrame({"path": f"{part.split}/" * bool(part.split) + path, "status": LISTED})
+    listing["row"] = listing["label"] = pd.array([pd.NA] * len(path), dtype="Int64")
+    listing["class_name"], listing["split"] = list(part.classes), part.split
     listing[[name for name in COLUMNS if name not in listing]] = ""
-    hashes = [hashlib.sha256(np.ascontiguousarray(row)).hexdigest() for row in x]
-    outcomes = pd.DataFrame({"status": "ok", "detail": "", "sha256": hashes})
-    return complete(listing, outcomes, fractions, seed).assign(class_name=words)
-
-
-def is_features(path: Path) -> bool:
-    """Whether a path names a feature file, not images."""
-    return path.suffix in SUFFIXES or (path / "data.mdb").is_file()
-
-
-def as_npy(path: Path, scratch: Path, parameter: str = "embeddings") -> Path:
-    """The path of a .npy with the rows of a feature file: itself when it is one, else a copy, scratch/<parameter>.npy.
-
-    Raises: InputError when the file is none of the kinds above, or is not what its name or header says.
-    """
-    path, target = Path(path), scratch / f"{parameter}.npy"
-    declared = SIZES.search(path.name)
-    if path.is_dir() or path.suffix == ".mdb":
-        shape, parts = _lmdb(path if path.is_dir() else path.parent, parameter)
-    elif path.suffix == ".npz":
-        x = _npz(path, parameter)
-        shape, parts = x.shape, [x]
-    elif not declared or not path.is_file() or _has_header(path):
-        return path
-    else:
-        shape, size = (int(declared[1]), int(declared[2])), path.stat().st_size
-        needed = 4 * shape[0] * shape[1]
-        if size != needed:
-            raise InputError(f"{parameter} = {path}: {size} bytes, but float32 {shape} of its name needs {needed}")
-        x = np.memmap(path, "<f4", "r", shape=shape)
-        parts = (x[i : i + 65536] for i in range(0, len(x), 65536))
-    write_rows(target, shape, parts)
-    return target
-
-
-def _has_header(path: Path) -> bool:
-    with open(path, "rb") as f:
-        return f.read(6) == b"\x93NUMPY"
-
-
-def _npz(path: Path, parameter: str) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [n for n in NPZ_NAMES if n in file.files] or [n for n in file.files if file[n].ndim == 2]
-            if len(names) != 1:
-                raise InputError(
-                    f"{parameter} = {path}: {len(names)} arrays may be meant; name one of them x ({file.files})"
-                )
-            x = file[names[0]]
-    except (OSError, ValueError, EOFError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{parameter} = {path}: no readable .npz ({e})") from e
-    if x.ndim != 2 or x.dtype.kind != "f":
-        raise InputError(f"{parameter} = {path}: {x.dtype} {x.shape}, expected two-dimensional floating-point numbers")
-    return x
-
-
-def _lmdb(folder: Path, parameter: str):
-    """(shape, parts) of a feature data base; values are raw float32, never unpickled."""
-    lmdb = extra("lmdb", "data")
-    where = f"{parameter} = {folder}"
-    try:
-        environment = lmdb.open(str(folder), readonly=True, lock=False, create=False, max_readers=1)
-    except lmdb.Error as e:
-        raise InputError(f"{where}: no LMDB data base ({e})") from e
-    with environment.begin() as read:
-        length, shape = read.get(b"__len__"), read.get(b"__shape__")
-        try:
-            n, one = int(length), ast.literal_eval(shape.decode("ascii"))
-            width = int(np.prod(one))
-        except (TypeError, ValueError, AttributeError, SyntaxError) as e:
-            environment.close()
-            raise InputError(f"{where}: no readable __len__ and __shape__") from e
-
-    def parts():
-        with environment, environment.begin() as read:
-            for i in range(n):
-                value = read.get(str(i).encode("ascii"))
-                if value is None or len(value) != 4 * width:
-                    found = "missing" if value is None else f"{len(value)} bytes"
-                    raise InputError(f"{where}: entry {i} is {found}, expected {4 * width} bytes (float32 {one})")
-                yield np.frombuffer(value, "<f4")
-
-    return (n, width), parts()
+    return listing

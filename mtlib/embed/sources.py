@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from mtlib.embed import arrays, datasets
+from mtlib.embed.given import files
+from mtlib.embed.given.words import NO_PHRASES, phrases, write_vocabulary
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import (
     LISTED,
@@ -29,19 +31,15 @@ from mtlib.embed.manifest import (
     image_classes,
     sample,
 )
-from mtlib.embed.store import Data, save_array, write_manifest
-from mtlib.run.artifacts import atomic, write_json
+from mtlib.embed.store import Data, save_array, write_manifest, write_rows
+from mtlib.run.artifacts import write_json
 from mtlib.run.params import Settings
 
 if TYPE_CHECKING:
     from mtlib.embed.encoders import Encoder
 
-PHRASES = ("phrase", "kind", "family", "cause")  # columns of a vocabulary
-KINDS = ("error", "normal", "object", "nuisance", "word")
-NO_PHRASES = pd.DataFrame(columns=list(PHRASES))
-TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image showing {}")
 ENCODER = ("name", "pretrained", "fingerprint")  # facts that are empty where it is not known
-WORDS = "wordfreq"  # of the extra `data`: lists come with the package
+BESIDE = ("labels", "val_embeddings", "test_embeddings")  # parameters of embeddings
 
 
 class EmbedConfig(Settings):
@@ -49,6 +47,9 @@ class EmbedConfig(Settings):
 
     images: str = ""
     embeddings: str = ""
+    labels: str = ""
+    val_embeddings: str = ""
+    test_embeddings: str = ""
     vocabulary: str = ""
     vocabulary_names: str = ""
     templates: list[str] = []
@@ -77,8 +78,14 @@ class EmbedConfig(Settings):
                 "vocabulary = ....npy goes with embeddings = ...; for images the encoder embeds the phrases itself "
                 "(vocabulary = a list of phrases, or wordfreq:20000)"
             )
-        if self.vocabulary and self.embeddings and not self.vocabulary.endswith(".npy"):
-            raise ValueError("vocabulary of embeddings = ... must be a .npy of text embeddings in the same space")
+        for name in (n for n in BESIDE if getattr(self, n) and not self.embeddings):
+            raise ValueError(f"{name} = {getattr(self, name)!r} goes with embeddings = ...")
+        words = self.vocabulary and self.embeddings and not self.vocabulary.endswith(".npy")
+        if words and self.encoder == "demo":
+            raise ValueError(
+                f"vocabulary = {self.vocabulary!r}: words beside embeddings need the encoder that made these (encoder = "
+                "..., pretrained = ...), to embed them; or give a .npy of text embeddings in the same space"
+            )
         if self.vocabulary_names and not self.vocabulary.endswith(".npy"):
             raise ValueError("vocabulary_names = ... goes with vocabulary = ....npy")
         if wrong := [t for t in self.templates if t.count("{}") != 1]:
@@ -165,28 +172,52 @@ def from_images(
 
 
 def from_arrays(config: EmbedConfig, root: Path, out: Path) -> tuple[pd.DataFrame, dict]:
-    """Take embeddings that were made elsewhere, with or without a vocabulary.
+    """Take embeddings that were made elsewhere, with or without labels and a vocabulary.
 
-    Args: config; root: folder that relative paths start from; out: the stage's folder; gets embeddings/.
+    Args: config; root: folder that relative paths start from; out: the stage's folder; gets embeddings/, and given/ where a
+        classifier's y and logits stand beside x.
     Returns: (manifest, facts).
     Raises: InputError, ArtifactError naming the file that cannot be used.
     """
-    folder = out / "embeddings"
+    folder, scratch = out / "embeddings", out / "shards"
     folder.mkdir(parents=True, exist_ok=True)
-    path, scratch = root / config.embeddings, out / "shards"
-    x = arrays.checked(path, "embeddings", scratch)
-    d_in = x.shape[1]
-    v, table, used = x[:0], NO_PHRASES, ()
-    if config.vocabulary:
-        names = str(root / config.vocabulary_names) if config.vocabulary_names else ""
-        v, table, file = arrays.read_vocabulary(root / config.vocabulary, names, d_in, scratch)
-        used = (file,)
-    manifest = arrays.rows_manifest(x, path, used, config.splits, config.seed)
-    save_array(folder / "x.npy", np.asarray(x, np.float32))
-    write_manifest(folder, manifest)
+    v, table, used = _words_for_arrays(config, root, scratch)
+    parts = arrays.read_parts({n: getattr(config, n) for n in ("embeddings", *BESIDE)}, root, scratch, used)
+    n_rows, d_in, tokens = sum(len(p.x) for p in parts), parts[0].x.shape[1], parts[0].tokens
+    v = np.zeros((0, d_in), np.float32) if v is None else v
+    if v.shape[1] != d_in:
+        raise InputError(f"vocabulary = {config.vocabulary}: shape {v.shape}, the embeddings are {d_in} wide")
+    manifest, labels = arrays.rows_manifest(parts, config.splits, config.seed)
+    chunks = (p.x[i : i + 8192] for p in parts for i in range(0, len(p.x), 8192))
+    write_rows(folder / "x.npy", (n_rows, d_in), chunks)
+    write_manifest(folder, manifest, tokens)
     write_vocabulary(folder, v, table)
-    facts, unknown = {"labels": "none", "class_names": [], "image_root": ""}, dict.fromkeys(ENCODER, "")
-    return manifest, facts | _facts(config, "arrays", manifest, d_in, unknown, 0)
+    if (given := files.classified(root / config.embeddings, n_rows)) and len(parts) == 1:
+        for name, value in zip(("y", "logits"), given, strict=True):
+            save_array(out / "given" / f"{name}.npy", value)
+    names = sorted(set(manifest["class_name"]) - {""}) if labels == "classes" else []
+    facts = {"labels": labels, "class_names": names, "image_root": ""}
+    if tokens > 1:
+        facts |= {"layer": "given", "tokens": "all", "tokens_per_image": tokens, "token_grid": [0, 0], "first_patch": 0}
+    return manifest, facts | _facts(config, "arrays", manifest, d_in, dict.fromkeys(ENCODER, ""), 0, tokens)
+
+
+def _words_for_arrays(
+    config: EmbedConfig, root: Path, scratch: Path
+) -> tuple[np.ndarray | None, pd.DataFrame, tuple[Path, ...]]:
+    """Embeddings of words (V, D), their table, and the text file that names them; words alone are embedded as they are
+    (unless templates are given) by the encoder that made the embeddings."""
+    if not config.vocabulary:
+        return None, NO_PHRASES, ()
+    if config.vocabulary.endswith(".npy"):
+        names = str(root / config.vocabulary_names) if config.vocabulary_names else ""
+        v, table, file = arrays.read_vocabulary(root / config.vocabulary, names, scratch)
+        return v, table, (file,)
+    from mtlib.embed.encoders import Encoder
+
+    table, _ = phrases("arrays", config.vocabulary, root)
+    encoder = Encoder.load(config.encoder, config.pretrained)
+    return encoder.encode_texts(list(table["phrase"]), tuple(config.templates) or ("{}",)), table, ()
 
 
 def _facts(
@@ -195,74 +226,6 @@ def _facts(
     n_rows = int((manifest["status"] == "ok").sum()) * tokens
     facts = {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": source, "encoder": encoder}
     return facts | {"has_truth": source == "scenes", "pictures": config.pictures}
-
-
-def phrases(source: str, vocabulary: str = "", root: Path = Path()) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The phrases that may name a feature, with the templates to embed them in.
-
-    Args:
-        source:     "scenes" for rendered scenes, "images" for photographs; each has phrases of its own.
-        vocabulary: other phrases: "wordfreq[:<count>]", the most frequent English words (20,000); a text file with a phrase
-            per line; or a .csv with a column phrase, and kind, family, cause where they are known.
-        root:       folder that relative paths start from.
-    Returns: (frame with PHRASES, for the packaged photographs also category: the published kind of error; templates).
-    Raises: InputError when the vocabulary cannot be read, is empty or repeats a phrase.
-    """
-    if vocabulary:
-        return _given(vocabulary, root), TEMPLATES
-    if source == "scenes":
-        from mtlib.scenes.captions import vocabulary as of_scenes
-
-        return of_scenes(), ("{}",)  # its encoder was trained on exactly these phrases
-    table = pd.read_csv(Path(__file__).with_name("phrases.csv"), keep_default_na=False, dtype=str)
-    return table, TEMPLATES
-
-
-def _given(vocabulary: str, root: Path) -> pd.DataFrame:
-    name, _, count = vocabulary.partition(":")
-    if name == WORDS:
-        if count and not count.isdigit():
-            raise InputError(f"vocabulary = {vocabulary}: {count!r} is no number of words, e.g. wordfreq:20000")
-        table = pd.DataFrame({"phrase": words(int(count or 20_000))})
-    else:
-        path = root / vocabulary
-        if not path.is_file():
-            raise InputError(f"vocabulary = {vocabulary}: no such file (a list of phrases, or wordfreq:<count>)")
-        if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig")
-        else:
-            text = path.read_text(encoding="utf-8-sig")
-            table = pd.DataFrame({"phrase": [line.strip() for line in text.splitlines() if line.strip()]}, dtype=str)
-    if "phrase" not in table or not len(table):
-        raise InputError(f"vocabulary = {vocabulary}: no phrases in it")
-    if (again := table["phrase"].duplicated()).any():
-        raise InputError(f"vocabulary = {vocabulary}: {table['phrase'][again].iloc[0]!r} stands there twice")
-    for column in PHRASES[1:]:
-        if column not in table:
-            table[column] = "word" if column == "kind" else ""
-    return table
-
-
-def words(count: int) -> list[str]:
-    """The `count` most frequent English words of at least three letters and without digits, most frequent first."""
-    frequent = datasets.extra("wordfreq", "data").top_n_list("en", 4 * count + 1000)
-    found = [word for word in frequent if len(word) > 2 and word.isalpha()][:count]
-    if len(found) < count:
-        raise InputError(f"vocabulary = {WORDS}:{count}: its list holds {len(found)} words")
-    return found
-
-
-def write_vocabulary(folder: Path, v: np.ndarray, table: pd.DataFrame) -> None:
-    """Write folder/vocabulary.npy and vocabulary.csv. Raises: ValueError when they do not fit or a phrase repeats."""
-    if len(v) != len(table):
-        raise ValueError(f"vocabulary: {len(v)} embeddings for {len(table)} phrases")
-    if table["phrase"].duplicated().any():
-        raise ValueError(f"vocabulary: phrase {table['phrase'][table['phrase'].duplicated()].iloc[0]!r} appears twice")
-    if unknown := set(table["kind"]) - set(KINDS):
-        raise ValueError(f"vocabulary: kind {sorted(unknown)[0]!r} is not one of {KINDS}")
-    save_array(folder / "vocabulary.npy", v)
-    with atomic(folder / "vocabulary.csv") as tmp:
-        table.to_csv(tmp, index=False, lineterminator="\n")
 
 
 def provided(data: Data) -> list[str]:

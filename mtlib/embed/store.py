@@ -221,7 +221,7 @@ def open_run(run_dir: Path) -> Data:
 def load_data(embed: Path, *added: Path | None) -> Data:
     """Join the artifact of 01_embed and those of the stages that ADDED to it (folders already verified)."""
     whole = read_meta(embed)
-    data = load_parts(embed, whole["facts"])
+    data = _with(load_parts(embed, whole["facts"]), embed / "given", {})
     for folder in filter(None, added):
         meta = read_meta(folder)
         if meta["inputs"].get("01_embed") not in (None, digest(whole)):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed import arrays
+from mtlib.embed.given import files
 from mtlib.embed.manifest import InputError, image_classes
 from mtlib.embed.store import Data, load_parts
 from mtlib.learn.classifier import targets
@@ -60,7 +61,7 @@ def second_images(data: Data, given: str, root: Path, out: Path) -> OtherData | 
         what = f"{len(rows)} images of the generators, which no stage has learned from"
         return OtherData("second", what, data.x, rows, classes) if len(rows) >= MIN_ROWS else None
     path = root / given
-    if arrays.is_features(path):
+    if files.is_features(path):
         return OtherData("second", path.name, *_array(path, data, "second_data", out))
     if not (data.facts.get("encoder") or {}).get("name"):
         raise InputError(f"second_data = {given}: this run has embeddings only; give a .npy in the same space")

@@ -106,7 +106,7 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
             return None, "no phrase names a family"
         texts, names = unit_rows(data.vocabulary)[known], data.phrases.loc[known, "family"]
         return _task(texts, names, data.truth["family"].to_numpy(str), "family of the scene"), ""
-    if data.facts["labels"] == "classes":
+    if data.facts["labels"] == "classes" and data.facts.get("source") != "arrays":
         if encoder is None:
             return None, "the texts of the classes need the encoder"
         if (tower := encoder()).tokenizer is None:
@@ -114,7 +114,7 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
         names = list(data.facts["class_names"])
         texts = tower.encode_texts([f"a photo of a {name.replace('_', ' ')}" for name in names])
         return _task(texts, names, data.manifest["class_name"].to_numpy(str), "class of the folder"), ""
-    if data.facts["labels"] == "none" and len(data.vocabulary):
+    if data.facts["labels"] != "plausibility" and len(data.vocabulary):
         names = [re.sub(r" \(\d+\)$", "", p).strip().lower() for p in data.phrases["phrase"]]
         words = data.manifest["class_name"].fillna("").str.strip().str.lower().to_numpy(str)
         if not set(words) & set(names):

@@ -22,7 +22,7 @@ from mtlib.run import artifacts
 NAMED = ("hf:", "hf-hub:", "torchvision:", "wordfreq")  # values that name something else than a path
 INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_images")  # must exist when given
 INPUT_KEYS += ("second_data", "second_text", "zero_shot_images", "checkpoint", "classifier")
-INPUT_KEYS += ("vision_checkpoint",)
+INPUT_KEYS += ("vision_checkpoint", "labels", "val_embeddings", "test_embeddings")
 FILE_KEYS = (*INPUT_KEYS, "encoder", "pretrained")  # may name a file or folder, by any name
 ARRAYS = (".npy", ".npz", ".mdb", ".lmdb")  # whose rows a .txt beside them may name
 CHECKPOINTS = (".pt", ".pth")  # whose settings a .json beside them may hold
@@ -98,6 +98,9 @@ def external_inputs(params: dict, root: Path) -> dict[str, str]:
             found[value] = fingerprint(path)
             if value in images and path.is_file():  # a table or an archive: what it lists lies beside it
                 found[value] += fingerprint(path.parent)
+            if value == params.get("embeddings") and path.suffix == ".json":  # the files that it names are read
+                named = sorted(path.parent / text for text in _texts(artifacts.read_json(path, "it names embeddings")))
+                found[value] += "".join(map(fingerprint, filter(os.path.exists, named)))
     return found
 
 

@@ -17,11 +17,11 @@ _NUMBER = [(_SCALAR, f"{module}.multiarray.scalar") for module in ("numpy.core",
 _NUMBER += [np.dtype, type(np.dtype(np.float64))]
 
 
-def load_tensors(path: Path) -> dict:
-    """The dict of tensors and plain values in a torch file. Raises: FileNotFoundError, ValueError; runs no code."""
+def load_torch(path: Path):
+    """What a torch file holds: tensors and plain values. Raises: FileNotFoundError, ValueError; runs no code."""
     try:
         with safe_globals(_NUMBER):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as e:
         found = re.search(r"GLOBAL ([\w.]+)", str(e)) or re.search(r"Unsupported \w+ ?([\w.]*)", str(e))
         what = f" ({found[1]})" if found and found[1] else ""
@@ -30,6 +30,11 @@ def load_tensors(path: Path) -> dict:
         ) from e
     except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as e:
         raise ValueError(f"{path.name}: not a readable torch file ({str(e).splitlines()[0][:200]})") from e
+
+
+def load_tensors(path: Path) -> dict:
+    """The dict in a torch file, see `load_torch`."""
+    saved = load_torch(path)
     if not isinstance(saved, dict):
         raise ValueError(f"{path.name}: expected a dict, found {type(saved).__name__}")
     return saved

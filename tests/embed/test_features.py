@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mtlib.embed import datasets, sources, store
-from mtlib.embed.arrays import as_npy
+from mtlib.embed.given.files import as_npy
+from mtlib.embed.given.words import phrases, words
 from mtlib.embed.images import read_file
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import LISTED, InputError
@@ -233,27 +234,27 @@ def test_missing_extra_is_named(monkeypatch):
 
 def test_vocabularies_by_file_and_from_the_word_list(tmp_path):
     (tmp_path / "words.txt").write_text("a hand\n\n a glass \n")
-    table, templates = sources.phrases("images", "words.txt", tmp_path)
+    table, templates = phrases("images", "words.txt", tmp_path)
     assert table["phrase"].tolist() == ["a hand", "a glass"] and set(table["kind"]) == {"word"} and len(templates) == 4
     (tmp_path / "words.csv").write_text("phrase,kind,family\nsix fingers,error,hand\n")
-    table, _ = sources.phrases("scenes", "words.csv", tmp_path)
+    table, _ = phrases("scenes", "words.csv", tmp_path)
     assert table.loc[0, ["phrase", "kind", "family", "cause"]].tolist() == ["six fingers", "error", "hand", ""]
     for text, say in (("a\na\n", "'a' stands there twice"), ("\n", "no phrases")):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(InputError, match=say):
-            sources.phrases("images", "bad.txt", tmp_path)
+            phrases("images", "bad.txt", tmp_path)
     with pytest.raises(InputError, match="no such file"):
-        sources.phrases("images", "gone.txt", tmp_path)
+        phrases("images", "gone.txt", tmp_path)
     with pytest.raises(InputError, match="'many' is no number"):
-        sources.phrases("images", "wordfreq:many", tmp_path)
+        phrases("images", "wordfreq:many", tmp_path)
 
 
 def test_packaged_word_list_is_long_enough_and_without_short_words():
     pytest.importorskip("wordfreq", reason="wordfreq is not installed (extra data)")
-    words = sources.words(20_000)
-    assert len(set(words)) == 20_000 and min(map(len, words)) == 3 and "hand" in words[:1000]
+    found = words(20_000)
+    assert len(set(found)) == 20_000 and min(map(len, found)) == 3 and "hand" in found[:1000]
     with pytest.raises(InputError, match="its list holds"):
-        sources.words(10_000_000)
+        words(10_000_000)
 
 
 def test_templates_are_checked_and_used(tiny, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mtlib.embed import arrays, sources, store
+from mtlib.embed.given.words import phrases
 from mtlib.embed.manifest import InputError
 from mtlib.embed.sources import EmbedConfig
 from mtlib.measure.probes import encoder_card
@@ -133,14 +134,14 @@ def test_arrays_give_rows_names_and_a_word_card(tmp_path):
 
 def test_arrays_without_fitting_names_are_refused(tmp_path):
     write_arrays(tmp_path)
-    bad = {"nan.npy": np.full((3, 6), np.nan), "int.npy": np.ones((3, 6), int), "wide.npy": np.ones((3, 7))}
+    bad = {"nan.npy": np.full((3, 6), np.nan), "int.npy": np.ones((3, 6), int), "wide.npy": np.ones((12, 7))}
     for name, value in bad.items():
         np.save(tmp_path / name, value)
     for options, say in [
         ({"embeddings": "none.npy"}, "no such file"),
         ({"embeddings": "nan.npy"}, "row 0 holds NaN"),
         ({"embeddings": "int.npy"}, "floating-point"),
-        ({"embeddings": "x.npy", "vocabulary": "wide.npy"}, r"shape \(3, 7\), the embeddings are 6 wide"),
+        ({"embeddings": "x.npy", "vocabulary": "wide.npy"}, r"shape \(12, 7\), the embeddings are 6 wide"),
         ({"embeddings": "x.npy", "vocabulary": "v.npy", "vocabulary_names": "names.txt"}, "30 lines for 12 rows"),
         ({"embeddings": "x.npy", "vocabulary": "v.npy", "vocabulary_names": "gone.txt"}, "no such file"),
     ]:
@@ -156,7 +157,7 @@ def test_arrays_without_fitting_names_are_refused(tmp_path):
 
 
 def test_packaged_phrases_are_unique_and_of_known_kinds():
-    table, templates = sources.phrases("images")
+    table, templates = phrases("images")
     assert (
         150 <= len(table) <= 250
         and table["phrase"].is_unique
