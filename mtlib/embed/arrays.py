@@ -116,7 +116,7 @@ def read_parts(given: dict[str, str], root: Path, scratch: Path, exclude: tuple[
 
     Args:
         given:   embeddings (a feature file, or a JSON that names several), val_embeddings, test_embeddings, and labels (of the
-                 rows of all of them, in this order).
+                 rows of all of them, in this order; of a file that is given twice, once).
         root:    folder that relative paths start from. scratch: as for `checked`.
         exclude: text files that name something else than rows.
     Raises: InputError naming the file and what does not fit.
@@ -152,8 +152,9 @@ def read_parts(given: dict[str, str], root: Path, scratch: Path, exclude: tuple[
                 f"{files.OF_SPLITS[part.split]}: {shapes[1]} numbers per image, embeddings has {shapes[0]}"
             )
     if labels:
-        classes = iter(read_labels(labels, "labels", sum(len(p.names) for p in parts)))
-        parts = [replace(p, classes=[next(classes) for _ in p.names]) for p in parts]
+        classes = iter(read_labels(labels, "labels", sum(len(p.names) for p in parts if not p.remark)))
+        own = {id(p.x): [next(classes) for _ in p.names] for p in parts if not p.remark}
+        parts = [replace(p, classes=own[id(p.x)]) for p in parts]
     return parts
 
 

@@ -110,6 +110,11 @@ def test_the_json_of_monoloss_names_its_lmdb_folders_and_val_may_be_test(tmp_pat
     assert [len(r) for r in rows.values()] == [30, 10, 10] and facts["labels"] == "classes"
     assert np.array_equal(data.x[rows["val"]], data.x[rows["test"]])
     assert set(manifest.loc[rows["test"], "detail"]) == {"the same file as val"}
+    np.save(tmp_path / "all.npy", CLASS)
+    (tmp_path / "imagenet_clip.json").write_text(json.dumps({k: v for k, v in named.items() if "path" in k}))
+    data, _, _ = taken(tmp_path, embeddings="imagenet_clip.json", labels="all.npy")
+    assert data.manifest["class_name"].astype(int).tolist() == [*CLASS, *CLASS[30:]]
+    (tmp_path / "imagenet_clip.json").write_text(json.dumps(named))
     before = external_inputs({"embeddings": "imagenet_clip.json"}, tmp_path)
     np.save(tmp_path / "labels.npy", CLASS[:10][::-1])
     assert external_inputs({"embeddings": "imagenet_clip.json"}, tmp_path) != before
