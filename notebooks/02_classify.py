@@ -18,11 +18,11 @@
 # head on its embedding `x` can learn to say so. The head's hidden layer `y` is what notebook 03 takes apart: it holds
 # what the decision needs, and little else.
 #
-# *Needs* the embeddings of notebook 01, with labels or classes. *Makes* `classifier/`, and `y.npy` and `logits.npy` for
-# every image. *Takes* about 15 seconds on two cores for the demo. Without targets the notebook is left out, and later
-# notebooks work with `x` alone.
+# *Needs* the embeddings of notebook 01, with labels or classes; a classifier that is given needs none. *Makes*
+# `classifier/`, and `y.npy` and `logits.npy` for every image. *Takes* about 15 seconds on two cores for the demo. Without
+# targets the notebook is left out, and later notebooks work with `x` alone.
 
-# %% tags=["parameters"] needs="targets classify" settings="mtlib.learn.config:ClassifierConfig"
+# %% tags=["parameters"] needs="targets|classifier classify" settings="mtlib.learn.config:ClassifierConfig"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 classify = True  # false: no classifier, so coders learn x alone
@@ -110,50 +110,50 @@ stage.figure(scores.loss(history), "loss", history, caption)
 # %% [markdown] needs="!classifier"
 # Where the two curves part, the head begins to learn its train images by heart.
 
-# %% [markdown]
+# %% [markdown] needs="targets"
 # ## How well it tells them apart
 #
 # Accuracy with Wilson intervals and AUROC with DeLong intervals, for all test images and for each family or class.
 
-# %%
+# %% needs="targets"
 metrics = scores.scores(labels[test], logits[test], group_names(data)[test])
 stage.table(metrics, "metrics", "The classifier on test images, with 95% intervals.", scores.HEADINGS)
 
-# %%
+# %% needs="targets"
 whole = metrics.iloc[0]
 interval = f"[{whole.accuracy_low:.3f}, {whole.accuracy_high:.3f}]"
 stage.say("accuracy", f"Test accuracy {whole.accuracy:.3f} {interval} of {whole.n} images.")
 
-# %% [markdown]
+# %% [markdown] needs="targets"
 # A family far below the others is one whose errors the encoder hardly sees: nothing downstream can find them.
 #
 # For plausibility, the ROC curve shows every trade between missed errors and false alarms; for classes, the confusion
 # table shows which are taken for which.
 
-# %%
+# %% needs="targets"
 fig, frame, name, caption = scores.decisions(labels[test], logits[test], names)
 stage.figure(fig, name, frame, caption)
 
-# %% [markdown]
+# %% [markdown] needs="targets"
 # ## Can its probabilities be believed?
 #
 # Each point is a tenth of the test images, in order of predicted probability. On the dashed line the prediction is the
 # share that comes true; the bars are Wilson 95% intervals.
 
-# %%
+# %% needs="targets"
 fig, frame = scores.calibration(labels[test], logits[test])
 stage.figure(fig, "calibration", frame, "Predicted probability against the share that came true, with 95% intervals.")
 
-# %% [markdown]
+# %% [markdown] needs="targets"
 # Bars that miss the line say that a probability of that size is not to be taken at its word. The calibration error in
 # the table above is the mean distance.
 
-# %% [markdown] needs="labels"
+# %% [markdown] needs="labels targets"
 # ## Where the logits lie
 #
 # Two separate heaps in a family mean that its errors are easy; one heap means that the head cannot see them.
 
-# %% needs="labels"
+# %% needs="labels targets"
 fig, frame = scores.logit_histogram(labels[test], logits[test], group_names(data)[test])
 stage.figure(fig, "logits", frame, "Logits of plausible and implausible test images, by family.")
 

@@ -137,7 +137,9 @@ def monoloss(path: Path, saved: dict, k: int) -> Layout:
     D, S = tensors["enc"].shape
     agree(file, "n_latents", config=config.get("n_latents"), encoder=S)
     settings |= dict(d_in=D, d_out=D, n_latents=S, unit_norm_decoder=True)
-    return Layout(settings, tensors, (names or [""])[0])
+    return Layout(
+        settings, tensors, (names or [""])[0], "its rows are taken as they are; its authors divide each by its norm"
+    )
 
 
 def _monoloss_topk(file: str, state: dict, config: dict) -> tuple[dict, dict]:

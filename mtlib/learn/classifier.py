@@ -178,7 +178,7 @@ def given_classifier(path: str, d_in: int, names: list[str]) -> Classifier:
         named = {"fc1": "hidden_layer", "fc2": "output_layer"}
         tensors = {f"{named[key[:3]]}{key[3:]}": value for key, value in saved.items()}
         files.fill(model, model.state_dict() | tensors, place.name)
-    n_outputs = 1 if len(names) == 2 else len(names)
+    n_outputs = {0: model.n_outputs, 2: 1}.get(len(names), len(names))  # without labels there is nothing to compare
     if (model.d_in, model.n_outputs) != (d_in, n_outputs):
         has, here = (
             f"x of width {a} and gives {b} logits" for a, b in ((model.d_in, model.n_outputs), (d_in, n_outputs))

@@ -35,8 +35,9 @@ def write_all(folder) -> dict[str, checkpoints.Written]:
 
 def run_stage(repo, run_dir, stage: str, **values) -> dict:
     """The cells of a notebook that the run has what it needs for, in this process. Returns: the artifact's record."""
-    folders = [run_dir / name for name in artifacts.current(run_dir).values()]
-    notebook, _ = prepare(repo / "notebooks" / f"{stage}.py", artifacts.provided(folders), values)
+    metas = [artifacts.read_meta(run_dir / name) for name in artifacts.current(run_dir).values()]
+    provided = {name for meta in metas for name in meta["facts"].get("provides", [])}
+    notebook, _ = prepare(repo / "notebooks" / f"{stage}.py", provided, values)
     scope = {"__name__": "notebook"}
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         exec(cell.source, scope)
