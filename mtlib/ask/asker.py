@@ -14,6 +14,7 @@ but failures, stop everything: requests in flight end, no other one starts. Why 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import sys
@@ -36,7 +37,7 @@ Parse = Callable[[Question, str], dict]
 Then = Callable[[Question, Answer], Question | None]
 
 
-class Asker:
+class Asker(contextlib.AbstractContextManager):
     """Asks questions with bounded concurrency, rates, time and money, and keeps every answer in a ledger.
 
     Works inside Jupyter: its event loop runs in a thread of its own. The ledger is locked only while answers are being
@@ -116,9 +117,6 @@ class Asker:
             self._loop.close()
             self._loop = None
         self._disk.shutdown()
-
-    def __enter__(self) -> Asker:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

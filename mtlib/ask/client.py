@@ -24,13 +24,8 @@ CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come 
 MEDIA = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 MAX_WORDS = 20_000  # bytes of an error that are read
 SHORTEST_KEY = 8  # characters; shorter ones are placeholders of local servers
-LOGGERS = (
-    "openai",
-    "httpx",
-    "httpx2",
-    "httpcore",
-    "httpcore2",
-)  # their debug logs hold headers, which may echo the key
+# Their debug logs hold headers, which may echo the key.
+LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 TAKES_NO = {  # what a server can refuse: in which words of an HTTP 400 or 422, and what is told
     "schema": ("response_format|json_schema|structured output", "the server takes no schema; asked again without"),
     "max_tokens": ("max_completion_tokens", "the server asks for max_completion_tokens; asked again so"),

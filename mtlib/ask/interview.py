@@ -7,7 +7,7 @@ asked about the features that matter in every method.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mtlib.ask.album import Album, sample_rows
-from mtlib.ask.asker import Asker
+from mtlib.ask.asker import Asker, Then
 from mtlib.ask.endpoint import Answer, Question
 from mtlib.ask.ledger import RECORDED
 
@@ -110,12 +110,7 @@ class Interview:
         frame.loc["all"] = frame.sum(skipna=False)
         return frame.astype(dict.fromkeys(frame.columns.drop("usd"), int)).rename_axis("question").reset_index()
 
-    def ask(
-        self,
-        questions: Iterable[Question],
-        then: Callable[[Question, Answer], Question | None] | None = None,
-        total: int = 0,
-    ) -> dict[str, Answer]:
+    def ask(self, questions: Iterable[Question], then: Then | None = None, total: int = 0) -> dict[str, Answer]:
         """question id -> Answer, of them and of what `then` makes of their answers; with a `total`, progress is shown."""
         out = {}
         shown = {"total": total, "unit": "answers", "file": sys.stdout, "mininterval": 5, "disable": not total}

@@ -79,11 +79,8 @@ def subject_named(subjects: list[Subject], method: str = "") -> Subject:
 def stacked(subjects: list[Subject], frames: list[pd.DataFrame]) -> pd.DataFrame:
     """Frames of all subjects (`levels`, `progressive` or `latents` of their scans) under each other, with `Subject.key`."""
     keyed = [f.assign(**s.key)[[*s.key, *f]] for s, f in zip(subjects, frames, strict=True)]
-    return (
-        pd.concat(keyed, ignore_index=True)
-        if keyed
-        else pd.DataFrame(columns=["method", "seed", "target", "l0_target"])
-    )
+    none = pd.DataFrame(columns=["method", "seed", "target", "l0_target"])
+    return pd.concat(keyed, ignore_index=True) if keyed else none
 
 
 def target_of(data: Data, subject: Subject) -> np.ndarray:

@@ -69,19 +69,16 @@ class MonoScore:
         return np.where(ok, above / np.where(ok, below, 1.0), np.nan)
 
     def summary(self) -> dict:
-        """mono_score (mean over latents), mono_score_median, _p90, _undefined (latents without one), and mean_cosine."""
+        """mono_score (mean over latents), mono_score_median, _p90, _undefined (latents without one), and mean_cosine: of all
+        pairs of distinct rows of the split, what a latent that says nothing scores."""
         score = pd.Series(self.scores())
         return {
             "mono_score": float(score.mean()),
             "mono_score_median": float(score.median()),
             "mono_score_p90": float(score.quantile(0.9)),
             "mono_score_undefined": int(score.isna().sum()),
-            "mean_cosine": self.mean_cosine(),
+            "mean_cosine": float((self.e @ self.e - self.n) / (self.n * (self.n - 1))) if self.n > 1 else float("nan"),
         }
-
-    def mean_cosine(self) -> float:
-        """Mean cosine of all pairs of distinct rows of the split: what a latent that says nothing scores."""
-        return float((self.e @ self.e - self.n) / (self.n * (self.n - 1))) if self.n > 1 else float("nan")
 
 
 def _by_column(m: sparse.csc_array | np.ndarray, ufunc: np.ufunc) -> np.ndarray:

@@ -59,7 +59,6 @@ def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
     Args: data: one row per image; encoder: () -> Encoder, for the names of classes; seed: of the folds.
     Returns: frame with CARD (family: of the scene, or the class); the first row is "all". Where it fits accuracy_low,
         accuracy_high (Wilson, 95%), auroc_low, auroc_high (95% of the folds' mean) and zero_shot_top5.
-    Raises: ValueError when a label has fewer groups than folds.
     """
     if data.truth is None and data.facts["labels"] == "none":
         return _words_card(data)
@@ -80,9 +79,9 @@ def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
         y = pd.Categorical(names, categories=data.facts["class_names"]).codes
         probe = fit_probe(x, train, y)
         right = np.zeros(len(rows), bool) if probe is None else probe.predict(_f64(x[rows])) == y[rows]
-    hits = (
-        np.full((len(rows), 1), np.nan) if task is None else task.hits(torch.as_tensor(data.embedding_at(rows)), rows)
-    )
+    hits = np.full((len(rows), 1), np.nan)
+    if task is not None:
+        hits = task.hits(torch.as_tensor(data.embedding_at(rows)), rows)
     lines = [_line("all", "", right, hits) | extra]
     for name, cause in groups:
         here = names[rows] == name
@@ -97,21 +96,13 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
-def _f64(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x, np.float64)
-
-
 def _score(probe, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.zeros(len(rows)) if probe is None or not len(rows) else probe.decision_function(_f64(x[rows]))
 
 
 def _line(name: str, cause: str, right: np.ndarray, hits: np.ndarray) -> dict:
-    line = {
-        "family": name,
-        "cause": cause,
-        "captioned": CAUSES.get(cause, {}).get("captioned", ""),
-        "n_test": len(right),
-    }
+    captioned = CAUSES.get(cause, {}).get("captioned", "")
+    line = {"family": name, "cause": cause, "captioned": captioned, "n_test": len(right)}
     if not len(right):
         return line
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")

@@ -145,9 +145,7 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
     (a target far from 0 makes any constant look good); 1 - var(y - y_hat) / var(y) (a constant shift is not seen); and the
     mean over units of their R2 (units that hardly vary count as much as the others; constant ones are left out).
 
-    Args:
-        y, y_hat: (N, O) float.
-        batches:  batch sizes for the per-batch mean.
+    Args: y, y_hat: (N, O) float. batches: their sizes, for the per-batch mean.
     Returns: frame with convention, quantity (fvu | explained_variance), reconstruction, shifted, mean_predictor. The
         shift is one root mean square standard deviation of the units, added to every unit.
     """
@@ -161,9 +159,8 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
     ours = "exact over the split (this repo)"
     lines = [(ours, "fvu"), *((f"mean over batches of {b}", "fvu") for b in batches), ("variance about zero", "fvu")]
     lines += [(ours, "explained_variance"), ("shift-blind", "explained_variance")]
-    table = pd.DataFrame(
-        [*lines, ("mean of R2 per dimension", "explained_variance")], columns=["convention", "quantity"]
-    )
+    lines += [("mean of R2 per dimension", "explained_variance")]
+    table = pd.DataFrame(lines, columns=["convention", "quantity"])
     for name, make in candidates.items():
         candidate = make()
         whole, zero, blind, r2 = _whole(y, candidate, mean)

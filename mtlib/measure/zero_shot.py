@@ -70,10 +70,8 @@ class ZeroShotDrop:
         self.after += self.task.hits(x_hat, rows).sum(0)
 
     def result(self) -> dict:
-        """zero_shot_top1, _top5 (shares before), _top1_spliced, _top5_spliced, zero_shot_drop, zero_shot_drop_top5.
-
-        Drops are in percentage points; top-5 is NaN with five classes or fewer.
-        """
+        """zero_shot_top1, _top5 (shares before), _top1_spliced, _top5_spliced, zero_shot_drop, zero_shot_drop_top5 (percentage
+        points); top-5 is NaN with five classes or fewer."""
         shares = np.stack([self.before, self.after]) / (self.n or np.nan)  # (2, 2): before and after; top-1 and top-5
         if len(self.task.names) <= TOP:
             shares[:, 1] = np.nan
@@ -87,12 +85,8 @@ def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
     """The zero-shot task that a run's data allow, or (None, why not).
 
     Rendered scenes: which family (mean of its object phrases). Class folders: which class ("a photo of a ..."), which
-    needs the encoder. Arrays with a vocabulary: which word, over the whole vocabulary.
-
-    Args:
-        encoder: () -> Encoder, called for class folders only.
-
-    Where x are tokens of an inner layer, the task is that of their images.
+    needs the encoder, () -> Encoder. Arrays with a vocabulary: which word, over the whole vocabulary. Where x are tokens of
+    an inner layer, the task is that of their images.
     """
     if "layer" in data.facts:
         inner = data.facts["encoder"]
@@ -128,10 +122,8 @@ def _task(texts: np.ndarray, names: Sequence[str], of_rows: np.ndarray, what: st
     unique, index = np.unique(np.array(names, dtype=str), return_inverse=True)
     total = np.zeros((len(unique), texts.shape[1]))
     np.add.at(total, index, unit_rows(texts))
-    place = {name: i for i, name in enumerate(unique)}
-    return ZeroShot(
-        torch.from_numpy(unit_rows(total)), unique.tolist(), np.array([place.get(n, -1) for n in of_rows]), what
-    )
+    truth = pd.Categorical(of_rows, categories=unique).codes.astype(np.int64)
+    return ZeroShot(torch.from_numpy(unit_rows(total)), unique.tolist(), truth, what)
 
 
 def replacement(coder) -> Callable[[Tensor], Tensor]:
@@ -140,8 +132,7 @@ def replacement(coder) -> Callable[[Tensor], Tensor]:
         with encoder.place.replaced(replacement(coder)):
             x = encoder.encode_images(images)
 
-    Args: coder: an autoencoder (d_in = d_out) of the activation's width.
-    Raises: ValueError when the coder does not rebuild what it reads.
+    Args: coder: an autoencoder of the activation's width.
     """
     if coder.config.d_in != coder.config.d_out or coder.config.target != "x":
         raise ValueError(f"only an autoencoder can be spliced, this coder maps {coder.config.d_in} to a target y")
@@ -158,13 +149,12 @@ def replacement(coder) -> Callable[[Tensor], Tensor]:
 def zero_shot_inside(
     data: Data, encoder: Encoder, coders: Sequence, task: ZeroShot, rows: np.ndarray, batch: int = 64
 ) -> list[dict]:
-    """Zero-shot accuracy of the images of `rows` with each autoencoder in the encoder's forward pass, `batch` images each.
+    """Zero-shot accuracy of the images of `rows` with each autoencoder in the encoder's forward pass.
 
     Returns: a dict per coder and choice of tokens: coder (its place in `coders`), tokens ("all": all that x holds take
         their reconstruction; "cls": the class token only), n (images), and `ZeroShotDrop.result`.
     """
-    images = np.unique(np.asarray(rows) // data.tokens)
-    place = encoder.place
+    images, place = np.unique(np.asarray(rows) // data.tokens), encoder.place
     places = {t: place if t == place.tokens else place.class_only() for t in place.replaceable}
     drops = {(i, tokens): ZeroShotDrop(task) for i in range(len(coders)) for tokens in places}
     for start in range(0, len(images), batch):
@@ -221,10 +211,7 @@ def inside_encoder(
 
 
 def read_other(source: str, encoder: Encoder, out: Path, root: Path, n: int, seed: int) -> Data:
-    """Images of another data set, embedded like the run's, into the folder `out`.
-
-    Raises: InputError when they cannot be had.
-    """
+    """Images of another data set, embedded like the run's, into the folder `out`."""
     from mtlib.embed import sources  # takes seconds to import
 
     config = sources.EmbedConfig(images=source, max_images=n, seed=seed)
@@ -240,7 +227,6 @@ def accuracy_spliced(model, coder, pixels: np.ndarray, labels: np.ndarray, batch
     Args:
         model:  an AlexNetTransformer in eval mode. coder: an autoencoder of its stream.
         pixels: (n, 3, side, side) uint8. labels: (n,) int.
-        batch:  images at a time.
     Returns: n; accuracy, accuracy_spliced, accuracy_constant (every token is the mean of these images' tokens: what is
         left when nothing of the stream is); agreement (share of images with the same decision); drop (percentage points).
     """

@@ -110,11 +110,6 @@ def templates(escape: Callable[[object], str]) -> Environment:
     return found
 
 
-def html_parts(page: str):
-    """The macros of an HTML template of this folder, as functions that return HTML."""
-    return templates(escape_html).get_template(page).module
-
-
 def markdown_templates() -> Environment:
     """Templates of Markdown: numbers are written by `number`, everything else is text; `| table` makes a table."""
     numbers = (int, float, np.number, np.bool_, type(None), type(pd.NA))

@@ -13,9 +13,9 @@ import pandas as pd
 from PIL import Image
 
 from mtlib.report import browse
-from mtlib.report.text import html_parts, number
+from mtlib.report.text import escape_html, number, templates
 
-HTML = html_parts("viewer.html.j2")
+HTML = templates(escape_html).get_template("viewer.html.j2").module  # macros, as functions that return HTML
 THUMBNAIL = 264  # pixels: twice what is shown, for dense screens
 
 N_SIMILAR, N_LABELS = 6, 8

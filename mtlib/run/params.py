@@ -83,11 +83,9 @@ def message(error: ValidationError, model: type[Settings]) -> str:
         return f"{path} is missing"
     field, said = model.model_fields[fault["loc"][0]], own or fault["msg"].removeprefix("Input ")
     if fault["type"].endswith("_type"):
-        kind = fault["type"].removesuffix("_type")
-        like = (
-            f" like {field.default!r}" if isinstance(field.default, (int, float, str, list)) and field.default else ""
-        )
-        said = f"expected {KINDS.get(kind, kind)}{like if len(fault['loc']) == 1 else ''}"
+        kind, whole = fault["type"].removesuffix("_type"), len(fault["loc"]) == 1
+        like = whole and field.default and isinstance(field.default, (int, float, str, list))
+        said = f"expected {KINDS.get(kind, kind)}" + (f" like {field.default!r}" if like else "")
     # Field(repr=False): what may hold a key is never shown
     return f"{path} = {fault['input']!r}: {said}" if field.repr else f"{path}: {said}"
 

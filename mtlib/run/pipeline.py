@@ -210,9 +210,7 @@ def clean(places: Places) -> None:
 
 def main(argv: list[str] | None = None, places: Places | None = None) -> int:
     """The command line. Returns 0, or 1 after a failed stage, 2 for parameters or inputs that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="run_all.sh", description="Run the notebooks of a profile and write its report."
-    )
+    parser = argparse.ArgumentParser("run_all.sh", description="Run the notebooks of a profile and write its report.")
     parser.add_argument("profile", nargs="?", default="demo", help="a file of params/, without .yaml (default: demo)")
     parser.add_argument("--smoke", action="store_true", help="small and quick: overlay params/smoke.yaml")
     parser.add_argument("--from", dest="from_stage", default="", metavar="NN", help="run stage NN and later ones again")

@@ -110,7 +110,7 @@ def test_mean_cosine_is_the_score_of_a_latent_that_says_nothing():
     e = x / np.linalg.norm(x, axis=1, keepdims=True)
     sums = MonoScore(1, x.shape[1])
     sums.update(torch.from_numpy(x), torch.ones(len(x), 1))
-    assert sums.mean_cosine() == pytest.approx((e @ e.T)[~np.eye(len(e), dtype=bool)].mean())
+    assert sums.summary()["mean_cosine"] == pytest.approx((e @ e.T)[~np.eye(len(e), dtype=bool)].mean())
 
 
 def run_purity(z, classes, batch=1000, seed=0):

@@ -13,7 +13,6 @@ from mtlib.report.text import (
     escape_figure,
     escape_html,
     escape_markdown,
-    html_parts,
     interval,
     markdown_table,
     markdown_templates,
@@ -21,6 +20,7 @@ from mtlib.report.text import (
     one_line,
     percent,
     shorten,
+    templates,
 )
 
 HOSTILE = [
@@ -117,7 +117,7 @@ def test_a_value_in_a_template_is_text_whatever_it_holds(text):
     html = render(page.render(value=text, number=0.5)).replace("<span>$</span>", "$")
     assert plain(html).split() == f"x {one_line(text)} {one_line(text)} y 0.500".split()
     assert html.strip().removeprefix("<p>").removesuffix("</p>").count("<") == 0
-    part = html_parts("viewer.html.j2").message(text)
+    part = templates(escape_html).get_template("viewer.html.j2").module.message(text)
     assert plain(part).strip() == one_line(text).strip() and part.count("<") == 4
 
 
