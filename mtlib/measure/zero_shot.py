@@ -122,7 +122,7 @@ def _task(texts: np.ndarray, names: Sequence[str], of_rows: np.ndarray, what: st
     unique, index = np.unique(np.array(names, dtype=str), return_inverse=True)
     total = np.zeros((len(unique), texts.shape[1]))
     np.add.at(total, index, unit_rows(texts))
-    truth = pd.Categorical(of_rows, categories=unique).codes.astype(np.int64)
+    truth = pd.Index(unique).get_indexer(of_rows)  # -1 for none
     return ZeroShot(torch.from_numpy(unit_rows(total)), unique.tolist(), truth, what)
 
 
