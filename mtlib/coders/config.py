@@ -60,6 +60,7 @@ class SparseCoderConfig(Settings):
     # of |z|, summed or averaged over latents, or summed and divided by the input's norm; or a surrogate L0
     penalty: Literal["none", "l1_mean", "l1_sum", "l1_relative", "l0_sigmoid", "l0_rectangle"] = "none"
     penalty_weight: float = Field(0.0, ge=0)
+    error: Literal["mse", "nmse"] = "mse"  # nmse: of each row, over the mean square of its target
     mono_weight: float = Field(0.0, ge=0)
     aux_weight: float = Field(0.0, ge=0)
     aux_k: int = Field(0, ge=0)  # dead latents that try to explain the error; 0 = half the input width

@@ -42,11 +42,18 @@ WHOLE = Batch()
 EPS = 1e-8  # of MonoScore, and of the norms that something is divided by
 
 
-def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def over_own_size(squared: Tensor, y: Tensor) -> Tensor:
+    """NMSE's rows: squared errors (B, O) over the mean square of each row of y (B, O); 0 for a row of zeros."""
+    size = y.square().mean(-1, keepdim=True)
+    return torch.where(size > 0, squared / torch.where(size > 0, size, 1), 0)
+
+
+def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float], error: str = "mse") -> Tensor:
     """sum_l w_l * mean squared error per element of level l.
 
     Args:
         y: (B, O) target. y_hats: L reconstructions (B, O). weights: L numbers.
+        error: mse; or nmse: each row over its own mean square (MSAE, MonoLoss).
     Returns: ().
     Raises: ValueError if a shape differs.
     """
@@ -54,7 +61,8 @@ def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]
     for y_hat, weight in zip(y_hats, weights, strict=True):
         if y_hat.shape != y.shape:
             raise ValueError(f"reconstruction: y_hat has shape {tuple(y_hat.shape)}, target {tuple(y.shape)}")
-        total = total + weight * (y - y_hat).square().mean()
+        squared = (y - y_hat).square()
+        total = total + weight * (squared if error == "mse" else over_own_size(squared, y)).mean()
     return total
 
 
@@ -179,7 +187,7 @@ def terms(coder, y: Tensor, codes, error: Tensor, penalty_scale: Tensor | float)
     """
     c = coder.config
     share = len(y) / coder.batch.rows(len(y))
-    parts = {"reconstruction": share * reconstruction(y, codes.y_hats, c.level_weights)}
+    parts = {"reconstruction": share * reconstruction(y, codes.y_hats, c.level_weights, c.error)}
     if c.penalty != "none":
         parts["penalty"] = share * penalty_scale * c.penalty_weight * codes.penalty()
     if c.mono_weight:

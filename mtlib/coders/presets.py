@@ -1,11 +1,16 @@
 """The published methods, and ours, as plain settings: a dict of facts, scaled to any size by `coder_settings`.
 
-Sizes are the published ones. Asked for another number of latents, levels and k shrink in proportion, unless given.
+Sizes are the published ones. Asked for another number of latents, levels and the k inside them follow in proportion, and
+so do the k of Matryoshka Transcoders' baselines; all other k stay as published until they are an eighth of the latents.
+
+`as_published` holds what the authors' code does and is a mistake (the default is the sound way), or is done for once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+SPARSE = 8  # latents for each one that a row keeps, at least
 
 _MT_LEVELS = (128, 256, 512, 1024, 2048)
 _MT_WEIGHTS = (0.1, 0.15, 0.2, 0.25, 0.3)
@@ -16,21 +21,36 @@ _MT_NESTED = _MT | dict(
 _MT_FLAT = _MT | dict(selection="topk", ks=(256,))
 _MT_TRAIN = dict(lr=1e-4, weight_decay=1e-5, schedule="cosine", final_lr=0.01, grad_clip=1.0, batch=32, epochs=100)
 
-# CLIP ViT-L/14 (768), expansion 8; the bias that the decoder adds is subtracted from the input
-_MSAE = dict(n_latents=6144, centre="mean", unit_norm_decoder=True, pre_bias="decoder")
+_MT_AS_PUBLISHED = dict(schedule_by="epoch", decay_start=0.05, drop_last=False)  # the full rate for 5 of 100 epochs
+
+# CLIP ViT-L/14 (768), expansion 8; the bias that the decoder adds is subtracted from the input. Two generations were published:
+# nmse with k to all latents (here: it is what the paper describes), and error = mse with ks = 64, 128, 256 (the later advice).
+_MSAE = dict(n_latents=6144, centre="mean", scale="rms", error="nmse", pre_bias="decoder", init_norm=0.1)
+_MSAE |= dict(unit_norm_decoder=True, unit_norm_rescales=True, project_gradient=True)
 _MSAE_KS = (64, 128, 256, 512, 1024, 2048, 4096, 6144)
 _MSAE_NESTED = _MSAE | dict(selection="nested_topk", ks=_MSAE_KS, decoder="shared")
 _MSAE_TRAIN = dict(eps=6.25e-10, batch=4096, epochs=30, schedule="linear", decay_start=0.8, grad_clip=1.0)
+_MSAE_TRAIN |= dict(schedule_by="epoch", drop_last=False)
+_MSAE_AS_PUBLISHED = dict(unit_norm_when="before")  # gradients then belong to the weights before they were scaled
 
 _MONO = dict(n_latents=8192, unit_norm_decoder=True, aux_weight=1 / 32, pre_bias="decoder")
 _MONO_TRAIN = dict(lr=1e-4, eps=6.25e-10, batch=2048, epochs=50, grad_clip=1.0)
 
 PRESETS: dict[str, dict[str, dict]] = {
     # Matryoshka Transcoders, arXiv 2511.10094
-    "matryoshka_transcoder": {"coder": _MT_NESTED | dict(target="y"), "train": _MT_TRAIN},
-    "transcoder": {"coder": _MT_FLAT | dict(target="y"), "train": _MT_TRAIN},
-    "sae": {"coder": _MT_FLAT, "train": _MT_TRAIN},
-    "matryoshka_sae": {"coder": _MT_NESTED, "train": _MT_TRAIN},
+    "matryoshka_transcoder": {
+        "coder": _MT_NESTED | dict(target="y"),
+        "train": _MT_TRAIN,
+        "as_published": _MT_AS_PUBLISHED,
+    },
+    "transcoder": {
+        "coder": _MT_FLAT | dict(target="y"),
+        "train": _MT_TRAIN,
+        "as_published": _MT_AS_PUBLISHED,
+        "k_in_proportion": True,
+    },
+    "sae": {"coder": _MT_FLAT, "train": _MT_TRAIN, "as_published": _MT_AS_PUBLISHED, "k_in_proportion": True},
+    "matryoshka_sae": {"coder": _MT_NESTED, "train": _MT_TRAIN, "as_published": _MT_AS_PUBLISHED},
     # ours: one nested decoder, frozen threshold, revival of dead latents, MonoLoss, L0 set by the user
     "matryoshka_transcoder_shared": {
         "coder": dict(
@@ -53,18 +73,25 @@ PRESETS: dict[str, dict[str, dict]] = {
     },
     # MSAE, arXiv 2502.20578
     "relu": {
-        "coder": _MSAE | dict(selection="none", penalty="l1_sum", penalty_weight=0.003),
+        "coder": _MSAE | dict(selection="none", penalty="l1_relative", penalty_weight=0.003),
         "train": _MSAE_TRAIN | dict(lr=5e-5),
+        "as_published": _MSAE_AS_PUBLISHED,
     },
-    "topk": {"coder": _MSAE | dict(ks=(64,)), "train": _MSAE_TRAIN | dict(lr=5e-4)},
+    "topk": {"coder": _MSAE | dict(ks=(64,)), "train": _MSAE_TRAIN | dict(lr=5e-4), "as_published": _MSAE_AS_PUBLISHED},
     "batch_topk": {
         "coder": _MSAE | dict(selection="batch_topk", ks=(32,)),
         "train": _MSAE_TRAIN | dict(lr=5e-4),
+        "as_published": _MSAE_AS_PUBLISHED,
     },
-    "msae_uw": {"coder": _MSAE_NESTED, "train": _MSAE_TRAIN | dict(lr=1e-4)},
+    "msae_uw": {
+        "coder": _MSAE_NESTED,
+        "train": _MSAE_TRAIN | dict(lr=1e-4),
+        "as_published": _MSAE_AS_PUBLISHED,
+    },
     "msae_rw": {  # more weight on small k
         "coder": _MSAE_NESTED | dict(level_weights="reversed"),
         "train": _MSAE_TRAIN | dict(lr=1e-4),
+        "as_published": _MSAE_AS_PUBLISHED,
     },
     # MonoLoss, arXiv 2602.12403 (coefficients for CLIP features of ImageNet)
     "monoloss_topk": {"coder": _MONO | dict(ks=(64,), mono_weight=0.09), "train": _MONO_TRAIN},
@@ -93,7 +120,8 @@ PRESETS: dict[str, dict[str, dict]] = {
     # SAE for CLIP layers: residual stream of ViT-B-32, width 768, expansion 64
     "sae_for_clip": {
         "coder": dict(n_latents=49152, ks=(500,), unit_norm_decoder=True, decoder_bias=False),
-        "train": dict(lr=2e-4, batch=64, epochs=15, val_every=0),
+        "train": dict(lr=2e-4, batch=64, epochs=15, val_every=0, drop_last=False),
+        "as_published": dict(frozen_decoder=True, init="independent"),  # its optimiser was not given the decoder
     },
     # AlexNet-Transformer: residual stream after block 6
     "alexnet": {
@@ -107,7 +135,8 @@ PRESETS: dict[str, dict[str, dict]] = {
             bandwidth=1e-3,
             unit_norm_decoder=True,
         ),
-        "train": dict(lr=1e-4, batch=128, epochs=10),
+        "train": dict(lr=1e-4, batch=128, batch_images=True, drop_last=False, epochs=10, weight_decay=0.01),
+        "as_published": dict(unit_norm_along="columns", theta_lr=1.0, theta_decay=True),
     },
 }
 
@@ -119,6 +148,14 @@ def scaled(sizes: Sequence[int], ratio: float) -> tuple[int, ...]:
         new = max(1, round(size * ratio))
         out.append(max(new, out[-1] + 1) if out and size > sizes[i - 1] else new)
     return tuple(out)
+
+
+def doubled(k: int, n_latents: int) -> tuple[int, ...]:
+    """k, 2k, 4k ... and all latents (MSAE)."""
+    ks = [k]
+    while ks[-1] < n_latents:
+        ks.append(min(2 * ks[-1], n_latents))
+    return tuple(ks)
 
 
 def nested_ks(ks: Sequence[int], largest: int, n_latents: int) -> tuple[int, ...]:
@@ -165,8 +202,11 @@ def coder_settings(name: str, k: int | None = None, **overrides) -> dict:
     if ratio != 1 and "levels" in base and "levels" not in given:
         settings["levels"] = scaled(base["levels"], ratio)[:-1] + (S,)
     if ratio != 1 and "ks" in base and "ks" not in given:
-        ks = base["ks"]
-        settings["ks"] = nested_ks(ks, max(1, round(ks[-1] * ratio)), S) if nested else scaled(ks, ratio)
+        if "levels" in base or PRESETS[name].get("k_in_proportion"):
+            settings["ks"] = scaled(base["ks"], ratio)
+        else:
+            k = min(base["ks"][0], max(1, S // SPARSE))
+            settings["ks"] = doubled(k, S) if nested else (k,)
     if settings.get("level_weights") == "reversed":
         if not nested:
             raise ValueError(f"level_weights = 'reversed' is for nested levels of k; the preset {name} has none")

@@ -136,6 +136,7 @@ class Method(Settings):
     n_latents: int | None = Field(None, ge=1)
     k: Any = None  # latents per row, instead of `ks`
     l0: int = Field(0, ge=0)  # latents per row that training aims at; 0: as the preset
+    as_published: bool = False  # also what the authors' code does by mistake (presets.py)
 
     @field_validator("name")
     @classmethod
@@ -167,15 +168,30 @@ class Method(Settings):
 
     def configs(self, d_in: int, d_out: int, coder: dict, train: dict) -> tuple[SparseCoderConfig, TrainConfig]:
         """Coder and training settings: the preset's, overlaid by those for every method, and by the method's own."""
-        own = {n: v for n, v in self if n in self.model_fields_set and n not in ("name", "preset", "l0")}
-        how = {n: v for n, v in own.items() if n in OF_TRAINING}
+        no_settings = ("name", "preset", "l0", "as_published")
+        own = PRESETS[self.preset].get("as_published", {}) if self.as_published else {}
+        own = own | {n: v for n, v in self if n in self.model_fields_set and n not in no_settings}
+        how = {n: v for n, v in own.items() if n in TrainConfig.model_fields}
         train_config = TrainConfig.preset(self.preset, **(train | how | {"l0_target": self.l0}))
-        own = {n: v for n, v in own.items() if n not in OF_TRAINING}
+        own = {n: v for n, v in own.items() if n not in how}
         config = SparseCoderConfig.preset(self.preset, d_in, d_out, **(coder | own))
         return (config.with_l0(self.l0) if self.l0 else config), train_config
 
 
-OF_TRAINING = ("lr", "steps", "batch", "weight_decay", "schedule", "warmup")  # settings of TrainConfig in a method
+# settings of TrainConfig in a method
+OF_TRAINING = (
+    "lr",
+    "steps",
+    "epochs",
+    "batch",
+    "batch_images",
+    "drop_last",
+    "accumulate",
+    "weight_decay",
+    "eps",
+    "grad_clip",
+)
+OF_TRAINING += ("schedule", "schedule_by", "decay_start", "final_lr", "warmup", "clip_when", "theta_lr", "theta_decay")
 FOR_TRAINING = ("steps", "batch", "lr", "val_every", "precision")  # parameters for every method: of training
 FOR_CODERS = ("n_latents", "centre", "scale", "target_centre", "target_scale")  # and of the coder
 

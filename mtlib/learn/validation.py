@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mtlib.coders import sparsity
+from mtlib.coders import losses, sparsity
 from mtlib.coders.scaling import own_moments
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn.batches import Rows
@@ -39,7 +39,7 @@ def calibrate(coder: SparseCoder, x: Rows, l0_target: int = 0) -> None:
 def validate(coder: SparseCoder, x: Rows, y: Rows) -> dict[str, float]:
     """Exact measures over all rows: streamed in float64, independent of the block size.
 
-    Returns: loss (level-weighted squared error per element, the coder's units), fvu (last level, units of y),
+    Returns: loss (level-weighted error per element, as trained), fvu (last level, units of y),
         l0 (measured), dead (share of latents dead in training).
     """
     was_training = coder.training
@@ -52,7 +52,8 @@ def validate(coder: SparseCoder, x: Rows, y: Rows) -> dict[str, float]:
         target = coder._targets(yb)
         y_hats = coder._decode_levels(z)
         squared = [(target - y_hat).double().square() for y_hat in y_hats]
-        loss = loss + sum(w * s.sum() for w, s in zip(c.level_weights, squared, strict=True))
+        kept = squared if c.error == "mse" else [losses.over_own_size(s, target.double()) for s in squared]
+        loss = loss + sum(w * s.sum() for w, s in zip(c.level_weights, kept, strict=True))
         unit = own_moments(yb - coder.y_mean)[1] if c.target_scale == "rows" else coder.y_scale
         error = error + (squared[-1] * unit.double().square()).sum()
         shifted = (yb - coder.y_mean).double()

@@ -143,7 +143,9 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
 
     The published conventions: the mean over batches of each batch's FVU around its own mean; squared error over sum(y^2)
     (a target far from 0 makes any constant look good); 1 - var(y - y_hat) / var(y) (a constant shift is not seen); and the
-    mean over units of their R2 (units that hardly vary count as much as the others; constant ones are left out).
+    mean over units of their R2 (units that hardly vary count as much as the others; constant ones are left out). Mean squared error
+    over one variance of all numbers (AlexNet-Transformer), in which how far units lie apart counts as spread; and the mean over rows of
+    var(y - y_hat) / var(y) across a row's units (MSAE), blind to a shift of a row.
 
     Args: y, y_hat: (N, O) float. batches: their sizes, for the per-batch mean.
     Returns: frame with convention, quantity (fvu | explained_variance), reconstruction, shifted, mean_predictor. The
@@ -151,6 +153,7 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
     """
     mean = np.mean(y, axis=0, dtype=np.float64)
     shift = float(np.sqrt(sum(((a - mean) ** 2).sum() for a, _ in _blocks(y, y)) / y.size))
+    all_apart = sum(((a - mean.mean()) ** 2).sum() for a, _ in _blocks(y, y)) / (y.size - 1) * y.size
     candidates = {  # made one at a time
         "reconstruction": lambda: y_hat,
         "shifted": lambda: np.add(y_hat, shift, dtype=np.float64),
@@ -158,14 +161,17 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
     }
     ours = "exact over the split (this repo)"
     lines = [(ours, "fvu"), *((f"mean over batches of {b}", "fvu") for b in batches), ("variance about zero", "fvu")]
+    lines += [("one variance of all numbers", "fvu"), ("mean over rows, across their units", "fvu")]
     lines += [(ours, "explained_variance"), ("shift-blind", "explained_variance")]
     lines += [("mean of R2 per dimension", "explained_variance")]
     table = pd.DataFrame(lines, columns=["convention", "quantity"])
     for name, make in candidates.items():
         candidate = make()
         whole, zero, blind, r2 = _whole(y, candidate, mean)
+        rows = [((a - b).var(1) / a.var(1)).sum() for a, b in _blocks(y, candidate)]
+        square = sum(((a - b) ** 2).sum() for a, b in _blocks(y, candidate))
         parts = [_per_batch(y, candidate, b) for b in batches]
-        values = [whole, *parts, zero, 1 - whole, blind, r2]
+        values = [whole, *parts, zero, square / all_apart, sum(rows) / len(y), 1 - whole, blind, r2]
         table[name] = [round(float(value), 12) + 0.0 for value in values]  # no -1e-16 for 0
     return table
 

@@ -142,7 +142,7 @@ def test_evaluation_changes_no_buffer():
 
 @pytest.mark.parametrize("name", ["matryoshka_transcoder", "matryoshka_transcoder_shared", "msae_uw", "batch_topk"])
 def test_overfits_one_batch(name):
-    coder = _coder(name, l0=16)
+    coder = _coder(name, l0=16, init_norm=1.0)
     y = torch.randn(B, coder.config.d_out, generator=torch.Generator().manual_seed(2)) + coder.y_mean
     optimiser = AdamW(coder.train().named_parameters())
     first = None

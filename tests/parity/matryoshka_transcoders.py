@@ -3,6 +3,7 @@
 import numpy as np
 
 from tests.parity.pieces import mse, preset_items, relu, top
+from tests.parity.steps import gradient_items, step_items
 
 LEVELS = (4, 8, 16, 32, 64)
 KS = (2, 3, 4, 6, 9)  # inside each new block
@@ -29,5 +30,32 @@ def _flat(w, x, y):
     return z, [out], mse(y, out) + 0.01 * np.abs(z).mean()
 
 
+def gradients(w, x, flat):
+    """Of an autoencoder's loss, for every weight: the jump has none."""
+    z_pre = x @ w["enc"] + w["enc_bias"]
+    ends, ks, shares = ((64,), (12,), (1.0,)) if flat else (LEVELS, KS, (0.1, 0.15, 0.2, 0.25, 0.3))
+    starts = (0, *ends[:-1])
+    z = np.concatenate([top(_jump(z_pre)[:, a:b], k) for a, b, k in zip(starts, ends, ks, strict=True)], 1)
+    grads, d_z = {}, 0.01 * np.sign(z) / z.size
+    for i, (m, share) in enumerate(zip(ends, shares, strict=True)):
+        d_out = share * 2 * (z[:, :m] @ w[f"dec.{i}"] + w[f"dec_bias.{i}"] - x) / x.size
+        grads |= {f"dec.{i}": z[:, :m].T @ d_out, f"dec_bias.{i}": d_out.sum(0)}
+        d_z[:, :m] += d_out @ w[f"dec.{i}"].T
+    d_pre = d_z * (z > 0)
+    return grads | {"enc": x.T @ d_pre, "enc_bias": d_pre.sum(0)}
+
+
+def rate(epoch, epochs):
+    """Full for the first tenth of the epochs, at most 5, then cosine to a hundredth."""
+    warm = min(5, epochs // 10)
+    done = max(0, epoch - warm) / (epochs - warm)
+    return 0.01 + 0.99 * (1 + np.cos(np.pi * done)) / 2
+
+
 FORMULAS = {"matryoshka_transcoder": _nested, "matryoshka_sae": _nested, "transcoder": _flat, "sae": _flat}
 ITEMS = {k: v for name, f in FORMULAS.items() for k, v in preset_items(name, f, **SETTINGS[name]).items()}
+AS_PUBLISHED = dict(clip=1.0, decay=1e-5, rate=rate)
+for name, flat in (("sae", True), ("matryoshka_sae", False)):
+    ITEMS |= gradient_items(name, lambda w, x, flat=flat: gradients(w, x, flat), **SETTINGS[name])
+    own = dict(as_published=True, decay_start=0.1) | SETTINGS[name]  # 1 of 10 epochs
+    ITEMS |= step_items(name, lambda w, x, flat=flat: gradients(w, x, flat), own, AS_PUBLISHED)

@@ -33,7 +33,7 @@ def weights(coder: SparseCoder) -> dict[str, np.ndarray]:
     return {name: p.detach().numpy() for name, p in coder.named_parameters()}
 
 
-def preset_items(name: str, formula, **settings) -> dict:
+def preset_items(name: str, formula, label: str = "", **settings) -> dict:
     """Codes, every level and the loss of a preset: formula(weights, x, y) -> codes in training, L outputs, loss."""
 
     def ours():
@@ -53,7 +53,7 @@ def preset_items(name: str, formula, **settings) -> dict:
 
         return compare
 
-    return {f"{name}: {what}": item(place) for place, what in enumerate(("codes", "levels", "loss"))}
+    return {f"{label or name}: {what}": item(place) for place, what in enumerate(("codes", "levels", "loss"))}
 
 
 def batch_codes(coder: SparseCoder, x: np.ndarray) -> torch.Tensor:
