@@ -56,7 +56,7 @@ def test_conventions_what_they_do_not_see(pair):
 
 def test_definition_card_lists_all(pair):
     card = definition_card(*pair, batches=(8, 32))
-    assert len(card) == 7
+    assert len(card) == 9
     ours = card[card["convention"].str.contains("this repo")].set_index("quantity")
     assert ours.loc["fvu", "mean_predictor"] == pytest.approx(1)
     assert ours.loc["explained_variance", "mean_predictor"] == pytest.approx(0)
@@ -73,6 +73,11 @@ def test_definition_card_equals_its_conventions(kind):
     y, y_hat = y.astype(np.float64), y_hat.astype(np.float64)
     shifted = y_hat + np.sqrt(y.var(0).mean())
     for name, other in {"reconstruction": y_hat, "shifted": shifted, "mean_predictor": y.mean(0) + 0 * y}.items():
-        expected = [fvu(y, other), fvu_per_batch(y, other, 32), fvu_about_zero(y, other), 1 - fvu(y, other)]
+        expected = [fvu(y, other), fvu_per_batch(y, other, 32), fvu_about_zero(y, other)]
+        expected += [
+            ((y - other) ** 2).mean() / y.var(ddof=1),
+            ((y - other).var(1) / y.var(1)).mean(),
+            1 - fvu(y, other),
+        ]
         expected += [evr_shift_blind(y, other), r2_per_dimension(y, other)]
         np.testing.assert_allclose(card[name], expected, atol=1e-9)
