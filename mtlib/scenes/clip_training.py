@@ -1,4 +1,4 @@
-"""What trains the small CLIP in notebooks/train_clip.py: its pictures, and the five terms of the loss."""
+"""What trains the small CLIP in notebooks/train_clip.py: its pictures, and the four terms of the loss."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -117,11 +117,3 @@ def hard_negative_loss(clip, image, facts, rng):
     of = torch.tensor([families.index(facts[i]["family"]) for i in row])
     logits = clip.logit_scale.exp() * (image[row, None] * text[of]).sum(-1)  # (rows, 2)
     return F.cross_entropy(logits, torch.tensor([int(facts[i]["error"]) for i in row]))
-
-
-def plausible_loss(head, image, facts):
-    """Binary cross entropy of a linear head per family that is thrown away: image and label, no words."""
-    names = list(FAMILIES)
-    of = torch.tensor([names.index(f["family"]) for f in facts])
-    logits = head(image * 10).gather(1, of[:, None])[:, 0]  # (B,)
-    return F.binary_cross_entropy_with_logits(logits, torch.tensor([float(f["error"]) for f in facts]))
