@@ -27,7 +27,7 @@ from benchmarks import published  # noqa: E402
 from benchmarks._report import write_report  # noqa: E402
 from benchmarks._timing import Step, interleaved, rows, training_step  # noqa: E402
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig  # noqa: E402
-from mtlib.measure.monosemanticity import mono_score  # noqa: E402
+from mtlib.measure.monosemanticity import MonoScore  # noqa: E402
 from mtlib.measure.scan import TopK  # noqa: E402
 from mtlib.run.artifacts import write_json  # noqa: E402
 
@@ -35,6 +35,13 @@ HERE = Path(__file__).resolve().parent
 AGREEMENT = 1e-6
 ORDER = ("TopK step", "BatchTopK step", "prefix Matryoshka step", "MSAE nested step", "Matryoshka Transcoder step")
 DENSITY = 0.03  # of the JumpReLU codes
+
+
+def mono_score(x, z):
+    """(S,) MonoScore of codes z (N, S) with embeddings x (N, D), both arrays, in one batch."""
+    sums = MonoScore(z.shape[1], x.shape[1])
+    sums.update(torch.from_numpy(x), torch.from_numpy(z))
+    return sums.scores()
 
 
 def unit_rows(n: int, D: int, seed: int = 0) -> torch.Tensor:

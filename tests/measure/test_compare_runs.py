@@ -57,7 +57,7 @@ def test_levels_and_progressive_name_their_coder(run, scans):
 def test_definitions_cover_each_method_once(run):
     data, subjects, _, _ = run
     card = definitions(data, subjects)
-    assert card.groupby("method").size().tolist() == [7, 7, 7]
+    assert card.groupby("method").size().tolist() == [9, 9, 9]
 
 
 def test_classes_are_the_names_and_never_the_label(run):

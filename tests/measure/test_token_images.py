@@ -38,7 +38,7 @@ def data() -> Data:
 @pytest.fixture(scope="module")
 def coder() -> SparseCoder:
     """One code in eleven fires. Weights in sixteenths too: products are exact, so who fires is the same everywhere."""
-    coder = SparseCoder(SparseCoderConfig.preset("relu", D, D, n_latents=96)).eval()
+    coder = SparseCoder(SparseCoderConfig.preset("relu", D, D, n_latents=96, init_norm=1.0)).eval()
     with torch.no_grad():
         coder.enc.copy_((coder.enc * 16).round() / 16)
         coder.enc_bias.fill_(-1.0)
