@@ -21,10 +21,11 @@ class SparseCoderConfig(Settings):
     """One member of the family of sparse coders.
 
     z_pre = (x - b_pre) @ W_enc + b_enc;  z = selection(activation(z_pre));  y_l = z[:, :m_l] @ W_dec_l + b_dec_l
-    loss  = sum_l w_l * mse(y_l, y) + penalty + mono_weight * (1 - MonoScore) + aux_weight * AuxK
+    loss  = sum_l w_l * error(y_l, y) + penalty + mono_weight * (1 - MonoScore) + aux_weight * AuxK
 
-    Errors and penalties are in the coder's own units: input and target after `centre` and `scale`. With scale = rows a
-    row's mean and spread are no part of its code: to rebuild x, `decode` is given x and puts them back.
+    Errors and penalties are in the coder's own units: input and target after `centre` and `scale`, unless error_units
+    says otherwise. With unit_rows or scale = rows a row's norm, mean and spread are no part of its code: to rebuild x,
+    `decode` is given x and puts them back.
 
     Raises: ValueError naming the field, its value and its range.
     """
@@ -37,17 +38,23 @@ class SparseCoderConfig(Settings):
     gamma: float = Field(1.0, ge=0)  # jumprelu_fixed: place of the jump
     beta: float = 1.0  # jumprelu_fixed: height of the jump
     theta_init: float = Field(1e-3, ge=0)  # jumprelu: first value of every threshold
+    theta_log: bool = False  # jumprelu: the parameter is log(theta), and gets the gradient of theta (MonoLoss)
+    relu_first: bool = False  # jumprelu: of relu(z_pre), so that no window reaches below 0 (MonoLoss)
     bandwidth: float = Field(1e-3, gt=0)  # jumprelu: width of the gradient estimate around a threshold
     selection: Literal["none", "topk", "block_topk", "batch_topk", "nested_topk"] = "topk"
     levels: Whole = ()  # m_l, growing, the last = n_latents; nested_topk: all = n_latents; () = one level
+    inference: Literal["frozen", "batch"] = "frozen"  # batch: batch_topk lets rows compete in use too, as in training
     ks: Whole = ()  # one per level (block_topk, nested_topk), else one in all (batch_topk: either)
     level_weights: Numbers = ()  # w_l; () = equal, summing to 1
     decoder: Literal["own", "shared"] = "own"  # own: one per level; shared: one, whose first m_l rows decode level l
     decoder_bias: bool = True
+    encoder_bias: bool = True  # False: b_enc stays 0
     pre_bias: Literal["none", "own", "decoder"] = "none"  # b_pre beyond centring; decoder: the decoder's bias
     tied: bool = False  # W_dec = W_enc transposed
     init: Literal["transposed", "independent"] = "transposed"  # an autoencoder's first decoder: its encoder's transpose
-    init_norm: float = Field(1.0, gt=0)  # of the first directions
+    init_norm: float = Field(
+        1.0, ge=0
+    )  # of the first directions; 0: 1 in decoders, sqrt(2 d_in / n_latents) in encoders
     unit_norm_decoder: bool = False  # decoder rows (one per latent) have norm 1 after every step
     unit_norm_when: Literal["after", "before"] = (
         "after"  # before: between gradients and step; so they are only nearly unit
@@ -57,14 +64,22 @@ class SparseCoderConfig(Settings):
     project_gradient: bool = False  # of a decoder row, the part along the row is taken off its gradient
     frozen_decoder: bool = False  # the decoder keeps its first directions
     soft_cap: float = Field(0.0, ge=0)  # codes are soft_cap * tanh(z / soft_cap); 0 = as they are
+    error: Literal["mse", "nmse"] = "mse"  # nmse: of each row, over the mean square of its target
+    error_units: Literal["own", "input"] = "own"  # input: those of the (unit) rows, before `centre` and `scale`
     # of |z|, summed or averaged over latents, or summed and divided by the input's norm; or a surrogate L0
-    penalty: Literal["none", "l1_mean", "l1_sum", "l1_relative", "l0_sigmoid", "l0_rectangle"] = "none"
+    penalty: Literal["none", "l1_mean", "l1_sum", "l1_relative", "l0_sigmoid", "l0_rectangle", "l0_rectangle_after"] = (
+        "none"
+    )
     penalty_weight: float = Field(0.0, ge=0)
     error: Literal["mse", "nmse"] = "mse"  # nmse: of each row, over the mean square of its target
     mono_weight: float = Field(0.0, ge=0)
+    mono_rows: Literal["raw", "own"] = "raw"  # whose cosines count; own: of the rows after `centre` and `scale`
     aux_weight: float = Field(0.0, ge=0)
     aux_k: int = Field(0, ge=0)  # dead latents that try to explain the error; 0 = half the input width
+    aux_error: Literal["variance", "nmse", "mse"] = "variance"  # see losses.aux
+    aux_biased: bool = False  # the decoder's bias on both sides of AuxK, also when no latent is dead (MonoLoss)
     dead_after: int = Field(20_000, ge=1)  # rows without firing after which a latent counts as dead
+    unit_rows: bool = False  # each row of x is first divided by its norm
     centre: Literal["none", "mean"] = "none"  # mean: subtract the train mean of the input
     scale: Literal["none", "rms", "std", "rows"] = "none"  # rms: one number; std: per unit; rows: each row by itself
     target_centre: Literal["none", "mean"] = "none"  # of y; a target x is treated as the input
@@ -105,6 +120,14 @@ class SparseCoderConfig(Settings):
         )
         own = self.target == "y" and self.target_scale == "rows"
         self._must(not own, "target_scale", "none, rms, std or logit when target = y")
+        alone = self.target == "x" and self.centre == "none" and self.scale in ("none", "rows")
+        self._must(
+            not self.unit_rows or alone, "unit_rows", "false unless target = x, centre = none, scale none or rows"
+        )
+        biased = self.decoder_bias and self.aux_error == "nmse" and self.pre_bias != "own"
+        self._must(
+            not self.aux_biased or biased, "aux_biased", "false unless there is a decoder bias and aux_error = nmse"
+        )
 
     def _check_sizes(self) -> None:
         S, L = self.n_latents, len(self.levels)
@@ -122,6 +145,11 @@ class SparseCoderConfig(Settings):
         self._must(len(self.level_weights) == L, "level_weights", f"{L} numbers, one per level")
         weighed = min(self.level_weights) >= 0 < sum(self.level_weights)
         self._must(weighed, "level_weights", ">= 0 and not all 0")
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row is standardised by itself, so that x is needed to put back what was taken off."""
+        return self.unit_rows or self.target_scale == "rows"
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:

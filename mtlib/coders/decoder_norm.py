@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mtlib.coders.scaling import NORM_EPS
+
 TINY = 1e-12
 
 
@@ -30,7 +32,7 @@ def after_step(coder) -> None:
     """What follows the step: the norms, and thresholds >= 0."""
     if coder.config.unit_norm_decoder and coder.config.unit_norm_when == "after":
         normalise(coder)
-    if coder.theta is not None:
+    if coder.theta is not None and not coder.config.theta_log:
         coder.theta.clamp_(min=0)
 
 
@@ -38,7 +40,8 @@ def normalise(coder) -> None:
     """Divide every decoder by the norms of its rows, or of its columns."""
     c = coder.config
     for w, _ in _decoders(coder):
-        norm = w.norm(dim=0 if c.unit_norm_along == "columns" else -1, keepdim=True).clamp_min(TINY)
+        norm = w.norm(dim=0 if c.unit_norm_along == "columns" else -1, keepdim=True)
+        norm = norm + NORM_EPS if c.tied else norm.clamp_min(TINY)  # as published (MonoLoss)
         w.div_(norm)
         if c.unit_norm_rescales:
             coder.enc.mul_(norm.T)

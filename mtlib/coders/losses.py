@@ -1,6 +1,6 @@
 """Terms of the training loss: each a plain function of tensors and a mean over the rows of the batch, and their sum.
 
-loss = sum_l w_l * reconstruction(y_l, y) + penalty + mono_weight * (1 - MonoScore) + aux_weight * AuxK
+loss = sum_l w_l * error(y_l, y) + penalty + mono_weight * (1 - MonoScore) + aux_weight * AuxK
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlib.coders import sparsity
+from mtlib.coders.scaling import Frame
 
 
 class Batch:
@@ -74,6 +75,7 @@ def penalised(kind: str, z_pre: Tensor | None, z: Tensor, theta: Tensor | None, 
         l1_relative   |z|, whose sum is then divided by the norm of the row's input    (MSAE)
         l0_sigmoid    sigmoid((z_pre - theta) / bandwidth), a smooth count (AlexNet-Transformer)
         l0_rectangle  [z_pre > theta], with the straight-through gradient of theta (sparsity.step)
+        l0_rectangle_after  the same of z in place of z_pre: what lies just below theta is not seen (MonoLoss)
 
     Args: z_pre, z (..., S) with theta (S,); or (n,) each, values with the theta of their latents.
     """
@@ -81,7 +83,7 @@ def penalised(kind: str, z_pre: Tensor | None, z: Tensor, theta: Tensor | None, 
         return z.abs()
     if kind == "l0_sigmoid":
         return torch.sigmoid((z_pre - theta) / bandwidth)
-    return sparsity.step(z_pre, theta, bandwidth)
+    return sparsity.step(z if kind == "l0_rectangle_after" else z_pre, theta, bandwidth)
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -93,22 +95,27 @@ def mono_scores(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """MonoScore of every latent over a batch, in one pass; exactly the pairwise definition.
 
     a = min-max scaled activations, e = unit rows of x; score = (|sum a e|^2 - sum a^2) / ((sum a)^2 - sum a^2)
-      = mean cosine between images, each pair weighted by the product of its activations.
+      = mean cosine between images, each pair weighted by the product of its activations. EPS is added to the range and
+    to half the denominator, as published.
 
     Args: x (B, D) inputs whose cosines count; z (B, S) codes.
-    Returns: scores (S,), 0 where undefined; valid (S,) bool: range and denominator above EPS.
+    Returns: scores (S,), 0 where undefined; valid (S,) bool: half the denominator is above EPS.
     Source: MonoLoss, arXiv 2602.12403.
     """
-    e = torch.nn.functional.normalize(x, dim=-1)
+    e = torch.nn.functional.normalize(x, dim=-1, eps=EPS)
     low, high = z.amin(0), z.amax(0)
     low = torch.where(low > 0, low, low.detach())  # the 0 of a latent that does not fire is a constant
-    spread = high - low
-    a = (z - low) / spread.clamp_min(EPS)  # (B, S)
+    a = (z - low) / (high - low + EPS)  # (B, S)
     total, squares = a.sum(0), a.square().sum(0)
-    denominator = total.square() - squares
-    valid = (spread > EPS) & (denominator > EPS)
-    score = ((a.T @ e).square().sum(-1) - squares) / denominator.clamp_min(EPS)
-    return torch.where(valid, score, torch.zeros_like(score)), valid
+    return score_of_sums((a.T @ e).square().sum(-1), total, squares)
+
+
+def score_of_sums(length: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """`mono_scores` from |sum a e|^2, sum a and sum a^2, (S,) each."""
+    below = 0.5 * (total.square() - squares)
+    valid = below > EPS
+    score = 0.5 * (length - squares) / torch.where(valid, below + EPS, 1)
+    return torch.where(valid, score, 0), valid
 
 
 def mono_loss(scores: Tensor, valid: Tensor) -> Tensor:
@@ -122,18 +129,26 @@ def aux_codes(z_pre: Tensor, dead: Tensor, k: int) -> Tensor:
     return sparsity.topk(z_pre.relu() * dead.to(z_pre.dtype), k)
 
 
-def aux(error: Tensor, error_hat: Tensor, dead: Tensor, batch: Batch = WHOLE) -> Tensor:
+def aux(error: Tensor, error_hat: Tensor, dead: Tensor | None, batch: Batch = WHOLE, kind: str = "variance") -> Tensor:
     """AuxK: how badly the dead latents explain what the live ones left over; exactly 0 when nothing is dead.
 
-    |error - error_hat|^2 / |error - mean(error)|^2
+        variance  |error - error_hat|^2 / |error - mean(error)|^2                      (Gao et al.)
+        nmse      the same, each row over the size of its error                        (MonoLoss, top-k)
+        mse       mean square of error - error_hat; live latents get its gradient too  (MonoLoss, batch top-k)
 
     Args:
-        error: (B, O) target minus reconstruction, detached. error_hat: (B, O) decoded `aux_codes`.
-        dead:  (S,) bool. batch: whose rows these are.
+        error: (B, O) target minus reconstruction; constant but for mse. error_hat: (B, O) decoded `aux_codes`.
+        dead:  (S,) bool; None: counts although nothing may be dead. batch: whose rows these are.
     Returns: (); of a shared batch this process' part of it.
-    Source: Gao et al. 2024, arXiv 2406.04093, appendix A.2.
+    Source: Gao et al. 2024, arXiv 2406.04093, appendix A.2; MonoLoss, arXiv 2602.12403.
     """
     rows = batch.rows(len(error))
+    if kind != "variance":
+        squared = (error - error_hat).square()
+        squared = over_own_size((error.detach() - error_hat).square(), error.detach()) if kind == "nmse" else squared
+        value = squared.sum() / (rows * error.shape[1])
+        return value if dead is None else torch.where(dead.any(), value, 0)
+    error = error.detach()
     mean = batch.sum(error.sum(0)) / rows
     scale = batch.sum((error - mean).square().sum()) / (rows * error.shape[1])
     value = (error - error_hat).square().sum() / (rows * error.shape[1]) / scale.clamp_min(1e-12)
@@ -154,7 +169,7 @@ class DenseCodes:
 
     def penalty(self) -> Tensor:
         c = self.coder.config
-        values = penalised(c.penalty, self.z_pre, self.z, self.coder.theta, c.bandwidth)
+        values = penalised(c.penalty, self.z_pre, self.z, self.coder.thresholds, c.bandwidth)
         if c.penalty == "l1_relative":
             return (values.sum(-1) / row_norms(self.coder._inputs(self.x))).mean()
         return values.mean() if c.penalty == "l1_mean" else values.sum(-1).mean()
@@ -165,12 +180,18 @@ class DenseCodes:
         value = mono_loss(*mono_scores(self.coder._compared(batch.gather(self.x)), batch.gather(self.z)))
         return value - value.detach() * (1 - 1 / batch.size)
 
-    def aux(self, error: Tensor) -> Tensor:
-        dead = self.coder.dead
-        if dead.device.type == "cpu" and not dead.any():  # on a device the answer would cost a synchronisation
+    def aux(self, error: Tensor, dead: Tensor, frame: Frame) -> Tensor:
+        c = self.coder.config
+        if (
+            not c.aux_biased and dead.device.type == "cpu" and not dead.any()
+        ):  # on a device the answer would cost a synchronisation
             return error.new_zeros(())
         codes = aux_codes(self.z_pre, dead, self.coder.aux_k)
-        return aux(error, self.coder._product(codes, self.coder._decoder(-1)), dead, self.coder.batch)
+        error_hat = self.coder._product(codes, self.coder._decoder(-1))
+        if c.aux_biased:
+            bias = self.coder._bias(-1)
+            return aux(error + bias.detach(), frame.brought(error_hat + bias), None, self.coder.batch, c.aux_error)
+        return aux(error, error_hat * frame.gain, dead, self.coder.batch, c.aux_error)
 
     def fired(self) -> tuple[Tensor, Tensor]:
         """(S,) bool: which latents fired; (): how often all of them did."""
@@ -178,20 +199,20 @@ class DenseCodes:
         return count > 0, count.long().sum()
 
 
-def terms(coder, y: Tensor, codes, error: Tensor, penalty_scale: Tensor | float) -> dict[str, Tensor]:
+def terms(coder, frame: Frame, codes, dead: Tensor, penalty_scale: Tensor | float) -> dict[str, Tensor]:
     """The terms of the loss, each () with gradient; of a shared batch this process' part.
 
-    Args: y (B, O) in the coder's units; error (B, O): y minus the last level's reconstruction, detached.
+    Args: dead (S,) bool: the latents that AuxK may use.
 
     With a selection, the L0 is steered by MonoLoss; without one, by the penalty.
     """
-    c = coder.config
+    c, y, y_hats = coder.config, frame.target, [frame.brought(y_hat) for y_hat in codes.y_hats]
     share = len(y) / coder.batch.rows(len(y))
-    parts = {"reconstruction": share * reconstruction(y, codes.y_hats, c.level_weights, c.error)}
+    parts = {"reconstruction": share * reconstruction(y, y_hats, c.level_weights, c.error)}
     if c.penalty != "none":
         parts["penalty"] = share * penalty_scale * c.penalty_weight * codes.penalty()
     if c.mono_weight:
         parts["mono"] = c.mono_weight * (1.0 if c.selection == "none" else penalty_scale) * codes.mono()
     if c.aux_weight:
-        parts["aux"] = c.aux_weight * codes.aux(error)
+        parts["aux"] = c.aux_weight * codes.aux(y - y_hats[-1], dead, frame)
     return parts

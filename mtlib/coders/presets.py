@@ -33,8 +33,12 @@ _MSAE_TRAIN = dict(eps=6.25e-10, batch=4096, epochs=30, schedule="linear", decay
 _MSAE_TRAIN |= dict(schedule_by="epoch", drop_last=False)
 _MSAE_AS_PUBLISHED = dict(unit_norm_when="before")  # gradients then belong to the weights before they were scaled
 
-_MONO = dict(n_latents=8192, unit_norm_decoder=True, aux_weight=1 / 32, pre_bias="decoder")
-_MONO_TRAIN = dict(lr=1e-4, eps=6.25e-10, batch=2048, epochs=50, grad_clip=1.0)
+# rows of norm 1; dead after ten million rows, in whole batches of 2,048
+_MONO = dict(n_latents=8192, unit_rows=True, error_units="input", unit_norm_decoder=True, unit_norm_when="before")
+_MONO |= dict(dead_after=4882 * 2048)
+_MONO_OTHER = _MONO | dict(init_norm=0.0, project_gradient=True, mono_rows="own")
+_MONO_TRAIN = dict(lr=1e-4, eps=6.25e-10, batch=2048, epochs=50)
+_MONO_OTHER_TRAIN = _MONO_TRAIN | dict(grad_clip=1.0, clip_when="first")
 
 PRESETS: dict[str, dict[str, dict]] = {
     # Matryoshka Transcoders, arXiv 2511.10094
@@ -94,28 +98,31 @@ PRESETS: dict[str, dict[str, dict]] = {
         "as_published": _MSAE_AS_PUBLISHED,
     },
     # MonoLoss, arXiv 2602.12403 (coefficients for CLIP features of ImageNet)
-    "monoloss_topk": {"coder": _MONO | dict(ks=(64,), mono_weight=0.09), "train": _MONO_TRAIN},
+    "monoloss_topk": {
+        "coder": _MONO
+        | dict(ks=(64,), scale="rows", tied=True, pre_bias="decoder", error="nmse", mono_weight=0.09)
+        | dict(aux_weight=1 / 32, aux_k=64, aux_error="nmse"),
+        "train": _MONO_TRAIN | dict(revive_every=10_000),
+        "as_published": dict(aux_biased=True),
+    },
     "monoloss_batch_topk": {
-        "coder": _MONO | dict(selection="batch_topk", ks=(64,), mono_weight=3e-4),
-        "train": _MONO_TRAIN,
+        "coder": _MONO_OTHER
+        | dict(selection="batch_topk", ks=(64,), encoder_bias=False, pre_bias="decoder", mono_weight=3e-4)
+        | dict(aux_weight=1 / 32, aux_k=512, aux_error="mse"),
+        "train": _MONO_OTHER_TRAIN,
+        "as_published": dict(inference="batch"),
     },
     "monoloss_relu": {
-        "coder": _MONO | dict(selection="none", penalty="l1_sum", penalty_weight=1e-4, mono_weight=1e-4),
-        "train": _MONO_TRAIN,
+        "coder": _MONO_OTHER
+        | dict(selection="none", pre_bias="decoder", penalty="l1_sum", penalty_weight=1e-4, mono_weight=1e-4),
+        "train": _MONO_OTHER_TRAIN,
     },
     "monoloss_jumprelu": {
-        "coder": _MONO
-        | dict(
-            activation="jumprelu",
-            selection="none",
-            pre_bias="none",
-            penalty="l0_rectangle",
-            penalty_weight=1e-3,
-            bandwidth=1e-3,
-            scale="rows",  # --normalize
-            mono_weight=5e-4,
-        ),
-        "train": _MONO_TRAIN,
+        "coder": _MONO_OTHER
+        | dict(selection="none", activation="jumprelu", relu_first=True, bandwidth=1e-3, scale="rows")  # --normalize
+        | dict(penalty="l0_rectangle", penalty_weight=1e-3, mono_weight=5e-4),
+        "train": _MONO_OTHER_TRAIN,
+        "as_published": dict(theta_init=1.0, theta_log=True, theta_lr=1.0, penalty="l0_rectangle_after"),
     },
     # SAE for CLIP layers: residual stream of ViT-B-32, width 768, expansion 64
     "sae_for_clip": {

@@ -10,11 +10,12 @@ them in the units of x and y, so that the lines above hold as they stand.
 
 Learned JumpReLU thresholds: theta itself is the parameter, in float32, kept >= 0 after each step, with a learning rate
 of its own (train.TrainConfig.theta_lr). Adam then moves it by up to that rate per step whatever the size of its
-gradient; as log(theta) it would move by a share of itself and take 69,000 steps at 1e-4 from 0.001 to 1.
+gradient; as log(theta) (theta_log) it would move by a share of itself and take 69,000 steps at 1e-4 from 0.001 to 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from mtlib.coders import decoder_norm, losses, sparsity
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.fast.terms import fast_codes
 from mtlib.coders.files import HubModel
-from mtlib.coders.scaling import own_moments, scaled
+from mtlib.coders.revival import unit_rows
+from mtlib.coders.scaling import error_frame, gain_and_shift, scaled
 
 __all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
 
@@ -35,10 +37,6 @@ class CoderOutput(NamedTuple):
 
     z: Tensor  # (B, S)
     y_hats: list[Tensor]  # L of (B, O)
-
-
-def _unit_rows(w: Tensor) -> Tensor:
-    return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 class SparseCoder(nn.Module, HubModel):
@@ -56,18 +54,21 @@ class SparseCoder(nn.Module, HubModel):
         self.config = c = config
         g = torch.Generator().manual_seed(seed)
         D, S, d_out = c.d_in, c.n_latents, c.d_out
-        directions = c.init_norm * _unit_rows(torch.randn(S, D, generator=g))
-        self.enc = nn.Parameter(directions.T)  # (D, S); with unit columns z_pre has the input's scale
-        self.enc_bias = nn.Parameter(torch.zeros(S))
+        directions = unit_rows(torch.randn(S, D, generator=g))
+        self.enc = nn.Parameter(
+            (c.init_norm or math.sqrt(2 * D / S)) * directions.T
+        )  # (D, S); with unit columns z_pre has the input's scale
+        self.enc_bias = nn.Parameter(torch.zeros(S), requires_grad=c.encoder_bias)
         self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias == "own" else None
         n_decoders = 1 if c.decoder == "shared" else len(c.levels)
         same = c.target == "x" and c.init == "transposed"
-        rows = directions if same else c.init_norm * _unit_rows(torch.randn(S, d_out, generator=g))
+        rows = (c.init_norm or 1.0) * (directions if same else unit_rows(torch.randn(S, d_out, generator=g)))
         heights = [S] if c.decoder == "shared" else list(c.levels)
         self.dec = nn.ParameterList([] if c.tied else [nn.Parameter(rows[:m].clone()) for m in heights])
         biases = [nn.Parameter(torch.zeros(d_out)) for _ in range(n_decoders)] if c.decoder_bias else []
         self.dec_bias = nn.ParameterList(biases)
-        self.theta = nn.Parameter(torch.full((S,), c.theta_init)) if c.activation == "jumprelu" else None
+        start = math.log(c.theta_init) if c.theta_log else c.theta_init
+        self.theta = nn.Parameter(torch.full((S,), start)) if c.activation == "jumprelu" else None
         for name, value in {
             "x_mean": torch.zeros(D),
             "x_scale": torch.ones(D),
@@ -124,6 +125,13 @@ class SparseCoder(nn.Module, HubModel):
         """(S,) bool: latents that have not fired for `dead_after` rows of training."""
         return self.rows_since_fired >= self.config.dead_after
 
+    @property
+    def thresholds(self) -> Tensor | None:
+        """(S,): JumpReLU's theta, with the gradient of what is learned."""
+        if self.theta is None or not self.config.theta_log:
+            return self.theta
+        return self.theta - self.theta.detach() + self.theta.detach().exp()
+
     def _decoder(self, level: int) -> Tensor:
         if self.config.tied:
             return self.enc.T
@@ -157,13 +165,14 @@ class SparseCoder(nn.Module, HubModel):
         Raises: ValueError naming expected and actual shape.
         """
         z_pre = self._pre(x)
-        return self._select(self._activate(z_pre), batchwise=False)
+        return self._select(self._activate(z_pre), batchwise=self.config.inference == "batch")
 
     def decode(self, z: Tensor, level: int = -1, x: Tensor | None = None) -> Tensor:
         """Reconstruction of y by one level.
 
         Args: z (B, S) codes; level: 0 .. L-1, or negative from the end; x (B, D): the rows that were coded, needed with
-            scale = rows, to put back each row's mean and spread (without x: an average row's). Returns: (B, O).
+            unit_rows or scale = rows, to put back what was taken off each row (without x: an average row's).
+        Returns: (B, O).
         Raises: ValueError naming expected and actual shape; IndexError for a level that does not exist.
         """
         if z.shape[-1] != self.config.n_latents:
@@ -179,28 +188,25 @@ class SparseCoder(nn.Module, HubModel):
         if x.ndim < 2 or x.shape[-1] != self.config.d_in:
             raise ValueError(f"encode: x has shape {tuple(x.shape)}, expected (B, {self.config.d_in})")
         x = self._inputs(x).flatten(0, -2)
-        if self.compute_dtype is None:
-            return torch.addmm(self._encoder_bias(), x, self.enc)
-        return self._product(x, self.enc) + self._encoder_bias()
+        bias, plain = self._encoder_bias(), self.compute_dtype is None
+        z_pre = torch.addmm(bias, x, self.enc) if plain else self._product(x, self.enc) + bias
+        return z_pre.relu() if self.config.relu_first else z_pre
 
     def _inputs(self, x: Tensor) -> Tensor:
-        return scaled(x - self.x_mean, self.x_scale, self.config.scale)
-
-    def _targets(self, y: Tensor) -> Tensor:
-        return scaled(y - self.y_mean, self.y_scale, self.config.target_scale)
+        return scaled(x, self.x_mean, self.x_scale, self.config.scale, self.config.unit_rows)
 
     def _compared(self, x: Tensor) -> Tensor:
         """The rows whose cosines MonoLoss compares."""
-        return self._inputs(x) if self.config.scale == "rows" else x
+        return self._inputs(x) if self.config.mono_rows == "own" else x
 
     def _activate(self, z_pre: Tensor, theta: Tensor | None = None) -> Tensor:
         """Activation of z_pre (..., S); or of values (n,) with the theta (n,) of their latents."""
-        c, theta = self.config, self.theta if theta is None else theta
+        c, theta = self.config, self.thresholds if theta is None else theta
         if c.activation == "relu":
             return z_pre.relu()
         if c.activation == "jumprelu_fixed":
             return sparsity.jumprelu_fixed(z_pre, c.gamma, c.beta)
-        if c.penalty == "l0_rectangle":
+        if c.penalty.startswith("l0_rectangle"):
             return sparsity.jumprelu(z_pre, theta, c.bandwidth)
         return z_pre * (z_pre > theta)
 
@@ -254,9 +260,8 @@ class SparseCoder(nn.Module, HubModel):
         return y_hats
 
     def _to_y(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        own = x is not None and self.config.target_scale == "rows"
-        mean, scale = own_moments(x - self.y_mean) if own else (0.0, self.y_scale)
-        return y * scale + mean + self.y_mean
+        gain, shift = gain_and_shift(self, x)
+        return y * gain + shift
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -271,15 +276,17 @@ class SparseCoder(nn.Module, HubModel):
         c, rows = self.config, self.batch.rows(len(x))
         if y.shape != (len(x), c.d_out):
             raise ValueError(f"loss: target has shape {tuple(y.shape)}, expected ({len(x)}, {c.d_out})")
-        y = self._targets(y)
+        frame = error_frame(self, y)
         codes = (fast_codes(self, x) if self.fast == "auto" else None) or losses.DenseCodes(self, x)
-        error = (y - codes.y_hats[-1]).detach()
-        parts = losses.terms(self, y, codes, error, penalty_scale)
-        total, (fired, n_fired) = torch.stack(tuple(parts.values())).sum(), codes.fired()
+        fired, n_fired = codes.fired()
+        since = (self.rows_since_fired + rows).masked_fill_(self.batch.sum(fired), 0)
+        dead = self.dead if c.aux_error == "variance" else since >= c.dead_after  # the others count this batch
+        parts = losses.terms(self, frame, codes, dead, penalty_scale)
+        total = torch.stack(tuple(parts.values())).sum()
         if self.training:
-            since = self.rows_since_fired + rows
-            self.rows_since_fired.copy_(since.masked_fill_(self.batch.sum(fired), 0))
-        parts |= {"loss": total, "l0": n_fired / rows, "error": error.square().sum()}
+            self.rows_since_fired.copy_(since)
+        error = frame.target - frame.brought(codes.y_hats[-1])
+        parts |= {"loss": total, "l0": n_fired / rows, "error": error.detach().square().sum()}
         return total, {name: self.batch.sum(value.detach()) for name, value in parts.items()}
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlib.coders.scaling import own_moments
+from mtlib.coders.scaling import row_moments
 from mtlib.coders.sparse_coder import SparseCoder
 
 RESIDENT_BYTES = 2 << 30  # arrays up to this size are copied to the device once; larger ones are gathered per batch
@@ -121,8 +121,8 @@ def set_statistics(coder: SparseCoder, x: Rows, y: Rows, y_scale: np.ndarray | N
         if centre == "none":
             variance, mean = variance + mean**2, np.zeros_like(mean)
         value = np.ones_like(mean)
-        if scale == "rows":  # of an average row, for readers of W_enc and for decode without x
-            offset, spread = _average_row(data, mean)
+        if c.unit_rows or scale == "rows":  # of an average row, for readers of W_enc and for decode without x
+            offset, spread = _average_row(data, mean, c)
             mean, value = mean + offset, np.full_like(mean, spread)
         elif scale == "rms":
             value = np.full_like(mean, math.sqrt(variance.mean()))
@@ -137,11 +137,11 @@ def set_statistics(coder: SparseCoder, x: Rows, y: Rows, y_scale: np.ndarray | N
         getattr(coder, f"{kind}_scale").copy_(torch.from_numpy(value))
 
 
-def _average_row(data: Rows, centre: np.ndarray, size: int = 8192) -> tuple[float, float]:
-    """Mean over rows of each row's own mean, and root mean square of its own spread, after `centre` (D,) is taken off."""
+def _average_row(data: Rows, centre: np.ndarray, config, size: int = 8192) -> tuple[float, float]:
+    """Mean offset and root mean square factor of the rows (scaling.row_moments), after `centre` (D,) is taken off."""
     shift, offset, square = torch.from_numpy(centre).to(data.device), 0.0, 0.0
     for block in data.chunks(size):
-        mean, spread = own_moments(block.double() - shift)
+        mean, spread = row_moments(block.double() - shift, config)
         offset, square = offset + float(mean.sum()), square + float(spread.square().sum())
     return offset / len(data), math.sqrt(square / len(data))
 

@@ -39,6 +39,9 @@ class TrainConfig(Settings):
     clip_when: Literal["last", "first"] = (
         "last"  # after what changes the decoder's gradient (project_gradient), or before
     )
+    revive_every: int = Field(
+        0, ge=0
+    )  # steps between restarts of dead latents at rows of the data; 0: never (MonoLoss)
     theta_lr: float = Field(10.0, gt=0)  # learning rate of JumpReLU thresholds, as a multiple of lr
     theta_decay: bool = False  # weight_decay of the thresholds, too
     l0_target: int = Field(0, ge=0)  # latents per row; 0 = as the coder's settings say

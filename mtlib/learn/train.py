@@ -17,6 +17,8 @@ import torch
 
 from mtlib.coders import files, losses
 from mtlib.coders.config import SparseCoderConfig
+from mtlib.coders.revival import revive
+from mtlib.coders.scaling import error_frame
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn.batches import Rows, Sampler, device_for, moments, set_statistics
 from mtlib.learn.config import TrainConfig
@@ -151,12 +153,13 @@ class _Loop(Loop):
         return torch.zeros((), device=self.device)
 
     def _spread(self) -> float:
-        """Mean square deviation per element of the target in the coder's units: the denominator of the train FVU."""
+        """Mean square deviation per element of the target in the units of the error: the denominator of the train FVU."""
         _, variance = moments(self.y)
         if not variance.any():
             raise ValueError("fit: the target is the same in every train row; there is nothing to learn")
-        if self.coder.config.target_scale == "rows":
-            y = torch.cat([self.coder._targets(block) for block in self.y.chunks(8192, 65536)])
+        c = self.coder.config
+        if c.by_row or c.error_units == "input":
+            y = torch.cat([error_frame(self.coder, block).target for block in self.y.chunks(8192, 65536)])
             return float(y.double().var(dim=0, correction=0).mean())
         return float(np.mean(variance / self.coder.y_scale.double().cpu().numpy() ** 2))
 
@@ -182,6 +185,8 @@ class _Loop(Loop):
             self._clip()
         self.optimiser.step(self._lr(self.step))
         coder.after_step()
+        if c.revive_every and self.step and self.step % c.revive_every == 0:
+            self._revive()
         self._sum("n", torch.ones_like(l0))
         self._steer(l0)
 
@@ -207,6 +212,14 @@ class _Loop(Loop):
 
     def _lr(self, step: int) -> float:
         return self.config.lr_at(step, self.steps, self.sampler.per_epoch)
+
+    def _revive(self) -> None:
+        """Dead latents start anew at rows of one batch that the seed alone decides; which ones, seed and step."""
+        n, c = int(self.coder.dead.sum()), self.config
+        batch = np.random.default_rng([c.seed, 0, self.sampler.n]).permutation(self.sampler.n)[: self.sampler.batch]
+        if n:
+            chosen = np.random.default_rng([c.seed, self.step]).choice(batch, n, replace=n > len(batch))
+            revive(self.coder, self.x[chosen])
 
     def _steer(self, l0: torch.Tensor) -> None:
         """Hold the train L0 at its target. Without a selection: raise or lower the penalty.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mtlib.coders import losses, sparsity
-from mtlib.coders.scaling import own_moments
+from mtlib.coders.scaling import error_frame
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn.batches import Rows
 
@@ -49,13 +49,12 @@ def validate(coder: SparseCoder, x: Rows, y: Rows) -> dict[str, float]:
     loss, error, total, square, fired = zero, zero, 0.0, zero, zero
     for xb, yb in zip(x.chunks(CHUNK), y.chunks(CHUNK), strict=True):
         z = coder.encode(xb)
-        target = coder._targets(yb)
+        frame = error_frame(coder, yb)
         y_hats = coder._decode_levels(z)
-        squared = [(target - y_hat).double().square() for y_hat in y_hats]
-        kept = squared if c.error == "mse" else [losses.over_own_size(s, target.double()) for s in squared]
-        loss = loss + sum(w * s.sum() for w, s in zip(c.level_weights, kept, strict=True))
-        unit = own_moments(yb - coder.y_mean)[1] if c.target_scale == "rows" else coder.y_scale
-        error = error + (squared[-1] * unit.double().square()).sum()
+        squared = [(frame.target - frame.brought(y_hat)).double().square() for y_hat in y_hats]
+        error = error + (coder._to_y(y_hats[-1], yb) - yb).double().square().sum()
+        squared = squared if c.error == "mse" else [losses.over_own_size(s, frame.target.double()) for s in squared]
+        loss = loss + sum(w * s.sum() for w, s in zip(c.level_weights, squared, strict=True))
         shifted = (yb - coder.y_mean).double()
         total = total + shifted.sum(0)
         square = square + shifted.square().sum()

@@ -37,13 +37,13 @@ def test_preset_is_its_published_formula(name, fast):
     coder.fast = fast
     given, y = data(coder.config.d_out)
     y = given if coder.config.target == "x" else y
-    spread = given.std(1, ddof=1, keepdims=True) + 1e-5 if coder.config.scale == "rows" else 1.0  # unit of the error
+    unit = np.linalg.norm(given, axis=1, keepdims=True) + 1e-8 if coder.config.unit_rows else 1.0  # of the error
     z, outs, loss = FORMULAS[name](weights(coder), given, y)
     assert 0 < np.count_nonzero(z) < z.size
     found, parts = coder.loss(torch.from_numpy(given), torch.from_numpy(y))
     assert float(found.detach()) == pytest.approx(loss, rel=1e-9)
     assert float(parts["l0"]) == pytest.approx(np.count_nonzero(z) / B)
-    assert float(parts["error"]) == pytest.approx((((y - outs[-1]) / spread) ** 2).sum(), rel=1e-4)
+    assert float(parts["error"]) == pytest.approx((((y - outs[-1]) / unit) ** 2).sum(), rel=1e-9)
     if coder.config.selection == "batch_topk":  # at inference a frozen threshold: here the one of this very batch
         coder.threshold.zero_()
         every = coder.eval().encode(torch.from_numpy(given)).detach().numpy()

@@ -16,7 +16,7 @@ def drawn_coder(name: str, **settings) -> SparseCoder:
     coder = SparseCoder(SparseCoderConfig.preset(name, D, O, **({"n_latents": S} | settings))).double()
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for p in coder.parameters():
+        for p in filter(lambda p: p.requires_grad, coder.parameters()):
             p.copy_(0.4 * torch.randn(p.shape, generator=g, dtype=torch.float64))
         if coder.theta is not None:
             coder.theta.copy_(0.1 + 0.3 * torch.rand(S, generator=g, dtype=torch.float64))

@@ -58,13 +58,21 @@ def applies(coder, x: Tensor) -> bool:
     types = {x.dtype, coder.enc.dtype}
     if types not in ({torch.float32}, {torch.float64}) or x.shape != (len(x), c.d_in) or x.requires_grad or not len(x):
         return False
-    if coder.batch.size > 1 or coder.compute_dtype is not None:
+    if coder.batch.size > 1 or coder.compute_dtype is not None or c.aux_biased or _window_below_zero(coder):
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     if c.selection in ("topk", "block_topk", "batch_topk"):
         return c.activation != "jumprelu" and (c.l0 <= DENSE * c.n_latents or _dense_codes_do(c))
     return c.selection == "none" or (c.selection == "nested_topk" and c.activation != "jumprelu")
+
+
+def _window_below_zero(coder) -> bool:
+    """Whether the window around some threshold holds the value 0, which then is no inactive pair."""
+    c = coder.config
+    if c.activation != "jumprelu" or not (c.relu_first or c.penalty == "l0_rectangle_after"):
+        return False
+    return bool((coder.thresholds < c.bandwidth / 2).any())
 
 
 def _dense_codes_do(c) -> bool:
@@ -141,8 +149,9 @@ def _top_of_batch(coder, inputs: Tensor) -> Found | None:
 def _above(coder, inputs: Tensor) -> Found:
     c, S = coder.config, coder.n_latents
     z_pre = torch.addmm(coder._encoder_bias(), inputs, coder.enc)
-    margin = {"l0_rectangle": c.bandwidth / 2, "l0_sigmoid": SATURATED * c.bandwidth}.get(c.penalty, 0.0)
-    bound = coder.theta - margin if c.activation == "jumprelu" else 0.0
+    margin = SATURATED * c.bandwidth if c.penalty == "l0_sigmoid" else 0.0
+    margin = c.bandwidth / 2 if c.penalty.startswith("l0_rectangle") else margin
+    bound = coder.thresholds - margin if c.activation == "jumprelu" else 0.0
     places = select.true_places((z_pre <= bound).logical_not_())
     if len(places) > DENSE * z_pre.numel():
         return Found(z_pre)
@@ -160,7 +169,7 @@ class PairCodes:
 
     def __init__(self, coder, x: Tensor, inputs: Tensor, pairs: Pairs, pre: Tensor):
         self.coder, self.x, self.inputs, self.pairs, self.pre = coder, x, inputs, pairs, pre
-        self.theta = coder.theta.index_select(0, pairs.item) if coder.theta is not None else None
+        self.theta = coder.thresholds.index_select(0, pairs.item) if coder.theta is not None else None
         values = coder._activate(pre, self.theta)
         self.z = sparsity.soft_cap(values, coder.config.soft_cap)
         if coder.config.selection == "batch_topk":
@@ -178,16 +187,16 @@ class PairCodes:
     def mono(self) -> Tensor:
         return losses.mono_loss(*mono_scores(self.coder._compared(self.x), self.pairs, self.z))
 
-    def aux(self, error: Tensor) -> Tensor:
+    def aux(self, error: Tensor, dead: Tensor, frame: losses.Frame) -> Tensor:
         """A small dense coder of the dead latents alone; no work when none is dead."""
-        coder, dead = self.coder, self.coder.dead
+        coder = self.coder
         places = select.true_places(dead)
         if not len(places):
             return error.new_zeros(())
         enc, bias = coder.enc.index_select(1, places), coder._encoder_bias().index_select(0, places)
         z = torch.addmm(bias, self.inputs, enc).relu()  # (B, n_dead)
         error_hat = sparsity.topk(z, coder.aux_k) @ coder._decoder(-1).index_select(0, places)
-        return losses.aux(error, error_hat, dead)
+        return losses.aux(error, error_hat * frame.gain, dead, kind=coder.config.aux_error)
 
     def fired(self) -> tuple[Tensor, Tensor]:
         active = select.true_places(self.z.detach() != 0)
@@ -229,19 +238,15 @@ class PairCodes:
 def mono_scores(x: Tensor, pairs: Pairs, z: Tensor) -> tuple[Tensor, Tensor]:
     """`losses.mono_scores` from the pairs: x (B, D) inputs, z (n,) >= 0 the values of the pairs, all others 0."""
     S = pairs.n_items
-    e = torch.nn.functional.normalize(x, dim=-1)
+    e = torch.nn.functional.normalize(x, dim=-1, eps=losses.EPS)
     none, values = z.new_zeros(S), z.detach()
     everywhere = torch.bincount(pairs.item, minlength=S) == pairs.n_bags
     high = none.scatter_reduce(0, pairs.item, values, "amax")
     low = none.scatter_reduce(0, pairs.item, values, "amin", include_self=False).where(everywhere, none)
     high, low = _shared(pairs.item, z, high), _shared(pairs.item, z, low)
-    spread = high - low
-    a = (z - low.index_select(0, pairs.item)) / spread.clamp_min(losses.EPS).index_select(0, pairs.item)
+    a = (z - low.index_select(0, pairs.item)) / (high - low + losses.EPS).index_select(0, pairs.item)
     total, squares = weight_sums(pairs.item, a, S), weight_sums(pairs.item, a.square(), S)
-    below = total.square() - squares
-    valid = (spread > losses.EPS) & (below > losses.EPS)
-    score = (SquaredNorms.apply(a, e, pairs) - squares) / below.clamp_min(losses.EPS)
-    return torch.where(valid, score, none), valid
+    return losses.score_of_sums(SquaredNorms.apply(a, e, pairs), total, squares)
 
 
 def _shared(item: Tensor, z: Tensor, extreme: Tensor) -> Tensor:

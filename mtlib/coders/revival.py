@@ -1,0 +1,27 @@
+"""Directions of latents, and dead latents that start anew at rows of the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REVIVED = 0.1  # norm of a latent drawn anew
+
+
+def unit_rows(w: Tensor) -> Tensor:
+    return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+@torch.no_grad()
+def revive(coder, rows: Tensor) -> None:
+    """Give every dead latent the direction of one of `rows` (n_dead, D), short, without bias, and count it as alive.
+
+    The optimiser's moments stay, as published (MonoLoss).
+    """
+    dead, rows = coder.dead.nonzero()[:, 0], REVIVED * unit_rows(rows)
+    coder.enc[:, dead] = rows.T
+    coder.enc_bias[dead] = 0
+    for w in coder.dec:
+        here = dead < len(w)
+        w[dead[here]] = rows[here]
+    coder.rows_since_fired[dead] = 0
