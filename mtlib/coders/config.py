@@ -79,7 +79,7 @@ class SparseCoderConfig(Settings):
     aux_error: Literal["variance", "nmse", "mse"] = "variance"  # see losses.aux
     aux_biased: bool = False  # the decoder's bias on both sides of AuxK, also when no latent is dead (MonoLoss)
     dead_after: int = Field(20_000, ge=1)  # rows without firing after which a latent counts as dead
-    unit_rows: bool = False  # each row of x is first divided by its norm
+    unit_rows: bool = False  # each row of x is first divided by its norm; a run's centre and scale leave them alone
     centre: Literal["none", "mean"] = "none"  # mean: subtract the train mean of the input
     scale: Literal["none", "rms", "std", "rows"] = "none"  # rms: one number; std: per unit; rows: each row by itself
     target_centre: Literal["none", "mean"] = "none"  # of y; a target x is treated as the input

@@ -177,6 +177,8 @@ class Method(Settings):
         how = {n: v for n, v in own.items() if n in TrainConfig.model_fields}
         train_config = TrainConfig.preset(self.preset, **(train | how | {"l0_target": self.l0}))
         own = {n: v for n, v in own.items() if n not in how}
+        if own.get("unit_rows", PRESETS[self.preset]["coder"].get("unit_rows")):  # rows of norm 1 keep their own units
+            coder = {n: v for n, v in coder.items() if n == "n_latents"}
         config = SparseCoderConfig.preset(self.preset, d_in, d_out, **(coder | own))
         return (config.with_l0(self.l0) if self.l0 else config), train_config
 
@@ -193,6 +195,7 @@ OF_TRAINING = (
     "weight_decay",
     "eps",
     "grad_clip",
+    "revive_every",
 )
 OF_TRAINING += ("schedule", "schedule_by", "decay_start", "final_lr", "warmup", "clip_when", "theta_lr", "theta_decay")
 FOR_TRAINING = ("steps", "batch", "lr", "val_every", "precision")  # parameters for every method: of training

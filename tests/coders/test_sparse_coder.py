@@ -61,7 +61,7 @@ def test_code_never_depends_on_batch_mates(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_public_weights_give_the_published_formula(name):
     coder = _coder(name)
-    if coder.config.scale != "rows":  # which is no linear map of x
+    if not coder.config.by_row:  # which is no linear map of x
         z_pre = (_x() - coder.b_pre) @ coder.W_enc + coder.b_enc
         torch.testing.assert_close(z_pre, coder._pre(_x()), rtol=1e-4, atol=1e-5)
     z = coder.encode(_x())

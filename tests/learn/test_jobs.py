@@ -32,7 +32,8 @@ def _fits(folder: Path, names: list[str], **changes) -> list[dict]:
     settings = TrainConfig(**(dict(steps=14, batch=50, lr=3e-3, val_every=7, l0_target=6, grad_clip=1.0) | changes))
     fits = []
     for name in names:
-        config = SparseCoderConfig.preset(name, D, O, **common)
+        own = dict(centre="none", scale="none") if name.startswith("monoloss") else {}
+        config = SparseCoderConfig.preset(name, D, O, **(common | own))
         t = y if config.target == "y" else x
         rows = dict(rows_train=TRAIN, rows_val=VAL)
         fits.append(dict(rows, config=config, train_config=settings, x=x, t=t, folder=folder / name, label=name))

@@ -14,7 +14,7 @@ def test_a_profile_that_takes_images_or_embeddings_asks_for_one_of_them():
     assert profiles.not_given(["embeddings"], {"images": "a"}) == ["embeddings"]
 
 
-@pytest.mark.parametrize("profile", ["msae", "monoloss", "monoloss_siglip2", "monoloss_vit"])
+@pytest.mark.parametrize("profile", ["msae", "monoloss", "monoloss_siglip2", "monoloss_vit", "monoloss_openimages"])
 def test_published_profiles_run_on_images_or_embeddings(profile, tmp_path):
     (tmp_path / "photo.png").write_bytes(b"x")
     (tmp_path / "x.npy").write_bytes(b"x")
