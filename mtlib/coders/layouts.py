@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtlib.coders.presets import PRESETS
+
 
 class Layout(NamedTuple):
     """A checkpoint in our words."""
@@ -89,6 +91,7 @@ def msae(path: Path, saved: dict, k: int) -> Layout:
     elif said["activation"] in ("TopKReLU", "BatchTopKReLU"):
         selection = "topk" if said["activation"] == "TopKReLU" else "batch_topk"
         settings |= dict(selection=selection, ks=(int(said["k"]),))
+        settings |= dict(inference="batch") if selection == "batch_topk" else {}  # as its authors use it
     elif said["activation"] == "ReLU":
         settings |= dict(selection="none", penalty="l1_relative", penalty_weight=float(f"0.{said['k'] or 0}"))
     else:
@@ -108,6 +111,7 @@ batch_size num_epochs lr eps max_grad_norm l1_coef bandwidth auxk_coef auxk_k mo
 dead_check_interval wandb_project wandb_name wandb_group device num_workers seed output_dir"""
 MONOLOSS_TOPK = """pre_bias latent_bias stats_last_nonzero latents_activation_frequency latents_mean_square encoder.weight
 decoder.weight decoder.linear.weight activation activation_state_dict activation.k activation.postact_fn"""
+MONOLOSS_KINDS = {"batch_topk": "monoloss_batch_topk", "vanilla": "monoloss_relu", "jumprelu": "monoloss_jumprelu"}
 MONOLOSS_ENCODERS = {
     "CLIP-ViT-L-14-DataComp": "encoder=hf-hub:laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
     "siglip2-so400m": "encoder=ViT-SO400M-14-SigLIP2-378 pretrained=webli",
@@ -118,8 +122,9 @@ MONOLOSS_ENCODERS = {
 def monoloss(path: Path, saved: dict, k: int) -> Layout:
     """{epoch, step, model_state_dict, optimizer_state_dict, config}, or the state alone with training_config.json beside it.
 
-    TopK (tied, rows always standardised) has a state of its own; the other three share one, and the config says which of
-    them it is and whether rows are standardised (normalize).
+    Settings are those of the preset of its kind: rows are divided by their norms, as the authors' data set does. TopK (tied,
+    rows always standardised) has a state of its own; the other three share one, and the config says which of them it is and
+    whether rows are standardised (normalize). BatchTopK lets the rows of a batch compete, as its authors do.
     """
     file, state = path.name, saved.get("model_state_dict", saved)
     inside, beside = saved.get("config") or {}, path.parent / "training_config.json"
@@ -136,10 +141,8 @@ def monoloss(path: Path, saved: dict, k: int) -> Layout:
     settings, tensors = read(file, state, config)
     D, S = tensors["enc"].shape
     agree(file, "n_latents", config=config.get("n_latents"), encoder=S)
-    settings |= dict(d_in=D, d_out=D, n_latents=S, unit_norm_decoder=True)
-    return Layout(
-        settings, tensors, (names or [""])[0], "its rows are taken as they are; its authors divide each by its norm"
-    )
+    settings |= dict(d_in=D, d_out=D, n_latents=S)
+    return Layout(settings, tensors, (names or [""])[0])
 
 
 def _monoloss_topk(file: str, state: dict, config: dict) -> tuple[dict, dict]:
@@ -150,12 +153,10 @@ def _monoloss_topk(file: str, state: dict, config: dict) -> tuple[dict, dict]:
     if said not in ("TopK", "ReLU") or inner.get("postact_fn", "ReLU") != "ReLU":
         raise ValueError(f"{file}: activation {said!r} of {inner} is not understood here; known are TopK and ReLU")
     tied = "decoder.weight" not in state
-    settings = dict(pre_bias="decoder", scale="rows", tied=tied)
+    settings = PRESETS["monoloss_topk"]["coder"] | dict(tied=tied, selection="none", ks=())
     if said == "TopK":
         agree(file, "k", activation_state_dict=inner.get("k"), config=config.get("topk_k"))
         settings |= dict(selection="topk", ks=(inner["k"],))
-    else:
-        settings |= dict(selection="none")
     tensors = {"enc": enc.T, "enc_bias": bias, "dec_bias.0": pre_bias}
     if not tied:
         return settings, tensors | {"dec.0": need(file, state, "decoder.weight")[0].T}
@@ -174,20 +175,20 @@ def _monoloss_other(file: str, state: dict, config: dict) -> tuple[dict, dict]:
         raise ValueError(
             f"{file}: has no config that says model_type and normalize; put training_config.json beside it"
         )
-    kind, settings = config["model_type"], dict(pre_bias="decoder", scale="rows" if config["normalize"] else "none")
+    kind = config["model_type"]
+    if kind not in MONOLOSS_KINDS:
+        raise ValueError(f"{file}: model_type {kind!r} is none of topk, {', '.join(MONOLOSS_KINDS)}")
     if ("jumprelu.log_threshold" in state) != (kind == "jumprelu"):
         raise ValueError(f"{file}: model_type is {kind} in its config, which does not fit its tensors")
+    settings = PRESETS[MONOLOSS_KINDS[kind]]["coder"] | dict(scale="rows" if config["normalize"] else "none")
+    if kind == "batch_topk":
+        settings |= dict(ks=(config["topk_k"],), inference="batch")
+        tensors["enc_bias"] = torch.zeros_like(bias)  # stored, but their encoder does not add it
+    else:
+        settings |= dict(penalty_weight=float(config["l1_coef"]))
     if kind == "jumprelu":
         tensors["theta"] = need(file, state, "jumprelu.log_threshold")[0].exp()
-        settings |= dict(activation="jumprelu", selection="none", pre_bias="none", penalty="l0_rectangle")
-        settings |= dict(penalty_weight=float(config["l1_coef"]), bandwidth=float(config["bandwidth"]))
-    elif kind == "batch_topk":
-        settings |= dict(selection="batch_topk", ks=(config["topk_k"],))
-        tensors["enc_bias"] = torch.zeros_like(bias)  # stored, but their encoder does not add it
-    elif kind == "vanilla":
-        settings |= dict(selection="none", penalty="l1_sum", penalty_weight=float(config["l1_coef"]))
-    else:
-        raise ValueError(f"{file}: model_type {kind!r} is none of topk, batch_topk, vanilla, jumprelu")
+        settings |= dict(bandwidth=float(config["bandwidth"]))
     return settings, tensors
 
 

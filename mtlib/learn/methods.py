@@ -65,7 +65,8 @@ def open_given(data, method: Method) -> SparseCoder:
 def save_given(data, coder: SparseCoder, folder: Path) -> dict:
     """Write a coder that was trained elsewhere as `train.fit` writes one: measured on the validation rows, no steps.
 
-    A BatchTopK coder without a threshold gets it there, so that the code of an image never depends on its batch-mates.
+    A BatchTopK coder whose authors let the rows of a batch compete gets a threshold of the same L0 there in its place, so that
+    the code of an image never depends on its batch-mates.
 
     Returns: as `train.summary`, where dead and step are unknown.
     """
@@ -74,7 +75,8 @@ def save_given(data, coder: SparseCoder, folder: Path) -> dict:
     if not len(x):
         raise ValueError("a checkpoint is measured on the validation rows, and there are none")
     coder = coder.to(device)
-    if coder.config.selection == "batch_topk" and not coder.threshold.any():
+    if coder.config.inference == "batch":
+        coder.config = coder.config.with_(inference="frozen")
         calibrate(coder, x)
     result = validate(coder, x, y) | {"step": None, "dead": None, "matched": True}
     coder.cpu().save_pretrained(folder, result=result)

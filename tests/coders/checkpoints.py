@@ -127,12 +127,14 @@ def monoloss(folder: Path, D: int, S: int, kind: str = "topk", *, k=4, normalize
     torch.save(saved | dict(config=said if config is None else config), path)
 
     def formula(x):
-        x = x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-8)
-        rows, mean, spread = standardised(x) if normalize or kind == "topk" else (x, 0.0, 1.0)
+        norm = (
+            np.linalg.norm(x, axis=1, keepdims=True) + 1e-8
+        )  # theirs reads unit rows and gives them back; here those of x
+        rows, mean, spread = standardised(x / norm) if normalize or kind == "topk" else (x / norm, 0.0, 1.0)
         if kind == "topk":
             bias, encoder = array(state["pre_bias"]), array(state["encoder.weight"])
             z = np.maximum(largest((rows - bias) @ encoder.T + array(state["latent_bias"]), k), 0)
-            return z, (z @ encoder + bias) * spread + mean
+            return z, ((z @ encoder + bias) * spread + mean) * norm
         b_dec, b_enc, W_enc, W_dec = (array(state[name]) for name in ("b_dec", "b_enc", "W_enc", "W_dec"))
         if kind == "jumprelu":
             z = np.maximum(rows @ W_enc + b_enc, 0)
@@ -141,7 +143,7 @@ def monoloss(folder: Path, D: int, S: int, kind: str = "topk", *, k=4, normalize
             z = np.maximum((rows - b_dec) @ W_enc + b_enc, 0)
         else:
             z = largest_of_all(np.maximum((rows - b_dec) @ W_enc, 0), k)
-        return z, (z @ W_dec + b_dec) * spread + mean
+        return z, ((z @ W_dec + b_dec) * spread + mean) * norm
 
     return Written(path, formula)
 
