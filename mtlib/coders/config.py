@@ -52,13 +52,11 @@ class SparseCoderConfig(Settings):
     pre_bias: Literal["none", "own", "decoder"] = "none"  # b_pre beyond centring; decoder: the decoder's bias
     tied: bool = False  # W_dec = W_enc transposed
     init: Literal["transposed", "independent"] = "transposed"  # an autoencoder's first decoder: its encoder's transpose
-    init_norm: float = Field(
-        1.0, ge=0
-    )  # of the first directions; 0: 1 in decoders, sqrt(2 d_in / n_latents) in encoders
+    # norm of the first directions; 0: 1 in decoders, sqrt(2 d_in / n_latents) in encoders
+    init_norm: float = Field(1.0, ge=0)
     unit_norm_decoder: bool = False  # decoder rows (one per latent) have norm 1 after every step
-    unit_norm_when: Literal["after", "before"] = (
-        "after"  # before: between gradients and step; so they are only nearly unit
-    )
+    # before: between gradients and step, so that the norms after it are only nearly 1
+    unit_norm_when: Literal["after", "before"] = "after"
     unit_norm_along: Literal["rows", "columns"] = "rows"  # columns: one per output unit instead
     unit_norm_rescales: bool = False  # the encoder takes up the length that a row loses
     project_gradient: bool = False  # of a decoder row, the part along the row is taken off its gradient
@@ -71,7 +69,6 @@ class SparseCoderConfig(Settings):
         "none"
     )
     penalty_weight: float = Field(0.0, ge=0)
-    error: Literal["mse", "nmse"] = "mse"  # nmse: of each row, over the mean square of its target
     mono_weight: float = Field(0.0, ge=0)
     mono_rows: Literal["raw", "own"] = "raw"  # whose cosines count; own: of the rows after `centre` and `scale`
     aux_weight: float = Field(0.0, ge=0)

@@ -8,6 +8,7 @@ as they were (unit_norm_when = before), and then the rows after the step are not
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import normalize as unit_rows
 
 from mtlib.coders.scaling import NORM_EPS
 
@@ -24,7 +25,7 @@ def before_step(coder) -> None:
             w.grad = None
     elif c.project_gradient:
         for w, grad in _decoders(coder):
-            unit = w / w.norm(dim=-1, keepdim=True).clamp_min(TINY)
+            unit = unit_rows(w, dim=-1)
             grad.sub_((grad * unit).sum(-1, keepdim=True) * unit)
 
 

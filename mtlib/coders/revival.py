@@ -1,15 +1,12 @@
-"""Directions of latents, and dead latents that start anew at rows of the data."""
+"""Dead latents that start anew at rows of the data."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 REVIVED = 0.1  # norm of a latent drawn anew
-
-
-def unit_rows(w: Tensor) -> Tensor:
-    return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 @torch.no_grad()
@@ -18,10 +15,10 @@ def revive(coder, rows: Tensor) -> None:
 
     The optimiser's moments stay, as published (MonoLoss).
     """
-    dead, rows = coder.dead.nonzero()[:, 0], REVIVED * unit_rows(rows)
+    dead, rows = coder.dead.nonzero()[:, 0], REVIVED * normalize(rows, dim=-1)
     coder.enc[:, dead] = rows.T
     coder.enc_bias[dead] = 0
-    for w in coder.dec:
+    for w in coder.dec if coder.config.target == "x" else ():  # a transcoder's decoder keeps its directions of y
         here = dead < len(w)
         w[dead[here]] = rows[here]
     coder.rows_since_fired[dead] = 0

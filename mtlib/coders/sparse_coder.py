@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from mtlib.coders import decoder_norm, losses, sparsity
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.fast.terms import fast_codes
 from mtlib.coders.files import HubModel
-from mtlib.coders.revival import unit_rows
 from mtlib.coders.scaling import error_frame, gain_and_shift, scaled
 
 __all__ = ["CoderOutput", "SparseCoder", "SparseCoderConfig"]
@@ -54,7 +54,7 @@ class SparseCoder(nn.Module, HubModel):
         self.config = c = config
         g = torch.Generator().manual_seed(seed)
         D, S, d_out = c.d_in, c.n_latents, c.d_out
-        directions = unit_rows(torch.randn(S, D, generator=g))
+        directions = normalize(torch.randn(S, D, generator=g), dim=-1)
         self.enc = nn.Parameter(
             (c.init_norm or math.sqrt(2 * D / S)) * directions.T
         )  # (D, S); with unit columns z_pre has the input's scale
@@ -62,7 +62,7 @@ class SparseCoder(nn.Module, HubModel):
         self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias == "own" else None
         n_decoders = 1 if c.decoder == "shared" else len(c.levels)
         same = c.target == "x" and c.init == "transposed"
-        rows = (c.init_norm or 1.0) * (directions if same else unit_rows(torch.randn(S, d_out, generator=g)))
+        rows = (c.init_norm or 1.0) * (directions if same else normalize(torch.randn(S, d_out, generator=g), dim=-1))
         heights = [S] if c.decoder == "shared" else list(c.levels)
         self.dec = nn.ParameterList([] if c.tied else [nn.Parameter(rows[:m].clone()) for m in heights])
         biases = [nn.Parameter(torch.zeros(d_out)) for _ in range(n_decoders)] if c.decoder_bias else []

@@ -90,7 +90,7 @@ def _fit_slowly(folder: str, config: dict, settings: dict) -> None:
 
 @pytest.mark.slow
 def test_resume_after_sigkill_ends_with_identical_bytes(tmp_path):
-    settings = dict(steps=90, batch=64, lr=3e-3, val_every=20, log_every=7, checkpoint_steps=4)
+    settings = dict(steps=90, batch=64, lr=3e-3, val_every=20, log_every=7, checkpoint_steps=4, revive_every=15)
     config = _config(dead_after=200)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mtlib.learn.train", "tests.learn.test_train"])
