@@ -57,11 +57,11 @@ from IPython.display import Image, display
 
 from mtlib import plots
 from mtlib.ask import ledger
-from mtlib.ask.album import Album
 from mtlib.ask.asker import Asker
 from mtlib.ask.endpoint import Endpoint, connect
 from mtlib.ask.interview import Interview, plan_jobs
 from mtlib.ask.parse import parse
+from mtlib.ask.shown_images import ShownImages
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
 from mtlib.judge import agreement, keyless, lmm, published, scoring, verdicts
@@ -119,7 +119,7 @@ stage.table(
 
 # %% needs="judge=lmm"
 endpoint = connect(stage.settings(Endpoint), config.dry_run)
-interview = Interview(Asker(endpoint, ledger.place(stage.run_dir), parse), Album(data, config.images_as))
+interview = Interview(Asker(endpoint, ledger.place(stage.run_dir), parse), ShownImages(data, config.images_as))
 shown = (config.n_images, config.keyless_min_images, config.max_features, config.seed, data.image_root is not None)
 jobs, left = plan_jobs(features, tops, *shown)
 lmm.estimate(jobs, interview, config).round(2)

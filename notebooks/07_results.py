@@ -34,7 +34,7 @@ from mtlib import plots
 from mtlib.embed import store
 from mtlib.judge import new_images
 from mtlib.judge.labeler import Labeler
-from mtlib.report import figures, results
+from mtlib.report import figures, relevance_tables
 from mtlib.report.reader import Reader
 from mtlib.run.stage import Stage
 
@@ -56,10 +56,10 @@ reader.methods()
 # - **judge**: a judge that sees the images or the name says that it is a physical error.
 
 # %% needs="labels coders"
-long = results.relevance_long(reader)
-relevance = results.relevance_wide(reader, long)
+long = relevance_tables.relevance_long(reader)
+relevance = relevance_tables.relevance_wide(reader, long)
 headings = {"method": "method", "target": "learns", "n_latents": "latents", "assessed_rate": "assessed"}
-headings |= {score: name for score, name in results.HEADINGS.items() if score in relevance}
+headings |= {score: name for score, name in relevance_tables.HEADINGS.items() if score in relevance}
 stage.table(relevance, "relevance", "Share of all latents that each score calls an error feature.", headings)
 
 # %% needs="labels coders"
@@ -77,7 +77,7 @@ stage.figure(figures.relevance_bars(long), "relevance_scores", long, caption)
 # should find nothing at all in at least 92% of the cases.
 
 # %% needs="labels coders"
-null = results.null_table(reader, data, seed)
+null = relevance_tables.null_table(reader, data, seed)
 headings = {"method": "method", "observed": "enriched features", "runs_with_discovery": "shuffled runs with any"}
 headings |= {"low": "low", "high": "high", "n_permutations": "runs"}
 stage.table(null, "null", "Enriched features, and how often shuffled labels have any.", headings)
@@ -90,7 +90,7 @@ stage.table(null, "null", "Enriched features, and how often shuffled labels have
 # interval. On the demo the true rates are known.
 
 # %% needs="generators judged"
-ranking = results.generator_ranking(data, seed)
+ranking = relevance_tables.generator_ranking(data, seed)
 caption = "Failure rate of each generator: flagged, corrected with its 95% interval, and true where known."
 stage.figure(figures.generator_rates(ranking), "generators", ranking, caption)
 ranking.round(3)
@@ -102,7 +102,7 @@ ranking.round(3)
 # and how often each fires on each generator's images. Where a row differs most, the generators fail differently.
 
 # %% needs="generators judged coders"
-firing = results.generator_features(reader, data, results.first_with_errors(reader))
+firing = relevance_tables.generator_features(reader, data, relevance_tables.first_with_errors(reader))
 caption = "How often the error features fire on each generator's images."
 stage.figure(figures.generator_heatmap(firing), "generator_features", firing, caption)
 
@@ -115,7 +115,7 @@ stage.figure(figures.generator_heatmap(firing), "generator_features", firing, ca
 
 # %% needs="images|label_images coders"
 images = new_images.new_images(data, label_images, stage.root, n_label_images, seed)
-labeler = Labeler(stage.run_dir, results.first_with_errors(reader))
+labeler = Labeler(stage.run_dir, relevance_tables.first_with_errors(reader))
 labelled, explained = new_images.label_table(labeler, images)
 caption = "New images with the explanations of the features that fire on them."
 stage.table(labelled, "labels", caption)

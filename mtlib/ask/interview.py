@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mtlib.ask.album import Album, sample_rows
 from mtlib.ask.asker import Asker, Then
 from mtlib.ask.endpoint import Answer, Question
 from mtlib.ask.ledger import RECORDED
+from mtlib.ask.shown_images import ShownImages, sample_rows
 
 UNASSESSED = "fewer than 10 activating test images"
 NO_IMAGES = "the embeddings came without images, so there is nothing to show"
@@ -97,8 +97,8 @@ def first_of_each(jobs: list[Job], n: int) -> list[Job]:
 class Interview:
     """Asks questions about features, and keeps every answer with its method, feature and kind, in the order of asking."""
 
-    def __init__(self, asker: Asker, album: Album):
-        self.asker, self.album = asker, album
+    def __init__(self, asker: Asker, shown_images: ShownImages):
+        self.asker, self.shown_images = asker, shown_images
         self.answers: list[tuple[str, int, str, Answer]] = []
 
     def plan(self, parts: dict[str, Iterable[Question]]) -> pd.DataFrame:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from mtlib.ask.album import Album
 from mtlib.ask.endpoint import Malformed, Question
+from mtlib.ask.shown_images import ShownImages
 
 PROMPTS = resources.files("mtlib.ask") / "prompts"
 MAX_PHRASE, MAX_DESCRIPTION = 300, 1000
@@ -63,7 +63,7 @@ def prompt(kind: str) -> Prompt:
 def ask(
     kind: str,
     name: str,
-    album: Album,
+    shown_images: ShownImages,
     rows: Sequence[int],
     called: str = "",
     ratio: tuple[float, float] | None = None,
@@ -81,7 +81,9 @@ def ask(
             end early, and in which no place is filled.
     """
     n, asked = len(rows), prompt(kind)
-    where = "on one sheet, each with its number above it" if album.images_as == "collage" else "in the order given"
+    where = (
+        "on one sheet, each with its number above it" if shown_images.images_as == "collage" else "in the order given"
+    )
     places = {key: json.dumps(text, ensure_ascii=False) for key, text in said.items()} | {
         "shown": f"Here are {n} images, numbered 1 to {n}, {where}.",
         "ratio": RATIO.format(*ratio) if ratio else "",
@@ -92,7 +94,7 @@ def ask(
         id=f"{name}/{called or kind}",
         prompt_version=asked.version,
         text=re.sub(r"\{(\w+)\}", lambda place: places[place[1]], asked.text),
-        pictures=album.pictures(rows, order),
+        pictures=shown_images.pictures(rows, order),
         schema=schema(asked.fields, n),
         system=asked.system,
         kind=kind,

@@ -54,15 +54,17 @@ def by_model(
         nothing:          why no verdicts can be asked for (no plausibility labels); features are then only named.
     Returns: Judged; one line per feature. A feature whose name was refused, failed or unasked has that as its verdict.
     """
-    album, by_name = interview.album, {j.name: j for j in jobs}
+    shown_images, by_name = interview.shown_images, {j.name: j for j in jobs}
 
     def then(asked: Question, answer: Answer) -> Question | None:
         if nothing or asked.kind != "commonality" or answer.status != "answered":
             return None
-        return error_question(by_name[asked.id.rsplit("/", 1)[0]], album, answer.value["phrase"], show_error_ratio)
+        return error_question(
+            by_name[asked.id.rsplit("/", 1)[0]], shown_images, answer.value["phrase"], show_error_ratio
+        )
 
     total = len(jobs) * (1 if nothing else 2)
-    said = interview.ask((questions.ask("commonality", j.name, album, j.rows) for j in jobs), then, total)
+    said = interview.ask((questions.ask("commonality", j.name, shown_images, j.rows) for j in jobs), then, total)
     unnamed, explanations = {"phrase": "", "category": "", "confidence": np.nan, "judge": JUDGE}, {}
     lines = {
         m: [unnamed | {"feature": f, "verdict": "skipped", "detail": why} for f, why in left[m].items()] for m in left
@@ -76,9 +78,9 @@ def by_model(
     return Judged({m: f.astype({"feature": int, "confidence": float}) for m, f in frames.items()}, explanations)
 
 
-def error_question(job: Job, album, name: str, ratio: bool, order: str = "", called: str = "error") -> Question:
+def error_question(job: Job, shown_images, name: str, ratio: bool, order: str = "", called: str = "error") -> Question:
     shown = job.ratio if ratio else None
-    return questions.ask("error", job.name, album, job.rows, called, shown, order, commonality=name)
+    return questions.ask("error", job.name, shown_images, job.rows, called, shown, order, commonality=name)
 
 
 def estimate(jobs: list[Job], interview: Interview, config: JudgeConfig) -> pd.DataFrame:
@@ -87,13 +89,13 @@ def estimate(jobs: list[Job], interview: Interview, config: JudgeConfig) -> pd.D
     Names are not known before they are asked, so a stand-in of usual length is counted in their place. Questions that
     hold a name count as calls to make even where an earlier run has asked them.
     """
-    album, ratio, again = interview.album, config.show_error_ratio, first_of_each(jobs, config.flip_check)
-    parts = {"commonality": (questions.ask("commonality", j.name, album, j.rows) for j in jobs)}
-    parts["error"] = (error_question(j, album, STAND_IN, ratio) for j in jobs)
-    parts |= stand_ins(jobs, album, config, STAND_IN)
+    shown_images, ratio, again = interview.shown_images, config.show_error_ratio, first_of_each(jobs, config.flip_check)
+    parts = {"commonality": (questions.ask("commonality", j.name, shown_images, j.rows) for j in jobs)}
+    parts["error"] = (error_question(j, shown_images, STAND_IN, ratio) for j in jobs)
+    parts |= stand_ins(jobs, shown_images, config, STAND_IN)
     if again:
-        ways = [error_question(j, album, STAND_IN, not ratio) for j in again if j.ratio]
-        ways += [error_question(j, album, STAND_IN, ratio, questions.ORDER) for j in again]
+        ways = [error_question(j, shown_images, STAND_IN, not ratio) for j in again if j.ratio]
+        ways += [error_question(j, shown_images, STAND_IN, ratio, questions.ORDER) for j in again]
         parts["error, asked again"] = ways
     return interview.plan(parts)
 
@@ -132,10 +134,12 @@ def flip_check(
     first = {m: f.set_index("feature") for m, f in judged.verdicts.items()}
     ruled = [j for j in jobs if first[j.method].at[j.feature, "verdict"] in RULED]
     chosen = [(j, first[j.method].loc[j.feature]) for j in first_of_each(ruled, n)]
-    album, ratio = interview.album, show_error_ratio
+    shown_images, ratio = interview.shown_images, show_error_ratio
     order = {v: questions.ORDER.format(answer=said) for v, said in (("error", "false"), ("no_error", "true"))}
-    asked = [error_question(j, album, was["phrase"], not ratio, "", "ratio") for j, was in chosen if j.ratio]
-    asked += [error_question(j, album, was["phrase"], ratio, order[was["verdict"]], "order") for j, was in chosen]
+    asked = [error_question(j, shown_images, was["phrase"], not ratio, "", "ratio") for j, was in chosen if j.ratio]
+    asked += [
+        error_question(j, shown_images, was["phrase"], ratio, order[was["verdict"]], "order") for j, was in chosen
+    ]
     said = interview.ask(asked)
     lines = []
     for method in dict.fromkeys(j.method for j, _ in chosen):

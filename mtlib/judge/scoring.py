@@ -104,7 +104,7 @@ def score(trials: list[Trial], explanations: dict[str, str], interview: Intervie
         put on the right side; intruder: 1 or 0 in hits_off), accuracy (balanced; NaN without an answer).
     """
     by_name = {t.job.name: t for t in trials}
-    asked = (q for t in trials for q in trial_questions(t, explanations[t.job.name], interview.album))
+    asked = (q for t in trials for q in trial_questions(t, explanations[t.job.name], interview.shown_images))
     lines = []
     for name, answer in interview.ask(asked, total=len(KINDS) * len(trials)).items():
         job, _, kind = name.rpartition("/")
@@ -115,23 +115,23 @@ def score(trials: list[Trial], explanations: dict[str, str], interview: Intervie
     return pd.DataFrame(lines, columns=columns)
 
 
-def trial_questions(trial: Trial, explanation: str, album) -> Iterator[Question]:
+def trial_questions(trial: Trial, explanation: str, shown_images) -> Iterator[Question]:
     """The questions about one feature: detection, its control where there is one, intruder."""
     name = trial.job.name
-    yield questions.ask("detection", name, album, trial.rows, explanation=explanation)
+    yield questions.ask("detection", name, shown_images, trial.rows, explanation=explanation)
     if trial.other:
-        yield questions.ask("detection", name, album, trial.rows, "shuffled", explanation=trial.other)
-    yield questions.ask("intruder", name, album, trial.lineup)
+        yield questions.ask("detection", name, shown_images, trial.rows, "shuffled", explanation=trial.other)
+    yield questions.ask("intruder", name, shown_images, trial.lineup)
 
 
-def stand_ins(jobs: list[Job], album, config: JudgeConfig, explanation: str) -> dict[str, list[Question]]:
+def stand_ins(jobs: list[Job], shown_images, config: JudgeConfig, explanation: str) -> dict[str, list[Question]]:
     """Questions by kind that take as much as those about held-out images will; no two of a kind are the same."""
     some = first_of_each(jobs, config.score_features)
     rows = {"detection": config.score_images, "shuffled": config.score_images, "intruder": config.intruder_images}
     out = {}
     for called, n in rows.items() if some else ():
         kind = "intruder" if called == "intruder" else "detection"
-        asked = [questions.ask(kind, j.name, album, np.resize(j.rows, n), explanation=explanation) for j in some]
+        asked = [questions.ask(kind, j.name, shown_images, np.resize(j.rows, n), explanation=explanation) for j in some]
         out[called] = [replace(q, text=f"{q.text} {q.id}") for q in asked]
     return out
 

@@ -21,7 +21,7 @@ N_LABELLED, N_EXPLAINED = 6, 4  # images shown with what explains them, and expl
 
 
 def relevance_bars(long: pd.DataFrame) -> Figure:
-    """Share of all latents that each score of `results.relevance_long` calls an error feature, by method, with intervals."""
+    """Share of all latents that each score of `relevance_tables.relevance_long` calls an error feature, by method, with intervals."""
     names = [TITLES.get(s) or f"judge: {j}" for s, j in zip(long["score"], long["judge"], strict=True)]
     methods, scores = list(dict.fromkeys(long["method"])), list(long.groupby(names, sort=False))
     columns = min(len(scores), 3)

@@ -17,7 +17,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from mtlib.ask.album import GAP, ORDER_STRIP, SHEET_COLUMNS, places
+from mtlib.ask.shown_images import GAP, ORDER_STRIP, SHEET_COLUMNS, places
 from mtlib.embed.images import load_image
 from tests.ask.lmm_server import Ask
 

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mtlib.ask.album import Album
 from mtlib.ask.asker import Asker
 from mtlib.ask.endpoint import Endpoint
 from mtlib.ask.interview import Interview
 from mtlib.ask.parse import parse
+from mtlib.ask.shown_images import ShownImages
 from mtlib.embed.store import Data
 from mtlib.run.artifacts import sha256
 from tests.ask.lmm_server import MODEL, LmmServer
@@ -70,4 +70,4 @@ def endpoint(server: LmmServer, **settings) -> Endpoint:
 
 def interview(server: LmmServer, data: Data, ledger: Path, images_as: str = "separate", **settings) -> Interview:
     """Ready to ask; close its asker at the end."""
-    return Interview(Asker(endpoint(server, **settings), ledger, parse), Album(data, images_as))
+    return Interview(Asker(endpoint(server, **settings), ledger, parse), ShownImages(data, images_as))

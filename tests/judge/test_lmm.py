@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from mtlib.ask import questions
-from mtlib.ask.album import ORDER_STRIP, Album, places, sample_rows, sheet, sheet_size
 from mtlib.ask.endpoint import Endpoint, connect
 from mtlib.ask.interview import in_order, plan_jobs
+from mtlib.ask.shown_images import ORDER_STRIP, ShownImages, places, sample_rows, sheet, sheet_size
 from mtlib.judge import lmm, published, verdicts
 from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.relevance import relevance_table, wilson
@@ -316,7 +316,7 @@ def test_another_question_is_a_prompt_and_a_call(data, tmp_path, monkeypatch):
     monkeypatch.setattr(questions, "PROMPTS", tmp_path)
     with LmmServer(lambda ask: '{"category": "faces", "drawn": "yes", "confidence": "90%", "more": 1}') as server:
         talk = interview(server, data, tmp_path / "l.sqlite")
-        asked = questions.ask("style", "m/3", talk.album, [0, 1], guess='a "drawing" {shown}')
+        asked = questions.ask("style", "m/3", talk.shown_images, [0, 1], guess='a "drawing" {shown}')
         said = talk.ask([asked])
         talk.asker.close()
         assert server.asks[0].text == (
@@ -335,15 +335,17 @@ def test_pictures_are_made_when_sent_small_enough_and_named_by_what_decides_them
     Image.new("RGB", (2000, 1000), "red").save(tmp_path / "0000.png")
     files = [tmp_path / p for p in data.manifest["path"]]
     data.manifest["sha256"] = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
-    album = Album(data)
-    first, second = album.pictures([0, 1])
+    shown_images = ShownImages(data)
+    first, second = shown_images.pictures([0, 1])
     image = Image.open(io.BytesIO(first.data()))
     assert image.format == "JPEG" and image.size == (800, 400) and first.data() == first.data()
-    names = {p.sha256 for p in album.pictures([0, 1])}
-    names |= {p.sha256 for p in album.pictures([0], order="look away")} | {second.sha256}
-    names |= {p.sha256 for p in Album(data, "collage").pictures([0, 1]) + Album(data, "collage").pictures([1, 0])}
+    names = {p.sha256 for p in shown_images.pictures([0, 1])}
+    names |= {p.sha256 for p in shown_images.pictures([0], order="look away")} | {second.sha256}
+    names |= {
+        p.sha256 for p in ShownImages(data, "collage").pictures([0, 1]) + ShownImages(data, "collage").pictures([1, 0])
+    }
     assert len(names) == 5
-    ordered = Image.open(io.BytesIO(album.pictures([1], order="x")[0].data()))
+    ordered = Image.open(io.BytesIO(shown_images.pictures([1], order="x")[0].data()))
     assert ordered.height == ordered.width + ORDER_STRIP
 
 

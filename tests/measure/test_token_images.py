@@ -14,7 +14,7 @@ from mtlib.measure.codes import Subject, sparse_codes
 from mtlib.measure.monosemanticity import Purity
 from mtlib.measure.relevance import LEVEL, error_ratios
 from mtlib.measure.scan import activity, scan
-from mtlib.report.results import enriched_null
+from mtlib.report.relevance_tables import enriched_null
 from mtlib.truth import causes, tables
 from tests import synthetic
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mtlib.embed.store import open_run
-from mtlib.report import browse, build, results
+from mtlib.report import browse, build, relevance_tables
 from mtlib.report.reader import Reader
 from mtlib.report.text import interval
 from mtlib.run import artifacts
@@ -31,12 +31,15 @@ def published(run: Path, folder: Path, remark: str = "", left_out: dict | None =
     stage = Stage("07_results", str(folder / "demo"), params={"remark": remark})
     reader = Reader.of_stage(stage)
     if reader.has("labels"):
-        long = results.relevance_long(reader)
+        long = relevance_tables.relevance_long(reader)
         stage.table(
-            results.relevance_wide(reader, long), "relevance", "Shares.", {"method": "method"} | results.HEADINGS
+            relevance_tables.relevance_wide(reader, long),
+            "relevance",
+            "Shares.",
+            {"method": "method"} | relevance_tables.HEADINGS,
         )
         draw(stage, "relevance_scores", long, "Shares with intervals.")
-        draw(stage, "generators", results.generator_ranking(open_run(folder / "demo")), "Failure rates.")
+        draw(stage, "generators", relevance_tables.generator_ranking(open_run(folder / "demo")), "Failure rates.")
     stage.finish()
     for artifact, seconds, peak in (("01_embed", 12.0, 345), ("07_results", 3.4, 200)):  # as the pipeline adds them
         of_stage = artifacts.open_run(folder / "demo")[artifact]

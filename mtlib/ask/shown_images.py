@@ -26,7 +26,7 @@ LABEL, GAP = 18, 6  # px: the strip with the number above a tile, and the space 
 ORDER_WIDTH, ORDER_STRIP = 480, 26
 
 
-class Album:
+class ShownImages:
     """Rows of a run as pictures for a model.
 
     Args:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mtlib.embed.store import open_run
 from mtlib.judge.new_images import errors_first, new_images
-from mtlib.report import browse, results
+from mtlib.report import browse, relevance_tables
 from mtlib.report.reader import Reader
 
 
@@ -18,7 +18,7 @@ def reader(run) -> Reader:
 
 
 def test_relevance_wide_has_one_line_per_method(reader):
-    wide = results.relevance_wide(reader, results.relevance_long(reader))
+    wide = relevance_tables.relevance_wide(reader, relevance_tables.relevance_long(reader))
     assert wide["method"].tolist() == ["matryoshka_transcoder", "sae"]
     assert (wide["threshold"] == wide["threshold_n"] / wide["n_latents"]).all()
     assert (wide["enriched_low"] <= wide["enriched"]).all() and (wide["reason"] == "").all()
@@ -26,14 +26,14 @@ def test_relevance_wide_has_one_line_per_method(reader):
 
 def test_a_method_that_was_skipped_keeps_its_line_and_reason(unlabelled):
     reader = Reader.of_run(unlabelled)
-    wide = results.relevance_wide(reader, results.relevance_long(reader)).set_index("method")
+    wide = relevance_tables.relevance_wide(reader, relevance_tables.relevance_long(reader)).set_index("method")
     assert wide["status"].to_dict() == {"matryoshka_transcoder": "skipped", "sae": "ok"}
     assert "hidden layer y" in wide.loc["matryoshka_transcoder", "reason"]
 
 
 def test_generator_ranking_is_corrected_and_beside_the_truth(run):
     data = open_run(run)
-    frame = results.generator_ranking(data)
+    frame = relevance_tables.generator_ranking(data)
     wanted = {"generator", "n", "raw_rate", "corrected_rate", "low", "high", "true_rate", "rank", "true_rank"}
     assert wanted <= set(frame) and sorted(frame["rank"]) == [1, 2] and (frame["low"] <= frame["high"]).all()
     truth = data.truth[data.manifest["generator"] == "gen_a"]
@@ -41,17 +41,20 @@ def test_generator_ranking_is_corrected_and_beside_the_truth(run):
 
 
 def test_error_features_fire_on_generators_and_none_give_an_empty_table(run, reader, monkeypatch):
-    data, method = open_run(run), results.first_with_errors(reader)
-    frame = results.generator_features(reader, data, method)
-    shown = browse.error_features(reader, method).head(results.N_SHOWN)
+    data, method = open_run(run), relevance_tables.first_with_errors(reader)
+    frame = relevance_tables.generator_features(reader, data, method)
+    shown = browse.error_features(reader, method).head(relevance_tables.N_SHOWN)
     assert set(frame["feature"]) == set(shown["feature"]) and set(frame["generator"]) == {"gen_a", "gen_b"}
     assert (frame["rate"] == frame["n_fired"] / frame["n"]).all()
-    monkeypatch.setattr(results, "error_features", lambda *_: shown.head(0))
-    assert results.generator_features(reader, data, method).empty and results.first_with_errors(reader) == method
+    monkeypatch.setattr(relevance_tables, "error_features", lambda *_: shown.head(0))
+    assert (
+        relevance_tables.generator_features(reader, data, method).empty
+        and relevance_tables.first_with_errors(reader) == method
+    )
 
 
 def test_null_has_a_line_for_each_method(run, reader):
-    null = results.null_table(reader, open_run(run))
+    null = relevance_tables.null_table(reader, open_run(run))
     assert null["method"].tolist() == reader.methods() and (null["n_permutations"] == 200).all()
 
 
