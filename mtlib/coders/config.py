@@ -23,9 +23,9 @@ class SparseCoderConfig(Settings):
     z_pre = (x - b_pre) @ W_enc + b_enc;  z = selection(activation(z_pre));  y_l = z[:, :m_l] @ W_dec_l + b_dec_l
     loss  = sum_l w_l * error(y_l, y) + penalty + mono_weight * (1 - MonoScore) + aux_weight * AuxK
 
-    Errors and penalties are in the coder's own units: input and target after `centre` and `scale`, unless error_units
-    says otherwise. With unit_rows or scale = rows a row's norm, mean and spread are no part of its code: to rebuild x,
-    `decode` is given x and puts them back.
+    Errors and penalties are in the coder's own units: input and target after `centre` and `scale`; with unit_rows errors
+    are of the rows of norm 1. With unit_rows or scale = rows a row's norm, mean and spread are no part of its code: to
+    rebuild x, `decode` is given x and puts them back.
 
     Raises: ValueError naming the field, its value and its range.
     """
@@ -63,7 +63,6 @@ class SparseCoderConfig(Settings):
     frozen_decoder: bool = False  # the decoder keeps its first directions
     soft_cap: float = Field(0.0, ge=0)  # codes are soft_cap * tanh(z / soft_cap); 0 = as they are
     error: Literal["mse", "nmse"] = "mse"  # nmse: of each row, over the mean square of its target
-    error_units: Literal["own", "input"] = "own"  # input: those of the (unit) rows, before `centre` and `scale`
     # of |z|, summed or averaged over latents, or summed and divided by the input's norm; or a surrogate L0
     penalty: Literal["none", "l1_mean", "l1_sum", "l1_relative", "l0_sigmoid", "l0_rectangle", "l0_rectangle_after"] = (
         "none"
@@ -76,7 +75,8 @@ class SparseCoderConfig(Settings):
     aux_error: Literal["variance", "nmse", "mse"] = "variance"  # see losses.aux
     aux_biased: bool = False  # the decoder's bias on both sides of AuxK, also when no latent is dead (MonoLoss)
     dead_after: int = Field(20_000, ge=1)  # rows without firing after which a latent counts as dead
-    unit_rows: bool = False  # each row of x is first divided by its norm; a run's centre and scale leave them alone
+    # each row of x is first divided by its norm, and errors are of these rows; a run's centre and scale leave them alone
+    unit_rows: bool = False
     centre: Literal["none", "mean"] = "none"  # mean: subtract the train mean of the input
     scale: Literal["none", "rms", "std", "rows"] = "none"  # rms: one number; std: per unit; rows: each row by itself
     target_centre: Literal["none", "mean"] = "none"  # of y; a target x is treated as the input

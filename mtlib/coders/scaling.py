@@ -58,11 +58,11 @@ def gain_and_shift(coder, y: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def error_frame(coder, y: Tensor) -> Frame:
-    """The frame of a coder's errors (error_units) for targets y (B, O) in their own units."""
+    """The frame of a coder's errors for targets y (B, O): its own units, or with unit_rows those of the rows of norm 1."""
     c = coder.config
-    if c.error_units == "own":
-        return Frame(scaled(y, coder.y_mean, coder.y_scale, c.target_scale, c.unit_rows))
-    norms = row_norms(y) if c.unit_rows else 1.0
+    if not c.unit_rows:
+        return Frame(scaled(y, coder.y_mean, coder.y_scale, c.target_scale))
+    norms = row_norms(y)
     gain, shift = gain_and_shift(coder, y)
     return Frame(y / norms, gain / norms, shift / norms)
 

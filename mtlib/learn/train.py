@@ -158,7 +158,7 @@ class _Loop(Loop):
         if not variance.any():
             raise ValueError("fit: the target is the same in every train row; there is nothing to learn")
         c = self.coder.config
-        if c.by_row or c.error_units == "input":
+        if c.by_row:
             y = torch.cat([error_frame(self.coder, block).target for block in self.y.chunks(8192, 65536)])
             return float(y.double().var(dim=0, correction=0).mean())
         return float(np.mean(variance / self.coder.y_scale.double().cpu().numpy() ** 2))

@@ -29,7 +29,7 @@ def _data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _config(name: str = "matryoshka_transcoder_shared", **changes) -> SparseCoderConfig:
-    own = dict(unit_rows=False, error_units="own", scale="rms", centre="mean") if "jumprelu" in name else NORMAL
+    own = dict(unit_rows=False, scale="rms", centre="mean") if "jumprelu" in name else NORMAL
     return SparseCoderConfig.preset(name, D, O, **({"n_latents": 64, "l0": 6} | own | changes))
 
 
