@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mtlib.coders import decoder_norm, losses, sparsity
+from mtlib.coders import losses, sparsity
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.fast.terms import fast_codes
 from mtlib.coders.files import HubModel
@@ -64,7 +64,8 @@ class SparseCoder(nn.Module, HubModel):
         same = c.target == "x" and c.init == "transposed"
         rows = (c.init_norm or 1.0) * (directions if same else normalize(torch.randn(S, d_out, generator=g), dim=-1))
         heights = [S] if c.decoder == "shared" else list(c.levels)
-        self.dec = nn.ParameterList([] if c.tied else [nn.Parameter(rows[:m].clone()) for m in heights])
+        own = [nn.Parameter(rows[:m].clone(), requires_grad=not c.frozen_decoder) for m in heights]
+        self.dec = nn.ParameterList([] if c.tied else own)
         biases = [nn.Parameter(torch.zeros(d_out)) for _ in range(n_decoders)] if c.decoder_bias else []
         self.dec_bias = nn.ParameterList(biases)
         start = math.log(c.theta_init) if c.theta_log else c.theta_init
@@ -288,13 +289,3 @@ class SparseCoder(nn.Module, HubModel):
         error = frame.target - frame.brought(codes.y_hats[-1])
         parts |= {"loss": total, "l0": n_fired / rows, "error": error.detach().square().sum()}
         return total, {name: self.batch.sum(value.detach()) for name, value in parts.items()}
-
-    @torch.no_grad()
-    def before_step(self) -> None:
-        """What stands between the gradients of a batch and the optimiser's step; see decoder_norm.py."""
-        decoder_norm.before_step(self)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """What follows every optimiser step: unit decoder rows (one per latent), thresholds >= 0."""
-        decoder_norm.after_step(self)

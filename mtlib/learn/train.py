@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mtlib.coders import files, losses
+from mtlib.coders import files, losses, upkeep
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.coders.revival import revive
 from mtlib.coders.scaling import error_frame
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.learn.batches import Rows, Sampler, device_for, moments, set_statistics
@@ -180,11 +179,11 @@ class _Loop(Loop):
             self.group.sum_gradients(coder)
         if c.clip_when == "first":
             self._clip()
-        coder.before_step()
+        upkeep.before_step(coder)
         if c.clip_when == "last":
             self._clip()
         self.optimiser.step(self._lr(self.step))
-        coder.after_step()
+        upkeep.after_step(coder)
         if c.revive_every and self.step and self.step % c.revive_every == 0:
             self._revive()
         self._sum("n", torch.ones_like(l0))
@@ -219,7 +218,7 @@ class _Loop(Loop):
         batch = np.random.default_rng([c.seed, 0, self.sampler.n]).permutation(self.sampler.n)[: self.sampler.batch]
         if n:
             chosen = np.random.default_rng([c.seed, self.step]).choice(batch, n, replace=n > len(batch))
-            revive(self.coder, self.x[chosen])
+            upkeep.revive(self.coder, self.x[chosen])
 
     def _steer(self, l0: torch.Tensor) -> None:
         """Hold the train L0 at its target. Without a selection: raise or lower the penalty.

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from mtlib.coders import losses
+from mtlib.coders import losses, upkeep
 from mtlib.coders.fast import pairs as P
 from mtlib.coders.fast import select, terms
 from mtlib.coders.fast.dense import DecodePrefixes, EncodeDense, top_codes
@@ -257,7 +257,7 @@ def test_training_repeats_to_the_last_bit_and_follows_the_plain_path(kind):
             optimiser.zero_grad()
             coder.loss(x.to(dtype), y.to(dtype))[0].backward()
             optimiser.step(1e-2)
-            coder.after_step()
+            upkeep.after_step(coder)
         return coder.state_dict()
 
     first, second = (train("auto", torch.float32) for _ in range(2))

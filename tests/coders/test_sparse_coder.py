@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mtlib.coders import upkeep
 from mtlib.coders.presets import PRESETS, coder_settings
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.config import TrainConfig
@@ -121,7 +122,7 @@ def test_unit_norm_is_along_the_output_axis():
     coder = _coder("topk")
     with torch.no_grad():
         coder.dec[0].mul_(3)
-    coder.after_step()
+    upkeep.after_step(coder)
     torch.testing.assert_close(coder.dec[0].norm(dim=1), torch.ones(S))
 
 
@@ -152,7 +153,7 @@ def test_overfits_one_batch(name):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step(2e-2)
-        coder.after_step()
+        upkeep.after_step(coder)
     assert parts["error"] < 0.05 * first  # of the last level
 
 

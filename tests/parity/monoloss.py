@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from mtlib.coders import upkeep
 from mtlib.coders.presets import PRESETS
-from mtlib.coders.revival import revive
 from mtlib.learn.config import TrainConfig
 from mtlib.learn.optimiser import AdamW
 from mtlib.measure.monosemanticity import MonoScore
@@ -220,11 +220,11 @@ def _steps(name, as_published, dtype=torch.float64):
             coder.loss(x.to(dtype), x.to(dtype))[0].backward()
             if c.grad_clip:
                 torch.nn.utils.clip_grad_norm_(coder.parameters(), c.grad_clip)
-            coder.before_step()
+            upkeep.before_step(coder)
             optimiser.step(c.lr)
-            coder.after_step()
+            upkeep.after_step(coder)
             if c.revive_every and step == REVIVE_AT:
-                revive(coder, tensor(_batches()[0]).to(dtype)[: int(coder.dead.sum())])
+                upkeep.revive(coder, tensor(_batches()[0]).to(dtype)[: int(coder.dead.sum())])
         return _flat(weights(coder), expected), _flat(expected, expected)
 
     return compare

@@ -1,4 +1,5 @@
-"""What holds the decoder's rows (one per latent) at norm 1 around an optimiser's step, and their gradients at a right angle to them.
+"""What is done to a coder's weights around an optimiser's step, beside the step itself: the norms of the decoder's rows (one per
+latent), gradients at a right angle to them, and dead latents that start anew.
 
 The usual order is backward, `before_step`, clip, step, `after_step`. A row that is shortened can hand its length to the encoder, so
 that the reconstruction stays (unit_norm_rescales); published code does it before the step, with gradients of the weights
@@ -7,42 +8,57 @@ as they were (unit_norm_when = before), and then the rows after the step are not
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
+from torch.nn.functional import normalize
 
 from mtlib.coders.scaling import NORM_EPS
 
-TINY = 1e-12
+REVIVED = 0.1  # norm of a latent drawn anew
 
 
+@torch.no_grad()
 def before_step(coder) -> None:
     """What stands between the gradients of a batch and the optimiser's step."""
     c = coder.config
     if c.unit_norm_decoder and c.unit_norm_when == "before":
-        normalise(coder)
-    if c.frozen_decoder:
-        for w in coder.dec:
-            w.grad = None
-    elif c.project_gradient:
-        for w, grad in _decoders(coder):
-            unit = unit_rows(w, dim=-1)
+        _unit_norms(coder)
+    for w, grad in _decoders(coder) if c.project_gradient else ():
+        if grad is not None:  # a frozen decoder has none
+            unit = normalize(w, dim=-1)
             grad.sub_((grad * unit).sum(-1, keepdim=True) * unit)
 
 
+@torch.no_grad()
 def after_step(coder) -> None:
     """What follows the step: the norms, and thresholds >= 0."""
     if coder.config.unit_norm_decoder and coder.config.unit_norm_when == "after":
-        normalise(coder)
+        _unit_norms(coder)
     if coder.theta is not None and not coder.config.theta_log:
         coder.theta.clamp_(min=0)
 
 
-def normalise(coder) -> None:
+@torch.no_grad()
+def revive(coder, rows: Tensor) -> None:
+    """Give every dead latent the direction of one of `rows` (n_dead, D), short, without bias, and count it as alive.
+
+    The optimiser's moments stay, as published (MonoLoss).
+    """
+    dead, rows = coder.dead.nonzero()[:, 0], REVIVED * normalize(rows, dim=-1)
+    coder.enc[:, dead] = rows.T
+    coder.enc_bias[dead] = 0
+    for w in coder.dec if coder.config.target == "x" else ():  # a transcoder's decoder keeps its directions of y
+        here = dead < len(w)
+        w[dead[here]] = rows[here]
+    coder.rows_since_fired[dead] = 0
+
+
+def _unit_norms(coder) -> None:
     """Divide every decoder by the norms of its rows, or of its columns."""
     c = coder.config
     for w, _ in _decoders(coder):
         norm = w.norm(dim=0 if c.unit_norm_along == "columns" else -1, keepdim=True)
-        norm = norm + NORM_EPS if c.tied else norm.clamp_min(TINY)  # as published (MonoLoss)
+        norm = norm + NORM_EPS if c.tied else norm.clamp_min(1e-12)  # as published (MonoLoss)
         w.div_(norm)
         if c.unit_norm_rescales:
             coder.enc.mul_(norm.T)

@@ -1,8 +1,9 @@
-"""Norms of the decoder around a step, by hand on random weights."""
+"""What is done to weights around a step, by hand on random weights."""
 
 import pytest
 import torch
 
+from mtlib.coders import upkeep
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 
 D, S = 6, 20
@@ -30,7 +31,7 @@ def test_rescaling_keeps_the_reconstruction():
         coder.theta.abs_()
     x = _gradients(coder)
     before = coder.decode(coder.encode(x))
-    coder.after_step()
+    upkeep.after_step(coder)
     torch.testing.assert_close(coder.dec[0].norm(dim=1), torch.ones(S).double())
     torch.testing.assert_close(coder.decode(coder.encode(x)), before)
 
@@ -39,31 +40,31 @@ def test_rescaling_keeps_the_reconstruction():
 def test_projected_gradients_stand_at_a_right_angle_to_their_rows(tied):
     coder = _coder(project_gradient=True, tied=tied)
     _gradients(coder)
-    coder.before_step()
+    upkeep.before_step(coder)
     w, grad = (coder.enc.T, coder.enc.grad.T) if tied else (coder.dec[0], coder.dec[0].grad)
     torch.testing.assert_close((w * grad).sum(1), torch.zeros(S).double())
 
 
 def test_norms_before_the_step_are_left_alone_after_it():
     coder = _coder(unit_norm_when="before")
-    coder.before_step()
+    upkeep.before_step(coder)
     torch.testing.assert_close(coder.dec[0].norm(dim=1), torch.ones(S).double())
     with torch.no_grad():
         coder.dec[0].mul_(3)
-    coder.after_step()
+    upkeep.after_step(coder)
     torch.testing.assert_close(coder.dec[0].norm(dim=1), torch.full((S,), 3.0).double())
 
 
 def test_columns_are_one_per_output_unit():
     coder = _coder(unit_norm_along="columns")
-    coder.after_step()
+    upkeep.after_step(coder)
     torch.testing.assert_close(coder.dec[0].norm(dim=0), torch.ones(D).double())
 
 
 def test_a_frozen_decoder_has_no_gradient_to_follow():
     coder = _coder(frozen_decoder=True)
     _gradients(coder)
-    coder.before_step()
+    upkeep.before_step(coder)
     assert coder.dec[0].grad is None and coder.enc.grad is not None
 
 
