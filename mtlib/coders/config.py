@@ -10,11 +10,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from mtlib.coders import presets
 from mtlib.run.params import Settings
 
-_as_tuple = BeforeValidator(
-    lambda value: tuple(value) if isinstance(value, list) else value
-)  # as JSON and YAML have it
+# as JSON and YAML have it
+_as_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 Whole = Annotated[tuple[int, ...], _as_tuple]
 Numbers = Annotated[tuple[float, ...], _as_tuple]
+# of |z|, summed or averaged over latents, or relative to the input's norm; or a surrogate L0: see losses.penalised
+Penalty = Literal["none", "l1_mean", "l1_sum", "l1_relative", "l0_sigmoid", "l0_rectangle", "l0_rectangle_after"]
 
 
 class SparseCoderConfig(Settings):
@@ -43,8 +44,8 @@ class SparseCoderConfig(Settings):
     bandwidth: float = Field(1e-3, gt=0)  # jumprelu: width of the gradient estimate around a threshold
     selection: Literal["none", "topk", "block_topk", "batch_topk", "nested_topk"] = "topk"
     levels: Whole = ()  # m_l, growing, the last = n_latents; nested_topk: all = n_latents; () = one level
-    inference: Literal["frozen", "batch"] = "frozen"  # batch: batch_topk lets rows compete in use too, as in training
     ks: Whole = ()  # one per level (block_topk, nested_topk), else one in all (batch_topk: either)
+    inference: Literal["frozen", "batch"] = "frozen"  # batch: batch_topk lets rows compete in use too, as in training
     level_weights: Numbers = ()  # w_l; () = equal, summing to 1
     decoder: Literal["own", "shared"] = "own"  # own: one per level; shared: one, whose first m_l rows decode level l
     decoder_bias: bool = True
@@ -63,10 +64,7 @@ class SparseCoderConfig(Settings):
     frozen_decoder: bool = False  # the decoder keeps its first directions
     soft_cap: float = Field(0.0, ge=0)  # codes are soft_cap * tanh(z / soft_cap); 0 = as they are
     error: Literal["mse", "nmse"] = "mse"  # nmse: of each row, over the mean square of its target
-    # of |z|, summed or averaged over latents, or summed and divided by the input's norm; or a surrogate L0
-    penalty: Literal["none", "l1_mean", "l1_sum", "l1_relative", "l0_sigmoid", "l0_rectangle", "l0_rectangle_after"] = (
-        "none"
-    )
+    penalty: Penalty = "none"
     penalty_weight: float = Field(0.0, ge=0)
     mono_weight: float = Field(0.0, ge=0)
     mono_rows: Literal["raw", "own"] = "raw"  # whose cosines count; own: of the rows after `centre` and `scale`
@@ -104,27 +102,23 @@ class SparseCoderConfig(Settings):
         learned = self.activation == "jumprelu"
         self._must(learned or not self.penalty.startswith("l0"), "penalty", "l0_* only with activation = jumprelu")
         self._must(self.decoder == "shared" or self.selection != "nested_topk", "decoder", "shared for nested_topk")
-        biased = self.target == "x" and self.decoder_bias and (len(self.levels) == 1 or self.decoder == "shared")
+        one_decoder = len(self.levels) == 1 or self.decoder == "shared"
+        biased = self.target == "x" and self.decoder_bias and one_decoder
         allowed = "none or own unless one decoder with bias gives x"
         self._must(self.pre_bias != "decoder" or biased, "pre_bias", allowed)
         one = len(set(self.levels)) == 1 and self.d_in == self.d_out
         self._must(not self.tied or one, "tied", "false unless d_in = d_out and there is one decoder")
-        untied = len(self.levels) == 1 or self.decoder == "shared"
-        self._must(
-            not self.unit_norm_rescales or (untied and not self.tied and self.unit_norm_along == "rows"),
-            "unit_norm_rescales",
-            "false unless there is one decoder with rows of norm 1, not tied",
-        )
+        untied = one_decoder and not self.tied and self.unit_norm_along == "rows"
+        allowed = "false unless there is one decoder with rows of norm 1, not tied"
+        self._must(not self.unit_norm_rescales or untied, "unit_norm_rescales", allowed)
         own = self.target == "y" and self.target_scale == "rows"
         self._must(not own, "target_scale", "none, rms, std or logit when target = y")
         alone = self.target == "x" and self.centre == "none" and self.scale in ("none", "rows")
-        self._must(
-            not self.unit_rows or alone, "unit_rows", "false unless target = x, centre = none, scale none or rows"
-        )
+        allowed = "false unless target = x, centre = none, scale none or rows"
+        self._must(not self.unit_rows or alone, "unit_rows", allowed)
         biased = self.decoder_bias and self.aux_error == "nmse" and self.pre_bias != "own"
-        self._must(
-            not self.aux_biased or biased, "aux_biased", "false unless there is a decoder bias and aux_error = nmse"
-        )
+        allowed = "false unless there is a decoder bias and aux_error = nmse"
+        self._must(not self.aux_biased or biased, "aux_biased", allowed)
 
     def _check_sizes(self) -> None:
         S, L = self.n_latents, len(self.levels)

@@ -67,28 +67,28 @@ def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]
     return total
 
 
-def penalised(kind: str, z_pre: Tensor | None, z: Tensor, theta: Tensor | None, bandwidth: float) -> Tensor:
+def penalised(
+    kind: str, z_pre: Tensor | None, z: Tensor, theta: Tensor | None, bandwidth: float, size: Tensor | None = None
+) -> Tensor:
     """What each code contributes to the penalty: summed over latents and averaged over rows (l1_mean: over both).
 
         l1_mean       |z|                                  (Matryoshka Transcoders)
         l1_sum        |z|                                  (MonoLoss)
-        l1_relative   |z|, whose sum is then divided by the norm of the row's input    (MSAE)
+        l1_relative   |z| / size, the norm of the row's input       (MSAE)
         l0_sigmoid    sigmoid((z_pre - theta) / bandwidth), a smooth count (AlexNet-Transformer)
         l0_rectangle  [z_pre > theta], with the straight-through gradient of theta (sparsity.step)
         l0_rectangle_after  the same of z in place of z_pre: what lies just below theta is not seen (MonoLoss)
 
-    Args: z_pre, z (..., S) with theta (S,); or (n,) each, values with the theta of their latents.
+    Args: z_pre, z (..., S) with theta (S,) and size (..., 1), of l1_relative alone; or (n,) each, values with the theta of
+        their latents and the size of their rows.
     """
+    if kind == "l1_relative":
+        return z.abs() / size.clamp_min(EPS)
     if kind.startswith("l1"):
         return z.abs()
     if kind == "l0_sigmoid":
         return torch.sigmoid((z_pre - theta) / bandwidth)
     return sparsity.step(z if kind == "l0_rectangle_after" else z_pre, theta, bandwidth)
-
-
-def row_norms(x: Tensor) -> Tensor:
-    """(B,): norms of rows x (B, D), by which l1_relative divides."""
-    return x.norm(dim=-1).clamp_min(EPS)
 
 
 def mono_scores(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,21 +138,19 @@ def aux(error: Tensor, error_hat: Tensor, dead: Tensor | None, batch: Batch = WH
 
     Args:
         error: (B, O) target minus reconstruction; constant but for mse. error_hat: (B, O) decoded `aux_codes`.
-        dead:  (S,) bool; None: counts although nothing may be dead. batch: whose rows these are.
+        dead:  (S,) bool; None: counts although nothing may be dead. batch: whose rows these are. kind: as above.
     Returns: (); of a shared batch this process' part of it.
     Source: Gao et al. 2024, arXiv 2406.04093, appendix A.2; MonoLoss, arXiv 2602.12403.
     """
     rows = batch.rows(len(error))
-    if kind != "variance":
-        squared = (error - error_hat).square()
-        squared = over_own_size((error.detach() - error_hat).square(), error.detach()) if kind == "nmse" else squared
-        value = squared.sum() / (rows * error.shape[1])
-        return value if dead is None else torch.where(dead.any(), value, 0)
-    error = error.detach()
-    mean = batch.sum(error.sum(0)) / rows
-    scale = batch.sum((error - mean).square().sum()) / (rows * error.shape[1])
-    value = (error - error_hat).square().sum() / (rows * error.shape[1]) / scale.clamp_min(1e-12)
-    return torch.where(dead.any(), value, torch.zeros_like(value)).nan_to_num(0.0)
+    error = error if kind == "mse" else error.detach()
+    squared = (error - error_hat).square()
+    value = (over_own_size(squared, error) if kind == "nmse" else squared).sum() / (rows * error.shape[1])
+    if kind == "variance":
+        mean = batch.sum(error.sum(0)) / rows
+        scale = batch.sum((error - mean).square().sum()) / (rows * error.shape[1])
+        value = (value / scale.clamp_min(1e-12)).nan_to_num(0.0)
+    return value if dead is None else torch.where(dead.any(), value, 0)
 
 
 class DenseCodes:
@@ -169,9 +167,8 @@ class DenseCodes:
 
     def penalty(self) -> Tensor:
         c = self.coder.config
-        values = penalised(c.penalty, self.z_pre, self.z, self.coder.thresholds, c.bandwidth)
-        if c.penalty == "l1_relative":
-            return (values.sum(-1) / row_norms(self.coder._inputs(self.x))).mean()
+        size = self.coder._inputs(self.x).norm(dim=-1, keepdim=True) if c.penalty == "l1_relative" else None
+        values = penalised(c.penalty, self.z_pre, self.z, self.coder.thresholds, c.bandwidth, size)
         return values.mean() if c.penalty == "l1_mean" else values.sum(-1).mean()
 
     def mono(self) -> Tensor:
@@ -182,9 +179,8 @@ class DenseCodes:
 
     def aux(self, error: Tensor, dead: Tensor, frame: Frame) -> Tensor:
         c = self.coder.config
-        if (
-            not c.aux_biased and dead.device.type == "cpu" and not dead.any()
-        ):  # on a device the answer would cost a synchronisation
+        here = dead.device.type == "cpu"  # on a device the answer would cost a synchronisation
+        if here and not c.aux_biased and not dead.any():
             return error.new_zeros(())
         codes = aux_codes(self.z_pre, dead, self.coder.aux_k)
         error_hat = self.coder._product(codes, self.coder._decoder(-1))

@@ -55,9 +55,8 @@ class SparseCoder(nn.Module, HubModel):
         g = torch.Generator().manual_seed(seed)
         D, S, d_out = c.d_in, c.n_latents, c.d_out
         directions = normalize(torch.randn(S, D, generator=g), dim=-1)
-        self.enc = nn.Parameter(
-            (c.init_norm or math.sqrt(2 * D / S)) * directions.T
-        )  # (D, S); with unit columns z_pre has the input's scale
+        columns = (c.init_norm or math.sqrt(2 * D / S)) * directions.T  # of norm 1: z_pre has the input's scale
+        self.enc = nn.Parameter(columns)  # (D, S)
         self.enc_bias = nn.Parameter(torch.zeros(S), requires_grad=c.encoder_bias)
         self.pre_bias = nn.Parameter(torch.zeros(D)) if c.pre_bias == "own" else None
         n_decoders = 1 if c.decoder == "shared" else len(c.levels)

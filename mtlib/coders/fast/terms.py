@@ -178,10 +178,8 @@ class PairCodes:
 
     def penalty(self) -> Tensor:
         c, B = self.coder.config, self.pairs.n_bags
-        values = losses.penalised(c.penalty, self.pre, self.z, self.theta, c.bandwidth)
-        if c.penalty == "l1_relative":
-            values = values / losses.row_norms(self.inputs).index_select(0, self.pairs.bag)
-        total = values.sum()
+        size = self.inputs.norm(dim=-1).index_select(0, self.pairs.bag) if c.penalty == "l1_relative" else None
+        total = losses.penalised(c.penalty, self.pre, self.z, self.theta, c.bandwidth, size).sum()
         return total / (B * c.n_latents if c.penalty == "l1_mean" else B)
 
     def mono(self) -> Tensor:
