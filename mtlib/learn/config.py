@@ -22,13 +22,10 @@ class TrainConfig(Settings):
     batch: int = Field(256, ge=1)
     batch_images: bool = False  # the batch counts images, whole ones where an image has several rows (tokens)
     drop_last: bool = True  # of an epoch, the rows that fill no batch
-    accumulate: int = Field(
-        1, ge=1
-    )  # parts of a batch whose gradients add up to its step: the same step in less memory
+    # parts of a batch whose gradients add up to its step, in less memory; what compares rows compares those of a part
+    accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # down to final_lr * lr
     final_lr: float = Field(0.0, ge=0, le=1)  # share of lr at the end
@@ -36,9 +33,7 @@ class TrainConfig(Settings):
     schedule_by: Literal["step", "epoch"] = "step"  # epoch: the rate is constant within an epoch, whole epochs count
     warmup: float = Field(0.0, ge=0, lt=1)  # share of the steps over which it rises from 0
     grad_clip: float = Field(0.0, ge=0)  # largest gradient norm; 0 = no limit
-    clip_when: Literal["last", "first"] = (
-        "last"  # after what changes the decoder's gradient (project_gradient), or before
-    )
+    clip_when: Literal["last", "first"] = "last"  # after project_gradient, or before it
     revive_every: int = Field(
         0, ge=0
     )  # steps between restarts of dead latents at rows of the data; 0: never (MonoLoss)
@@ -128,7 +123,7 @@ OF_POSITIONS |= dict(grad_clip=1.0, mirrored=True, drop_last=True)
 class Method(Settings):
     """A line of the parameter `methods`: a preset under a name of its own, and settings that differ from it.
 
-    Beside the fields below: any setting of SparseCoderConfig, and OF_TRAINING from TrainConfig. A method with a
+    Beside the fields below: any setting of SparseCoderConfig, and of TrainConfig but those OF_A_RUN. A method with a
     `checkpoint` is a coder that was trained elsewhere: it has its settings, and takes `k` alone.
     """
 
@@ -157,7 +152,8 @@ class Method(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Method:
-        known = [n for n in SparseCoderConfig.model_fields if n not in ("d_in", "d_out")] + [*OF_TRAINING]
+        fields = [*SparseCoderConfig.model_fields, *TrainConfig.model_fields]
+        known = [n for n in fields if n not in OF_A_RUN]
         for name in self.model_extra:
             if name not in known:
                 raise ValueError(f"{name} is no setting of a method{_nearest(name, [*known, 'k', 'l0', 'n_latents'])}")
@@ -183,21 +179,9 @@ class Method(Settings):
         return (config.with_l0(self.l0) if self.l0 else config), train_config
 
 
-# settings of TrainConfig in a method
-OF_TRAINING = (
-    "lr",
-    "steps",
-    "epochs",
-    "batch",
-    "batch_images",
-    "drop_last",
-    "accumulate",
-    "weight_decay",
-    "eps",
-    "grad_clip",
-    "revive_every",
-)
-OF_TRAINING += ("schedule", "schedule_by", "decay_start", "final_lr", "warmup", "clip_when", "theta_lr", "theta_decay")
+# what a method does not decide for itself; l0_target is its l0
+OF_A_RUN = ("d_in", "d_out", "l0_target", "seed", "val_every", "log_every", "checkpoint_steps", "checkpoint_seconds")
+OF_A_RUN += ("device", "precision", "compile")
 FOR_TRAINING = ("steps", "batch", "lr", "val_every", "precision")  # parameters for every method: of training
 FOR_CODERS = ("n_latents", "centre", "scale", "target_centre", "target_scale")  # and of the coder
 

@@ -26,7 +26,8 @@ from mtlib.run.artifacts import atomic
 
 COLUMNS = ["method", "seed", "preset", "target", "status", "reason", "folder", "n_latents", "l0_target", "l0_val"]
 COLUMNS += ["matched", "fvu_val", "dead", "best_step"]
-HISTORY_COLUMNS = ["step", "split", "loss", "fvu", "l0", "dead", *PARTS, "lr", "method", "seed", "target", "epoch"]
+FIT_COLUMNS = ["step", "split", "loss", "fvu", "l0", "dead", *PARTS, "lr"]  # of a history
+HISTORY_COLUMNS = [*FIT_COLUMNS, "method", "seed", "target", "epoch"]
 
 
 def coder_configs(data, config: MethodsConfig) -> dict[str, SparseCoderConfig]:
@@ -81,7 +82,7 @@ def save_given(data, coder: SparseCoder, folder: Path) -> dict:
     result = validate(coder, x, y) | {"step": None, "dead": None, "matched": True}
     coder.cpu().save_pretrained(folder, result=result)
     with atomic(folder / HISTORY) as tmp:
-        pd.DataFrame(columns=["step", "split", "loss", "fvu", "l0", "dead", *PARTS, "lr"], dtype=float).to_parquet(tmp)
+        pd.DataFrame(columns=FIT_COLUMNS, dtype=float).to_parquet(tmp)
     return result
 
 

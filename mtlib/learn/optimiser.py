@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+BETAS = (0.9, 0.999)  # as in everything that is published here
+
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
     """The same numbers as they lie in memory: the kernel copies a transposed matrix there and back."""
@@ -30,14 +32,13 @@ class AdamW:
     def __init__(
         self,
         named: Iterable[tuple[str, nn.Parameter]],
-        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         groups: dict[str, float] | None = None,
         groups_decay: bool = False,
     ):
         self.named = dict(named)
-        self.betas, self.eps = betas, eps
+        self.eps = eps
         special = groups or {}
         usual = [name for name in self.named if name not in special]
         apart = [([n], m, groups_decay * weight_decay) for n, m in special.items() if n in self.named]
@@ -69,8 +70,8 @@ class AdamW:
                 [],
                 steps,
                 lr=lr * multiple,
-                beta1=self.betas[0],
-                beta2=self.betas[1],
+                beta1=BETAS[0],
+                beta2=BETAS[1],
                 weight_decay=decay,
                 eps=self.eps,
                 amsgrad=False,

@@ -142,7 +142,7 @@ class _Loop(Loop):
         self.logged = time.monotonic()
         named = self.coder.named_parameters()
         groups = dict(groups={"theta": c.theta_lr}, groups_decay=c.theta_decay)
-        optimiser = AdamW(named, (c.beta1, c.beta2), c.eps, c.weight_decay, **groups)
+        optimiser = AdamW(named, eps=c.eps, weight_decay=c.weight_decay, **groups)
         steps = c.steps or c.epochs * self.sampler.per_epoch
         sums = {"penalty_scale": torch.ones((), device=self.device), "steer": self._zero(), "n": self._zero()}
         often, first = (c.checkpoint_steps, c.checkpoint_seconds), group is None or group.rank == 0
