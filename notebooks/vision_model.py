@@ -15,8 +15,8 @@
 # # Vision model · Can a model that is trained here from random weights be taken apart as well?
 #
 # The AlexNet-Transformer learns the labels of the images of notebook 01: convolutions turn pixels into tokens on a grid,
-# transformer blocks read them, a last layer names the class. It is the published model or, by `vision_variant`, ours. What its middle holds is not what a CLIP embedding holds, and
-# nobody told it any words. The residual stream after one block becomes the `x` that later notebooks take apart, a row for
+# transformer blocks read them, a last layer names the class. It is the published model or, by `vision_variant`, ours. What
+# its middle holds is not what a CLIP embedding holds, and nobody told it any words. The residual stream after one block becomes the `x` that later notebooks take apart, a row for
 # each token; each image keeps its embedding of 01, in whose space features are named.
 #
 # *Needs* notebook 01 with image files that have labels or classes. *Makes* `vision/` (the model), and `x.npy`, the tokens
@@ -27,9 +27,7 @@
 run_dir = "runs/alexnet"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the weights, the order of images and their mirrors
-vision_variant = (
-    "published"  # or "positions": learned positions, a BatchNorm for every convolution, GELU, and its own training
-)
+vision_variant = "published"  # or "positions", ours: learned positions, GELU, a BatchNorm for every convolution
 vision_checkpoint = ""  # a checkpoint of the published model: nothing is trained; its classes are these, sorted by name
 vision_blocks = 16  # transformer blocks
 vision_layer = 6  # the block after which the tokens are read; 0 is the first

@@ -139,7 +139,7 @@ def steering_table(
     """What the classifier says when the feature of a cause is turned down or up, on the test images where it fires.
 
     Args:
-        found:   of `causes_table`; the specific feature of each cause is steered, of each method's first seed.
+        found:   of `causes_table`; the feature that stands for each cause is steered, of each method's first seed.
         factors: on the feature's activation.
     Returns: frame of method, seed, target, l0_target, cause, feature, n (images), scale (the factor), probability (mean
         probability of implausible), change (mean change of the logit), control (for a random direction of that norm).
@@ -219,20 +219,16 @@ def nuisance_counts(kinds: pd.DataFrame) -> pd.DataFrame:
 
 def causes_figure(table: pd.DataFrame) -> Figure:
     """Average precision of one feature per cause, method by cause, mean over seeds; below the line the controls, the probe last."""
-    shown = table.pivot_table(index="method", columns="cause", values="ap", sort=False)
-    n, controls = len(shown), table.groupby("cause")[list(CONTROLS)].mean().rename(columns=CONTROLS).T
-    shown = pd.concat([shown, controls.dropna(how="all")])
-    shown = shown.sort_index(axis=1).rename(columns=lambda cause: str(cause).replace("_", " "))
+    shown = by_cause(table).pivot_table(index="who", columns="cause", values="ap", sort=False).sort_index(axis=1)
+    shown = shown.rename(columns=lambda cause: str(cause).replace("_", " "))
     shown["mean"] = shown.mean(axis=1)
     fig, ax = plt.subplots(figsize=(4.2 + 0.72 * shown.shape[1], 1.6 + 0.34 * len(shown)))
-    look = dict(
-        vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", annot_kws={"fontsize": 8}, cbar_kws={"pad": 0.02}
-    )
-    sns.heatmap(shown, ax=ax, **look)
+    look = dict(annot=True, fmt=".2f", annot_kws={"fontsize": 8}, cbar_kws={"pad": 0.02})
+    sns.heatmap(shown, vmin=0, vmax=1, cmap="cividis", ax=ax, **look)
     ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=30, ha="right", fontsize=9)
     ax.set_yticks(ax.get_yticks(), shown.index, rotation=0, fontsize=9)
     ax.axvline(shown.shape[1] - 1, color="white", lw=3)
-    ax.axhline(n, color="white", lw=3)
+    ax.axhline(table["method"].nunique(), color="white", lw=3)
     seeds = table.groupby("method")["seed"].nunique().max()
     title = "average precision of one feature among all test images"
     ax.set(xlabel="", ylabel="", title=title + (f", mean over {seeds} seeds" if seeds > 1 else ""))
