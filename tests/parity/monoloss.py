@@ -28,6 +28,7 @@ from tests.parity.pieces import (
     top_of_batch,
     weights,
 )
+from tests.parity.steps import flat, trained
 
 K, AUX_K, DEAD_STEPS, STEPS, REVIVE_AT, EPS, BANDWIDTH = 2, 4, 10, 20, 10, 1e-8, 0.1
 _AUX = dict(k=K, aux_k=AUX_K, dead_after=DEAD_STEPS * B)
@@ -36,7 +37,7 @@ SETTINGS |= {"monoloss_jumprelu": dict(bandwidth=BANDWIDTH)}
 MONO = {"monoloss_topk": 0.09, "monoloss_batch_topk": 3e-4, "monoloss_relu": 1e-4, "monoloss_jumprelu": 5e-4}
 
 
-def _mono(rows: np.ndarray, z: np.ndarray) -> tuple[float, np.ndarray]:
+def mono(rows: np.ndarray, z: np.ndarray) -> tuple[float, np.ndarray]:
     """1 - mean MonoScore, and its gradient of z."""
     e = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), EPS)
     low, high = z.min(0), z.max(0)
@@ -97,7 +98,7 @@ def published(name, w, given, since, as_published=False):
     size = (u**2).mean(1, keepdims=True) if tied else 1.0
     terms["reconstruction"] = np.mean((out - u) ** 2 / size)
     d_out = 2 * (out - u) / (size * u.size)
-    value, d_mono = _mono(u if tied else x, z)
+    value, d_mono = mono(u if tied else x, z)
     terms["mono"], d_z = MONO[name] * value, d_z + MONO[name] * d_mono
     since, d_p, d_dec, d_bias = np.where((z > 0).any(0), 0, since + 1), 0.0, 0.0, 0.0
     if tied or batch:
@@ -142,10 +143,6 @@ def _coder(name, as_published):
     return coder, np.full(S, DEAD_STEPS - 1)
 
 
-def _flat(values: dict, names) -> np.ndarray:
-    return np.concatenate([np.ravel(values[name]) for name in names])
-
-
 def _gradients(name, as_published, fast):
     def compare():
         coder, since = _coder(name, as_published)
@@ -155,9 +152,7 @@ def _gradients(name, as_published, fast):
         grads = published(name, weights(coder), x, since, as_published)[3]
         found = {k: array(p.grad) for k, p in coder.named_parameters() if p.grad is not None}
         assert set(found) == set(grads)
-        return np.concatenate([np.ravel(found[k]) / np.abs(grads[k]).max() for k in grads]), np.concatenate(
-            [np.ravel(grads[k]) / np.abs(grads[k]).max() for k in grads]
-        )
+        return tuple(flat({k: of[k] / np.abs(g).max() for k, g in grads.items()}) for of in (found, grads))
 
     return compare
 
@@ -179,23 +174,22 @@ def _batches() -> list[np.ndarray]:
 
 def _published_steps(name, w, since, as_published):
     """Published order: gradients, clip, unit rows and projection, Adam; once, dead latents anew."""
-    tied, jump = name == "monoloss_topk", name == "monoloss_jumprelu"
-    moments = {k: (np.zeros_like(v), np.zeros_like(v)) for k, v in w.items()}
-    for step, x in enumerate(_batches()):
+    tied, jump, step = name == "monoloss_topk", name == "monoloss_jumprelu", -1
+
+    def gradients(w, x):
+        nonlocal since, step
         grads, since = published(name, w, x, since, as_published)[3:]
-        if not tied:
-            size = np.sqrt(sum((g**2).sum() for g in grads.values()))
-            grads = {k: g * min(1.0, 1.0 / (size + 1e-6)) for k, g in grads.items()}
-            w["dec.0"] /= np.linalg.norm(w["dec.0"], axis=1, keepdims=True)
-            grads["dec.0"] = grads["dec.0"] - (grads["dec.0"] * w["dec.0"]).sum(1, keepdims=True) * w["dec.0"]
-        else:
+        step += 1
+        return grads
+
+    def unit(w, grads):
+        if tied:
             w["enc"] /= np.linalg.norm(w["enc"], axis=0) + 1e-8
-        for k, g in grads.items():
-            m, v = moments[k]
-            m[...], v[...] = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-            rate = 1e-3 if k == "theta" and not as_published else 1e-4  # ours: 10 times the rate for theta itself
-            ahead = m / (1 - 0.9 ** (step + 1))
-            w[k] -= rate * ahead / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 6.25e-10)
+            return
+        w["dec.0"] /= np.linalg.norm(w["dec.0"], axis=1, keepdims=True)
+        grads["dec.0"] = grads["dec.0"] - (grads["dec.0"] * w["dec.0"]).sum(1, keepdims=True) * w["dec.0"]
+
+    def after(w):
         if jump and not as_published:
             w["theta"] = relu(w["theta"])
         if tied and step == REVIVE_AT:
@@ -204,7 +198,10 @@ def _published_steps(name, w, since, as_published):
             rows = _batches()[0][: len(dead)]
             w["enc"][:, dead] = 0.1 * (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
             w["enc_bias"][dead], since[dead] = 0.0, 0
-    return w
+
+    how = dict(clip=0.0 if tied else 1.0, clipped=unit, after=after, eps=6.25e-10)
+    how |= {} if as_published else dict(multiples={"theta": 10.0})  # ours: the rate for theta itself
+    return trained(w, _batches(), gradients, [1e-4] * STEPS, how)
 
 
 def _steps(name, as_published, dtype=torch.float64):
@@ -225,7 +222,7 @@ def _steps(name, as_published, dtype=torch.float64):
             upkeep.after_step(coder)
             if c.revive_every and step == REVIVE_AT:
                 upkeep.revive(coder, tensor(_batches()[0]).to(dtype)[: int(coder.dead.sum())])
-        return _flat(weights(coder), expected), _flat(expected, expected)
+        return flat(weights(coder)), flat(expected)
 
     return compare
 

@@ -101,20 +101,3 @@ def top_of_batch(values: np.ndarray, k: int) -> np.ndarray:
         clear(values.flat[kept[-1]], values.flat[dropped[0]])
     out.flat[kept] = values.flat[kept]
     return out
-
-
-def mono(x: np.ndarray, z: np.ndarray) -> float:
-    """1 - mean over latents of the activation-weighted mean cosine between images, over pairs."""
-    e = x / np.linalg.norm(x, axis=1, keepdims=True)
-    scores = []
-    for latent in z.T:
-        if latent.max() - latent.min() > 1e-8:
-            a = (latent - latent.min()) / (latent.max() - latent.min())
-            above = below = 0.0
-            for i in range(len(x)):
-                for j in range(i):
-                    above += a[i] * a[j] * float(e[i] @ e[j])
-                    below += a[i] * a[j]
-            if below > 1e-8:
-                scores.append(above / below)
-    return 1 - float(np.mean(scores))

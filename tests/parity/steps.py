@@ -21,7 +21,7 @@ def gradient_items(name: str, gradients, label: str = "", **settings) -> dict:
         x, _ = data(D)
         coder.loss(tensor(x), tensor(x))[0].backward()
         found = {n: array(p.grad) for n, p in coder.named_parameters() if p.grad is not None}
-        return _flat(found), _flat(gradients(weights(coder), x))
+        return flat(found), flat(gradients(weights(coder), x))
 
     return {f"{label or name}: gradients": compare}
 
@@ -29,7 +29,8 @@ def gradient_items(name: str, gradients, label: str = "", **settings) -> dict:
 def step_items(name: str, gradients, settings: dict, how: dict, label: str = "") -> dict:
     """Weights after 20 steps of `fit`, in float32, beside `trained` in float64 from the same first weights and batches.
 
-    Args: settings: of a Method, as in a params file; a batch of 24, Adam at LR, so that each step shows. how: of `trained`.
+    Args: settings: of a Method, as in a params file; a batch of 24, Adam at LR, so that each step shows. how: of `trained`,
+        and rate(epoch, epochs): the share of LR; tokens of an image, and images in a batch of them.
     """
     said = f"{label or name}{', as published' if settings.get('as_published') else ''}"
 
@@ -50,36 +51,42 @@ def step_items(name: str, gradients, settings: dict, how: dict, label: str = "")
             x = x * np.sqrt(D / (x**2).sum(1).mean())  # a mean squared norm of D
         unit = tokens if training.batch_images else 1
         sampler = Sampler(N, training.batch, training.seed, drop_last=False, tokens=unit)
-        return _flat(ours), _flat(trained(w, x, sampler, gradients, training.lr, how))
+        shares = [1.0] * STEPS
+        if rate := how.get("rate"):
+            shares = [rate(t // sampler.per_epoch, STEPS // sampler.per_epoch) for t in range(STEPS)]
+        batches = [x[sampler(t)] for t in range(STEPS)]
+        return flat(ours), flat(trained(w, batches, gradients, [training.lr * share for share in shares], how))
 
     return {f"{said}: {STEPS} steps, float32": compare}
 
 
-def trained(w: dict, x: np.ndarray, sampler: Sampler, gradients, lr: float, how: dict) -> dict:
-    """20 steps of Adam.
+def trained(w: dict, batches: list[np.ndarray], gradients, lrs: list[float], how: dict) -> dict:
+    """A step of Adam for each batch and learning rate.
 
-    Args: how: before(w, grads) and after(w) in place around each step; clip, eps, decay, rate(epoch, epochs), fixed: weights
-        that are not learned.
+    Args: how: before(w, grads), clip and then clipped(w, grads) ahead of each step, after(w) behind it, all in place; eps,
+        decay; multiples: of the learning rate, by weight; fixed: weights that are not learned.
     """
     mean, square = ({n: np.zeros_like(p) for n, p in w.items()} for _ in range(2))
-    for t in range(STEPS):
-        grads = gradients(w, x[sampler(t)])
-        how.get("before", lambda w, grads: None)(w, grads)
+    nothing = lambda *_: None  # noqa: E731
+    for t, (x, lr) in enumerate(zip(batches, lrs, strict=True)):
+        grads = gradients(w, x)
+        how.get("before", nothing)(w, grads)
         if clip := how.get("clip"):
             norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
             grads = {n: g * min(1.0, clip / (norm + 1e-6)) for n, g in grads.items()}
-        share = how.get("rate", lambda epoch, epochs: 1.0)(t // sampler.per_epoch, STEPS // sampler.per_epoch)
+        how.get("clipped", nothing)(w, grads)
         for n, g in grads.items():
             if n in how.get("fixed", ()):
                 continue
             mean[n] = 0.9 * mean[n] + 0.1 * g
             square[n] = 0.999 * square[n] + 0.001 * g**2
-            w[n] *= 1 - lr * share * how.get("decay", 0.0)
+            rate = lr * how.get("multiples", {}).get(n, 1.0)
+            w[n] *= 1 - rate * how.get("decay", 0.0)
             size = np.sqrt(square[n] / (1 - 0.999 ** (t + 1))) + how.get("eps", 1e-8)
-            w[n] -= lr * share * mean[n] / (1 - 0.9 ** (t + 1)) / size
-        how.get("after", lambda w: None)(w)
+            w[n] -= rate * mean[n] / (1 - 0.9 ** (t + 1)) / size
+        how.get("after", nothing)(w)
     return w
 
 
-def _flat(values: dict) -> np.ndarray:
+def flat(values: dict) -> np.ndarray:
     return np.concatenate([np.ravel(values[n]) for n in sorted(values)])
