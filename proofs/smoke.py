@@ -56,7 +56,6 @@ def run(profile: str) -> dict:
         "seconds": round(seconds),
         "cpu_seconds": round(cpu),
         "peak_mb": round(timings["peak_mb"].max()),
-    } | {
         "stages": len(timings),
         "report_mb": round(size / 1e6, 2),
         "ok": seconds < LIMIT,

@@ -55,7 +55,7 @@ def reconstruction(y: Tensor, y_hats: Sequence[Tensor], weights: Sequence[float]
     Args:
         y: (B, O) target. y_hats: L reconstructions (B, O). weights: L numbers.
         error: mse; or nmse: each row over its own mean square (MSAE, MonoLoss).
-    Returns: ().
+    Returns: (), in units of y squared; of nmse without unit.
     Raises: ValueError if a shape differs.
     """
     total = y.new_zeros(())

@@ -34,8 +34,7 @@ _MSAE_TRAIN |= dict(schedule_by="epoch", drop_last=False)
 _MSAE_AS_PUBLISHED = dict(unit_norm_when="before")  # gradients then belong to the weights before they were scaled
 
 # rows of norm 1; dead after ten million rows, in whole batches of 2,048
-_MONO = dict(n_latents=8192, unit_rows=True, unit_norm_decoder=True, unit_norm_when="before")
-_MONO |= dict(dead_after=4882 * 2048)
+_MONO = dict(n_latents=8192, unit_rows=True, unit_norm_decoder=True, unit_norm_when="before", dead_after=4882 * 2048)
 _MONO_OTHER = _MONO | dict(init_norm=0.0, project_gradient=True, mono_rows="own")
 _MONO_TRAIN = dict(lr=1e-4, eps=6.25e-10, batch=2048, epochs=50)
 _MONO_OTHER_TRAIN = _MONO_TRAIN | dict(grad_clip=1.0, clip_when="first")

@@ -41,7 +41,8 @@ def row_moments(x: Tensor, config) -> tuple[Tensor, Tensor]:
 
 
 def scaled(x: Tensor, mean: Tensor, scale: Tensor, kind: str, unit_rows: bool = False) -> Tensor:
-    """(x - mean) / scale, mean and scale (D,); with kind "rows" (x - mean) / (spread + 1e-5) of every row by itself."""
+    """x (B, D) in a coder's units: (x - mean) / scale, mean and scale (D,); with kind "rows" (x - mean) / (spread + 1e-5) of
+    every row by itself; with unit_rows of rows of norm 1, in place of mean and scale."""
     x = x / row_norms(x) if unit_rows else x - mean
     if kind == "rows":
         spread, mean = torch.std_mean(x, dim=-1, keepdim=True)

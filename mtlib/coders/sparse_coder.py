@@ -42,7 +42,8 @@ class CoderOutput(NamedTuple):
 class SparseCoder(nn.Module, HubModel):
     """A sparse coder with the settings of `config`; weights drawn from `seed`.
 
-    Inference (`encode`, `forward`) uses frozen thresholds only; the batch-wise selection is inside `loss`.
+    Inference (`encode`, `forward`) uses frozen thresholds only, unless config.inference = batch; the batch-wise selection
+    is inside `loss`.
     """
 
     fast = "auto"  # "auto": the loss from the active latents alone where that pays (fast/); "off": always plain
@@ -159,7 +160,7 @@ class SparseCoder(nn.Module, HubModel):
     # ---- inference -------------------------------------------------------------------------------------------------
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of x; each row's code depends on that row alone.
+        """Codes of x; each row's code depends on that row alone, unless config.inference = batch.
 
         Args: x (B, D) float32, as the embeddings are stored. Returns: (B, S) >= 0.
         Raises: ValueError naming expected and actual shape.

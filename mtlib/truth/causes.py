@@ -32,7 +32,7 @@ class Task:
     family: str
     at: dict[str, np.ndarray]  # split -> positions of the cause's images and of plausible images of its family
     positive: dict[str, np.ndarray]  # split -> bool, aligned to `at`
-    everywhere: dict[str, np.ndarray]  # split -> bool over all rows of the split: shows the cause
+    shows: dict[str, np.ndarray]  # split -> bool over all rows of the split: shows the cause
 
     @property
     def scorable(self) -> bool:
@@ -52,13 +52,13 @@ def tasks(truth: pd.DataFrame, rows: dict[str, np.ndarray]) -> list[Task]:
     out = []
     for name in sorted(set(cause[np.concatenate(list(rows.values()))]) - {""}):
         home = pd.Series(family[cause == name]).mode()[0]
-        at, positive, everywhere = {}, {}, {}
+        at, positive, shows = {}, {}, {}
         for split, r in rows.items():
-            everywhere[split] = cause[r] == name
-            inside = everywhere[split] | ((family[r] == home) & (label[r] == 0))
+            shows[split] = cause[r] == name
+            inside = shows[split] | ((family[r] == home) & (label[r] == 0))
             at[split] = np.flatnonzero(inside)
-            positive[split] = everywhere[split][inside]
-        out.append(Task(name, home, at, positive, everywhere))
+            positive[split] = shows[split][inside]
+        out.append(Task(name, home, at, positive, shows))
     return out
 
 
@@ -75,7 +75,7 @@ def best_feature(task: Task, val: np.ndarray, test: np.ndarray) -> dict:
     inside = t[task.at["test"]]
     found = {"feature": feature, "sign": sign, "fires_for": int(np.argmax(area))}
     found["auroc"] = float(auroc(inside[:, None], task.positive["test"])[0])
-    found["auroc_all"] = float(auroc(t[:, None], task.everywhere["test"])[0])
+    found["auroc_all"] = float(auroc(t[:, None], task.shows["test"])[0])
     return found | {"f1": f1_at(inside, task.positive["test"], best_threshold(v, task.positive["val"]))}
 
 
@@ -87,7 +87,7 @@ def detectors(task_list: list[Task], val, test, signs: tuple[int, ...] = (1,)) -
     Args: val, test: (n_val, S) and (n_test, S) activations of the splits' rows.
     Returns: (C,) columns; (C,) their average precision on test.
     """
-    shows = {split: np.stack([t.everywhere[split] for t in task_list], axis=1) for split in ("val", "test")}  # (n, C)
+    shows = {split: np.stack([t.shows[split] for t in task_list], axis=1) for split in ("val", "test")}  # (n, C)
     on_val = np.stack([average_precision(sign * val, shows["val"]) for sign in signs])  # (signs, S, C)
     features, best = on_val.max(0).argmax(0), []
     for c, j in enumerate(features):
@@ -138,7 +138,7 @@ def ceilings(
         parts = {split: np.asarray(rows, np.float64) for split, rows in parts.items()}
         single = detectors(task_list, parts["val"], parts["test"], (1, -1))[1]
         own = [{split: rows[t.at[split]] for split, rows in parts.items()} for t in task_list]
-        ap = [_probed(parts, t.everywhere, average_precision) for t in task_list]
+        ap = [_probed(parts, t.shows, average_precision) for t in task_list]
         out = out.assign(ap_probe=np.maximum(out["ap_probe"], ap), **{column: single})
         out[f"ceiling_{name}"] = [_probed(x, t.positive, auroc) for t, x in zip(task_list, own, strict=True)]
         out[f"best_{name}_dim"] = [best_feature(t, parts["val"], parts["test"])["auroc"] for t in task_list]

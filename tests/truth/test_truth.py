@@ -161,13 +161,13 @@ def test_the_feature_of_a_cause_is_silent_everywhere_else(planted):
     for split in n:
         loud = np.full(n[split], 3.0)
         loud[tasks[0].at[split]] = tasks[0].positive[split] * 2.0  # in its family: perfect
-        own = tasks[0].everywhere[split].astype(float)
+        own = tasks[0].shows[split].astype(float)
         columns[split] = np.stack([loud, own + rng.normal(size=n[split]) * 1e-3, -own], axis=1)
     feature, ap = causes.detectors(tasks[:1], columns["val"], columns["test"])
     assert feature.tolist() == [1] and ap[0] == 1
     assert causes.best_feature(tasks[0], columns["val"][:, :1], columns["test"][:, :1])["auroc"] == 1
     of_loud = causes.detectors(tasks[:1], columns["val"][:, :1], columns["test"][:, :1])[1][0]
-    assert of_loud < 1.5 * tasks[0].everywhere["test"].mean()  # hardly more than the base rate
+    assert of_loud < 1.5 * tasks[0].shows["test"].mean()  # hardly more than the base rate
     mirrored = {s: columns[s][:, [0, 2]] for s in n}
     assert causes.detectors(tasks[:1], mirrored["val"], mirrored["test"], (1, -1))[0].tolist() == [1]
 
