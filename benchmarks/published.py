@@ -51,15 +51,29 @@ def mono_score_pairwise(e: Tensor, z: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def monoloss(x: Tensor, S: int, k: int, weight: float = 0.09):
-    """MonoLoss TopK: MSE plus weight * (1 - mean MonoScore of the batch)."""
-    p = _coder(x.shape[1], S, x.shape[1])
-    e = F.normalize(x, dim=-1)
+    """MonoLoss TopK on unit rows x: layer norm, tied weights, NMSE, AuxK of dead latents (none yet), and the score.
+
+    weight 0 leaves out what MonoLoss adds: the score and AuxK. Its unit-norm pass over the rows is not part of the loss.
+    """
+    D, e = x.shape[1], F.normalize(x, dim=-1)
+    p = nn.ParameterDict({"enc": F.normalize(torch.randn(S, D), dim=-1)})
+    p |= {"bias": torch.zeros(S), "pre_bias": torch.zeros(D)}
+    dead = torch.zeros(S, dtype=torch.bool)
+
+    def nmse(y: Tensor, target: Tensor) -> Tensor:
+        return ((y - target).square().mean(1) / target.square().mean(1)).mean()
 
     def loss() -> Tensor:
-        z = _keep(F.relu((x - p["dec_bias"]) @ p["enc"] + p["enc_bias"]), k)
-        y = z @ p["dec"] + p["dec_bias"]
-        active = z.detach().amax(0) > 0
-        return F.mse_loss(y, x) + weight * (1 - mono_score(e, z)[active].mean())
+        spread, mean = torch.std_mean(x, dim=1, keepdim=True)
+        z_pre = ((x - mean) / (spread + 1e-5) - p["pre_bias"]) @ p["enc"].T + p["bias"]
+        z = F.relu(_keep(z_pre, k))
+        y = (z @ p["enc"] + p["pre_bias"]) * spread + mean
+        total = nmse(y, x)
+        if weight:
+            others = F.relu(_keep(z_pre.masked_fill(~dead, -torch.inf), k))
+            aux = (others @ p["enc"] + p["pre_bias"]) * spread + mean
+            total = total + nmse(aux, (x - y + p["pre_bias"]).detach()) / 32 + weight * (1 - mono_score(e, z).mean())
+        return total
 
     return loss, list(p.named_parameters())
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F  # noqa: E402
 from benchmarks import published  # noqa: E402
 from benchmarks._report import write_report  # noqa: E402
 from benchmarks._timing import Step, interleaved, rows, training_step  # noqa: E402
+from mtlib.coders.presets import coder_settings  # noqa: E402
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig  # noqa: E402
 from mtlib.measure.monosemanticity import MonoScore  # noqa: E402
 from mtlib.measure.scan import TopK  # noqa: E402
@@ -84,7 +85,7 @@ def topk(quick: bool) -> Iterator[tuple]:
             yield "TopK step", f"D {D}, S {S}, B {B}, k {k}", B, steps
             continue
         steps["MSAE TopK (published)"] = training_step(*published.msae(x, S, (k,)))
-        steps["MonoLoss TopK (published)"] = training_step(*published.monoloss(x, S, k))
+        steps["MonoLoss TopK (published)"] = training_step(*published.monoloss(x, S, k, weight=0))
         if not quick:
             from benchmarks import _peers as peers
 
@@ -148,11 +149,14 @@ def jumprelu(quick: bool) -> Iterator[tuple]:
 
 
 def monoloss(quick: bool) -> Iterator[tuple]:
-    """MonoLoss as a term of a TopK step; "ours" has the term."""
+    """MonoLoss as a term of a TopK step ("ours" has the term), and its whole step as published."""
     D, S, B, k = (64, 512, 128, 4) if quick else (512, 4096, 1024, 32)
     x = unit_rows(B, D)
     steps = {"ours": ours(x, n_latents=S, ks=(k,), mono_weight=0.1), "without the term": ours(x, n_latents=S, ks=(k,))}
     yield "MonoLoss as a term", f"D {D}, S {S}, B {B}, k {k}", B, steps
+    steps = _pair(x, **coder_settings("monoloss_topk", k, n_latents=S))
+    steps["MonoLoss TopK (published)"] = training_step(*published.monoloss(x, S, k))
+    yield "MonoLoss step as published", f"D {D}, S {S}, B {B}, k {k}", B, steps
 
 
 def monoscore(quick: bool) -> Iterator[tuple]:
