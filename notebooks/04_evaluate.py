@@ -93,7 +93,7 @@ stage.table(metrics, "metrics", "Every method and seed: all measures on the test
 # %%
 measures = {"l0": "L0", "fvu": "FVU", "cosine": "cosine", "dead_fraction": "dead", "mono_score": "MonoScore"}
 measures |= {"purity": "purity", "cknna": "CKNNA", "stability": "stability", "logit_change": "logit change"}
-measures |= {"probe_agreement": "probe agreement", "zero_shot_drop": "zero-shot drop"}
+measures |= {"probe_agreement": "probe agreement", "probe_f1_rebuilt": "probe F1", "zero_shot_drop": "zero-shot drop"}
 compared = compare.comparison(metrics, measures)
 
 # %%
@@ -156,11 +156,12 @@ levels.pivot_table(index="method", columns="level", values="fvu", sort=False).ro
 # ## Progressive recovery
 #
 # The same weights, but of each image's codes only the 16, 32, 64 ... largest are kept. A coder whose curve is flat puts what matters
-# into its strongest codes.
+# into its strongest codes. A coder that was trained to keep k codes is also asked for more than k, taken before its selection, as
+# MSAE's authors do: a curve that rises beyond its dotted line has codes there that it never learned to use.
 
 # %%
 progressive = stacked(subjects, [found.progressive for found in scans])
-caption = "What is left when only the largest codes of each image are kept, with the same weights."
+caption = "What is left when only the largest codes of each image are kept; dotted: how many a coder keeps in training."
 stage.figure(compare.curves(progressive, "kept", "codes kept per image", styles), "progressive", progressive, caption)
 
 # %% [markdown]

@@ -81,7 +81,7 @@ stage.table(metrics, "metrics", "The same coders on other data.", headings | {"p
 # %%
 recovery = other_data.beside_test(there, pd.read_csv(tables / "04_progressive.csv"), "progressive")
 drawn = recovery.assign(target=recovery["data"], fvu=recovery["fvu"].clip(upper=2))
-caption = "FVU against the codes kept per row (1 is the mean; values above 2 are drawn at 2)."
+caption = "FVU against the codes kept per row (1 is the mean; above 2: drawn at 2); dotted: the k of training."
 stage.figure(curves(drawn, "kept", "codes kept per row", styles), "progressive", recovery, caption)
 
 # %% [markdown] needs="text"

@@ -168,6 +168,10 @@ class SparseCoder(nn.Module, HubModel):
         z_pre = self._pre(x)
         return self._select(self._activate(z_pre), batchwise=self.config.inference == "batch")
 
+    def encode_all(self, x: Tensor) -> Tensor:
+        """Codes (B, S) of x (B, D) without the selection: all that the activation lets pass, as MSAE's authors export them."""
+        return sparsity.soft_cap(self._activate(self._pre(x)), self.config.soft_cap)
+
     def decode(self, z: Tensor, level: int = -1, x: Tensor | None = None) -> Tensor:
         """Reconstruction of y by one level.
 
@@ -239,7 +243,7 @@ class SparseCoder(nn.Module, HubModel):
 
     def _decode_level(self, z: Tensor, level: int) -> Tensor:
         c, m = self.config, self.config.levels[level]
-        if c.selection == "nested_topk":
+        if c.selection == "nested_topk" and level < len(c.levels) - 1:  # the last takes all codes that it is given
             z = sparsity.topk(z, c.ks[level])
         return self._with_bias(level, self._product(z[..., :m], self._decoder(level)[:m]))
 

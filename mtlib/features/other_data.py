@@ -126,5 +126,5 @@ def beside_test(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame, part
     else:
         others = [e.progressive.assign(data=name, **s.key) for name, s, e in found]
     frame = pd.concat([test.assign(data="test"), *others], ignore_index=True)
-    columns = SHOWN if part == "summary" else ["target", "l0_target", "kept", "fvu", "l0"]
+    columns = SHOWN if part == "summary" else ["target", "l0_target", "kept", "k", "fvu", "l0"]
     return frame[["data", "method", "seed", *(c for c in columns if c in frame)]]

@@ -46,6 +46,7 @@ def scan_all(
     labels, probes, out = targets(data.manifest, data.facts["labels"])[0], {}, []
     classes = image_classes(data.manifest, data.tokens)[0]
     settings = dict(classes=classes, labels=data.labels(), tokens=data.tokens, top_n=top_n, seed=seed)
+    settings |= dict(probe_labels=labels)
     for s in subjects:
         target = target_of(data, s)
         if s.target not in probes:
@@ -178,7 +179,8 @@ def fvu_against_l0(metrics: pd.DataFrame, styles: dict[str, dict]) -> Figure:
 def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict], by: str = "") -> Figure:
     """FVU against a column, mean over seeds with the seeds as small points, one panel per target (and L0).
 
-    Args: frame: method, seed, target, fvu, `x`. by: the column by which points of the seeds belong together; `x` without it.
+    Args: frame: method, seed, target, fvu, `x`; where it has k, that of a method's training is a dotted line. by: the column
+        by which points of the seeds belong together; `x` without it.
     """
     fig, found = panels(frame, sorted(set(frame["target"])))
     for ax, l0, target, parts in found:
@@ -188,6 +190,8 @@ def curves(frame: pd.DataFrame, x: str, label: str, styles: dict[str, dict], by:
             if len(part):
                 ax.plot(mean["x"], mean["fvu"], label=base, ms=6, **styles[base])
                 ax.plot(part[x], part["fvu"], ms=2.5, alpha=0.5, **styles[base] | {"linestyle": ""})
+            for k in part["k"].dropna().unique() if "k" in part else ():
+                ax.axvline(k, color=styles[base]["color"], ls=":", lw=1.2)
         ax.set(xlabel=label, ylabel=f"FVU of {target}", title=l0)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")

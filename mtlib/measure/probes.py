@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest, t
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -157,10 +157,12 @@ def _words_card(data: Data) -> pd.DataFrame:
 
 
 class ProbeShift:
-    """Streaming KL(p(y) || p(y_hat)) in nats and argmax agreement of one probe."""
+    """Streaming KL(p(y) || p(y_hat)) in nats and argmax agreement of one probe; with labels (N,), -1 unknown, its accuracy and
+    macro F1 on y and on y_hat, as MSAE's linear evaluation."""
 
-    def __init__(self, probe):
-        self.probe, self.n, self.kl, self.same = probe, 0, 0.0, 0
+    def __init__(self, probe, labels: np.ndarray | None = None):
+        self.probe, self.labels, self.n, self.kl, self.same = probe, labels, 0, 0.0, 0
+        self.said: list[np.ndarray] = []  # (3, n): the label, what the probe says of y and of y_hat
 
     def update(self, rows: np.ndarray, y: Tensor, y_hat: Tensor) -> None:
         """Add a batch: y, y_hat (B, O)."""
@@ -169,7 +171,16 @@ class ProbeShift:
         self.n += len(p)
         self.kl += float((p * np.log(p / q)).sum())
         self.same += int((p.argmax(1) == q.argmax(1)).sum())
+        if self.labels is not None:
+            label, of_y, of_y_hat = self.labels[rows], *(self.probe.classes_[a.argmax(1)] for a in (p, q))
+            self.said.append(np.stack([label, of_y, of_y_hat])[:, label >= 0])
 
     def result(self) -> dict:
-        """probe_kl (nats) and probe_agreement."""
-        return {"probe_kl": self.kl / self.n, "probe_agreement": self.same / self.n}
+        """probe_kl (nats) and probe_agreement; with labels probe_accuracy and probe_f1 (macro) of y, and those _rebuilt."""
+        found = {"probe_kl": self.kl / self.n, "probe_agreement": self.same / self.n}
+        label, *said = np.concatenate(self.said, 1) if self.said else np.zeros((3, 0))
+        for end, guess in zip(("", "_rebuilt"), said, strict=True):
+            if len(label):
+                found |= {f"probe_accuracy{end}": float((guess == label).mean())}
+                found |= {f"probe_f1{end}": float(f1_score(label, guess, average="macro", zero_division=0.0))}
+        return found

@@ -119,12 +119,26 @@ def level_codes(config, z: Tensor, level: int) -> Tensor:
 
 
 def largest(coder, x: Tensor, z: Tensor, y_hat: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """The versions of codes z (B, S) with only the `kept_sizes` largest of each row, for `Curve`."""
+    """The versions of codes z (B, S) with only the `kept_sizes` largest of each row, for `Curve`.
+
+    Where a coder has a `trained_k`, of all codes before its selection (`encode_all`), as MSAE's authors do: so more than k can
+    be kept.
+    """
+    if trained_k(coder):
+        z = coder.encode_all(x)
+        y_hat = coder.decode(z, -1, x)
     fired = (z != 0).sum(1)  # (B,)
     most = int(fired.max())
     for k in kept_sizes(z.shape[1]):  # keeping as many as ever fire changes nothing: no second decode
         out = y_hat if k >= most else coder.decode(keep_largest(z, k), -1, x)
         yield out, int(fired.clamp(max=k).sum())
+
+
+def trained_k(coder) -> int | None:
+    """How many codes of a row a coder keeps that selects among all its latents (of nested ones the most); None for others."""
+    config = coder.config
+    among_all = getattr(config, "selection", "") in ("topk", "batch_topk", "nested_topk")
+    return config.l0 if among_all and len(set(config.blocks)) == 1 else None
 
 
 def kept_sizes(n_latents: int) -> list[int]:

@@ -4,7 +4,7 @@ summary      one number per measure of the definition card
 latents      one line per latent: how often and how strongly it fires, errors among its images, mono_score, purity
 strongest    of each latent the images on which it fires most, and a histogram of its activations
 levels       FVU and measured L0 of every level of a Matryoshka coder
-progressive  FVU and measured L0 when only the k largest codes of each row are kept
+progressive  FVU and measured L0 when only the largest codes of each row are kept, also more than the k of its training
 
 With T tokens per image a latent's activation on an image is its largest over the tokens, and what counts images counts these.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from mtlib.measure.codes import BATCH, MIN_ACTIVE, CodeCounts, iter_codes, per_i
 from mtlib.measure.logit import LogitChange
 from mtlib.measure.monosemanticity import MonoScore, Purity
 from mtlib.measure.probes import ProbeShift
-from mtlib.measure.reconstruction import Curve, Reconstruction, kept_sizes, largest, levels, target_mean
+from mtlib.measure.reconstruction import Curve, Reconstruction, kept_sizes, largest, levels, target_mean, trained_k
 from mtlib.measure.similarity import decoder_coherence, neighbours_kept
 from mtlib.measure.zero_shot import ZeroShot, ZeroShotDrop
 
@@ -164,6 +165,7 @@ def scan(
     labels: np.ndarray | None = None,
     classes: np.ndarray | None = None,
     probe=None,
+    probe_labels: np.ndarray | None = None,
     readout: Callable[[Tensor], Tensor] | None = None,
     zero_shot: ZeroShot | None = None,
     tokens: int = 1,
@@ -178,7 +180,7 @@ def scan(
         rows_train: rows for dead_fraction; None leaves it NaN.
         labels:     (N,) see `Activity`.
         classes:    (N,) integer class of every row, -1 unknown, for purity; None leaves it out.
-        probe:      what `fit_probe` returned, for probe_kl and probe_agreement.
+        probe:      what `fit_probe` returned, for probe_kl and probe_agreement; probe_labels: (N,) what it says, for its F1.
         readout:    target (B, O) -> the classifier's logit, for logit_change.
         zero_shot:  the task for zero_shot_drop; only for a coder of x.
         tokens:     rows of x per image. n_assessed, purity and all of `Activity` count images, the rest counts rows.
@@ -192,7 +194,7 @@ def scan(
     by_level, by_size = Curve(len(coder.config.levels), mean), Curve(len(kept_sizes(S)), mean)
     active = Activity(S, top_n, labels)
     purity = Purity(classes, images, S, seed=seed) if classes is not None and (classes[images] >= 0).any() else None
-    asked = ((ProbeShift, probe), (LogitChange, readout), (ZeroShotDrop, zero_shot))
+    asked = ((partial(ProbeShift, labels=probe_labels), probe), (LogitChange, readout), (ZeroShotDrop, zero_shot))
     losses = [measure(given) for measure, given in asked if given is not None]
 
     for some, xb, z in iter_codes(coder, x, rows, batch, tokens):
@@ -229,7 +231,7 @@ def scan(
     summary |= neighbours_kept(coder, x, rows, seed)
     summary["decoder_coherence"] = decoder_coherence(coder.W_dec.detach().cpu().numpy())
     of_levels = by_level.result(level=range(len(by_level.fired)), n_latents=coder.config.levels)
-    return Scan(summary, latents, of_levels, by_size.result(kept=kept_sizes(S)), active)
+    return Scan(summary, latents, of_levels, by_size.result(kept=kept_sizes(S), k=trained_k(coder) or np.nan), active)
 
 
 def top_images_table(found: Mapping[str, Activity], manifest: pd.DataFrame) -> pd.DataFrame:

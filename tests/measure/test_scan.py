@@ -9,7 +9,7 @@ from mtlib.learn.classifier import Classifier
 from mtlib.measure import codes
 from mtlib.measure.logit import LogitChange, readout
 from mtlib.measure.probes import ProbeShift, fit_probe
-from mtlib.measure.reconstruction import kept_sizes, level_codes
+from mtlib.measure.reconstruction import kept_sizes, level_codes, trained_k
 from mtlib.measure.scan import scan
 from tests import synthetic
 from tests.measure.test_monosemanticity import mono_score
@@ -97,6 +97,30 @@ def test_evaluate_equals_the_plain_formulas(data):
     assert kept.loc[S, "fvu"] == pytest.approx(got.summary["fvu"])
 
 
+@pytest.mark.parametrize("preset", ["topk", "batch_topk", "msae_rw"])
+def test_more_codes_than_the_k_of_training_come_from_before_the_selection(data, preset):
+    x, rows = torch.from_numpy(data[0]), np.arange(100, 300)
+    nested = dict(ks=(4, 16), level_weights=(0.5, 0.5))
+    model = coder(preset, soft_cap=2.0, **(nested if preset == "msae_rw" else dict(k=16))).eval()
+    got = run(model, data[0]).progressive.set_index("kept")
+    assert got["k"].unique().tolist() == [16] and got["l0"].iloc[-1] > 20
+    with torch.no_grad():
+        before = ((x[rows] - model.b_pre) @ model.W_enc + model.b_enc).relu()
+        for kept in (16, 32, S):
+            value = before.sort(1, descending=True).values[:, [kept - 1]]
+            z = 2 * torch.tanh(before * (before >= value) / 2)
+            y_hat = z @ model.W_dec + model.b_dec
+            assert got.loc[kept, "fvu"] == pytest.approx(fvu(data[0][rows], y_hat.numpy()), rel=1e-5)
+            assert got.loc[kept, "l0"] == pytest.approx(float((z > 0).sum(1).double().mean()))
+    if preset != "batch_topk":  # whose threshold, 0 so far, keeps all of them
+        assert got.loc[16, "fvu"] == pytest.approx(run(model, data[0]).summary["fvu"])
+
+
+def test_coders_that_select_otherwise_are_measured_from_their_own_codes():
+    assert [trained_k(coder(p)) for p in ("sae", "matryoshka_sae", "relu")] == [6, None, None]
+    assert trained_k(coder("matryoshka_transcoder_shared", ks=(32,))) == 32
+
+
 def test_nested_levels_count_the_codes_they_keep(data):
     model = coder("msae_rw", ks=(2, 5, 9), level_weights=(1, 1, 1))
     z = model.encode(torch.from_numpy(data[0][:50]))
@@ -132,6 +156,21 @@ def test_a_perfect_reconstruction_changes_no_logit_and_no_probe(data, classifier
             measure.update(np.arange(len(block)), block, block)
     assert change.result() == {"logit_change": 0, "logit_fvu": 0, "logit_agreement": 1}
     assert shift.result() == {"probe_kl": pytest.approx(0, abs=1e-12), "probe_agreement": 1}
+
+
+def test_macro_f1_of_the_probe_by_hand():
+    class Signs:  # says class 1 where the first unit is positive
+        classes_ = np.array([0, 1])
+        predict_proba = staticmethod(lambda y: np.stack([y[:, 0] <= 0, y[:, 0] > 0], 1).astype(float))
+
+    y = torch.tensor([[-1.0], [-1], [1], [1], [1]])
+    shift = ProbeShift(Signs(), np.array([0, 0, 1, 1, -1]))
+    shift.update(np.arange(3), y[:3], torch.tensor([[1.0], [-1], [1]]))
+    shift.update(np.arange(3, 5), y[3:], y[3:])
+    found = shift.result()
+    assert (found["probe_accuracy"], found["probe_f1"]) == (1, 1)
+    assert found["probe_accuracy_rebuilt"] == 3 / 4
+    assert found["probe_f1_rebuilt"] == pytest.approx((2 / 3 + 4 / 5) / 2)  # of class 0 and of class 1
 
 
 def test_evaluate_refuses_a_target_of_another_shape(data):
