@@ -132,7 +132,8 @@ stage.table(coders, "coders", "Coders by what they learn: x, the embedding, or y
 done, n_ok = coders[coders["status"] == "ok"], int((coders["status"] == "ok").sum())
 provides = ["coders"] * (n_ok > 0) + ["trained"] * bool(done["best_step"].notna().any())
 provides += ["autoencoders"] * bool((done["target"] == "x").any())
-provides += ["seeds"] * bool(done.duplicated("method").any())
+n_given = int(done[done["target"] == "x"]["best_step"].isna().sum())  # two autoencoders of elsewhere compare like seeds
+provides += ["seeds"] * bool(done.duplicated("method").any() or n_given > 1)
 with_it = {m.replace("_mono", "", 1) for m in done["method"] if "_mono" in m}
 provides += ["monoloss"] * bool(with_it & set(done["method"]))
 names = [method.name for method in config.methods]

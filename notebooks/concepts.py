@@ -28,6 +28,9 @@ stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of samples, shuffled names and random directions
 second_data = ""  # other images: a folder, or embeddings (.npy, .npz, LMDB); empty: the images of generators, if any
 second_text = ""  # text embeddings in the same space (.npy, .npz, LMDB), e.g. captions; empty: the vocabulary's phrases
+text_centring = (
+    "shift"  # what takes the gap to the images away: shift (by one vector) | own (mean and scale: MSAE's -dm)
+)
 concept_method = "msae_rw"  # whose latents search and bias are shown with; where it is missing, the first one
 name_threshold = 0.0  # cosine from which a name counts; 0.0: what 1 in 100 random directions exceeds
 same_latent = 0.7  # cosine from which a latent of another seed counts as the same
@@ -58,10 +61,12 @@ chosen = next((s for s in subjects if s.method == concept_method), subjects[0])
 #
 # The coder keeps the centring, scaling and thresholds of its train images; nothing is fitted again. The second image set shows
 # what a change of the images costs, the texts what a change of modality costs. Images and texts of a CLIP lie in two clouds
-# apart, so a part of the latter is only that gap: *text, centred* is the same texts moved by one vector onto the images' mean.
+# apart, so a part of the latter is only that gap: *text, centred* is the same texts moved by one vector onto the images' mean;
+# *text, own centring* puts the texts' mean and scale in the place of those that the coder was trained with, as MSAE's authors do.
 
 # %%
-sets = other_data.other_sets(data, second_data, second_text, stage.root, stage.out / "shards" / "second")
+given = (second_data, second_text, stage.root, stage.out / "shards" / "second", text_centring)
+sets = other_data.other_sets(data, *given)
 there = other_data.evaluate_on(sets, data, subjects, seed)
 known = pd.DataFrame([(s.name, s.what) for s in sets], columns=["data", "what"])
 stage.table(known, "data", "The other data, beside the run's own test images.", {"data": "data", "what": "what it is"})
@@ -118,7 +123,7 @@ stage.table(valid.drop(columns=["threshold", "method", "by"]), "latents").head(1
 # ## Do two seeds learn the same latents?
 #
 # Latents are matched one to one so that the sum of cosines is largest (Hungarian), by what they write (decoder) and by what they
-# read (encoder). A latent is *the same* in both seeds when the two matchings agree on its partner and both cosines reach
+# read (encoder). Two coders that were trained elsewhere are matched like two seeds. A latent is *the same* in both seeds when the two matchings agree on its partner and both cosines reach
 # `same_latent`.
 
 # %% needs="seeds"

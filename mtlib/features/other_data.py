@@ -1,12 +1,12 @@
 """The same coders on data that they were not trained on: a second image set, and text in the same space.
 
-Nothing is fitted again and no statistics are taken anew: centring, scaling and thresholds are those of the coder's train
-images. What a shift of the mean alone costs is measured apart ("text, centred").
+Nothing is fitted again: centring, scaling and thresholds are those of the coder's train images. Texts are measured twice, as
+they are and with the gap between the two modalities taken away; see `other_sets`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +29,38 @@ SHOWN += ["mono_score_median", "mono_score_p90", "mean_cosine", "purity", "purit
 
 @dataclass(frozen=True)
 class OtherData:
-    """A data set in the space of x: x (N, D), the rows to measure, and integer classes (N,), -1 unknown, or None."""
+    """A data set in the space of x: x (N, D), the rows to measure, and integer classes (N,), -1 unknown, or None.
+
+    own: each coder centres and scales it by its own mean and scale, see `brought`.
+    """
 
     name: str
     what: str
     x: np.ndarray
     rows: np.ndarray
     classes: np.ndarray | None = None
+    own: bool = False
 
 
-def other_sets(data: Data, second_data: str, second_text: str, root: Path, scratch: Path) -> list[OtherData]:
-    """The sets that there are of: a second image set, texts, and these texts moved onto the mean of the images.
+def other_sets(
+    data: Data, second_data: str, second_text: str, root: Path, scratch: Path, text_centring: str = "shift"
+) -> list[OtherData]:
+    """The sets that there are of: a second image set, texts, and these texts without the gap to the images.
 
-    Args: second_data, second_text: see `second_images` and `texts`; root: where relative paths start.
+    Args:
+        second_data, second_text: see `second_images` and `texts`; root: where relative paths start.
+        text_centring: what takes the gap away. "shift": one vector, onto the mean of the images; "own": the texts' own mean
+            and scale take the place of the coder's, as in MSAE's `-dm`.
     """
+    if text_centring not in ("shift", "own"):
+        raise ValueError(f"text_centring = {text_centring!r}: must be shift or own")
     images, text = (f(data, given, root, scratch) for f, given in ((second_images, second_data), (texts, second_text)))
-    return [s for s in (images, text, text and centred(data, text)) if s is not None]
+    if text is None:
+        return [images] * (images is not None)
+    what = "the same, each coder with their mean and scale in place of its own"
+    own = replace(text, name=f"{text.name}, own centring", what=what, own=True)
+    apart = centred(data, text) if text_centring == "shift" else own
+    return [s for s in (images, text, apart) if s is not None]
 
 
 def second_images(data: Data, given: str, root: Path, out: Path) -> OtherData | None:
@@ -104,13 +120,31 @@ def centred(data: Data, text: OtherData) -> OtherData:
     return OtherData(f"{text.name}, centred", what, (text.x + shift).astype(np.float32), text.rows)
 
 
+def brought(coder, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """x (N, D) to where the coder's own units are those of x by the mean and scale of its rows: (x - mean) / scale.
+
+    A coder that takes off no mean, or does not scale, does neither here. Source: MSAE's second modality (arXiv 2502.20578).
+    """
+    mean, scale = (a.cpu().double().numpy() for a in (coder.x_mean, coder.x_scale))  # (D,)
+    x = np.asarray(x, np.float64)
+    x = x - target_mean(x, rows) if mean.any() else x
+    if (scale != 1).any():
+        x = x / np.sqrt(np.square(x[rows]).mean(axis=0 if coder.config.scale == "std" else None))
+    return (x * scale + mean).astype(np.float32)
+
+
 def evaluate_on(
     sets: list[OtherData], data: Data, subjects: list[Subject], seed: int = 0
 ) -> list[tuple[str, Subject, Scan]]:
     """`scan` of every subject (target x) on every set; the linear probe is fitted on the run's train rows."""
     labels, _ = targets(data.manifest, data.facts["labels"])
     how = {"probe": fit_probe(data.x, data.rows("train"), labels), "seed": seed}
-    return [(o.name, s, scan(s.coder, o.x, o.x, o.rows, classes=o.classes, **how)) for o in sets for s in subjects]
+    found = []
+    for o in sets:
+        for s in subjects:
+            x = brought(s.coder, o.x, o.rows) if o.own else o.x
+            found.append((o.name, s, scan(s.coder, x, x, o.rows, classes=o.classes, **how)))
+    return found
 
 
 def beside_test(found: list[tuple[str, Subject, Scan]], test: pd.DataFrame, part: str) -> pd.DataFrame:

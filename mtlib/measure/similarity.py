@@ -119,20 +119,28 @@ def seed_pairs(subjects: list[Subject]) -> list[tuple[Subject, Subject]]:
     return [pair for m in methods for pair in combinations([s for s in subjects if s.method == m], 2)]
 
 
-def align(subjects: list[Subject], shared: float = SHARED, seed: int = 0) -> pd.DataFrame:
-    """Do two seeds of a method learn the same latents? Matched one to one, by what they write and by what they read.
+def file_pairs(subjects: list[Subject]) -> list[tuple[Subject, Subject]]:
+    """Every pair of coders that were trained elsewhere (of no preset) and write the same: their files say no seeds."""
+    given = [s for s in subjects if not s.preset]
+    return [(a, b) for a, b in combinations(given, 2) if a.target == b.target]
 
-    Returns: frame of method, seed_a, seed_b, n_latents; decoder, encoder: mean cosine of the matched rows; decoder_shared,
-        encoder_shared: share of pairs with cosine >= `shared`; both_shared: share of latents whose two matchings agree on the
-        partner and are both >= `shared`; chance: the decoder's mean cosine against random rows.
+
+def align(subjects: list[Subject], shared: float = SHARED, seed: int = 0) -> pd.DataFrame:
+    """Do two seeds of a method, or two files, learn the same latents? Matched one to one, by what they write and what they read.
+
+    Returns: frame of method (of two files "a | b"), seed_a, seed_b, n_latents (matched); decoder, encoder: mean cosine of the matched
+        rows; decoder_shared, encoder_shared: share of pairs with cosine >= `shared`; both_shared: share of latents whose two
+        matchings agree on the partner and are both >= `shared`; chance: the decoder's mean cosine against random rows.
     Source: the matching of arXiv 2501.16615 (used by MSAE, arXiv 2502.20578).
     """
     lines = []
-    for a, b in seed_pairs(subjects):
+    for a, b in [*seed_pairs(subjects), *file_pairs(subjects)]:
+        a, b = sorted((a, b), key=lambda s: s.coder.n_latents)  # every latent of the smaller has a partner
         written = [s.coder.W_dec.detach().cpu().numpy() for s in (a, b)]
         read = [s.coder.W_enc.T.detach().cpu().numpy() for s in (a, b)]
         (_, to_dec, by_dec), (_, to_enc, by_enc) = matched(*written), matched(*read)
-        line = {"method": a.method, "seed_a": a.seed, "seed_b": b.seed, "n_latents": len(written[0])}
+        name = a.method if a.method == b.method else f"{a.method} | {b.method}"
+        line = {"method": name, "seed_a": a.seed, "seed_b": b.seed, "n_latents": len(written[0])}
         for name, cosine in (("decoder", by_dec), ("encoder", by_enc)):
             line |= {name: cosine.mean(), f"{name}_shared": (cosine >= shared).mean()}
         same = (to_dec == to_enc) & (by_dec >= shared) & (by_enc >= shared)

@@ -36,7 +36,7 @@ WHY = {  # what is missing, in words
     "monoloss": "a method that was trained without and with MonoLoss",
     "pictures": "images that may be shown",
     "scenes": "scenes that were drawn here",
-    "seeds": "a second seed of a method",
+    "seeds": "a second seed of a method, or a second checkpoint",
     "targets": "labels or classes on train, validation and test images, one row per image",
     "text": "texts in the space of the embeddings",
     "tower": "an encoder with a text tower",

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from mtlib.coders.published import read_published
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed import store
 from mtlib.embed.manifest import InputError
@@ -13,6 +15,7 @@ from mtlib.features import other_data
 from mtlib.measure.codes import Subject
 from mtlib.measure.scan import scan
 from tests import synthetic
+from tests.coders import checkpoints
 
 D = 16
 
@@ -87,6 +90,28 @@ def test_centred_texts_have_the_images_mean_and_their_own_differences(data):
     assert other_data.texts(few, "", None, None) is None
     assert [s.name for s in other_data.other_sets(many, "", "", None, None)][-2:] == ["text", "text, centred"]
     assert other_data.other_sets(few, "", "", None, None) == []
+
+
+def test_texts_with_their_own_centring_reach_a_published_coder_in_its_units(data, tmp_path):
+    """MSAE's -dm: (t - mean(t)) * sqrt(D) / rms norm of that, in place of the mean and scaling_factor of the checkpoint."""
+    written = checkpoints.msae(tmp_path, D, 48, "TopKReLU_8")
+    coder = read_published(written.path)
+    t = np.random.default_rng(2).normal(size=(90, D)) * 5 + 3
+    np.save(tmp_path / "captions.npy", t.astype(np.float32))
+    sets = other_data.other_sets(data, "", "captions.npy", tmp_path, tmp_path, "own")
+    assert [s.name for s in sets][-2:] == ["text", "text, own centring"]
+    x = other_data.brought(coder, sets[-1].x, sets[-1].rows)
+    with torch.no_grad():
+        units = coder._inputs(torch.from_numpy(x)).numpy()
+    centred = t - t.mean(0)
+    np.testing.assert_allclose(units, centred * np.sqrt(D / (centred**2).sum(1).mean()), atol=1e-4)
+    subject = Subject("theirs", 0, "", "x", coder)
+    found = other_data.evaluate_on(sets[-1:], data, [subject])[0][2].summary
+    assert found["fvu"] == pytest.approx(scan(coder, x, x, np.arange(90)).summary["fvu"])
+    coder.x_mean.zero_(), coder.x_scale.fill_(1)
+    np.testing.assert_allclose(other_data.brought(coder, t, np.arange(90)), t, rtol=1e-6)
+    with pytest.raises(ValueError, match="text_centring = 'theirs': must be shift or own"):
+        other_data.other_sets(data, "", "captions.npy", tmp_path, tmp_path, "theirs")
 
 
 def test_tables_put_the_runs_own_test_images_first_and_only_these_coders(data, subjects, tmp_path):

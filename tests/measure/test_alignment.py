@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
+from mtlib.coders.published import read_published
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.measure.codes import Subject
 from mtlib.measure.similarity import align, matched, stability
+from tests.coders import checkpoints
 
 
 def _subject(seed: int, order=None, method: str = "topk") -> Subject:
@@ -49,6 +52,20 @@ def test_disagreeing_matchings_share_nothing():
         b.coder.dec[0].copy_(b.coder.dec[0].roll(1, 0))  # latent j writes what j - 1 wrote and reads what j read
     line = align([a, b]).iloc[0]
     assert line[["decoder", "encoder"]].tolist() == pytest.approx([1, 1]) and line["both_shared"] == 0
+
+
+def test_two_files_are_matched_like_two_seeds(tmp_path):
+    """As MSAE's alignment of two files: Hungarian on unit decoder rows, and on unit encoder columns."""
+    files = [checkpoints.msae(tmp_path, 6, 24 + 8 * i, "TopKReLU_4", seed=i).path for i in range(2)]
+    theirs = [Subject(f"file{i}", 0, "", "x", read_published(path)) for i, path in enumerate(files)]
+    found = align([*theirs[::-1], _subject(0)])
+    assert found["method"].tolist() == ["file0 | file1"] and found["n_latents"].tolist() == [24]
+    saved = [torch.load(path, weights_only=False)["model"] for path in files]
+    for what, rows in {"decoder": lambda s: s["decoder"], "encoder": lambda s: s["encoder"].T}.items():
+        a, b = (rows(s).double().numpy() for s in saved)
+        cosine = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+        row, column = linear_sum_assignment(-cosine)
+        assert found[what].iloc[0] == pytest.approx(cosine[row, column].mean(), rel=1e-6)
 
 
 def test_every_pair_of_seeds_of_every_method():
