@@ -1,0 +1,43 @@
+"""Every command line of README.md and docs/ parses: its profile, its parameters and each key of a method exist."""
+
+import re
+import shlex
+
+import pytest
+
+from mtlib.learn.config import MethodsConfig
+from mtlib.run import params, profiles
+
+PLACES = profiles.Places()
+PAGES = [PLACES.root / "README.md", *sorted((PLACES.root / "docs").glob("*.md"))]
+OTHERS = ("test", "keep", "prove", "bench", "viewer", "pair", "lock")  # words of run_all.sh that are no profile
+COMMAND = re.compile(r"^(\./run_all\.sh.*)$|`(\./run_all\.sh[^`]*)`", re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """Each command once, in the order of the pages."""
+    found = [a or b for page in PAGES for a, b in COMMAND.findall(page.read_text(encoding="utf-8"))]
+    return list(dict.fromkeys(re.sub(r"\s+#.*", "", command).strip() for command in found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_documented_command_parses(command):
+    words = shlex.split(command)[1:]
+    if not words or words[0] in OTHERS or words[0].startswith("<"):
+        return
+    profile = "demo" if words[0].startswith("-") else words[0]
+    given = params.parse_overrides([words[i + 1] for i, word in enumerate(words) if word == "-p"])
+    for stage in profiles.stages_of(profile, given, PLACES):  # the profile and its notebooks exist
+        assert (PLACES.root / "notebooks" / f"{stage}.py").is_file()
+    own = profiles.stages_of(profile, given, PLACES)
+    notebooks = {s: params.notebook_parameters(PLACES.root / "notebooks" / f"{s}.py") for s in own}
+    plain = {k: v for k, v in given.items() if k not in ("run", profiles.NOTEBOOKS)}
+    params.check(plain, notebooks, command)
+    if "methods" in given:
+        MethodsConfig(methods=given["methods"], seeds=[0])
+
+
+def test_commands_are_found_in_every_table_of_the_five_systems():
+    text = (PLACES.root / "docs" / "commands.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert len(sections) == 5 and all(COMMAND.search(section) for section in sections)
