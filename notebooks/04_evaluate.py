@@ -82,6 +82,17 @@ done = metrics[metrics["status"] == "ok"]
 stage.table(metrics, "metrics", "Every method and seed: all measures on the test images.")
 
 # %% [markdown]
+# ## Train, validation and test
+#
+# The same measures on the images that a coder has learned from, on those that chose its best step, and on test: where they part,
+# it has learned its images by heart. `scan/<method>/results.json` has them as MonoLoss's authors report them.
+
+# %%
+splits = compare.splits_table(subjects, scans)
+stage.table(splits, "splits", "Every method and seed: train, validation and test images.")
+splits.pivot_table(index="method", columns="split", values=["fvu", "l0", "mono_score"], sort=False).round(3)
+
+# %% [markdown]
 # ## A fair comparison
 #
 # FVU is the share of the target's variance that is left: 0 is perfect, 1 is what the mean would leave. **An FVU of `x` and one of

@@ -131,7 +131,7 @@ def one_pass(made: Made) -> dict[str, float]:
 def all_at_once(made: Made) -> dict[str, float]:
     """`scan`, as notebook 04 calls it: everything above, dead latents on train, CKNNA, coherence, top images."""
     family = pd.factorize(made.truth["family"])[0]
-    return _timed("scan: all of them", lambda: scan(made.coder, made.x, made.x, made.rows, made.rows, classes=family, readout=made.classifier))  # fmt: skip
+    return _timed("scan: all of them", lambda: scan(made.coder, made.x, made.x, made.rows, {"train": made.rows}, classes=family, readout=made.classifier))  # fmt: skip
 
 
 def decoders(made: Made) -> dict[str, float]:

@@ -26,10 +26,12 @@ from mtlib.measure.scan import TOP_N, Scan, activity, scan, write_scan
 from mtlib.measure.similarity import seed_stability
 from mtlib.measure.zero_shot import ZeroShot
 from mtlib.plots import base_name, base_names, legend, panels
+from mtlib.run.artifacts import write_json
 
 TOLERANCE = 0.05  # measured test L0 within this share of its target is matched
 GROUP = ["target", "l0_target"]
 SIZES = ["n_latents", "n_parameters"]
+SPLIT = ["n_rows", "l0", "fvu", "cosine", "silent_fraction", "mono_score", "mono_score_median", "mono_score_p90", "r2"]
 MONO = ("l0", "fvu", "explained_variance", "mono_score", "mono_score_median", "mono_score_p90", "purity")
 
 
@@ -41,8 +43,9 @@ def scan_all(
     zero_shot: ZeroShot | None = None,
     top_n: int = TOP_N,
 ) -> list[Scan]:
-    """`scan` of every subject on the test rows, dead latents counted on train; zero-shot for coders of the final embedding."""
+    """`scan` of every subject on the test rows, and what every split has on train and val; zero-shot for coders of the final embedding."""
     rows, train = data.rows("test"), data.rows("train")
+    others = {name: some for name in ("train", "val") if len(some := data.rows(name)) > 1}
     labels, probes, out = targets(data.manifest, data.facts["labels"])[0], {}, []
     classes = image_classes(data.manifest, data.tokens)[0]
     settings = dict(classes=classes, labels=data.labels(), tokens=data.tokens, top_n=top_n, seed=seed)
@@ -54,16 +57,39 @@ def scan_all(
         settings["probe"] = probes[s.target]
         settings["readout"] = None if classifier is None else readout(classifier, s.target)
         settings["zero_shot"] = zero_shot if s.target == "x" and "layer" not in data.facts else None
-        out.append(scan(s.coder, data.x, target, rows, train, **settings))
+        out.append(scan(s.coder, data.x, target, rows, others, **settings))
     return out
 
 
 def write_scans(folder: Path, data: Data, subjects: list[Subject], scans: list[Scan], top_n: int = TOP_N) -> None:
-    """`write_scan` of the first seed of each method into <folder>/<method>, with its activity on the validation images."""
+    """`write_scan` of the first seed of each method into <folder>/<method>, with its activity on the validation images, and
+    its `published_results`."""
     names, found = image_classes(data.manifest, data.tokens)[1], dict(zip(map(id, subjects), scans, strict=True))
     for s in first_seeds(subjects):
         val = activity(s.coder, data.x, data.rows("val"), tokens=data.tokens, top_n=top_n)
         write_scan(folder / s.method, found[id(s)], val, data.manifest, names)
+        write_json(folder / s.method / "results.json", published_results(s, found[id(s)]))
+
+
+def splits_table(subjects: list[Subject], scans: list[Scan]) -> pd.DataFrame:
+    """One line per method, seed and split: what every split has."""
+    order = ("train", "val", "test")
+    pairs = [
+        (s, found, name) for s, found in zip(subjects, scans, strict=True) for name in order if name in found.splits
+    ]
+    lines = [s.key | {"split": name} | found.splits[name] for s, found, name in pairs]
+    return pd.DataFrame(lines, columns=[*(subjects[0].key if subjects else ()), "split", *SPLIT])
+
+
+def published_results(subject: Subject, found: Scan) -> dict:
+    """results.json as MonoLoss's authors write it, but for {split}_loss, which is of batches: a coder's settings, its last step,
+    and of every split nmse or l2 (the error it was trained with), active, r2 and monosemanticity."""
+    recorded, error = getattr(subject.coder, "recorded", {}), subject.coder.config.error
+    config = subject.coder.config.model_dump(mode="json") | recorded.get("train", {})
+    lines = {"config": config, "final_step": recorded.get("result", {}).get("step")}
+    names = ["nmse" if error == "nmse" else "l2", "active", "r2"]
+    names += [f"monosemanticity_{name}" for name in ("mean", "median", "p90")]
+    return lines | {f"{split}_{n}": values[n] for split, values in found.splits.items() for n in names}
 
 
 def metrics_table(

@@ -80,6 +80,12 @@ class MonoScore:
             "mean_cosine": float((self.e @ self.e - self.n) / (self.n * (self.n - 1))) if self.n > 1 else float("nan"),
         }
 
+    def published(self) -> dict:
+        """As MonoLoss's authors report it: a latent without a score counts as 0."""
+        score = np.nan_to_num(self.scores())
+        found = {"mean": score.mean(), "median": np.median(score), "p90": np.percentile(score, 90)}
+        return {f"monosemanticity_{name}": float(value) for name, value in found.items()}
+
 
 def _by_column(m: sparse.csc_array | np.ndarray, ufunc: np.ufunc) -> np.ndarray:
     """(S,) sum, minimum or maximum of each column of (B, S); the zeros that a sparse matrix leaves out count."""

@@ -42,7 +42,8 @@ class Reconstruction:
         self.mean = torch.as_tensor(np.asarray(mean, np.float64))
         self.n = self.n_cos = 0
         self.sse, self.sst = torch.zeros_like(self.mean), torch.zeros_like(self.mean)  # (O,)
-        self.sae = self.sat = self.cos = 0.0
+        self.sae = self.sat = self.cos = self.relative = 0.0
+        self.off = torch.zeros_like(self.mean)  # (O,) sum of y - mean, 0 where mean is the split's
 
     def update(self, y: Tensor, y_hat: Tensor) -> None:
         """Add a batch: y, y_hat (B, O). Raises: ValueError if the shapes differ."""
@@ -53,12 +54,14 @@ class Reconstruction:
         self.n += len(y)
         self.sse += error.square().sum(0)
         self.sst += centred.square().sum(0)
+        self.off += centred.sum(0)
         self.sae += float(error.abs().sum())
         self.sat += float(centred.abs().sum())
         norms = y.norm(dim=1) * y_hat.norm(dim=1)  # (B,)
         ok = norms > 0
         self.n_cos += int(ok.sum())
         self.cos += float(((y * y_hat).sum(1)[ok] / norms[ok]).sum())
+        self.relative += float((error.square().sum(1) / y.square().sum(1).clamp_min(TINY)).sum())
 
     def result(self) -> dict:
         """fvu, explained_variance, mse, nmae, cosine; how many rows had no direction and how many units are constant.
@@ -78,6 +81,14 @@ class Reconstruction:
             "n_zero_norm": self.n - self.n_cos,
             "n_constant_units": int((self.sst <= TINY * self.n).sum()),
         }
+
+    def published(self) -> dict:
+        """The same as MonoLoss's authors report it: nmse (mean over rows of sum((y - y_hat)^2) / sum(y^2)), l2 (per element), r2
+        (mean over the units that vary, around the mean of the rows seen)."""
+        spread = self.sst - self.off.square() / self.n
+        r2 = (1 - self.sse / (spread + TINY))[spread > TINY]
+        l2 = float(self.sse.sum()) / (self.n * len(self.mean))
+        return {"nmse": self.relative / self.n, "l2": l2, "r2": float(r2.mean())}
 
 
 class Curve:

@@ -1,6 +1,7 @@
 """One pass over a split gives everything that is measured of a coder; memory is flat in the number of rows.
 
 summary      one number per measure of the definition card
+splits       those of them that every split has: on train, val and test
 latents      one line per latent: how often and how strongly it fires, errors among its images, mono_score, purity
 strongest    of each latent the images on which it fires most, and a histogram of its activations
 levels       FVU and measured L0 of every level of a Matryoshka coder
@@ -21,6 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mtlib.coders.scaling import row_norms
 from mtlib.measure.codes import BATCH, MIN_ACTIVE, CodeCounts, iter_codes, per_image
 from mtlib.measure.logit import LogitChange
 from mtlib.measure.monosemanticity import MonoScore, Purity
@@ -143,11 +145,42 @@ def activity(coder, x: np.ndarray, rows: np.ndarray, *, tokens: int = 1, batch: 
     return found
 
 
+class SplitSums:
+    """What is measured on every split: the reconstruction, how many latents fire, MonoScore; and the same as MonoLoss's authors
+    report it, with unit_rows of targets of norm 1."""
+
+    def __init__(self, coder, x: np.ndarray, target: np.ndarray, rows: np.ndarray, tokens: int = 1):
+        self.coder, self.target, n_latents = coder, target, len(coder.W_dec)
+        self.total = self.in_units = Reconstruction(target_mean(target, rows))
+        if getattr(coder.config, "unit_rows", False):
+            self.in_units = Reconstruction(np.zeros(target.shape[1]))
+        self.counts, self.mono = CodeCounts(n_latents, tokens), MonoScore(n_latents, x.shape[1])
+
+    @torch.no_grad()
+    def update(self, rows: np.ndarray, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a batch as `iter_codes` gives it. Returns: its targets and their reconstructions, (B, O) twice."""
+        y = torch.from_numpy(np.ascontiguousarray(self.target[rows], dtype=np.float32)).to(z.device)
+        y_hat = self.coder.decode(z, -1, x)
+        self.total.update(y, y_hat)
+        if self.in_units is not self.total:
+            self.in_units.update(y / row_norms(y), y_hat / row_norms(y))
+        self.counts.update(z)
+        self.mono.update(x, z)
+        return y, y_hat
+
+    def result(self) -> dict:
+        return self.total.result() | self.counts.result() | self.mono.summary()
+
+    def published(self) -> dict:
+        return self.in_units.published() | {"active": self.counts.result()["l0"]} | self.mono.published()
+
+
 @dataclass(frozen=True)
 class Scan:
     """What `scan` returns, see the module."""
 
     summary: dict
+    splits: dict[str, dict]
     latents: pd.DataFrame
     levels: pd.DataFrame
     progressive: pd.DataFrame
@@ -159,7 +192,7 @@ def scan(
     x: np.ndarray,
     target: np.ndarray,
     rows: np.ndarray,
-    rows_train: np.ndarray | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
     *,
     batch: int = BATCH,
     labels: np.ndarray | None = None,
@@ -177,7 +210,7 @@ def scan(
     Args:
         x, target:  (N, D) and (N, O) float, arrays or memory maps.
         rows:       (n,) rows to measure on (test), without duplicates, whole images.
-        rows_train: rows for dead_fraction; None leaves it NaN.
+        others:     rows of other splits; those of "train" give dead_fraction, NaN without them.
         labels:     (N,) see `Activity`.
         classes:    (N,) integer class of every row, -1 unknown, for purity; None leaves it out.
         probe:      what `fit_probe` returned, for probe_kl and probe_agreement; probe_labels: (N,) what it says, for its F1.
@@ -189,8 +222,9 @@ def scan(
     S, d_out = coder.W_dec.shape
     if target.shape != (len(x), d_out):
         raise ValueError(f"target {target.shape} for x {x.shape}, W_dec {(S, d_out)}: expected {(len(x), d_out)}")
-    mean, images = target_mean(target, rows), rows[::tokens]
-    total, counts, mono = Reconstruction(mean), CodeCounts(S, tokens), MonoScore(S, x.shape[1])
+    images = rows[::tokens]
+    test = SplitSums(coder, x, target, rows, tokens)
+    mean = test.total.mean
     by_level, by_size = Curve(len(coder.config.levels), mean), Curve(len(kept_sizes(S)), mean)
     active = Activity(S, top_n, labels)
     purity = Purity(classes, images, S, seed=seed) if classes is not None and (classes[images] >= 0).any() else None
@@ -198,14 +232,10 @@ def scan(
     losses = [measure(given) for measure, given in asked if given is not None]
 
     for some, xb, z in iter_codes(coder, x, rows, batch, tokens):
-        y = torch.from_numpy(np.ascontiguousarray(target[some], dtype=np.float32)).to(z.device)  # (B, O)
+        y, y_hat = test.update(some, xb, z)
         with torch.no_grad():
-            y_hat = coder.decode(z, -1, xb)  # (B, O)
             by_level.update(y, levels(coder, xb, z, y_hat))
             by_size.update(y, largest(coder, xb, z, y_hat))
-        total.update(y, y_hat)
-        counts.update(z)
-        mono.update(xb, z)
         for loss in losses:
             loss.update(some, y, y_hat)
         of_images = per_image(z.cpu(), tokens)
@@ -213,16 +243,19 @@ def scan(
         if purity is not None:
             purity.update(some[::tokens], of_images)
 
-    summary = total.result() | counts.result() | {"dead_fraction": float("nan")} | mono.summary()
-    if rows_train is not None:
-        on_train = CodeCounts(S)
-        for _, _, z in iter_codes(coder, x, rows_train, batch):
-            on_train.update(z)
-        summary["dead_fraction"] = on_train.result()["silent_fraction"]
-    summary["n_assessed"] = int((counts.fired_images >= MIN_ACTIVE).sum())
+    summary = test.result() | {"dead_fraction": float("nan")}
+    splits = {"test": test.result() | test.published()}
+    for name, of_split in (others or {}).items():
+        found = SplitSums(coder, x, target, of_split, tokens)
+        for some in iter_codes(coder, x, of_split, batch, tokens):
+            found.update(*some)
+        splits[name] = found.result() | found.published()
+    if "train" in splits:
+        summary["dead_fraction"] = splits["train"]["silent_fraction"]
+    summary["n_assessed"] = int((test.counts.fired_images >= MIN_ACTIVE).sum())
     for loss in losses:
         summary |= loss.result()
-    latents = active.frame().assign(mono_score=mono.scores())
+    latents = active.frame().assign(mono_score=test.mono.scores())
     if purity is not None:
         of_latents = pd.DataFrame(purity.result())
         latents = latents.join(of_latents)
@@ -231,7 +264,8 @@ def scan(
     summary |= neighbours_kept(coder, x, rows, seed)
     summary["decoder_coherence"] = decoder_coherence(coder.W_dec.detach().cpu().numpy())
     of_levels = by_level.result(level=range(len(by_level.fired)), n_latents=coder.config.levels)
-    return Scan(summary, latents, of_levels, by_size.result(kept=kept_sizes(S), k=trained_k(coder) or np.nan), active)
+    of_sizes = by_size.result(kept=kept_sizes(S), k=trained_k(coder) or np.nan)
+    return Scan(summary, splits, latents, of_levels, of_sizes, active)
 
 
 def top_images_table(found: Mapping[str, Activity], manifest: pd.DataFrame) -> pd.DataFrame:

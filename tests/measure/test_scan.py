@@ -37,7 +37,7 @@ def classifier():
 
 def run(model, x, target=None, batch=2048, **more):
     rows = np.arange(100, 300)
-    return scan(model, x, x if target is None else target, rows, np.arange(100), batch=batch, **more)
+    return scan(model, x, x if target is None else target, rows, {"train": np.arange(100)}, batch=batch, **more)
 
 
 def test_matrix_is_sparse_or_dense_with_the_same_products():
@@ -125,6 +125,23 @@ def test_nested_levels_count_the_codes_they_keep(data):
     model = coder("msae_rw", ks=(2, 5, 9), level_weights=(1, 1, 1))
     z = model.encode(torch.from_numpy(data[0][:50]))
     assert [(level_codes(model.config, z, i) != 0).sum(1).max().item() for i in range(3)] == [2, 5, 9]
+
+
+@pytest.mark.parametrize("preset", ["topk", "monoloss_batch_topk"])
+def test_every_split_is_measured_alike_and_as_published(data, preset):
+    x, model = data[0], coder(preset, k=8)
+    found = run(model, x).splits
+    assert list(found) == ["test", "train"] and found["train"]["n_rows"] == 100
+    alone = scan(model, x, x, np.arange(100)).splits["test"]
+    assert found["train"] == pytest.approx(alone, nan_ok=True)
+    with torch.no_grad():
+        y_hat = model.decode(model.encode(torch.from_numpy(x[:100])), -1, torch.from_numpy(x[:100])).double().numpy()
+    norm = np.linalg.norm(x[:100].astype(float), axis=1, keepdims=True) if model.config.unit_rows else 1.0
+    y, error = x[:100] / norm, (x[:100] - y_hat) / norm
+    r2 = (1 - (error**2).sum(0) / ((y - y.mean(0)) ** 2).sum(0)).mean()
+    assert found["train"]["r2"] == pytest.approx(r2, rel=1e-5)
+    assert found["train"]["l2"] == pytest.approx((error**2).mean(), rel=1e-5)
+    assert found["train"]["nmse"] == pytest.approx(((error**2).sum(1) / (y**2).sum(1)).mean(), rel=1e-5)
 
 
 def test_kept_sizes_double_up_to_all():
