@@ -44,8 +44,9 @@ from mtlib.embed import store
 from mtlib.features import collages, table
 from mtlib.features.choice import CollageSettings
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.codes import fire_together, first_seeds, interpreted, open_subjects
+from mtlib.measure.codes import fire_together, first_seeds, interpreted, open_subjects, sparse_codes
 from mtlib.measure.logit import causal_relevance
+from mtlib.measure.similarity import copies
 from mtlib.run.stage import Stage
 
 # %%
@@ -77,7 +78,8 @@ truth = {s.method: table.truth_columns(s.coder, data) for s in subjects}
 tables = {}
 for s in subjects:
     latents = pd.read_parquet(scans / s.method / "latents.parquet")
-    tables[s.method] = table.feature_table(latents, data, causal.get(s.method), truth.get(s.method))
+    copy_of = copies(sparse_codes(s.coder, data.x, test, tokens=data.tokens))
+    tables[s.method] = table.feature_table(latents, data, copy_of, causal.get(s.method), truth.get(s.method))
     together = fire_together(s.coder, data.x, test, data.tokens)
     weights = (w.detach().numpy() for w in (s.coder.W_dec, s.coder.W_enc))
     similar = table.similar_features(*weights, latents["n_active"].to_numpy(), together)
@@ -86,7 +88,7 @@ for s in subjects:
 # %%
 overview = table.overview(tables, interpreted(stage.input("03_train")))
 headings = {"method": "method", "n_latents": "latents", "n_active": "fire on test", "n_assessed": "assessed"}
-headings |= {"median_density": "median density", "n_enriched": "enriched", "n_threshold": "error ratio ≥ 0.95"}
+headings |= {"n_copies": "copies", "median_density": "median density", "n_enriched": "enriched", "n_threshold": "error ratio ≥ 0.95"}
 headings |= {"median_mono_score": "median MonoScore", "median_purity": "median purity"}
 headings |= {"beyond_control": "change of the logit beyond its control", "reason": "left out because"}
 stage.table(overview, "features", "Features of each method; medians are of the assessed ones.", headings)

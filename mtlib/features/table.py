@@ -21,17 +21,22 @@ CAUSAL = ["causal_relevance", "causal_control_latents", "causal_control_random"]
 RATIOS = ("n_error", "error_ratio", "error_low", "error_high", "base_rate", "p_fisher", "q_bh", "q_by")
 COLUMNS = ["feature", "density", "n_active_test", "n_active_val", "mean_activation", "max_activation"]
 COLUMNS += ["error_ratio", "error_low", "error_high", "base_rate", "n_error", "assessed", "p_fisher", "q_bh", "q_by"]
-COLUMNS += ["mono_score", "purity", "purity_null", "dominant_class", *CAUSAL]
+COLUMNS += ["mono_score", "purity", "purity_null", "dominant_class", "copy_of", *CAUSAL]
 TRUTH_COLUMNS = ["top_cause", "top_cause_share", "q_cause", "is_error"]
 
 
 def feature_table(
-    latents: pd.DataFrame, data: Data, causal: pd.DataFrame | None = None, truth: pd.DataFrame | None = None
+    latents: pd.DataFrame,
+    data: Data,
+    copy_of: np.ndarray,
+    causal: pd.DataFrame | None = None,
+    truth: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """features.parquet: one line per latent, none left out. What was not measured is NaN.
 
     Args:
         latents: scan/<method>/latents.parquet of 04.
+        copy_of: (S,) of `mtlib.measure.similarity.copies`.
         causal:  what `mtlib.measure.logit.causal_relevance` returned.
         truth:   what `truth_columns` returned; None leaves its columns out.
     """
@@ -43,6 +48,7 @@ def feature_table(
             latents["n_error"], latents["n_labelled"], int((labels == 1).sum()), int((labels >= 0).sum())
         )
         frame = frame.assign(**{name: ratios[name] for name in (*RATIOS, "assessed")})
+    frame = frame.assign(copy_of=copy_of)
     frame = frame if causal is None else frame.assign(**{name: causal[name] for name in CAUSAL})
     frame = frame.reindex(columns=COLUMNS)
     frame["dominant_class"] = frame["dominant_class"].fillna("")
@@ -102,6 +108,7 @@ def overview(tables: dict[str, pd.DataFrame], coders: pd.DataFrame) -> pd.DataFr
             "n_latents": len(table),
             "n_active": int((table["n_active_test"] > 0).sum()),
             "n_assessed": len(assessed),
+            "n_copies": int((assessed["copy_of"] != assessed["feature"]).sum()),
             "median_density": assessed["density"].median(),
             "median_error_ratio": assessed["error_ratio"].median(),
             "base_rate": table["base_rate"].iloc[0],

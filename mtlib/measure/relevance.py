@@ -72,26 +72,36 @@ def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame 
     """All relevance scores of one method over its one denominator, n_latents = len(features).
 
     Args: features: 05's features.parquet, none left out. verdicts: 06's; None leaves the judges' lines out.
-    Returns: frame of method, score, n_yes, n_latents, share, low, high (Wilson), n_assessed, assessed_rate, judge: a line for
+    Returns: frame of method, score, n_yes, n_latents, share, low, high (Wilson), n_distinct and share_distinct (n_yes and share
+        when copies, see `similarity.copies`, count once), n_assessed, assessed_rate, judge: a line for
         relevance_threshold, relevance_enriched, relevance_enriched_by, and for relevance_judge of each judge, with n_refused,
         n_failed, n_skipped (and n_unasked, of a run that stopped at a limit) counted apart, never as no.
     """
     n, assessed = len(features), features["assessed"].to_numpy(bool)
+    first = features["copy_of"].to_numpy() == features["feature"].to_numpy()
     yes = {
         "relevance_threshold": features["error_ratio"] >= PUBLISHED_RATIO,
         "relevance_enriched": features["q_bh"] <= LEVEL,
         "relevance_enriched_by": features["q_by"] <= LEVEL,
     }
-    lines = [(score, int((assessed & y).sum()), int(assessed.sum()), {"judge": ""}) for score, y in yes.items()]
+    found = {score: features.loc[assessed & y, "feature"] for score, y in yes.items()}
+    lines = [(score, own, int(assessed.sum()), {"judge": ""}) for score, own in found.items()]
     for judge, group in verdicts.groupby("judge", sort=True) if verdicts is not None else ():
-        counts = group.drop_duplicates("feature", keep="last")["verdict"].value_counts()
-        n_yes, judged = int(counts.get("error", 0)), int(counts.get("error", 0) + counts.get("no_error", 0))
+        last = group.drop_duplicates("feature", keep="last")
+        counts, own = last["verdict"].value_counts(), last.loc[last["verdict"] == "error", "feature"]
+        judged = len(own) + int(counts.get("no_error", 0))
         kinds = ("refused", "failed", "skipped", *(["unasked"] if "unasked" in counts else []))
         apart = {f"n_{v}": int(counts.get(v, 0)) for v in kinds}
-        lines.append(("relevance_judge", n_yes, judged, {"judge": judge} | apart))
-    low, high = wilson([line[1] for line in lines], np.full(len(lines), n))
-    frame = pd.DataFrame({"method": method, "score": score, "n_yes": k, "n_latents": n} for score, k, _, _ in lines)
-    frame = frame.assign(share=frame["n_yes"] / n, low=low, high=high, n_assessed=[line[2] for line in lines])
+        lines.append(("relevance_judge", own, judged, {"judge": judge} | apart))
+    frame = pd.DataFrame(
+        {"method": method, "score": score, "n_yes": len(own), "n_latents": n} for score, own, _, _ in lines
+    )
+    low, high = wilson(frame["n_yes"], np.full(len(frame), n))
+    frame = frame.assign(share=frame["n_yes"] / n, low=low, high=high)
+    frame["n_distinct"] = [
+        int(features.loc[features["feature"].isin(own), "copy_of"].nunique()) for _, own, _, _ in lines
+    ]
+    frame = frame.assign(share_distinct=frame["n_distinct"] / first.sum(), n_assessed=[line[2] for line in lines])
     return frame.assign(assessed_rate=frame["n_assessed"] / n).join(pd.DataFrame([line[3] for line in lines]))
 
 

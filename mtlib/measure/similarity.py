@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 from mtlib.embed.store import unit_rows
@@ -13,12 +14,38 @@ from mtlib.measure.codes import Subject, iter_codes
 
 SAMPLE, N_SAMPLES, NEIGHBOURS = 2000, 5, 10
 SHARED = 0.7  # cosine from which a matched latent counts as the same one
+COPY = 0.9  # correlation of codes above which a latent is a copy of another
 
 
 def nearest(similarity: np.ndarray, n: int) -> np.ndarray:
     """(B, n) columns of the n largest entries of each row of similarity (B, S); equal entries: the smaller column."""
     n = min(n, similarity.shape[1])
     return np.argsort(-similarity, axis=1, kind="stable")[:, :n]
+
+
+def copies(codes: sparse.csr_array, chunk: int = 1024) -> np.ndarray:
+    """Which latents say the same: the codes of each against those of latents that are active on more rows.
+
+    Args: codes: (n, S) of the rows that decide. chunk: latents at a time; memory is chunk * S numbers.
+    Returns: (S,) of each latent the most active one whose codes correlate with its own above COPY and that is itself no
+        copy; the latent itself where there is none.
+    """
+    z = sparse.csc_array(codes, dtype=np.float64)
+    n, n_active = z.shape[0], np.diff(z.indptr)
+    mean, norm = z.sum(0) / n, np.sqrt(np.maximum(z.power(2).sum(0) / n - (z.sum(0) / n) ** 2, 0))
+    order = np.argsort(-n_active, kind="stable")
+    place, alike = np.argsort(order), {}
+    for start in range(0, len(norm), chunk):
+        own = np.arange(start, min(start + chunk, len(norm)))
+        together = (z[:, own].T @ z).toarray() / n - mean[own, None] * mean
+        near = (together > COPY * norm[own, None] * norm) & (norm[own, None] * norm > 0) & (place < place[own, None])
+        for i, j in zip(*np.nonzero(near), strict=True):
+            alike.setdefault(int(own[i]), []).append(int(j))
+    of = np.arange(len(norm))
+    for i in order:
+        firsts = [j for j in alike.get(int(i), []) if of[j] == j]
+        of[i] = min(firsts, key=place.__getitem__, default=i)
+    return of
 
 
 def _neighbours(kernel: np.ndarray, k: int) -> np.ndarray:

@@ -70,6 +70,7 @@ def declared(run: Reader, stage: str) -> list[dict]:
 def relevance(frame: pd.DataFrame) -> pd.DataFrame:
     """07_relevance with each share as text with its interval; the plain shares stay as <score>_share."""
     shares = {f"{c}_share": frame[c] for c in frame if f"{c}_low" in frame}
+    shares |= {c: frame[c].map(text.percent) for c in frame if c.endswith("_distinct")}
     return with_intervals(frame, text.percent).assign(**shares)
 
 

@@ -17,6 +17,7 @@ SCORES = {f"relevance_{s}": s for s in ("threshold", "enriched", "enriched_by")}
 HEADINGS = {  # of the relevance table, as far as a run has the score
     "threshold": "error ratio ≥ 0.95",
     "enriched": "enriched",
+    "enriched_distinct": "enriched, copies once",
     "enriched_by": "enriched (BY)",
     "judge_keyless": "judge: keyless",
     "judge_lmm": "judge: lmm",
@@ -50,9 +51,9 @@ def relevance_wide(reader: Reader, long: pd.DataFrame) -> pd.DataFrame:
     """The relevance table that others read: one line per method, the skipped ones with their reason.
 
     Returns: frame of method, target, n_latents, assessed, assessed_rate, then for threshold, enriched, enriched_by and
-        judge_<name>: the share, _n, _low and _high, and for judges _refused, _failed, _skipped (and _unasked);
-        feature_accuracy, with _n, _low and _high, its control feature_accuracy_shuffled and intruder_accuracy where 06
-        scored explanations; status, reason.
+        judge_<name>: the share, _n, _low and _high, _distinct (the share when copies count once), and for judges _refused,
+        _failed, _skipped (and _unasked); feature_accuracy, with _n, _low and _high, its control feature_accuracy_shuffled
+        and intruder_accuracy where 06 scored explanations; status, reason.
     """
     lines = []
     for coder in interpreted(reader.folders["03_train"]).itertuples():
@@ -66,7 +67,7 @@ def relevance_wide(reader: Reader, long: pd.DataFrame) -> pd.DataFrame:
         line |= {"n_latents": first.n_latents, "assessed": first.n_assessed, "assessed_rate": first.assessed_rate}
         for score in own.to_dict("records"):
             name = SCORES.get(score["score"]) or f"judge_{score['judge']}"
-            line |= _share(name, score, "share", "n_yes")
+            line |= _share(name, score, "share", "n_yes") | {f"{name}_distinct": score["share_distinct"]}
             if score["score"] == "relevance_judge":
                 line |= {f"{name}_{v}": score[f"n_{v}"] for v in APART if pd.notna(score.get(f"n_{v}"))}
         lines.append(line | feature_accuracy(reader, coder.method) | {"status": "ok", "reason": ""})

@@ -20,9 +20,10 @@ from mtlib.features.table import (
     write_features,
 )
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.codes import fire_together, interpreted
+from mtlib.measure.codes import fire_together, interpreted, sparse_codes
 from mtlib.measure.logit import causal_relevance
 from mtlib.measure.scan import activity, scan, write_scan
+from mtlib.measure.similarity import copies
 from tests.features.standins import LinearCoder
 from tests.synthetic import write_embed_stage
 
@@ -65,7 +66,8 @@ def folder(coder, data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def table(folder, coder, data):
     causal = causal_relevance(coder, Classifier(32, 16), data.x, data.rows("test"), "x")
-    return feature_table(pd.read_parquet(folder / "latents.parquet"), data, causal, truth_columns(coder, data))
+    copy_of = copies(sparse_codes(coder, data.x, data.rows("test"), tokens=data.tokens))
+    return feature_table(pd.read_parquet(folder / "latents.parquet"), data, copy_of, causal, truth_columns(coder, data))
 
 
 def test_table_has_the_promised_columns_and_every_latent(table):
@@ -113,7 +115,8 @@ def test_repeated_files_count_once(coder, data, tmp_path):
 def test_without_labels_the_error_columns_are_empty(coder, data, tmp_path):
     manifest = data.manifest.assign(label=pd.array([pd.NA] * len(data.manifest), dtype="Int64"))
     bare = type(data)(**(vars(data) | {"manifest": manifest, "truth": None}))
-    table = feature_table(pd.read_parquet(scanned(coder, bare, tmp_path) / "latents.parquet"), bare)
+    latents = pd.read_parquet(scanned(coder, bare, tmp_path) / "latents.parquet")
+    table = feature_table(latents, bare, latents["feature"])
     assert table[["error_ratio", "n_error"]].isna().all(axis=None) and list(table.columns) == COLUMNS
     assert table["assessed"].sum() >= 4 and table["purity"].notna().any()
     coders = pd.DataFrame({"method": ["sae"], "reason": ""})

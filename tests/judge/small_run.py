@@ -13,8 +13,10 @@ from mtlib.embed.store import open_data, save_array
 from mtlib.features.table import feature_table, similar_features, truth_columns, write_features
 from mtlib.judge import keyless, verdicts
 from mtlib.learn.classifier import Classifier
+from mtlib.measure.codes import sparse_codes
 from mtlib.measure.logit import causal_relevance
 from mtlib.measure.scan import activity, scan, write_scan
+from mtlib.measure.similarity import copies
 from mtlib.run.stage import Stage
 from tests.synthetic import write_embed_stage
 
@@ -48,7 +50,8 @@ def write_small_run(run: Path, n: int = 400) -> Path:
     scanned = run / "scan"
     write_scan(scanned, found, activity(coder, data.x, data.rows("val")), data.manifest, names)
     causal = causal_relevance(coder, classifier, data.x, test, "y")
-    table = feature_table(pd.read_parquet(scanned / "latents.parquet"), data, causal, truth_columns(coder, data))
+    latents, copy_of = pd.read_parquet(scanned / "latents.parquet"), copies(sparse_codes(coder, data.x, test))
+    table = feature_table(latents, data, copy_of, causal, truth_columns(coder, data))
     similar = similar_features(*(w.detach().numpy() for w in (coder.W_dec, coder.W_enc)), np.ones(len(coder.W_dec)))
     write_features(stage.out / "features" / "tc", table, similar, scanned)
     stage.finish()

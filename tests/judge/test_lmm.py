@@ -159,7 +159,7 @@ def test_what_is_no_verdict_is_counted_apart(reply, data, planted, tmp_path):
         line[status] == 5
         and line["assessed"] == 22 == line[["answered", "refused", "failed", "unasked", "not_asked"]].sum()
     )
-    table = relevance_table("m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0), frame)
+    table = relevance_table("m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0, copy_of=lambda f: f["feature"]), frame)
     said = table[table["score"] == "relevance_judge"].iloc[0]
     assert said["n_yes"] == 0 and said["n_assessed"] == 0 and said[f"n_{status}"] == 5
     assert published.records(frame, {}) == ([], [])
@@ -191,7 +191,7 @@ def test_a_stop_leaves_the_first_features_and_says_what_was_not_asked(data, plan
     assert (frame["verdict"] == "unasked").sum() == len(jobs) - sum(done)
     line = lmm.accounted(planted[0], left, talk).iloc[0]
     assert line[["answered", "refused", "failed", "unasked", "not_asked"]].sum() == line["assessed"]
-    table = relevance_table("m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0), judged.verdicts["m"])
+    table = relevance_table("m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0, copy_of=lambda f: f["feature"]), judged.verdicts["m"])
     assert table["n_unasked"].dropna().tolist() == [len(jobs) - sum(done)]
 
 

@@ -54,7 +54,7 @@ def test_error_ratios_refuse_impossible_counts(bad):
 
 
 def table(method="a"):
-    features = relevance.error_ratios(*counts(), n_positive=100, n_rows=200)
+    features = relevance.error_ratios(*counts(), n_positive=100, n_rows=200).assign(copy_of=[0, 1, 2, 3, 0])
     verdicts = pd.DataFrame({"feature": [0, 1, 4], "judge": "keyless", "verdict": ["error", "no_error", "refused"]})
     return relevance.relevance_table(method, features, verdicts)
 
@@ -66,6 +66,8 @@ def test_relevance_table_has_one_denominator_and_counts_unassessed_as_no():
     assert got.loc["relevance_threshold", "share"] == pytest.approx(2 / 5)
     assert got.loc["relevance_threshold", "assessed_rate"] == pytest.approx(3 / 5)
     assert got.loc["relevance_enriched", "n_yes"] == 2
+    assert got.loc["relevance_threshold", "n_distinct"] == 1  # the second is a copy of the first
+    assert got.loc["relevance_threshold", "share_distinct"] == pytest.approx(1 / 4)
     judge = got.loc["relevance_judge"]
     assert (judge["n_yes"], judge["n_assessed"], judge["n_refused"]) == (1, 2, 1)
     assert (got["low"] <= got["share"]).all() and (got["share"] <= got["high"]).all()

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from scipy.stats import special_ortho_group
 
-from mtlib.measure.similarity import cknna, decoder_coherence, hsic_unbiased, sample_rows, stability
+from mtlib.measure.similarity import COPY, cknna, copies, decoder_coherence, hsic_unbiased, sample_rows, stability
 
 
 def test_cknna_of_a_representation_with_itself_is_1_and_with_noise_near_0():
@@ -73,3 +74,24 @@ def test_stability_hand_computed():
     assert stability(np.eye(2), np.array([[0.6, 0.8], [0.8, -0.6]])) == pytest.approx(0.8)
     with pytest.raises(ValueError, match="widths"):
         stability(np.eye(2), np.eye(3))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_copies_are_those_of_the_correlation_matrix(seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.random((60, 7)) * (rng.random((60, 7)) < 0.5)
+    near = codes[:, rng.integers(0, 7, 5)] * (1 + rng.random((60, 5)) * rng.choice([0.1, 1.5], 5))
+    codes = np.hstack([codes, near * (rng.random((60, 5)) < 0.97), np.zeros((60, 1))])
+    of = copies(sparse.csr_array(codes), chunk=4)
+    active = (codes > 0).sum(0)
+    with np.errstate(invalid="ignore"):
+        alike = np.corrcoef(codes.T) > COPY
+    for i in range(codes.shape[1]):
+        assert of[of[i]] == of[i]  # the first is itself no copy
+        if of[i] != i:
+            assert alike[i, of[i]] and active[of[i]] >= active[i]
+        else:  # no other latent that stands for itself and is more active says the same
+            others = [j for j in range(len(of)) if of[j] == j != i and (active[j], -j) > (active[i], -i)]
+            assert not alike[i, others].any()
+    assert of[-1] == len(of) - 1 and copies(sparse.csr_array(np.ones((5, 3)))).tolist() == [0, 1, 2]  # constant: no copy

@@ -189,6 +189,7 @@ def _features(run_dir: Path, labels: str, methods: dict) -> None:
             frame[["error_ratio", "error_low", "error_high", "base_rate", "p_fisher", "q_bh", "q_by"]] = np.nan
         frame["n_active_val"] = found["val"].n_active.numpy()
         frame = frame.assign(**{name: test[name] for name in ("density", "mean_activation", "max_activation")})
+        frame["copy_of"] = frame["feature"]
         frame["mono_score"], frame["purity"], frame["dominant_class"] = 0.5, 0.6, "hand"
         frame["causal_relevance"] = np.linspace(-1, 1, 64) if judged else np.nan
         folder = stage.out / "features" / method
