@@ -122,13 +122,16 @@ def test_facets_of_nothing_are_empty_axes(plot, n):
     assert not grid.axes[0, 0].lines
 
 
+def of_causes(methods):
+    controls = dict(ap_random=0.5, ap_x_dim=0.4, ap_y_unit=np.nan, ap_logit=0.1, ap_probe=1.0)
+    return lines(methods, cause=CAUSES).assign(ap=0.9, captioned=True, **controls)
+
+
 @pytest.mark.parametrize("n", [1, 4, 25])
 def test_saved_figures_are_not_cut(tmp_path, n):
     stage = Stage("04_evaluate", str(tmp_path / "run"))
     shares = pd.DataFrame({"method": MANY[:n]} | {k: 0.2 for k in truth.KINDS})
-    causes = lines(MANY[:n], cause=CAUSES).assign(
-        ap=0.9, ap_random=0.5, ap_x_dim=0.4, ap_y_unit=np.nan, ap_logit=0.1, ap_probe=1.0
-    )
+    causes = of_causes(MANY[:n])
     drawn = {"kinds": truth.attributes_figure(shares), "causes": truth.causes_figure(causes)}
     drawn |= {"curves": training(MANY[:n])}
     for name, fig in drawn.items():
@@ -145,9 +148,7 @@ def test_without_a_figure_the_numbers_are_saved(tmp_path):
 
 
 def test_heatmap_says_over_how_many_seeds_it_is_a_mean():
-    causes = lines(MANY[:2], cause=CAUSES).assign(
-        ap=0.9, ap_random=0.5, ap_x_dim=0.4, ap_y_unit=np.nan, ap_logit=0.1, ap_probe=1.0
-    )
+    causes = of_causes(MANY[:2])
     assert "mean over 2 seeds" in truth.causes_figure(causes).axes[0].get_title()
     assert "seeds" not in truth.causes_figure(causes[causes["seed"] == 0]).axes[0].get_title()
 

@@ -15,6 +15,7 @@ def tables():
     table = pd.DataFrame(
         {
             "feature": range(n),
+            "copy_of": range(n),
             "assessed": np.arange(n) < 25,
             "density": np.r_[0, rng.random(n - 1) * 0.2],
             "n_active_test": np.arange(n) + 1,

@@ -191,7 +191,9 @@ def test_a_stop_leaves_the_first_features_and_says_what_was_not_asked(data, plan
     assert (frame["verdict"] == "unasked").sum() == len(jobs) - sum(done)
     line = lmm.accounted(planted[0], left, talk).iloc[0]
     assert line[["answered", "refused", "failed", "unasked", "not_asked"]].sum() == line["assessed"]
-    table = relevance_table("m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0, copy_of=lambda f: f["feature"]), judged.verdicts["m"])
+    table = relevance_table(
+        "m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0, copy_of=lambda f: f["feature"]), judged.verdicts["m"]
+    )
     assert table["n_unasked"].dropna().tolist() == [len(jobs) - sum(done)]
 
 

@@ -94,4 +94,8 @@ def test_copies_are_those_of_the_correlation_matrix(seed):
         else:  # no other latent that stands for itself and is more active says the same
             others = [j for j in range(len(of)) if of[j] == j != i and (active[j], -j) > (active[i], -i)]
             assert not alike[i, others].any()
-    assert of[-1] == len(of) - 1 and copies(sparse.csr_array(np.ones((5, 3)))).tolist() == [0, 1, 2]  # constant: no copy
+    assert of[-1] == len(of) - 1 and copies(sparse.csr_array(np.ones((5, 3)))).tolist() == [
+        0,
+        1,
+        2,
+    ]  # constant: no copy
