@@ -35,6 +35,7 @@ concept_method = "msae_rw"  # whose latents search and bias are shown with; wher
 name_threshold = 0.0  # cosine from which a name counts; 0.0: what 1 in 100 random directions exceeds
 same_latent = 0.7  # cosine from which a latent of another seed counts as the same
 n_neighbours = 5  # images found for each query
+published = False  # also write the files that the authors' scripts write, under their names
 
 # %%
 import numpy as np
@@ -44,10 +45,11 @@ import seaborn as sns
 from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.manifest import image_classes
-from mtlib.features import bias, concepts, other_data
+from mtlib.features import bias, concepts, msae_files, other_data
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.compare import curves, distributions
 from mtlib.measure.similarity import align
+from mtlib.run.artifacts import read_meta
 from mtlib.run.stage import Stage
 
 plots.use_style()
@@ -189,6 +191,19 @@ grid = plots.facets(sns.relplot, long, kind="line", aspect=1.5, **look)
 caption = "Decisions that turn when an attribute's concept is removed or turned up; band: all values of attributes."
 stage.figure(grid.figure, "flips", turned, caption)
 turned.groupby("scale")[["flipped", "flipped_control"]].mean().round(3)
+
+# %% [markdown] needs="published"
+# ## The files of MSAE's scripts
+#
+# Codes and reconstructions of every row (plain float32 without a header: sizes stand in the name), scores at every k, and the
+# matrix of phrases against latents, by which others who have the authors' scripts go on. Arrays stay in this stage's folder; scores
+# go into the report's folder `published/`. Two things differ from this repo's own tables: codes are those before the selection, and
+# FVU is taken across the units of each row.
+
+# %% needs="published"
+written = msae_files.write_all(stage.out, data, subjects, read_meta(stage.input("01_embed"))["params"])
+headings = {"file": "file", "what": "what", "rows": "rows", "columns": "columns"}
+stage.table(written, "published", "Files as MSAE's scripts write them, in the folder of this stage.", headings)
 
 # %% [markdown]
 # ## Answer
