@@ -31,6 +31,7 @@ collages_of = "surest"  # of which features: "surest" (of errors, of their absen
 collage_images = 20  # images on a collage, at most 04's top_n
 collage_columns = 5  # of them side by side
 collage_split = "val"  # whose images the collages show: "val", or "test" for a held-out look
+published = False  # also write files as the published systems do, into reports/<run>/published/
 
 # %%
 import matplotlib.pyplot as plt
@@ -41,11 +42,12 @@ from IPython.display import Image, display
 
 from mtlib import plots
 from mtlib.embed import store
-from mtlib.features import collages, table
+from mtlib.features import collages, published_files, table
 from mtlib.features.choice import CollageSettings
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import fire_together, first_seeds, interpreted, open_subjects, sparse_codes
 from mtlib.measure.logit import causal_relevance
+from mtlib.measure.scan import activity
 from mtlib.measure.similarity import copies
 from mtlib.run.stage import Stage
 
@@ -207,6 +209,17 @@ stage.table(drawn, "collages").groupby(["method", "reason"], sort=False).size().
 # %%
 for row in drawn.drop_duplicates(["method", "reason"]).head(6).itertuples():
     display(Image(stage.out / "features" / row.method / "collages" / f"{row.feature}.jpg"))
+
+# %% [markdown] needs="published"
+# **The same in published files.** Matryoshka Transcoders keeps a folder per feature with its 20 strongest images, SAE-for-CLIP a
+# collage of each of the most active features. Both look at all images, so nothing in them is held out: they are for looking,
+# and for scripts that read such folders.
+
+# %% needs="published"
+rows, out = data.rows(published_files.SPLITS), stage.out / published_files.FOLDER
+found = {s.method: activity(s.coder, data.x, rows, tokens=data.tokens) for s in subjects}
+sheets = published_files.write_interpretations(out, stage.out / "features", found, data, settings)
+published_files.write_folders(out, found, data).merge(sheets, on="method")
 
 # %% [markdown]
 # ## Answer

@@ -48,6 +48,7 @@ max_calls = 0  # lmm: stop before more requests than this; 0: no limit
 max_usd = 5.0  # lmm: stop before more is spent; 0: no limit
 usd_per_million = [0.25, 1.25]  # lmm: price of tokens in and tokens out
 timeout_s = 120.0  # lmm: seconds for one question, retries included
+published = False  # also write files as the published systems do, into reports/<run>/published/
 
 # %%
 import matplotlib.pyplot as plt
@@ -64,7 +65,7 @@ from mtlib.ask.parse import parse
 from mtlib.ask.shown_images import ShownImages
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
-from mtlib.judge import agreement, keyless, lmm, published, scoring, verdicts
+from mtlib.judge import agreement, keyless, lmm, records, scoring, verdicts
 from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.codes import interpreted
 from mtlib.run.stage import Stage
@@ -324,12 +325,15 @@ stage.say(
 
 # %%
 for method, own in spoken.items():
-    published.write(stage.out / "explanations" / method, own, tops[method], config)
+    records.write(stage.out / "explanations" / method, own, tops[method], config)
 
 # %%
 pictured = {m: {int(p.stem) for p in (folder / "collages").glob("*.jpg")} for m, folder in folders.items()}
-tabled = published.interpretations(features, spoken, tops, config.main, pictured)
+tabled = records.interpretations(features, spoken, tops, config.main, pictured)
 stage.table(tabled, "interpretations", caption="Interpretations in the published form.").head(8)
+
+# %% needs="published"
+records.write_published(stage.out / "published", spoken, folders, config.main)
 
 # %% [markdown]
 # ## Answer

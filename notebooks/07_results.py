@@ -27,6 +27,9 @@ stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of permutations, bootstraps and the choice of new images
 label_images = ""  # folder of new images to label; empty: some of the generators' images, or held-out ones
 n_label_images = 24  # at most so many
+explanations = []  # JSONL files of explanations to label them with, published or your own, instead of those of 06
+label_method = ""  # whose features they are; empty: the first method that has error features
+published = False  # also write files as the published systems do, into reports/<run>/published/
 remark = ""  # what the data are, and how the settings differ from the published ones: stands at the top of the report
 
 # %%
@@ -115,10 +118,14 @@ stage.figure(figures.generator_heatmap(firing), "generator_features", firing, ca
 
 # %% needs="images|label_images coders"
 images = new_images.new_images(data, label_images, stage.root, n_label_images, seed)
-labeler = Labeler(stage.run_dir, relevance_tables.first_with_errors(reader))
+method = label_method or relevance_tables.first_with_errors(reader)
+labeler = Labeler(stage.run_dir, method, records=explanations, as_published=published)
 labelled, explained = new_images.label_table(labeler, images)
 caption = "New images with the explanations of the features that fire on them."
 stage.table(labelled, "labels", caption)
+
+# %% needs="images|label_images coders published"
+new_images.write_labels(stage.out / "published" / "labels", labeler, explained, data.pictures)
 
 # %% needs="images|label_images coders pictures"
 stage.figure(figures.labelled_images(explained), "labels", labelled, caption)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import load_image, to_rgb
 from mtlib.embed.vision import vision_tokens
+from mtlib.judge import given_records
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import interpreted
@@ -40,10 +42,25 @@ class Labeler:
             activations between 0.5 and 1 and everything beyond the jump; a coder trained on another scale may need
             another value, and 0 keeps every feature that fires.
         judge:     whose phrases and verdicts are shown; "" takes the one 06 ran with.
-    Raises: ArtifactError when a stage is missing or damaged; ValueError for an unknown method or threshold < 0.
+        records:   JSONL files of explanations (given_records.py) that take the place of the judge's. Then only features that
+            these tell of are returned, each with `check`: verified | unverified | contradicted by the run's labels; without
+            labels all are unverified. What is contradicted, or holds no answer, is left out.
+        as_published: with records, leave nothing out.
+    Raises: ArtifactError when a stage is missing or damaged; ValueError for an unknown method, threshold < 0 or bad records.
     """
 
-    def __init__(self, run_dir: str | Path, method: str = "", threshold: float = THRESHOLD, judge: str = ""):
+    given: dict[int, dict] | None = None  # what records say, by feature
+    as_published = False
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        method: str = "",
+        threshold: float = THRESHOLD,
+        judge: str = "",
+        records: Sequence[str | Path] = (),
+        as_published: bool = False,
+    ):
         if not 0 <= threshold < float("inf"):
             raise ValueError(f"threshold = {threshold}: must be finite and >= 0")
         folders = open_run(run_dir, STAGES)
@@ -62,6 +79,8 @@ class Labeler:
         self.verdicts = verdicts[verdicts["judge"] == self.judge].set_index("feature")
         self.features = self.features.set_index("feature")
         self.numbers: list | None = None  # by which features go, where that is not their own number
+        self.given = given_records.read(records, len(self.coder.W_dec)) if records else None
+        self.as_published = as_published
 
     @classmethod
     def of_probes(
@@ -127,14 +146,23 @@ class Labeler:
             image: path, PIL image, or x itself, (D,) or (T, D): a feature is as active as on its strongest token.
         Returns: dicts of feature_num, activation, explanation ("" when it has no name), wrong_ratio (share of its
             activating test images that are implausible; None without labels), wrong_count, total_count, verdict,
-            logit_push (what the feature adds to this image's logit of being implausible; None without that classifier).
+            logit_push (what the feature adds to this image's logit of being implausible; None without that classifier);
+            with records also check.
         """
         tokens = torch.from_numpy(np.atleast_2d(self.embed(image)))
         z = self.coder.encode(tokens).amax(dim=0).numpy()
         present = np.flatnonzero(z > self.threshold)
         order = present[np.lexsort((present, -z[present]))]
         pushes = self._pushes(z, order, tokens)
-        return [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushes, strict=True)]
+        lines = [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushes, strict=True)]
+        return lines if self.given is None else self._in_given_words(lines)
+
+    def _in_given_words(self, lines: list[dict]) -> list[dict]:
+        known = [said for said in lines if said["feature_num"] in self.given]
+        pairs = ((said, said["feature_num"]) for said in known)
+        found = [given_records.told(said, self.given[f], self.features.loc[f]) for said, f in pairs]
+        out = given_records.CONTRADICTED
+        return [said for said in found if self.as_published or (said["explanation"] and said["check"] != out)]
 
     def _pushes(self, z: np.ndarray, features: np.ndarray, x: Tensor) -> list[float | None]:
         """What each feature adds to the logit: z_j (W_dec_j . w_logit) for a transcoder, by a forward pass without the

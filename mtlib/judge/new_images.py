@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from mtlib.embed.images import ImageRefused, load_image
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import LISTED, unescape
 from mtlib.embed.store import Data
+from mtlib.features.published_files import image_name
+from mtlib.run.artifacts import atomic, write_text
 
 SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
+PUBLISHED = ("feature_num", "activation", "explanation", "wrong_ratio", "wrong_count", "total_count", "check")
 N_LISTED = 12
 
 
@@ -78,5 +82,34 @@ def label_table(labeler, images: list[tuple[str, Path, str]]) -> tuple[pd.DataFr
         if not found:
             lines.append(head | {"status": "no feature fires"})
     columns = ["method", "image", "known", "status", "probability", "predicted", "n_present", "rank", "feature", *SAID]
+    columns += ["check"] * any("check" in line for line in lines)
     whole = dict.fromkeys(["n_present", "rank", "feature", "wrong_count", "total_count"], "Int64")
     return pd.DataFrame(lines).reindex(columns=columns).astype(whole), shown
+
+
+def write_labels(out: Path, labeler, shown: list, pictures: bool = True) -> None:
+    """Matryoshka Transcoders' labels of every image that could be read: out/<image>_labels.json, and the image beside it.
+
+    Paths in it are below the data set and below `out`, never of the machine; feature_num is text, as in the published records.
+
+    Args: labeler: has threshold. shown: the list of `label_table`. pictures: whether the images may be shown.
+    """
+    taken: set[str] = set()
+    for i, (name, _, image, said) in enumerate(shown):
+        file = image_name(name, i, taken)
+        taken.add(file)
+        features = sorted(said["explanations"], key=lambda d: -d["activation"])
+        labels = {
+            "original_image_path": name,
+            "saved_image_path": file if pictures else "",
+            "num_activated_features": len(features),
+            "threshold": labeler.threshold,
+            "features": [
+                {k: d[k] for k in PUBLISHED if k in d} | {"feature_num": str(d["feature_num"])} for d in features
+            ],
+        }
+        text = json.dumps(labels, indent=2, allow_nan=False, ensure_ascii=False)
+        write_text(out / f"{file.removesuffix('.png')}_labels.json", text + "\n")
+        if pictures:
+            with atomic(out / file) as tmp:
+                image.save(tmp, "PNG")

@@ -22,7 +22,7 @@ from mtlib.run import artifacts
 NAMED = ("hf:", "hf-hub:", "torchvision:", "wordfreq")  # values that name something else than a path
 INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_images")  # must exist when given
 INPUT_KEYS += ("second_data", "second_text", "zero_shot_images", "checkpoint", "classifier")
-INPUT_KEYS += ("vision_checkpoint", "labels", "val_embeddings", "test_embeddings")
+INPUT_KEYS += ("vision_checkpoint", "labels", "val_embeddings", "test_embeddings", "explanations")
 FILE_KEYS = (*INPUT_KEYS, "encoder", "pretrained")  # may name a file or folder, by any name
 ARRAYS = (".npy", ".npz", ".mdb", ".lmdb")  # whose rows a .txt beside them may name
 CHECKPOINTS = (".pt", ".pth")  # whose settings a .json beside them may hold

@@ -1,8 +1,8 @@
 """What stands in reports/: of every run its figures, tables, collages, notebooks, pages and times, and what is kept of it.
 
-Every published file belongs to one stage, told by the prefix that its name starts with. Publishing happens once, after the
-last stage, so that a report never mixes two runs. `./run_all.sh keep <run>` copies what is worth keeping, small enough for
-git, into reports/kept/<run>/: the pages, the pictures that they show, and tables up to 50 kB; of the demo also the executed
+Every file belongs to one stage, told by the prefix that its name starts with (those in published/ aside). Publishing
+happens once, after the last stage, so that a report never mixes two runs. `./run_all.sh keep <run>` copies what is worth
+keeping, small enough for git, into reports/kept/<run>/: the pages, the pictures that they show, and tables up to 50 kB; of the demo also the executed
 notebooks. Links to what is not kept become plain text.
 """
 
@@ -20,6 +20,7 @@ from mtlib.run.params import ParamsError
 from mtlib.run.profiles import KEPT, Places
 
 DECLARED = ("figures", "tables", "collages")  # folders of a stage
+PUBLISHED = "published"  # a stage's folder of files as the published systems write them, with names of their own
 TABLE_BYTES, REPORT_BYTES, DEMO_BYTES = 50_000, 1_000_000, 5_000_000
 PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -37,6 +38,7 @@ def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]
     """Path in the report -> file, for everything that a finished stage publishes."""
     files = {p.relative_to(folder).as_posix(): p for kind in DECLARED for p in (folder / kind).rglob("*")}
     files |= {f"collages/{p.parents[1].name}/{p.name}": p for p in folder.glob("features/*/collages/*")}
+    files |= {p.relative_to(folder).as_posix(): p for p in (folder / PUBLISHED).rglob("*")}
     files |= {f"notebooks/{stage}{suffix}": rendered / f"{folder.name}{suffix}" for suffix in (".ipynb", ".html")}
     return {name: files[name] for name in sorted(files) if files[name].is_file()}
 
@@ -53,7 +55,7 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
     """
     own = (published_files(stage, folder, run_dir / "rendered") for stage, folder in folders.items())
     files = {name: file for one in own for name, file in one.items()}
-    for old in (p for kind in (*DECLARED, "notebooks") for p in list((report / kind).rglob("*"))):
+    for old in (p for kind in (*DECLARED, PUBLISHED, "notebooks") for p in list((report / kind).rglob("*"))):
         if old.is_file() and old.relative_to(report).as_posix() not in files:
             old.unlink()
     for name, file in files.items():

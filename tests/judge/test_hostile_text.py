@@ -10,7 +10,7 @@ import pytest
 from mtlib import plots
 from mtlib.ask.interview import plan_jobs
 from mtlib.ask.questions import CATEGORIES
-from mtlib.judge import agreement, lmm, published
+from mtlib.judge import agreement, lmm, records
 from mtlib.judge import verdicts as every_judge
 from mtlib.judge.settings import JudgeConfig
 from mtlib.report import browse, build

@@ -14,7 +14,7 @@ from mtlib.ask import questions
 from mtlib.ask.endpoint import Endpoint, connect
 from mtlib.ask.interview import in_order, plan_jobs
 from mtlib.ask.shown_images import ORDER_STRIP, ShownImages, places, sample_rows, sheet, sheet_size
-from mtlib.judge import lmm, published, verdicts
+from mtlib.judge import lmm, records, verdicts
 from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.relevance import relevance_table, wilson
 from tests.ask.asked import contents

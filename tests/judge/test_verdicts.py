@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtlib.judge import agreement, published, verdicts
+from mtlib.judge import agreement, records, verdicts
 from mtlib.judge.verdicts import COLUMNS
 
 

@@ -1,4 +1,4 @@
-"""The published records and table of names and verdicts.
+"""The published records and table of names and verdicts, in the words of this repo and, with published: true, in theirs.
 
 feature_analysis.jsonl  {feature_num, explanation, num_samples}
 error_analysis.jsonl    {feature_num, commonality, error_analysis, num_samples}
@@ -6,16 +6,19 @@ error_analysis.jsonl    {feature_num, commonality, error_analysis, num_samples}
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
 from mtlib.ask.ledger import dump
 from mtlib.features.choice import by_activity
+from mtlib.features.published_files import published_name
 from mtlib.judge.settings import JudgeConfig
 from mtlib.judge.verdicts import RULED
-from mtlib.run.artifacts import write_text
+from mtlib.run.artifacts import atomic, write_text
 
+RECORDS = ("feature_analysis.jsonl", "error_analysis.jsonl")
 NO_ERROR = "No common errors"
 WITHOUT_PICTURES = 100
 INTERPRETATIONS = ["feature_rank", "feature_id", "collage_path", "activation_mean", "activation_max", "num_images"]
@@ -36,7 +39,7 @@ def write(folder: Path, verdicts: pd.DataFrame, top: pd.DataFrame, config: Judge
     verdicts.to_parquet(folder / "verdicts.parquet", index=False)
     shown = n_shown(top).clip(upper=config.n_images if config.main == "lmm" else None)
     named, ruled = records(verdicts[verdicts["judge"] == config.main], shown.to_dict())
-    for name, found in (("feature_analysis.jsonl", named), ("error_analysis.jsonl", ruled)):
+    for name, found in zip(RECORDS, (named, ruled), strict=True):
         write_text(folder / name, "".join(dump(r) + "\n" for r in found))
 
 
@@ -57,6 +60,32 @@ def records(verdicts: pd.DataFrame, n_images: dict[int, int]) -> tuple[list[dict
             said = f"{line.category or 'error'}: {words}" if line.verdict == "error" else NO_ERROR
             ruled.append(head | {"commonality": str(line.phrase), "error_analysis": said} | n)
     return named, ruled
+
+
+def write_published(out: Path, verdicts: dict[str, pd.DataFrame], folders: dict[str, Path], judge: str) -> None:
+    """The same as the published scripts write them: {method}_feature_analysis.jsonl and {method}_error_analysis.jsonl, and
+    {method}_interpretations.csv.
+
+    feature_num is text, an error begins with "Error: ". num_samples counts the images that were looked at.
+
+    Args: verdicts: method -> verdicts of all judges. folders: method -> its folder of 05, and beside it `explanations`.
+    """
+    for method, own in verdicts.items():
+        name, told = published_name(method, verdicts), own[own["judge"] == judge].set_index("feature")["phrase"]
+        for kind in RECORDS:
+            written = (out.parent / "explanations" / method / kind).read_text(encoding="utf-8").split("\n")[:-1]
+            write_text(out / f"{name}_{kind}", "".join(dump(_theirs(json.loads(r))) + "\n" for r in written))
+        table = pd.read_parquet(folders[method] / "interpretations.parquet")
+        table["interpretation"] = table["feature_id"].map(told).fillna("")
+        with atomic(out / f"{name}_interpretations.csv") as tmp:
+            table.to_csv(tmp, index=False, lineterminator="\n")
+
+
+def _theirs(record: dict) -> dict:
+    record["feature_num"] = str(record["feature_num"])
+    if record.get("error_analysis", NO_ERROR) != NO_ERROR:
+        record["error_analysis"] = f"Error: {record['error_analysis']}"
+    return record
 
 
 def interpretations(

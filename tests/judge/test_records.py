@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mtlib.ask.ledger import dump
-from mtlib.judge.published import NO_ERROR, records, write
+from mtlib.judge.records import NO_ERROR, records, write
 from mtlib.judge.settings import JudgeConfig
 
 NAMED, RULED = (
