@@ -50,7 +50,7 @@ def image_name(path: str, row: int, taken: set[str]) -> str:
     name = path.replace("/", "_").replace("\0", "_").lstrip(".")
     name = name if name.lower().endswith(".png") else f"{name}.png"
     short = name.encode()[-MAX_NAME:].decode(errors="ignore")
-    return f"{row}_{short}" if short != name or short in taken else short
+    return f"{row}_{short}" if short != name or short in taken or short.startswith(".") else short
 
 
 def write_folders(

@@ -59,7 +59,7 @@ def run(tmp_path_factory):
         talk.asker.close()
     out = stage.out / "explanations" / "tc"
     verdicts = pd.concat([judged.verdicts["tc"], every_judge.by_truth(features["tc"])], ignore_index=True)
-    published.write(out, verdicts, tops["tc"], JudgeConfig(judge="lmm"))
+    records.write(out, verdicts, tops["tc"], JudgeConfig(judge="lmm"))
     none = pd.DataFrame(columns=["method", "reason"])
     lines = agreement.against_truth({"tc": verdicts}, features, {}, none)
     stage.table(lines, "judges")

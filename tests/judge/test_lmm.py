@@ -74,9 +74,9 @@ def test_rerun_replays_every_answer_and_exports_them(data, planted, tmp_path):
         asked.export(tmp_path / name, "m")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == n
-    named, ruled = published.records(first.verdicts["m"], {f: 20 for f in range(22)})
+    named, ruled = records.records(first.verdicts["m"], {f: 20 for f in range(22)})
     assert len(named) == len(ruled) == 21
-    assert {r["error_analysis"] == published.NO_ERROR for r in ruled} == {True, False}
+    assert {r["error_analysis"] == records.NO_ERROR for r in ruled} == {True, False}
 
 
 def test_measured_accuracy_is_the_models_own(data, tmp_path):
@@ -162,7 +162,7 @@ def test_what_is_no_verdict_is_counted_apart(reply, data, planted, tmp_path):
     table = relevance_table("m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0, copy_of=lambda f: f["feature"]), frame)
     said = table[table["score"] == "relevance_judge"].iloc[0]
     assert said["n_yes"] == 0 and said["n_assessed"] == 0 and said[f"n_{status}"] == 5
-    assert published.records(frame, {}) == ([], [])
+    assert records.records(frame, {}) == ([], [])
 
 
 def test_a_name_without_a_verdict_keeps_the_name(data, planted, tmp_path):
@@ -176,7 +176,7 @@ def test_a_name_without_a_verdict_keeps_the_name(data, planted, tmp_path):
         ("commonality", "answered"): 4,
         ("error", "refused"): 4,
     }
-    named, ruled = published.records(frame, {})
+    named, ruled = records.records(frame, {})
     assert len(named) == 4 and ruled == []
 
 

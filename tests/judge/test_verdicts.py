@@ -82,10 +82,10 @@ def test_interpretations_are_the_published_table():
     said = {"feature": [0, 1, 2] * 2, "judge": ["keyless"] * 3 + ["lmm"] * 3, "phrase": list("abc") + ["x", "y", ""]}
     tops = {"topk": pd.DataFrame({"feature": [0, 0, 1, 1], "split": ["val", "val", "val", "test"]})}
     given = (features, {"topk": pd.DataFrame(said)}, tops, "lmm")
-    drawn = published.interpretations(*given, {"topk": {0}})
-    assert list(drawn) == published.INTERPRETATIONS
+    drawn = records.interpretations(*given, {"topk": {0}})
+    assert list(drawn) == records.INTERPRETATIONS
     assert drawn.iloc[0].tolist() == [2, 0, "collages/topk/0.jpg", 1.0, 2.0, 2, "x", "topk"]
-    bare = published.interpretations(*given, {"topk": set()})
+    bare = records.interpretations(*given, {"topk": set()})
     assert bare["feature_id"].tolist() == [1, 0], "those that fire, the most active first"
     assert bare["collage_path"].tolist() == ["", ""]
-    assert list(published.interpretations({}, {}, {}, "lmm", {})) == published.INTERPRETATIONS
+    assert list(records.interpretations({}, {}, {}, "lmm", {})) == records.INTERPRETATIONS
