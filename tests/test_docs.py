@@ -5,7 +5,9 @@ import shlex
 
 import pytest
 
-from mtlib.learn.config import MethodsConfig
+from mtlib.coders.presets import PRESETS
+from mtlib.coders.sparse_coder import SparseCoderConfig
+from mtlib.learn.config import MethodsConfig, TrainConfig
 from mtlib.run import params, profiles
 
 PLACES = profiles.Places()
@@ -41,3 +43,16 @@ def test_commands_are_found_in_every_table_of_the_five_systems():
     text = (PLACES.root / "docs" / "commands.md").read_text(encoding="utf-8")
     sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     assert len(sections) == 5 and all(COMMAND.search(section) for section in sections)
+
+
+def test_every_setting_as_published_is_in_the_table_of_differences():
+    page = (PLACES.root / "docs" / "differences.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^\| [^|]+ \| (\w+) \| `(\w+)` \| ([^|]+) \| ([^|]+) \|", page, re.MULTILINE))
+    presets = {name: parts for name, parts in PRESETS.items() if "as_published" in parts}
+    fields = SparseCoderConfig.model_fields | TrainConfig.model_fields
+    wanted = set()
+    for name, parts in presets.items():
+        base = parts["coder"] | parts["train"]
+        for key, value in parts["as_published"].items():
+            wanted.add((name, key, str(base.get(key, fields[key].default)), str(value)))
+    assert told == wanted

@@ -29,6 +29,7 @@ OPTIONAL = {"phrases.csv", "answers.jsonl", ".attempts.jsonl", "state.safetensor
 OPTIONAL |= {"embedding.npy", "labels.npy"}  # a layer is read; the null of permuted labels
 OPTIONAL |= {"images.parquet", "pixels.npy"}  # scratch, removed when the stage is done
 OPTIONAL |= {"timings.csv"}  # of the run, not of a stage
+OPTIONAL |= {"interpretations.parquet", "_interpretations.csv"}  # with published = true
 
 
 def copy_of_repo(target: Path) -> Path:
