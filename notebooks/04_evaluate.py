@@ -60,8 +60,8 @@ skipped
 # ## One pass
 #
 # One pass over the test images gives everything at once: the sums behind the reconstruction, how often and how strongly every latent
-# fires and on which images most, MonoScore, purity, and how many of a latent's images are implausible. A second pass over the train
-# images counts dead latents, one over the validation images finds those that later notebooks name a latent from.
+# fires and on which images most, MonoScore, purity, and how many of a latent's images are implausible. The train images are passed
+# over for dead latents and to compare, the validation images for those that later notebooks name a latent from.
 #
 # For a coder of `x` there is one more question: spliced into the encoder, so that the text tower meets the reconstruction in place
 # of the embedding, how many percentage points does zero-shot classification lose? Where `x` are tokens of an inner layer, their
@@ -145,7 +145,8 @@ done.filter(like="zero_shot").groupby(done["method"], sort=False).mean().dropna(
 
 # %% needs="text"
 names = {"images": "images", "method": "method", "tokens": "tokens replaced", "n": "number", "zero_shot_top1": "top-1"}
-names |= {"zero_shot_top1_spliced": "top-1 with the coder", "zero_shot_drop": "points lost", "zero_shot_top5": "top-5"}
+names |= {"zero_shot_top1_spliced": "top-1 with the coder", "zero_shot_drop": "points lost"}
+names |= {"zero_shot_drop_relative": "percent lost", "zero_shot_top5": "top-5"}
 if len(spliced):
     display(stage.table(spliced, "zero_shot", "Zero-shot accuracy with the coder inside the encoder.", names))
 left

@@ -9,29 +9,20 @@ from mtlib.coders.presets import PRESETS
 from mtlib.coders.sparse_coder import SparseCoderConfig
 from mtlib.learn.config import MethodsConfig, TrainConfig
 from mtlib.run import params, profiles
+from proofs.commands import COMMAND, commands, profile
 
 PLACES = profiles.Places()
-PAGES = [PLACES.root / "README.md", *sorted((PLACES.root / "docs").glob("*.md"))]
-OTHERS = ("test", "keep", "prove", "bench", "viewer", "pair", "lock")  # words of run_all.sh that are no profile
-COMMAND = re.compile(r"^(\./run_all\.sh.*)$|`(\./run_all\.sh[^`]*)`", re.MULTILINE)
-
-
-def commands() -> list[str]:
-    """Each command once, in the order of the pages."""
-    found = [a or b for page in PAGES for a, b in COMMAND.findall(page.read_text(encoding="utf-8"))]
-    return list(dict.fromkeys(re.sub(r"\s+#.*", "", command).strip() for command in found))
 
 
 @pytest.mark.parametrize("command", commands())
 def test_documented_command_parses(command):
-    words = shlex.split(command)[1:]
-    if not words or words[0] in OTHERS or words[0].startswith("<"):
+    if not (name := profile(command)) or name.startswith("<"):
         return
-    profile = "demo" if words[0].startswith("-") else words[0]
+    words = shlex.split(command)[1:]
     given = params.parse_overrides([words[i + 1] for i, word in enumerate(words) if word == "-p"])
-    for stage in profiles.stages_of(profile, given, PLACES):  # the profile and its notebooks exist
+    for stage in profiles.stages_of(name, given, PLACES):  # the profile and its notebooks exist
         assert (PLACES.root / "notebooks" / f"{stage}.py").is_file()
-    own = profiles.stages_of(profile, given, PLACES)
+    own = profiles.stages_of(name, given, PLACES)
     notebooks = {s: params.notebook_parameters(PLACES.root / "notebooks" / f"{s}.py") for s in own}
     plain = {k: v for k, v in given.items() if k not in ("run", profiles.NOTEBOOKS)}
     params.check(plain, notebooks, command)

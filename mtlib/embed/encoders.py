@@ -88,8 +88,7 @@ class Encoder:
         whole = replace(whole, d_out=whole.encode_tensors(pixels).shape[1])
         if not layer:
             return whole
-        place = Layer.find(whole.tower, lambda n: whole.encode_tensors(pixels.expand(n, -1, -1, -1)), layer, tokens)
-        return replace(whole, layer=place, layer_name=layer)
+        return replace(whole, layer=whole.find_layer(layer, tokens), layer_name=layer)
 
     @staticmethod
     def of(facts: dict, device: str = "auto") -> Encoder:
@@ -124,6 +123,11 @@ class Encoder:
     def place(self) -> Layer:
         """Where x is read, and where a coder's reconstruction can be put: the layer, else the tower's own output."""
         return self.layer or Layer.output(self.tower, self.d_out)
+
+    def find_layer(self, layer: str, tokens: str) -> Layer:
+        """A layer of the image tower. Args and Raises: as `Layer.find`."""
+        pixels = torch.zeros(1, *self.shape)
+        return Layer.find(self.tower, lambda n: self.encode_tensors(pixels.expand(n, -1, -1, -1)), layer, tokens)
 
     @property
     def d_in(self) -> int:

@@ -28,7 +28,7 @@ class Layer:
     name: dotted path in the model; tokens: one of TOKENS; axis: of the images in the raw output; form: "sequence", "map"
     (channels first), "map_last" or "vector"; prefix: tokens before the patches (class and register tokens); has_class:
     whether the first of them is a class token; grid: (H, W) of the patches, or (0, 0) when they form none; width: D;
-    n_tokens: T after the choice of tokens.
+    n_tokens: T after the choice of tokens, 0 where it was not measured.
     """
 
     name: str
@@ -84,15 +84,18 @@ class Layer:
 
     @property
     def replaceable(self) -> list[str]:
-        """What a coder of these tokens can take the place of: the tokens that were read, and the class token alone."""
-        own = [] if self.tokens == "mean" else [self.tokens]
-        return own + ["cls"] * (self.tokens == "all" and self.has_class)
+        """What a coder of these tokens can take the place of: the tokens that were read; with a class token also all tokens
+        for a coder of the class token (SAE-for-CLIP), and the class token alone for one of all."""
+        if self.tokens == "mean":
+            return []
+        others = {"all": ["cls"], "cls": ["all"]} if self.has_class else {}
+        return [self.tokens, *others.get(self.tokens, [])]
 
-    def class_only(self) -> Layer:
-        """The same place, read and replaced at the class token only. Raises: LayerError when there is none."""
-        if not self.has_class:
+    def at(self, tokens: str) -> Layer:
+        """The same place, other tokens read and replaced: "cls" or "all". Raises: LayerError for "cls" without a class token."""
+        if tokens == "cls" and not self.has_class:
             raise LayerError(f"{self.name!r} has no class token")
-        return replace(self, tokens="cls", n_tokens=1)
+        return replace(self, tokens=tokens, n_tokens=1 if tokens == "cls" else 0)
 
     @property
     def facts(self) -> dict:

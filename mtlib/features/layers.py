@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from mtlib.coders.sparse_coder import SparseCoderConfig
 from mtlib.embed.encoders import Encoder
@@ -34,14 +33,10 @@ def image_tower(data: Data) -> Encoder:
 
 def find_layers(encoder: Encoder, names: list[str], tokens: str = "") -> dict[str, Layer]:
     """name -> layer. Args: names: blocks or modules; [] for every block. tokens: "" for the class token, "mean" without one."""
-    pixels, found = torch.zeros(1, *encoder.shape), {}
-
-    def forward(n: int) -> np.ndarray:
-        return encoder.encode_tensors(pixels.expand(n, -1, -1, -1))
-
+    found = {}
     for name in names or blocks(encoder.tower):
-        place = Layer.find(encoder.tower, forward, name, tokens or "mean")
-        found[name] = place.class_only() if place.has_class and not tokens else place
+        place = encoder.find_layer(name, tokens or "mean")
+        found[name] = place.at("cls") if place.has_class and not tokens else place
     return found
 
 

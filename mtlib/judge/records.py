@@ -98,9 +98,9 @@ def interpretations(
     """The published table of interpretations: the features that have a collage (of a run without any: the hundred most active).
 
     Args: method -> features.parquet, verdicts, top_images.parquet, features with a collage. judge: whose names.
-    Returns: frame of feature_rank (1 the most active, by mean activation x density), feature_id, collage_path (in the
-        report; "" where none was drawn), activation_mean, activation_max (over the test rows on which it fires), num_images
-        (top val images that were looked at), interpretation, method.
+    Returns: frame of feature_rank (1 the most active, by activation_mean), feature_id, collage_path (in the report; "" where none
+        was drawn), activation_mean (over all test rows, 0 where it is silent), activation_max, num_images (top val images that
+        were looked at), interpretation, method.
     """
     frames = [pd.DataFrame(columns=INTERPRETATIONS)]
     for method, table in features.items():
@@ -108,8 +108,8 @@ def interpretations(
         shown = by_activity(table).assign(feature_rank=range(1, len(table) + 1))
         shown = shown[shown["feature"].isin(drawn)] if drawn else shown[shown["density"] > 0].head(WITHOUT_PICTURES)
         names = verdicts[method].query("judge == @judge").set_index("feature")["phrase"]
-        known = {"feature": "feature_id", "mean_activation": "activation_mean", "max_activation": "activation_max"}
-        frame = shown.rename(columns=known).assign(method=method)
+        frame = shown.rename(columns={"feature": "feature_id", "max_activation": "activation_max"}).assign(method=method)
+        frame["activation_mean"] = shown["mean_activation"] * shown["density"]
         frame["collage_path"] = [f"collages/{method}/{f}.jpg" if f in drawn else "" for f in shown["feature"]]
         frame["num_images"] = shown["feature"].map(n_shown(tops[method])).fillna(0).astype(int)
         frame["interpretation"] = shown["feature"].map(names).fillna("")

@@ -71,14 +71,15 @@ class ZeroShotDrop:
 
     def result(self) -> dict:
         """zero_shot_top1, _top5 (shares before), _top1_spliced, _top5_spliced, zero_shot_drop, zero_shot_drop_top5 (percentage
-        points); top-5 is NaN with five classes or fewer."""
+        points), zero_shot_drop_relative (percent of the top-1 before); top-5 is NaN with five classes or fewer."""
         shares = np.stack([self.before, self.after]) / (self.n or np.nan)  # (2, 2): before and after; top-1 and top-5
         if len(self.task.names) <= TOP:
             shares[:, 1] = np.nan
         drop, ends = 100 * (shares[0] - shares[1]), ("", "_spliced")
         names = [f"zero_shot_top{top}{end}" for end in ends for top in (1, TOP)]
-        values = [*shares.ravel(), *drop]
-        return dict(zip([*names, "zero_shot_drop", "zero_shot_drop_top5"], map(float, values), strict=True))
+        names += ["zero_shot_drop", "zero_shot_drop_top5", "zero_shot_drop_relative"]
+        values = [*shares.ravel(), *drop, drop[0] / (shares[0, 0] or np.nan)]
+        return dict(zip(names, map(float, values), strict=True))
 
 
 def zero_shot_task(data: Data, encoder=None) -> tuple[ZeroShot | None, str]:
@@ -155,7 +156,7 @@ def zero_shot_inside(
         their reconstruction; "cls": the class token only), n (images), and `ZeroShotDrop.result`.
     """
     images, place = np.unique(np.asarray(rows) // data.tokens), encoder.place
-    places = {t: place if t == place.tokens else place.class_only() for t in place.replaceable}
+    places = {t: place if t == place.tokens else place.at(t) for t in place.replaceable}
     drops = {(i, tokens): ZeroShotDrop(task) for i in range(len(coders)) for tokens in places}
     for start in range(0, len(images), batch):
         first = images[start : start + batch] * data.tokens

@@ -84,7 +84,7 @@ def test_interpretations_are_the_published_table():
     given = (features, {"topk": pd.DataFrame(said)}, tops, "lmm")
     drawn = records.interpretations(*given, {"topk": {0}})
     assert list(drawn) == records.INTERPRETATIONS
-    assert drawn.iloc[0].tolist() == [2, 0, "collages/topk/0.jpg", 1.0, 2.0, 2, "x", "topk"]
+    assert drawn.iloc[0].tolist() == [2, 0, "collages/topk/0.jpg", 0.5, 2.0, 2, "x", "topk"]
     bare = records.interpretations(*given, {"topk": set()})
     assert bare["feature_id"].tolist() == [1, 0], "those that fire, the most active first"
     assert bare["collage_path"].tolist() == ["", ""]

@@ -1,5 +1,7 @@
 """A coder in the forward pass: hooks on real modules, the bundled encoder, steering against the formula."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -53,10 +55,21 @@ def test_splice_of_the_class_token_leaves_the_others(block):
     module, tokens = block
     coder, before = autoencoder(), module(tokens)
     assert place(module).replaceable == ["all", "cls"]
-    with place(module).class_only().replaced(replacement(coder)):
+    with place(module).at("cls").replaced(replacement(coder)):
         inside = module(tokens)
     torch.testing.assert_close(inside[:, 1:], before[:, 1:], rtol=0, atol=0)
     torch.testing.assert_close(inside[:, 0], coder.decode(coder.encode(before[:, 0])))
+
+
+def test_a_coder_of_the_class_token_can_take_the_place_of_all_tokens(block):
+    module, tokens = block
+    assert place(module, "cls").replaceable == ["cls", "all"] and place(module, "mean").replaceable == []
+    coder, before = autoencoder(), module(tokens)
+    with place(module, "cls").at("all").replaced(replacement(coder)):
+        inside = module(tokens)
+    torch.testing.assert_close(inside, coder.decode(coder.encode(before.flatten(0, 1))).view_as(before))
+    with pytest.raises(LayerError, match="no class token"):
+        dataclasses.replace(place(module), has_class=False).at("cls")
 
 
 def test_splice_is_undone_after_an_error(block):

@@ -30,15 +30,15 @@ def _flat(w, x, y):
     return z, [out], mse(y, out) + 0.01 * np.abs(z).mean()
 
 
-def gradients(w, x, flat):
-    """Of an autoencoder's loss, for every weight: the jump has none."""
+def gradients(w, x, y, flat):
+    """Of the loss with the target y, for every weight: the jump has none."""
     z_pre = x @ w["enc"] + w["enc_bias"]
     ends, ks, shares = ((64,), (12,), (1.0,)) if flat else (LEVELS, KS, (0.1, 0.15, 0.2, 0.25, 0.3))
     starts = (0, *ends[:-1])
     z = np.concatenate([top(_jump(z_pre)[:, a:b], k) for a, b, k in zip(starts, ends, ks, strict=True)], 1)
     grads, d_z = {}, 0.01 * np.sign(z) / z.size
     for i, (m, share) in enumerate(zip(ends, shares, strict=True)):
-        d_out = share * 2 * (z[:, :m] @ w[f"dec.{i}"] + w[f"dec_bias.{i}"] - x) / x.size
+        d_out = share * 2 * (z[:, :m] @ w[f"dec.{i}"] + w[f"dec_bias.{i}"] - y) / y.size
         grads |= {f"dec.{i}": z[:, :m].T @ d_out, f"dec_bias.{i}": d_out.sum(0)}
         d_z[:, :m] += d_out @ w[f"dec.{i}"].T
     d_pre = d_z * (z > 0)
@@ -55,7 +55,8 @@ def rate(epoch, epochs):
 FORMULAS = {"matryoshka_transcoder": _nested, "matryoshka_sae": _nested, "transcoder": _flat, "sae": _flat}
 ITEMS = {k: v for name, f in FORMULAS.items() for k, v in preset_items(name, f, **SETTINGS[name]).items()}
 AS_PUBLISHED = dict(clip=1.0, decay=1e-5, rate=rate)
-for name, flat in (("sae", True), ("matryoshka_sae", False)):
-    ITEMS |= gradient_items(name, lambda w, x, flat=flat: gradients(w, x, flat), **SETTINGS[name])
-    own = dict(as_published=True, decay_start=0.1) | SETTINGS[name]  # 1 of 10 epochs
-    ITEMS |= step_items(name, lambda w, x, flat=flat: gradients(w, x, flat), own, AS_PUBLISHED)
+for name, formula in FORMULAS.items():
+    own = lambda w, x, y=None, flat=formula is _flat: gradients(w, x, x if y is None else y, flat)  # noqa: E731
+    ITEMS |= gradient_items(name, own, **SETTINGS[name])
+    published = dict(as_published=True, decay_start=0.1) | SETTINGS[name]  # 1 of 10 epochs
+    ITEMS |= step_items(name, own, published, AS_PUBLISHED)

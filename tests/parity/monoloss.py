@@ -201,7 +201,7 @@ def _published_steps(name, w, since, as_published):
 
     how = dict(clip=0.0 if tied else 1.0, clipped=unit, after=after, eps=6.25e-10)
     how |= {} if as_published else dict(multiples={"theta": 10.0})  # ours: the rate for theta itself
-    return trained(w, _batches(), gradients, [1e-4] * STEPS, how)
+    return trained(w, [[x] for x in _batches()], gradients, [1e-4] * STEPS, how)
 
 
 def _steps(name, as_published, dtype=torch.float64):

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from tests.parity.pieces import preset_items, relu, top, top_of_batch
+from mtlib.features.msae_files import row_scores
+from mtlib.measure.codes import keep_largest
+from mtlib.measure.similarity import cknna
+from tests.parity.pieces import D, array, clear, drawn_coder, preset_items, relu, tensor, top, top_of_batch, weights
 from tests.parity.steps import gradient_items, step_items
 
 NESTED_KS = (4, 8, 16, 64)
@@ -98,3 +101,68 @@ ITEMS |= gradient_items(
     error="mse",
     soft_cap=0.7,
 )
+
+
+# ---- what is measured of codes
+
+
+def _cknna(a, b, k=10):
+    """Kernels of rows, restricted to pairs (i, j) where j is among the k nearest others of i in both; unbiased HSIC."""
+    n = len(a)
+
+    def hsic(p, q):
+        total = 0.0
+        p, q = (np.where(np.eye(n, dtype=bool), 0, m) for m in (p, q))
+        total += np.trace(p @ q) + p.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 * (p @ q).sum() / (n - 2)
+        return total / (n * (n - 3))
+
+    def near(kernel):
+        mask = np.zeros((n, n))
+        for i in range(n):
+            order = [j for j in np.argsort(-kernel[i]) if j != i]
+            clear(kernel[i, order[k - 1]], kernel[i, order[k]])
+            mask[i, order[:k]] = 1
+        return mask
+
+    p, q = a @ a.T, b @ b.T
+    mine, theirs = near(p), near(q)
+    both = mine * theirs
+    return hsic(both * p, both * q) / np.sqrt(hsic(mine * p, mine * p) * hsic(theirs * q, theirs * q))
+
+
+def _rows():
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(40, 12)) + 0.1
+    return x, x + 0.3 * rng.normal(size=x.shape), np.maximum(x @ rng.normal(size=(12, 30)), 0)
+
+
+def _row_scores():
+    x, x_hat, z = _rows()
+    found = row_scores(x, x_hat, z)
+    lines = []
+    for a, b, c in zip(x, x_hat, z, strict=True):
+        error, cosine = a - b, a @ b / np.sqrt((a @ a) * (b @ b))
+        fvu = ((error - error.mean()) ** 2).mean() / ((a - a.mean()) ** 2).mean()
+        lines.append([fvu, np.abs(error).sum() / np.abs(a).sum(), cosine, (c == 0).sum() / len(c)])
+    return np.stack([found[name] for name in ("fvu", "mae", "cs", "l0")], 1), np.array(lines)
+
+
+def _recovery():
+    """What is left when k of all codes are kept, k below and above the trained one."""
+    coder = drawn_coder("topk", k=5).eval()
+    x = _rows()[0][:, :D]
+    ours, w = [], weights(coder)
+    all_codes = coder.encode_all(tensor(x))
+    for k in (3, 5, 20, 64):
+        ours.append(array(coder.decode(keep_largest(all_codes, k), -1, tensor(x))))
+    z = relu((x - w["dec_bias.0"]) @ w["enc"] + w["enc_bias"])
+    return np.stack(ours), np.stack([top(z, k) @ w["dec.0"] + w["dec_bias.0"] for k in (3, 5, 20, 64)])
+
+
+def _codes_against_inputs():
+    x, _, z = _rows()
+    return np.array([cknna(x, z)]), np.array([_cknna(x, z)])
+
+
+ITEMS |= {"scores of rows: fvu, mae, cs, l0": _row_scores, "recovery, k below and above the trained one": _recovery}
+ITEMS |= {"CKNNA": _codes_against_inputs}

@@ -14,14 +14,15 @@ N, STEPS, LR = 40, 20, 0.01  # rows: a batch of 24 and one of 16 in each of 10 e
 
 
 def gradient_items(name: str, gradients, label: str = "", **settings) -> dict:
-    """gradients(weights, x) -> the gradient of every weight; of a coder of x with drawn weights."""
+    """gradients(weights, x), of a transcoder gradients(weights, x, y) -> the gradient of every weight; weights are drawn."""
 
     def compare():
         coder = drawn_coder(name, **settings).train()
-        x, _ = data(D)
-        coder.loss(tensor(x), tensor(x))[0].backward()
+        x, y = data(coder.config.d_out)
+        given = (x, y) if coder.config.target == "y" else (x,)
+        coder.loss(tensor(x), tensor(given[-1]))[0].backward()
         found = {n: array(p.grad) for n, p in coder.named_parameters() if p.grad is not None}
-        return flat(found), flat(gradients(weights(coder), x))
+        return flat(found), flat(gradients(weights(coder), *given))
 
     return {f"{label or name}: gradients": compare}
 
@@ -37,11 +38,12 @@ def step_items(name: str, gradients, settings: dict, how: dict, label: str = "")
     def compare():
         method = Method(name="one", preset=name, n_latents=S, batch=how.get("batch", B), lr=LR, steps=STEPS, **settings)
         config, training = method.configs(D, O, {}, dict(val_every=STEPS, device="cpu"))
-        x = np.random.default_rng(5).normal(size=(N + 20, D)).astype(np.float32) + 0.3
+        rng = np.random.default_rng(5)
+        x, y = rng.normal(size=(N + 20, D)).astype(np.float32) + 0.3, rng.normal(size=(N + 20, O)).astype(np.float32)
         tokens = how.get("tokens", 1)
         with tempfile.TemporaryDirectory() as folder:
             rows = np.arange(N), np.arange(N, N + 20)
-            coder = fit(config, x, None, *rows, training, folder, tokens=tokens)
+            coder = fit(config, x, y if config.target == "y" else None, *rows, training, folder, tokens=tokens)
         ours = {n: array(p) for n, p in coder.named_parameters()}
         w = {n: p.astype(np.float64) for n, p in weights(SparseCoder(config, seed=training.seed)).items()}
         x = x[:N].astype(np.float64)
@@ -54,22 +56,23 @@ def step_items(name: str, gradients, settings: dict, how: dict, label: str = "")
         shares = [1.0] * STEPS
         if rate := how.get("rate"):
             shares = [rate(t // sampler.per_epoch, STEPS // sampler.per_epoch) for t in range(STEPS)]
-        batches = [x[sampler(t)] for t in range(STEPS)]
+        given = (x, y[:N].astype(np.float64)) if config.target == "y" else (x,)
+        batches = [[part[sampler(t)] for part in given] for t in range(STEPS)]
         return flat(ours), flat(trained(w, batches, gradients, [training.lr * share for share in shares], how))
 
     return {f"{said}: {STEPS} steps, float32": compare}
 
 
-def trained(w: dict, batches: list[np.ndarray], gradients, lrs: list[float], how: dict) -> dict:
-    """A step of Adam for each batch and learning rate.
+def trained(w: dict, batches: list[list[np.ndarray]], gradients, lrs: list[float], how: dict) -> dict:
+    """A step of Adam for each batch (x, or x and y) and learning rate.
 
     Args: how: before(w, grads), clip and then clipped(w, grads) ahead of each step, after(w) behind it, all in place; eps,
         decay; multiples: of the learning rate, by weight; fixed: weights that are not learned.
     """
     mean, square = ({n: np.zeros_like(p) for n, p in w.items()} for _ in range(2))
     nothing = lambda *_: None  # noqa: E731
-    for t, (x, lr) in enumerate(zip(batches, lrs, strict=True)):
-        grads = gradients(w, x)
+    for t, (batch, lr) in enumerate(zip(batches, lrs, strict=True)):
+        grads = gradients(w, *batch)
         how.get("before", nothing)(w, grads)
         if clip := how.get("clip"):
             norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
