@@ -19,7 +19,7 @@ from mtlib.embed.layers import Layer, blocks
 from mtlib.embed.store import Data, unit_rows
 from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit, read_history
-from mtlib.measure.probes import linear_probe
+from mtlib.measure.probes import fit_probe
 
 AT_A_TIME = 64  # images in memory
 ACTIVE = 1e-3  # share of |a| above it, as published
@@ -74,9 +74,8 @@ def probe_accuracy(x: np.ndarray, classes: np.ndarray | None, train: np.ndarray,
     """Accuracy on val (bool over rows) of a linear probe of the classes (n,), -1 unknown; NaN without two of them."""
     if classes is None:
         return float("nan")
-    train, val = train & (classes >= 0), val & (classes >= 0)
-    probe = linear_probe(x[train], classes[train]) if train.any() and val.any() else None
-    return float("nan") if probe is None else float((probe.predict(x[val]) == classes[val]).mean())
+    probe, held = fit_probe(x, np.flatnonzero(train), classes), val & (classes >= 0)
+    return float((probe.predict(x[held]) == classes[held]).mean()) if probe and held.any() else float("nan")
 
 
 def layer_card(

@@ -108,7 +108,9 @@ def interpretations(
         shown = by_activity(table).assign(feature_rank=range(1, len(table) + 1))
         shown = shown[shown["feature"].isin(drawn)] if drawn else shown[shown["density"] > 0].head(WITHOUT_PICTURES)
         names = verdicts[method].query("judge == @judge").set_index("feature")["phrase"]
-        frame = shown.rename(columns={"feature": "feature_id", "max_activation": "activation_max"}).assign(method=method)
+        frame = shown.rename(columns={"feature": "feature_id", "max_activation": "activation_max"}).assign(
+            method=method
+        )
         frame["activation_mean"] = shown["mean_activation"] * shown["density"]
         frame["collage_path"] = [f"collages/{method}/{f}.jpg" if f in drawn else "" for f in shown["feature"]]
         frame["num_images"] = shown["feature"].map(n_shown(tops[method])).fillna(0).astype(int)
