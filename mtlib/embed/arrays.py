@@ -54,9 +54,10 @@ def lines(path: Path) -> list[str]:
 
 
 def names_beside(path: Path, n: int, exclude: tuple[Path, ...] = ()) -> Path | None:
-    """The one .txt beside `path` that has `n` lines; None if there is none, and then those with other numbers are said.
+    """The .txt beside `path` that has `n` lines, the one of its own name before all others; None if there is none, and then
+    those with other numbers are said.
 
-    Raises: InputError if there are several.
+    Raises: InputError if there are several of other names.
     """
     path, out = Path(path), {e.resolve() for e in exclude}
     texts = [p for p in sorted(path.parent.glob("*.txt")) if p.is_file() and p.resolve() not in out]
@@ -65,10 +66,11 @@ def names_beside(path: Path, n: int, exclude: tuple[Path, ...] = ()) -> Path | N
     if texts and not fitting:
         found = ", ".join(f"{p.name} has {count[p]} lines" for p in texts[:5]) + ", ..." * (len(texts) > 5)
         print(f"{path.name} has {n} rows; no text file beside it names them: {found}")
+    if (own := path.with_suffix(".txt")) in fitting:
+        return own
     if len(fitting) > 1:
-        raise InputError(
-            f"{path}: {len(fitting)} text files beside it have {n} lines ({', '.join(p.name for p in fitting)})"
-        )
+        found = ", ".join(p.name for p in fitting)
+        raise InputError(f"{path}: {len(fitting)} text files beside it have {n} lines ({found}); call one {own.name}")
     return fitting[0] if fitting else None
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mtlib.embed import arrays, sources, store
+from mtlib.embed.arrays import names_beside
 from mtlib.embed.given.words import phrases
 from mtlib.embed.manifest import InputError
 from mtlib.embed.sources import EmbedConfig
@@ -152,8 +153,10 @@ def test_arrays_without_fitting_names_are_refused(tmp_path):
         sources.from_arrays(EmbedConfig(embeddings="x.npy", vocabulary="v.npy"), tmp_path, tmp_path / "out")
     shutil.copy(tmp_path / "words.md", tmp_path / "a.txt")
     shutil.copy(tmp_path / "words.md", tmp_path / "b.txt")
-    with pytest.raises(InputError, match="2 text files beside it have 12 lines"):
+    with pytest.raises(InputError, match=r"2 text files beside it have 12 lines \(a.txt, b.txt\); call one v.txt"):
         sources.from_arrays(EmbedConfig(embeddings="x.npy", vocabulary="v.npy"), tmp_path, tmp_path / "out")
+    (tmp_path / "b.txt").rename(tmp_path / "v.txt")  # of the file's own name: no doubt
+    assert names_beside(tmp_path / "v.npy", 12).name == "v.txt"
 
 
 def test_packaged_phrases_are_unique_and_of_known_kinds():
