@@ -34,9 +34,7 @@ labels = ""  # one class per row of embeddings (train, val, test in this order):
 val_embeddings = ""  # rows of the val split in a file of their own; then embeddings are train
 test_embeddings = ""  # rows of the test split in a file of their own; may be the file of val
 vocabulary = ""  # with embeddings: .npy (V, D) of texts in the same space, or words for their encoder; else phrases (.txt, .csv) or "wordfreq:20000"; empty: packaged
-vocabulary_names = (
-    ""  # text file with a line per row of vocabulary; empty: the one beside it that fits, of its name if several
-)
+vocabulary_names = ""  # text file with a line per row of vocabulary; empty: the .txt beside it that fits
 templates = []  # prompts around the phrases, e.g. "a photo of {}"; empty: the packaged ones
 encoder = "demo"  # "demo", an open_clip model name, "timm/<name>", "local-dir:<folder>", "hf-hub:<repository>" or "alexnet:<folder or file>"
 pretrained = ""  # for an open_clip name: one of its tags, or the path of a checkpoint

@@ -117,7 +117,7 @@ def make(root: Path) -> dict[str, dict[str, bytes]]:
         write_text(root / name, "\n".join(words))
     write_text(root / "classes.txt", "\n".join("abc"[i % 3] for i in range(N)))
     write_text(root / "imagenet_classes.txt", "\n".join("abc"[i % 3] for i in range(2 * N)))
-    split = {f"{part}_path": "../x.npy" if part == "train" else "../test.npy" for part in ("train", "val", "test")}
+    split = {f"{part}_path": "../train.npy" if part == "train" else "../test.npy" for part in ("train", "val", "test")}
     write_text(root / "config" / "imagenet_clip.json", json.dumps(split))
     write_text(root / "imagenet_clip.json", json.dumps({k: v.removeprefix("../") for k, v in split.items()}))
     hidden = np.maximum(x[:, :32], 0)
