@@ -28,7 +28,7 @@
 # %% tags=["parameters"] settings="mtlib.embed.sources:EmbedConfig"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
-images = ""  # folder (.tar shards in it count as folders), table (.csv, .parquet), "hf:..." or "torchvision:..."; "scenes" or empty: draw scenes
+images = ""  # folder (.tar shards in it count as folders), table (.csv, .tsv, .parquet), "hf:..." or "torchvision:..."; "scenes" or empty: draw scenes
 embeddings = ""  # made elsewhere, instead of images: .npy, .npz (N, D), LMDB, a folder of .pt, or a .json that names several (MonoLoss)
 labels = ""  # one class per row of embeddings (train, val, test in this order): .txt, .npy, or a column of a .csv or .parquet
 val_embeddings = ""  # rows of the val split in a file of their own; then embeddings are train
@@ -60,6 +60,9 @@ from sklearn.decomposition import PCA
 from mtlib import plots
 from mtlib.embed import sources, store
 from mtlib.embed.encoders import Encoder
+from mtlib.embed.given.folders import understood
+from mtlib.embed.listing import find_images
+from mtlib.embed.manifest import NOT_READ
 from mtlib.learn.classifier import learnable
 from mtlib.measure.probes import encoder_card
 from mtlib.run.stage import Stage
@@ -76,12 +79,18 @@ config = stage.settings(sources.EmbedConfig)
 # Scenes are drawn from the seed: nine families, each with one known error, under a background, palette, style, scale and position that
 # have nothing to do with physics. Four simulated generators fail at known rates. A folder of images is listed without following
 # links; each file is opened by one careful loader, whose pixels are the ones that every later step shows.
-# Whatever cannot be used gets a line with its reason and no row, and never shifts the others.
+# Whatever cannot be used gets a line with its reason and no row, and never shifts the others. Before any image is opened, look at
+# what the names were taken for: labels, classes and splits that are not in this table do not exist for this run.
+
+# %% needs="!embeddings"
+folder, truth = sources.images_of(config, stage.root, stage.out)
+found = find_images(folder)
+caption = "What the names of files, folders and columns were taken for."
+stage.table(understood(*found), "understood", caption, {"what": "what", "count": "count", "which": "which"})
 
 # %% needs="!embeddings"
 tower = Encoder.load(encoder, pretrained, precision=encoder_precision, layer=layer, tokens=tokens)
-folder, truth = sources.images_of(config, stage.root, stage.out)
-manifest, facts = sources.from_images(config, tower, folder, stage.out, truth)
+manifest, facts = sources.from_images(config, tower, folder, stage.out, truth, found)
 
 # %% needs="embeddings"
 tower = None
@@ -100,7 +109,7 @@ files = manifest["status"].value_counts().rename_axis("status").reset_index(name
 stage.table(files, "files", "Files found, and what became of them.", {"status": "status", "count": "files"})
 
 # %%
-remark = (manifest["detail"] != "") & ~manifest["status"].isin(["not sampled", "annotation"])
+remark = (manifest["detail"] != "") & ~manifest["status"].isin(NOT_READ)
 manifest.loc[remark, ["path", "status", "detail"]].head(20)  # the files that need one
 
 # %% [markdown]

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.given import files
-from mtlib.embed.listing import LABEL_FOLDERS, LABELS, TABLES
+from mtlib.embed.given.folders import LABEL_FOLDERS
+from mtlib.embed.given.tables import LABELS, TABLES, named, read_csv
 from mtlib.embed.manifest import COLUMNS, LISTED, InputError, complete
 from mtlib.embed.store import open_array
 
@@ -174,7 +175,7 @@ def read_labels(path: Path, parameter: str, n: int) -> list[str]:
         elif path.suffix == ".parquet":
             values = _column(pd.read_parquet(path), where)
         elif path.suffix in TABLES:
-            values = _column(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"), where)
+            values = _column(read_csv(path), where)
         else:
             values = pd.Series(lines(path), dtype=str)
     except InputError:
@@ -191,6 +192,7 @@ def read_labels(path: Path, parameter: str, n: int) -> list[str]:
 
 
 def _column(table: pd.DataFrame, where: str) -> pd.Series:
+    table = named(table, LABEL_COLUMNS, where) if table.shape[1] > 1 else table
     found = [c for c in LABEL_COLUMNS if c in table] or (list(table) if table.shape[1] == 1 else [])
     if not found:
         raise InputError(f"{where}: no column {', '.join(LABEL_COLUMNS)}; it has {', '.join(map(str, table.columns))}")

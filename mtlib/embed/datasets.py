@@ -15,6 +15,7 @@ import importlib
 import inspect
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -23,11 +24,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from mtlib.embed.given.folders import split_of
 from mtlib.embed.manifest import InputError
 from mtlib.run.artifacts import atomic, write_json
 
 SCHEMES = ("hf:", "torchvision:")
-PARTS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+CLASS_COLUMNS = ("label", "labels", "class", "class_name", "classes", "category", "target", "fine_label")
 SHARD_BYTES = 256 * 2**20
 Sample = tuple[str, bytes, str]  # split, encoded image, class name
 
@@ -106,19 +108,52 @@ def _hugging_face(name: str) -> Iterator[Sample]:
     if split and split not in parts:
         raise InputError(f"images = hf:{name}: no split {split}; there are {', '.join(parts) or 'none'}")
     for key in [split] if split else list(parts):
-        data = parts[key]
-        image = next((c for c, f in data.features.items() if isinstance(f, datasets.Image)), None)
-        if image is None:
-            raise InputError(f"images = hf:{name}: no column of images among {', '.join(data.features)}")
-        label = next((c for c, f in data.features.items() if isinstance(f, datasets.ClassLabel)), None)
-        names = data.features[label].names if label else []
-        data = data.cast_column(image, datasets.Image(decode=False))
-        for row in data:
+        image = _image_column(datasets, parts[key].features, f"images = hf:{name}")
+        column = _class_column(datasets, parts[key].features, f"images = hf:{name}")
+        names = getattr(parts[key].features[column], "names", None) if column else None
+        for row in parts[key].cast_column(image, datasets.Image(decode=False)):
             stored = row[image] or {}
             encoded = stored.get("bytes") or (Path(stored["path"]).read_bytes() if stored.get("path") else b"")
-            known = label is not None and row[label] is not None and row[label] >= 0
-            of = "" if split else PARTS.get(key, "")
-            yield of, encoded, names[row[label]] if known else ""
+            of = "" if split else split_of(key)
+            yield of, encoded, _class_name(row[column], names) if column else ""
+
+
+def _image_column(datasets, features, where: str) -> str:
+    """The column of images: declared so, or bytes, alone or in a struct with a path, as files that were written plainly hold."""
+
+    def stored(f) -> bool:
+        f = f.get("bytes") if isinstance(f, dict) else f
+        return getattr(f, "dtype", "") in ("binary", "large_binary")
+
+    found = [c for c, f in features.items() if isinstance(f, datasets.Image)]
+    found = found or [c for c, f in features.items() if stored(f)]
+    if not found:
+        raise InputError(f"{where}: no column of images among {', '.join(features)}")
+    named = [c for c in ("image", "img", "picture") if c in found]
+    if len(found) > 1:
+        print(f"{where}: columns {', '.join(found)} hold images; {(named or found)[0]} is taken")
+    return (named or found)[0]
+
+
+def _class_column(datasets, features, where: str) -> str:
+    """The column of one class per image: declared so, or called so; "" when there is none. What it is not is said."""
+    declared = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]
+    called = [c for c in features if c.strip().casefold() in CLASS_COLUMNS]
+    usable = [
+        c for c in called if re.fullmatch(r"u?int\d+|(large_)?string|bool", str(getattr(features[c], "dtype", "")))
+    ]
+    column = next(iter(declared + usable), "")
+    if left := [c for c in dict.fromkeys(declared + called) if c != column]:
+        taken = f"{column} gives the classes" if column else "no column gives one class per image"
+        print(f"{where}: {taken}; not used: {', '.join(f'{c} ({features[c]})'[:80] for c in left)}")
+    return column
+
+
+def _class_name(value: object, names: list[str] | None) -> str:
+    """Empty for an unknown class: no value, or a number below 0."""
+    if value is None or (isinstance(value, int) and value < 0):
+        return ""
+    return str(names[value]) if names else str(value).strip()
 
 
 def _torchvision(name: str) -> Iterator[Sample]:

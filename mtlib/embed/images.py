@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, ImageOps
 from mtlib.embed import archives
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000  # four copies at 4 bytes stay below 1 GB
 MAX_BYTES = 256 * 2**20  # of the file
 MAX_TEXT = 4 * 2**20  # bytes of text in a PNG
@@ -33,7 +33,7 @@ BACKGROUND = (255, 255, 255)  # below transparency
 REASONS = (
     *("empty", "truncated", "corrupt", "not an image", "format not allowed", "too large", "aspect ratio"),
     *("mode unsupported", "changed", "permission", "symlink", "special file", "not sampled"),
-    *("annotation", "missing", "outside"),
+    *("annotation", "missing", "outside", "hidden"),
 )
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",

@@ -19,10 +19,17 @@ COLUMNS = (
 NAMES = ("train", "val", "test")
 GIVEN = (*NAMES, "unlabelled")  # splits that a table may give
 LISTED = "listed"  # status of a file that is not yet read
+NOT_READ = ("not sampled", "annotation", "hidden")  # statuses that are no fault of the file
 
 
 class InputError(ValueError):
     """The input cannot be used; the message names the path and what to do."""
+
+
+def claims_image(paths: pd.Series) -> pd.Series:
+    """Whether a file's name says that it is an image: by its suffix, or by having none."""
+    name = paths.str.lower().str.rsplit("/", n=1).str[-1]
+    return name.str.endswith(SUFFIXES) | ~name.str.contains(".", regex=False)
 
 
 def attributes(frame: pd.DataFrame) -> list[str]:
@@ -50,6 +57,7 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
         frame:    listing of `find_images`; a non-empty `group` (scene) is kept, other files are groups of their own. A
             non-empty `split` is kept too; where one group was given several, all of it goes to the first of train, val, test.
             Where rows are given to train but none to val (or to test), that is cut out of train, and said in print.
+            Equal bytes under two labels (without labels: two classes) have none, which is said too.
         outcomes: status, detail, sha256 of the listed files, in order.
         fractions, seed: as `assign_splits`.
     Returns: frame with COLUMNS.
@@ -65,6 +73,7 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     order = order[ok[order]]
     first = out.iloc[order].groupby("sha256", sort=False)["path"].transform("first")
     out.loc[first.index, "duplicate_of"] = np.where(first == out.loc[first.index, "path"], "", first)
+    _drop_contradictions(out, ok)
     out["group"] = np.where((out["group"] == "") & ok, "sha256-" + out["sha256"].str[:16], out["group"])
     out.loc[ok, "group"] = merge_groups(out.loc[ok, "group"].to_numpy(), out.loc[ok, "sha256"].to_numpy())
     rated = ok & (out["generator"] == "").to_numpy()
@@ -86,6 +95,23 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     if (given == "train").any():
         _cut_out_of_train(out, set(given.dropna()), fractions, seed)
     return out[[*COLUMNS, *attributes(out)]]
+
+
+def _drop_contradictions(out: pd.DataFrame, ok: np.ndarray) -> None:
+    """Take the label (without labels: the class) from files with the same bytes as one that has another; it is said in print."""
+    name = "label" if out["label"].notna().any() else "class_name"
+    known = out[name].replace("", None).where(ok)
+    by_bytes = known.groupby(out["sha256"].where(ok))
+    wrong = known.notna() & (by_bytes.transform("nunique") > 1)
+    if not wrong.any():
+        return
+    if (wrong | known.isna()).all():
+        raise InputError(f"every image with a {name} has the same bytes as one with another {name}")
+    paths = out.loc[wrong, "path"]
+    out.loc[wrong, "detail"] = f"no {name}: the same bytes have another one too"
+    out.loc[wrong, name] = pd.NA if name == "label" else ""
+    shown = ", ".join(paths[:3])
+    print(f"{len(paths)} images have the same bytes as one with another {name}; they count as without: {shown}")
 
 
 def _cut_out_of_train(out: pd.DataFrame, given: set[str], fractions: Sequence[float], seed: int) -> None:
@@ -164,14 +190,13 @@ def check_bad_fraction(manifest: pd.DataFrame, max_bad_fraction: float, folder: 
 
     Raises: InputError when more than `max_bad_fraction` of the others are bad, or when none is left.
     """
-    used = manifest[~manifest["status"].isin(("not sampled", "annotation"))]
+    used = manifest[~manifest["status"].isin(NOT_READ)]
     bad = used["status"] != "ok"
     counts = used.loc[bad, "status"].value_counts()
     text = ", ".join(f"{n} {reason}" for reason, n in counts.items())
     if bad.all():
         raise InputError(f"{folder}: none of {len(used)} files can be used ({text})")
-    name = used["path"].str.lower().str.rsplit("/", n=1).str[-1]
-    counted = name.str.endswith(SUFFIXES) | ~name.str.contains(".", regex=False) | ~bad
+    counted = claims_image(used["path"]) | ~bad
     share = (bad & counted).sum() / counted.sum()
     if share > max_bad_fraction:
         raise InputError(

@@ -127,7 +127,12 @@ def render_scenes(config: EmbedConfig, out: Path) -> pd.DataFrame:
 
 
 def from_images(
-    config: EmbedConfig, encoder: Encoder, images: Path, out: Path, truth: pd.DataFrame | None = None
+    config: EmbedConfig,
+    encoder: Encoder,
+    images: Path,
+    out: Path,
+    truth: pd.DataFrame | None = None,
+    found: tuple[pd.DataFrame, str] | None = None,
 ) -> tuple[pd.DataFrame, dict]:
     """Embed images and the phrases that may name them.
 
@@ -137,13 +142,14 @@ def from_images(
         images:  folder of images, table or archive, as `find_images` takes it.
         out:     the stage's folder; gets embeddings/.
         truth:   of rendered scenes, and of nothing else: images of one scene share their group.
+        found:   what `find_images` found there, when that is known already.
     Returns: (manifest, facts).
     Raises: InputError when the folder or too many of its files cannot be used.
     """
     from mtlib.embed.embedding import embed_images
 
     source = "images" if truth is None else "scenes"
-    listing, labels = find_images(images)
+    listing, labels = found or find_images(images)
     root = images if images.is_dir() else images.parent  # where the paths of the manifest start
     tokens = encoder.layer.n_tokens if encoder.layer else 1
     listing = sample(listing, config.max_images, config.seed)

@@ -33,7 +33,7 @@ def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> li
         base = root / folder
         if not base.is_dir():
             raise FileNotFoundError(f"label_images = {folder!r}: no such folder")
-        found, _ = find_images(base)
+        found, _ = find_images(base, read_names=False)
         paths = found.loc[found["status"] == LISTED, "path"].tolist()[:n]
         return [(p, base / unescape(p), "") for p in paths]
     if data.image_root is None:

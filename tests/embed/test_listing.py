@@ -138,10 +138,10 @@ def test_members_that_lead_out_of_their_archive_get_a_reason_and_are_not_read(tm
 
 
 def write_table(folder, suffix=".csv"):
-    """Eight images with everything known, a missing one, one outside."""
+    """Eight images with everything known, the last as the second, a missing one, one outside."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(8):
-        (folder / f"{i}.png").write_bytes(picture(i % 7))  # 7 repeats 0
+        (folder / f"{i}.png").write_bytes(picture(1 if i == 7 else i))
     frame = pd.DataFrame({"path": [f"{i}.png" for i in range(8)] + ["gone.png", "../other.png"]})
     frame["label"] = ["0", "1"] * 5
     frame["class"], frame["person"] = "hands", [f"p{i}" for i in range(10)]
@@ -161,8 +161,8 @@ def test_tables_give_labels_splits_groups_and_attributes(tiny, tmp_path, suffix)
     assert data.manifest["person"].tolist() == [f"p{i}" for i in range(8)] and set(data.manifest["class_name"]) == {
         "hands"
     }
-    # 7.png repeats 0.png, so its group joins that one; groups never stand in two splits
-    assert files.loc["7.png", "duplicate_of"] == "0.png" and files.loc["7.png", "split"] == "train"
+    # 7.png repeats 1.png, so its group joins that one; groups never stand in two splits
+    assert files.loc["7.png", "duplicate_of"] == "1.png" and files.loc["7.png", "split"] == "train"
     assert files.loc["7.png", "detail"] == "given to test, moved to the split of its group"
     assert data.manifest["split"].tolist() == ["train"] * 4 + ["val", "val", "train", "train"]
     assert data.images(2).read_bytes() == picture(2)
@@ -203,7 +203,7 @@ def test_tables_that_cannot_be_used_are_named_with_their_line(tmp_path, content,
 
 def test_what_is_no_folder_table_or_archive_is_refused(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"not a folder, a table \(.csv, .parquet\) or an archive"):
+    with pytest.raises(InputError, match=r"not a folder, a table \(.csv, .tsv, .parquet\) or an archive"):
         find_images(tmp_path / "a.zip")
     with pytest.raises(InputError, match="no such file or folder"):
         find_images(tmp_path / "gone")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mtlib.embed.datasets import extra
+from mtlib.embed.given.tables import named, read_csv
 from mtlib.embed.manifest import InputError
 from mtlib.embed.store import save_array
 from mtlib.run.artifacts import atomic
@@ -51,7 +52,7 @@ def _given(vocabulary: str, root: Path) -> pd.DataFrame:
         if not path.is_file():
             raise InputError(f"vocabulary = {vocabulary}: no such file (a list of phrases, or wordfreq:<count>)")
         if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8-sig")
+            table = named(read_csv(path, "phrase"), PHRASES, f"vocabulary = {vocabulary}")
         else:
             text = path.read_text(encoding="utf-8-sig")
             table = pd.DataFrame({"phrase": [line.strip() for line in text.splitlines() if line.strip()]}, dtype=str)
