@@ -16,6 +16,7 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,13 @@ from PIL import Image, ImageCms, ImageOps
 from mtlib.embed import archives
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MPO = "MPO"  # what Pillow calls a JPEG with further pictures behind the first, as drones and phones write it
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 64_000_000  # four copies at 4 bytes stay below 1 GB
 MAX_BYTES = 256 * 2**20  # of the file
-MAX_TEXT = 4 * 2**20  # bytes of text in a PNG
+MAX_TEXT = 64 * 2**20  # bytes of text in a PNG, which are stepped over
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+TURNED_BY = (b"XML:com.adobe.xmp", b"Raw profile type exif")  # texts of a PNG that may hold its orientation
 MAX_ASPECT = 50.0
 BACKGROUND = (255, 255, 255)  # below transparency
 REASONS = (
@@ -81,6 +85,27 @@ def load_image(path: Path, unchanged: str | tuple[int, int] | None = None) -> tu
     return image, {"sha256": hashlib.sha256(data).hexdigest()} | info
 
 
+def from_pil(image: Image.Image) -> Image.Image:
+    """The same RGB pixels of an image that a caller opened as `load_image` gives of its file. Raises: ImageRefused.
+
+    One that was not decoded yet goes by the bytes of its file; of others there are only pixels, orientation and format.
+    """
+    file = getattr(image, "fp", None)
+    if file is not None and getattr(image, "tile", None) and image.tell() == 0:
+        at = file.tell()
+        file.seek(0)
+        data = file.read(MAX_BYTES + 1)
+        file.seek(at)
+        if len(data) > MAX_BYTES:
+            raise ImageRefused("too large", f"more than {MAX_BYTES} bytes")
+        return decode(data)[0]
+    _check_header(image)
+    with _refusals(b""):
+        image = image.copy()  # decoded completely; the caller's own stays as it is
+        _orient(image)
+        return to_rgb(image)
+
+
 def read_file(path: Path, unchanged: str | tuple[int, int] | None = None) -> bytes:
     """Bytes of a regular file, read once. Raises: ImageRefused (see `load_image`)."""
     try:
@@ -90,7 +115,10 @@ def read_file(path: Path, unchanged: str | tuple[int, int] | None = None) -> byt
         if size > MAX_BYTES:
             raise ImageRefused("too large", f"{size} bytes, at most {MAX_BYTES}")
     except FileNotFoundError as e:
-        raise ImageRefused("changed", "deleted since the folder was listed") from e
+        gone = unchanged is not None
+        raise ImageRefused(
+            *(("changed", "deleted since the folder was listed") if gone else ("missing", f"no such file: {path}"))
+        ) from e
     except PermissionError as e:
         raise ImageRefused("permission", "not readable") from e
     except OSError as e:
@@ -122,24 +150,23 @@ def decode(data: bytes) -> tuple[Image.Image, dict]:
     if kind not in FORMATS:
         raise ImageRefused("format not allowed", kind) if kind else ImageRefused("not an image", repr(data[:12]))
     if kind == "PNG":
-        _check_png(data)
+        data = _check_png(data)
+    with _refusals(data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_header(image)
+        kept = {"format": image.format, "mode": image.mode, "width": image.width, "height": image.height}
+        image.load()  # frame 0, completely
+        if kind == "JPEG" and not _jpeg_ends(data):
+            raise ImageRefused("truncated", "JPEG without an end marker")
+        note = "animated: first frame used" if _animated(image, data) else ""
+        _orient(image)
+        return to_rgb(image), kept | {"note": "first of several pictures used" if image.format == MPO else note}
+
+
+@contextlib.contextmanager
+def _refusals(data: bytes) -> Iterator[None]:
+    """What decoding raises as ImageRefused."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_header(image)
-            info = {
-                "format": image.format,
-                "mode": image.mode,
-                "width": image.width,
-                "height": image.height,
-                "note": "",
-            }
-            image.load()  # frame 0, completely
-            if kind == "JPEG" and not _jpeg_ends(data):
-                raise ImageRefused("truncated", "JPEG without an end marker")
-            if _animated(image, data):
-                info["note"] = "animated: first frame used"
-            _orient(image)
-            return to_rgb(image), info
+        yield
     except ImageRefused:
         raise
     except Image.DecompressionBombError as e:
@@ -186,8 +213,8 @@ def _kind(data: bytes) -> str:
 
 def _check_header(image: Image.Image) -> None:
     """Refuse what should not be decoded; called before any pixel is."""
-    if image.format not in FORMATS:
-        raise ImageRefused("format not allowed", f"{image.format} (several pictures in one file)")
+    if image.format not in (None, MPO, *FORMATS):
+        raise ImageRefused("format not allowed", image.format)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageRefused("too large", f"{width} x {height} pixels, at most {MAX_PIXELS}")
@@ -195,22 +222,28 @@ def _check_header(image: Image.Image) -> None:
         raise ImageRefused("aspect ratio", f"{width} x {height}, at most {MAX_ASPECT:g} : 1")
 
 
-def _check_png(data: bytes) -> None:
-    """Walk a PNG's chunks: Pillow itself does not compare the checksums of the pixels."""
-    at, text = 8, 0
+def _check_png(data: bytes) -> bytes:
+    """The PNG without its texts and colour profile, which change no pixel here but may be of any size.
+
+    Its chunks are walked, since Pillow does not compare the checksums of the pixels.
+    """
+    at, text, kept = 8, 0, [data[:8]]
     while at + 12 <= len(data):
         length, name = struct.unpack(">I4s", data[at : at + 8])
-        if at + 12 + length > len(data):
+        end = at + 12 + length
+        if end > len(data):
             break
-        text += length * (name in (b"tEXt", b"zTXt", b"iTXt"))
+        view = memoryview(data)[at:end]
+        if zlib.crc32(view[4:-4]) != int.from_bytes(view[-4:], "big"):
+            raise ImageRefused("corrupt", f"PNG chunk {name.decode('latin-1')!r} has a wrong checksum")
+        text += length * (name in TEXTS)
         if text > MAX_TEXT:
             raise ImageRefused("too large", f"more than {MAX_TEXT} bytes of text in a PNG")
-        view = memoryview(data)[at + 4 : at + 8 + length]
-        if zlib.crc32(view) != int.from_bytes(data[at + 8 + length : at + 12 + length], "big"):
-            raise ImageRefused("corrupt", f"PNG chunk {name.decode('latin-1')!r} has a wrong checksum")
+        if name != b"iCCP" and (name not in TEXTS or data.startswith(TURNED_BY, at + 8)):
+            kept.append(view)
         if name == b"IEND":
-            return
-        at += 12 + length
+            return b"".join(kept)
+        at = end
     raise ImageRefused("truncated", "PNG without an end chunk")
 
 

@@ -18,7 +18,7 @@ from mtlib.coders.layouts import need, only
 from mtlib.coders.scaling import step_gain
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.encoders import Encoder
-from mtlib.embed.images import load_image, to_rgb
+from mtlib.embed.images import from_pil, load_image
 from mtlib.embed.vision import vision_tokens
 from mtlib.judge import given_records
 from mtlib.learn.classifier import Classifier
@@ -126,7 +126,7 @@ class Labeler:
                 shape = " x ".join(map(str, self._shape))
                 raise ValueError(f"an embedding must be {shape} finite numbers, got shape {image.shape}")
             return image.astype(np.float32)
-        picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(Path(image))[0]
+        picture = from_pil(image) if isinstance(image, Image.Image) else load_image(Path(image))[0]
         if self.eyes is not None:
             return vision_tokens(self.eyes, [picture])[0]
         if "layer" not in self.facts:

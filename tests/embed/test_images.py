@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
-from mtlib.embed.images import ImageRefused, load_image, read_file
+from mtlib.embed.images import ImageRefused, from_pil, load_image, read_file
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(np.kron(RNG.integers(0, 255, (8, 12, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8)))
@@ -68,7 +68,6 @@ REFUSED = {
     "eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format not allowed"),
     "svg": (lambda: b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "format not allowed"),
     "heic": (lambda: b"\0\0\0\x18ftypheic" + b"\0" * 40, "format not allowed"),
-    "mpo": (mpo, "format not allowed"),
     "ppm": (lambda: encoded(format="PPM"), "not an image"),
     "square_13377": (lambda: png_claiming(13377, 13377), "too large"),
     "square_30000": (lambda: png_claiming(30000, 30000), "too large"),
@@ -189,10 +188,12 @@ def test_pipe_link_missing_and_changed_files_are_refused_at_once(tmp_path):
     PHOTO.save(tmp_path / "x.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "x.png")
     found = (tmp_path / "x.png").stat()
-    for name, reason in {"pipe": "special file", "link.png": "symlink", "gone.png": "changed"}.items():
+    for name, reason in {"pipe": "special file", "link.png": "symlink", "gone.png": "missing"}.items():
         with pytest.raises(ImageRefused) as e:
             read_file(tmp_path / name)
         assert e.value.reason == reason
+    with pytest.raises(ImageRefused, match="changed: deleted since"):
+        read_file(tmp_path / "gone.png", "0" * 64)  # one that was there when it was listed
     read_file(tmp_path / "x.png", (found.st_size, found.st_mtime_ns))
     for unchanged in ((found.st_size + 1, found.st_mtime_ns), "0" * 64):
         with pytest.raises(ImageRefused) as e:
@@ -233,10 +234,124 @@ def test_largest_allowed_image_stays_below_one_gigabyte(tmp_path):
     assert int(done.stdout) < 1024
 
 
-def test_compressed_text_bomb_is_too_large(tmp_path):
+def generated(**texts):
+    """A PNG as image generators write it: the workflow and prompt in its texts, packed or not."""
     info = PngImagePlugin.PngInfo()
-    info.add_text("bomb", "a" * (80 * 2**20), zip=True)
-    PHOTO.save(tmp_path / "x.png", pnginfo=info)
+    for name, (text, packed) in texts.items():
+        info.add_itxt(name, text, zip=packed) if name == "itxt" else info.add_text(name, text, zip=packed)
+    return encoded(format="PNG", pnginfo=info, icc_profile=RNG.bytes(2 * 2**20))
+
+
+def jpeg_with_segments(n_bytes):
+    segment = b"\xff\xeb" + (65000).to_bytes(2, "big") + b"x" * 64998  # a signed history of the picture, in APP11
+    data = encoded()
+    return data[:2] + segment * (n_bytes // 65000) + data[2:]
+
+
+USABLE = {
+    "mpo": mpo,
+    "mpo_second_cut": lambda: mpo()[:-200],
+    "text_5mb": lambda: png_with_text(5 * 2**20),
+    "text_packed": lambda: generated(workflow=("x" * (5 * 2**20), True)),
+    "itxt_packed": lambda: generated(itxt=("x" * (5 * 2**20), True)),
+    "many_texts": lambda: generated(**{f"t{i}": ("x" * 2**20, i % 2 == 0) for i in range(8)}),
+    "text_bomb": lambda: generated(bomb=("a" * (80 * 2**20), True)),
+    "jpeg_5mb_of_segments": lambda: jpeg_with_segments(5 * 2**20),
+    "webp_5mb_of_xmp": lambda: encoded(format="WEBP", lossless=True, xmp=b"x" * (5 * 2**20)),
+}
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_what_stands_beside_the_first_picture_does_not_make_it_unusable(name, tmp_path):
+    (tmp_path / "x").write_bytes(USABLE[name]())
+    image, info = load_image(tmp_path / "x")
+    plain = load_image_of(tmp_path, encoded(format="JPEG" if info["format"] in ("JPEG", "MPO") else "PNG"))
+    assert np.array_equal(np.asarray(image), np.asarray(plain))
+    assert (info["note"] == "first of several pictures used") == name.startswith("mpo")
+
+
+def load_image_of(folder, data):
+    (folder / "plain").write_bytes(data)
+    return load_image(folder / "plain")[0]
+
+
+def test_orientation_in_a_text_of_a_png_is_kept(tmp_path):
+    """As ImageMagick ("Raw profile type exif") and editors (XMP) store it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    xmp = '<x:xmpmeta><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    for name, text in (("Raw profile type exif", f"\nexif\n{len(raw)}\n{raw.hex()}\n"), ("XML:com.adobe.xmp", xmp)):
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(name, text) if name.startswith("XML") else info.add_text(name, text)
+        info.add_text("workflow", "x" * (5 * 2**20))
+        assert load_image_of(tmp_path, encoded(format="PNG", pnginfo=info)).size == PHOTO.size[::-1]
+
+
+def test_compressed_text_bomb_is_never_unpacked(tmp_path):
+    (tmp_path / "x.png").write_bytes(USABLE["text_bomb"]())
+    code = (
+        "import resource, sys; from mtlib.embed.images import load_image; m = lambda: "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; a = m(); load_image(sys.argv[1]); print((m() - a) // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.png")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40
+
+
+def files_of_every_kind():
+    """Names and bytes of pictures whose pixels need more than opening."""
+    exif = Image.Exif()
+    for turn in range(1, 9):
+        exif[0x0112] = turn
+        for format in ("JPEG", "PNG", "TIFF", "WEBP"):
+            yield f"turned {turn} {format}", encoded(format=format, exif=exif.tobytes())
+    grey = Image.fromarray((np.arange(96, dtype=np.uint16) * 600).reshape(8, 12))
+    rgba = PHOTO.convert("RGBA")
+    rgba.putalpha(128)
+    yield from (
+        ("grey", encoded(grey, "PNG")),
+        ("alpha", encoded(rgba, "PNG")),
+        ("cmyk", encoded(PHOTO.convert("CMYK"))),
+    )
+    yield from (("palette", encoded(PHOTO.convert("P"), "GIF")), ("mpo", mpo()), ("text", png_with_text(5 * 2**20)))
+    yield "animated", encoded(format="GIF", save_all=True, append_images=[PHOTO.rotate(90)])
+
+
+@pytest.mark.parametrize("state", ["opened", "decoded", "copied", "loaded here", "of memory"])
+def test_an_image_opened_by_the_caller_has_the_pixels_of_its_file(state, tmp_path):
+    for name, data in files_of_every_kind():
+        (tmp_path / "x").write_bytes(data)
+        with Image.open(io.BytesIO(data) if state == "of memory" else tmp_path / "x") as opened:
+            if state == "decoded":
+                opened.load()
+            given = {"copied": opened.copy, "loaded here": lambda: load_image(tmp_path / "x")[0]}.get(
+                state, lambda: opened
+            )()
+            expected, got = np.asarray(load_image(tmp_path / "x")[0]), np.asarray(from_pil(given))
+            assert np.array_equal(got, expected), name
+            assert np.array_equal(np.asarray(from_pil(given)), expected), f"{name}: asked again"
+            opened.load()  # what the caller holds is still good
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, (make, _) in REFUSED.items() if n not in ("empty", "square_30000", "square_13377")]
+)
+def test_an_image_opened_by_the_caller_is_refused_as_its_file_is(name):
+    make, reason = REFUSED[name]
+    try:
+        opened = Image.open(io.BytesIO(make()))
+    except OSError:
+        return  # the caller has no image
     with pytest.raises(ImageRefused) as e:
-        load_image(tmp_path / "x.png")
-    assert e.value.reason == "too large"
+        from_pil(opened)
+    assert e.value.reason in (reason, "format not allowed"), e.value
+
+
+def test_what_the_caller_painted_is_kept():
+    opened = Image.open(io.BytesIO(encoded(format="PNG")))
+    opened.paste((0, 255, 0), (0, 0, 96, 64))
+    assert set(np.asarray(from_pil(opened)).reshape(-1, 3).max(0)) == {0, 255}
+    second = Image.open(io.BytesIO(encoded(format="GIF", save_all=True, append_images=[Image.new("RGB", PHOTO.size)])))
+    second.seek(1)
+    assert np.asarray(from_pil(second)).max() == 0

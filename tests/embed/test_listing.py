@@ -95,7 +95,7 @@ def test_damaged_archives_are_reported_and_what_stands_before_is_used(tmp_path):
     assert load_image(tmp_path / "cut.tar" / "1.png")[1]["format"] == "PNG"
     with pytest.raises(ImageRefused, match="truncated"):
         load_image(tmp_path / "cut.tar" / "2.png")
-    with pytest.raises(ImageRefused, match="changed"):
+    with pytest.raises(ImageRefused, match="missing: no such file"):
         read_file(tmp_path / "a.tar" / "9.png")
     with pytest.raises(ImageRefused, match="changed"):
         read_file(tmp_path / "a.tar" / "1.png", (places["1.png"][1], 1))

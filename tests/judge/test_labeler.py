@@ -101,6 +101,17 @@ def test_image_file_pil_image_and_embedding_say_the_same(run, labeler, tmp_path)
     picture = Image.new("RGB", (8, 8), (3, 3, 3))
     picture.save(tmp_path / "a.png")
     assert labeler.label(tmp_path / "a.png") == labeler.label(picture) == labeler.label(x + 3)
+    turned, exif = Image.linear_gradient("L").convert("RGB"), Image.Exif()
+    labeler.encoder = SimpleNamespace(
+        encode_images=lambda images: np.stack([x + np.asarray(i)[:9].mean() for i in images])
+    )
+    for exif[0x0112] in range(1, 9):
+        turned.save(tmp_path / "t.jpg", exif=exif)
+        with Image.open(tmp_path / "t.jpg") as opened:
+            assert labeler.label(opened) == labeler.label(tmp_path / "t.jpg") == labeler.label(opened.copy())
+    for nothing in ("gone.png", "https://example.org/a.png"):
+        with pytest.raises(ImageRefused, match="missing: no such file"):
+            labeler.label(nothing)
     (tmp_path / "b.jpg").write_bytes(b"<html>no image</html>")
     with pytest.raises(ImageRefused, match="not an image"):
         labeler.label(tmp_path / "b.jpg")
