@@ -24,16 +24,18 @@
 # judges, the published records (`feature_analysis.jsonl`, `error_analysis.jsonl`), and a model's raw answers
 # (`answers.jsonl`). *Takes* about 20 seconds on two cores for the demo; a model takes as long as its server does.
 
-# %% tags=["parameters"] needs="coders" settings="mtlib.judge.settings:JudgeConfig mtlib.ask.endpoint:Endpoint"
+# %% tags=["parameters"] needs="coders" settings="mtlib.judge.settings:JudgeConfig mtlib.ask.client:Reached"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 judge = "keyless"  # who names features and rules on them: "keyless", or "lmm" (a multimodal model, with a key)
 max_features = 0  # judge only this many features per method, the most surely tied to errors first; 0: all
 keyless_share = 0.8  # a feature is an error when this share of its top images looks like one family's error
-keyless_min_images = 4  # features with fewer top images are not judged
 seed = 0  # of the images shown to a model, and of the held-out ones
 base_url = "https://openrouter.ai/api/v1"  # lmm: an OpenAI-compatible server; one on this machine needs no key
 model = "anthropic/claude-3-haiku"  # lmm: the model's name there
+also_named = []  # lmm: other names under which a hub may report that model and be believed
+temperature = 0.0  # lmm: left out where the server takes none
+max_tokens = 500  # lmm: of one answer; 8 times as many where the model does not end within it
 images_as = "separate"  # lmm: "separate", or all images of a feature in one "collage" (cheaper)
 n_images = 20  # lmm: images shown per feature, drawn by the seed where top_n of 04 keeps more
 show_error_ratio = False  # lmm: tell the model a feature's error ratio (published; it leaks the labels)
@@ -43,10 +45,9 @@ flip_check = 0  # lmm: verdicts per method that are asked again under a change t
 dry_run = False  # lmm: tell the calls, tokens and cost, and ask nothing
 concurrency = 4  # lmm: requests at a time
 requests_per_minute = 0.0  # lmm: 0: no limit
-tokens_per_minute = 0.0  # lmm: 0: no limit
 max_calls = 0  # lmm: stop before more requests than this; 0: no limit
 max_usd = 5.0  # lmm: stop before more is spent; 0: no limit
-usd_per_million = [0.25, 1.25]  # lmm: price of tokens in and tokens out
+usd_per_million = [0.0, 0.0]  # lmm: price of tokens in and out; 0: known for this model, free on a server of yours
 timeout_s = 120.0  # lmm: seconds for one question, retries included
 published = False  # also write files as the published systems do, into reports/<run>/published/
 
@@ -316,6 +317,9 @@ stage.say(
     "asked",
     f"{endpoint.model} at {endpoint.host}: {used.calls} requests, {used.replayed} answers replayed. {interview.asker.stopped}",
 )
+
+# %% needs="judge=lmm dry_run=False"
+stage.say("server", f"What the server does in its own way: {'; '.join(interview.asker.told) or 'nothing'}.")
 
 # %% [markdown]
 # ## The published records

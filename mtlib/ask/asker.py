@@ -30,7 +30,8 @@ from mtlib.ask.client import Client
 from mtlib.ask.endpoint import Answer, Endpoint, Malformed, Question, Refused
 from mtlib.ask.ledger import RECORDED, Ledger
 from mtlib.ask.ledger import key as ledger_key
-from mtlib.ask.limits import Limits
+from mtlib.ask.limits import Limits, counted
+from mtlib.ask.manner import Put
 from mtlib.ask.replies import Trouble, one_line
 
 Parse = Callable[[Question, str], dict]
@@ -64,6 +65,11 @@ class Asker(contextlib.AbstractContextManager):
     def stopped(self) -> str:
         """ "" or why asking ended early: "max_calls ...", "max_usd ...", "key: ...", "credit: ...", "failures: ..."."""
         return self.limits.stopped
+
+    @property
+    def told(self) -> list[str]:
+        """What is unusual about the server and was adapted to, one sentence each."""
+        return self.client.manner.told
 
     def plan(self, questions: Iterable[Question]) -> dict:
         """What asking these would take, at most and without retries; touches neither the network nor the pictures' bytes.
@@ -188,19 +194,18 @@ class Asker(contextlib.AbstractContextManager):
             self.ledger.open()
             if (answer := self._recorded(question, key)) is not None:  # another process added it before us
                 return answer
+            put = Put(self.client.manner, question)
             try:
-                build, quick = self.client.messages, self.client.at_hand(question)
-                messages = build(question) if quick else await asyncio.to_thread(build, question)
-            except Exception as e:  # whatever a picture's callable raises
-                reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
-                self.ledger.log(key, question.id, reason)
-                return Answer(question.id, "failed", reason=reason)
+                await self.client.build(put)
+            except Trouble as trouble:
+                self.ledger.log(key, question.id, trouble.reason)
+                return Answer(question.id, "failed", reason=trouble.reason)
         async with self._slots:
             if not self.stopped:
-                await self.limits.turn(question.tokens + self.endpoint.max_tokens)
+                await self.limits.turn(put.asked.tokens + put.max_tokens)
             if self.stopped:
                 return Answer(question.id, "unasked", reason=self.stopped)
-            answer = await self._in_time(question, messages, functools.partial(self.ledger.log, key, question.id))
+            answer = await self._in_time(put, functools.partial(self.ledger.log, key, question.id))
             if answer.status in RECORDED:
                 record = {"key": key, "question": question.id, "prompt_version": question.prompt_version}
                 record |= {"endpoint": self.endpoint.base_url, "asked": self.endpoint.model}
@@ -208,40 +213,45 @@ class Asker(contextlib.AbstractContextManager):
                 await asyncio.get_running_loop().run_in_executor(self._disk, self.ledger.add, record)
             return answer
 
-    async def _in_time(self, question: Question, messages: str, log: Callable[[str], None]) -> Answer:
+    async def _in_time(self, put: Put, log: Callable[[str], None]) -> Answer:
         """The answer within the deadline; stops all when there is nothing but failures. `log` is told of each of them."""
         e, reasons = self.endpoint, []
         try:
-            answer = await asyncio.wait_for(self._attempts(question, messages, log, reasons), e.timeout_s)
+            answer = await asyncio.wait_for(self._attempts(put, log, reasons), e.timeout_s)
         except asyncio.TimeoutError:
             reason = f"no answer within {e.timeout_s:g} s" + (f"; before: {reasons[-1]}" if reasons else "")
             log(reason)
-            answer = Answer(question.id, "failed", reason=reason)
+            answer = Answer(put.question.id, "failed", reason=reason)
         if answer.status != "unasked":
             self._failures = self._failures + 1 if answer.status == "failed" else 0
         if 0 < e.give_up_after <= self._failures:
             self.limits.stop(f"failures: {self._failures} questions in a row failed, the last: {answer.reason}")
         return answer
 
-    async def _attempts(
-        self, question: Question, messages: str, log: Callable[[str], None], reasons: list[str]
-    ) -> Answer:
+    async def _attempts(self, put: Put, log: Callable[[str], None], reasons: list[str]) -> Answer:
         """Requests until there is an answer, or no more reason, time or budget for another one."""
-        e, limits, tries, ends = self.endpoint, self.limits, 0, time.monotonic() + self.endpoint.timeout_s
-        while (reserved := limits.reserve(question.tokens)) is not None:
+        e, limits, tries, ends, question = (
+            self.endpoint,
+            self.limits,
+            0,
+            time.monotonic() + self.endpoint.timeout_s,
+            put.question,
+        )
+        while (reserved := limits.reserve(put.asked.tokens, put.max_tokens)) is not None:
             try:
-                return await self._attempt(question, messages, reserved)
+                return await self._attempt(put, reserved)
             except Trouble as trouble:
                 kind, asked_for, reason = trouble.kind, trouble.wait, one_line(self.client.clean(trouble.reason))
+                changed = put.after(trouble, last=tries == e.max_retries)
             reasons.append(reason)
-            log(reason)
+            log(f"{reason}; asked again, as if {changed}" if changed else reason)
             wait = min(e.backoff_s * 2**tries if asked_for is None else asked_for, e.retry_after_cap_s)
             if asked_for is not None:  # it holds for everyone
                 limits.hold(wait)
             if kind in ("key", "credit"):
                 limits.stop(f"{kind}: {reason}")
-            if kind == "plain":  # not the question's fault: sent again in its turn, and only once
-                wait = 0.0
+            if changed:  # sent again in its turn
+                wait = wait if asked_for else 0.0
             elif kind != "again" or tries == e.max_retries:
                 break
             else:
@@ -249,23 +259,27 @@ class Asker(contextlib.AbstractContextManager):
             if time.monotonic() + wait >= ends:
                 return Answer(question.id, "failed", reason=f"{reason}; no time left to wait {wait:.1f} s")
             await limits.nap(wait)
-            await limits.turn(question.tokens + e.max_tokens)
+            await limits.turn(put.asked.tokens + put.max_tokens)
             if self.stopped:
                 break
         if not reasons:
             return Answer(question.id, "unasked", reason=self.stopped)
         return Answer(question.id, "failed", reason=reasons[-1])
 
-    async def _attempt(self, question: Question, messages: str, reserved: float) -> Answer:
+    async def _attempt(self, put: Put, reserved: float) -> Answer:
         """One request, its cost settled, its reply judged. Raises: Trouble."""
         reply, charged = None, True  # a request that broke off may be charged
+        asked, estimate, question, adapted = put.asked, (put.asked.tokens, put.max_tokens), put.question, put.changes
         try:
-            reply = await self.client.send(question, messages)
+            await self.client.build(put)
+            reply = await self.client.send(put)
+            reply = counted(reply, asked, estimate[1], self.endpoint)
         except Trouble as trouble:
             reply, charged = trouble.reply, trouble.charged
+            reply = reply and counted(reply, asked, estimate[1], self.endpoint)
             raise
         finally:
-            self.limits.settle(reserved, question.tokens, reply, charged)
+            self.limits.settle(reserved, estimate, reply, charged)
         status, value, reason = self._checked(question, reply.text)
         if reply.refusal:
             status, value, reason = "refused", None, one_line(reply.refusal)
@@ -275,4 +289,5 @@ class Asker(contextlib.AbstractContextManager):
             raise Trouble("again", reason)
         usage = {"tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
         usage |= {"request_id": reply.request_id, "finish_reason": reply.finish_reason}
+        usage |= {"adapted": sorted(adapted)} if adapted else {}
         return Answer(question.id, status, value, reply.text, self.client.clean(reason), reply.model, usage)

@@ -2,22 +2,26 @@
 
 The `openai` client makes the request; its own retries are off (see `asker`), and no exception of it leaves this module,
 since it carries the request with its headers. It is loaded with the first question: that takes seconds. What a server will
-not take (a schema, a temperature, max_tokens by its old name) is changed once and told.
+not take is changed once and told (see `manner`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
 import logging
-import re
+import os
 import threading
 from collections import OrderedDict
 from urllib.parse import quote
 
+from pydantic import model_validator
+
 from mtlib.ask import replies
 from mtlib.ask.endpoint import Endpoint, Picture, Question
+from mtlib.ask.manner import Manner, Put
 from mtlib.ask.replies import Reply, Trouble
 
 CACHE = 32 * 2**20  # characters of encoded pictures kept: the same images come back in the next question
@@ -26,19 +30,29 @@ MAX_WORDS = 20_000  # bytes of an error that are read
 SHORTEST_KEY = 8  # characters; shorter ones are placeholders of local servers
 # Their debug logs hold headers, which may echo the key.
 LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
-TAKES_NO = {  # what a server can refuse: in which words of an HTTP 400 or 422, and what is told
-    "schema": ("response_format|json_schema|structured output", "the server takes no schema; asked again without"),
-    "max_tokens": ("max_completion_tokens", "the server asks for max_completion_tokens; asked again so"),
-    "temperature": ("temperature", "the server takes no other temperature than its own; asked again without"),
-}
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+CONNECTIONS = 512  # more than `concurrency` can be
+
+
+class Reached(Endpoint):
+    """The settings of a run, tried before its first stage: whether a model could be asked from here. Nothing is sent."""
+
+    judge: str = "keyless"
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _a_way(self) -> Reached:
+        if self.judge == "lmm" and not self.dry_run:
+            http_client(self)
+        return self
 
 
 class Client:
     """Sends questions. The key is read when the first one is prepared; `clean` takes it out of any text."""
 
     def __init__(self, endpoint: Endpoint):
-        self.endpoint = endpoint
-        self.refused = set() if endpoint.json_schema else {"schema"}  # keys of TAKES_NO
+        self.endpoint, self.manner = endpoint, Manner(endpoint)
         self._key, self._openai = "", None
         self._cache: OrderedDict[str, str] = OrderedDict()
         self._cached, self._lock = 0, threading.Lock()
@@ -63,7 +77,10 @@ class Client:
                 for name in LOGGERS:
                     logging.getLogger(name).setLevel(logging.WARNING)
                 e, self._key = self.endpoint, self.endpoint.key()
-                http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [self._refuse]}, follow_redirects=False)
+                try:
+                    http = http_client(e, self._refuse)
+                except ValueError as error:
+                    raise Trouble("fail", str(error), charged=False) from None
                 settings = {"base_url": e.base_url, "timeout": e.timeout_s, "max_retries": 0, "http_client": http}
                 self._openai = openai.AsyncOpenAI(api_key=self._key or "none", **settings)
 
@@ -85,25 +102,29 @@ class Client:
                 self._cached -= len(self._cache.popitem(last=False)[1])
         return url
 
-    async def send(self, question: Question, messages: str) -> Reply:
-        """One request and its reply; `messages` comes first. Raises: Trouble, and nothing else."""
-        e, refused = self.endpoint, self.refused
+    async def build(self, put: Put) -> None:
+        """Make the messages of a question as it is put now. Raises: Trouble where a picture cannot be read."""
+        asked = put.asked
+        if put.shown is not asked:
+            try:
+                quick = self.at_hand(asked)
+                put.messages = self.messages(asked) if quick else await asyncio.to_thread(self.messages, asked)
+            except Trouble:
+                raise
+            except Exception as e:  # whatever a picture's callable raises
+                reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
+                raise Trouble("fail", reason, charged=False) from None
+            put.shown = asked
+
+    async def send(self, put: Put) -> Reply:
+        """One request and its reply; `build` comes first. Raises: Trouble, and nothing else."""
+        e, max_tokens = self.endpoint, put.max_tokens
         if not self._key and not e.own:
             raise Trouble("key", f"none found: set {' or '.join(e.key_env)}", charged=False)
-        body = {"model": e.model, "max_completion_tokens" if "max_tokens" in refused else "max_tokens": e.max_tokens}
-        body |= {} if "temperature" in refused else {"temperature": e.temperature}
-        if question.schema is not None and "schema" not in refused:
-            form = {"name": "answer", "strict": True, "schema": question.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        try:
-            return replies.read(await self._post(f'{json.dumps(body)[:-1]}, "messages": {messages}}}'.encode()), e)
-        except Trouble as trouble:
-            for name, (words, told) in TAKES_NO.items():
-                sent = "response_format" in body and e.json_schema == "auto" if name == "schema" else name in body
-                if sent and re.match(rf"HTTP (400|422): .*({words})", trouble.reason, re.IGNORECASE | re.DOTALL):
-                    self.refused.add(name)
-                    raise Trouble("plain", told, charged=False) from None
-            raise trouble from None
+        content = f'{json.dumps(put.body())[:-1]}, "messages": {put.messages}}}'.encode()
+        reply = replies.read(await self._post(content), e, max_tokens)
+        put.worked(reply)
+        return reply
 
     async def _post(self, content: bytes) -> bytes:
         """The bytes of a successful reply. Raises: Trouble, whatever the client raised."""
@@ -119,7 +140,12 @@ class Client:
             if isinstance(cause, Trouble):
                 raise cause from None
             name = type(cause).__name__
-            raise Trouble("again", f"no reply ({name})", charged=name != "ConnectError") from None
+            why = (
+                ", its certificate is not trusted: SSL_CERT_FILE may name one"
+                if "CERTIFICATE_VERIFY" in str(cause)
+                else ""
+            )
+            raise Trouble("again", f"no reply ({name}{why})", charged=name != "ConnectError") from None
         if len(reply) > replies.MAX_BODY:
             raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
         if self.leaks(reply.decode("utf-8", "replace")):
@@ -153,6 +179,37 @@ class Client:
     async def close(self) -> None:
         if self._openai is not None:
             await self._openai.close()
+
+
+def http_client(endpoint: Endpoint, refuse=None):
+    """The client that makes the requests; the network is not touched. A server on this machine is asked directly, whatever proxy
+    the environment names.
+
+    Args: refuse: called with every response.
+    Raises: ValueError naming the variables, where a proxy or a certificate of the environment cannot be used.
+    """
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+    settings = {"event_hooks": {"response": [refuse]} if refuse else {}, "follow_redirects": False, "limits": limits}
+    settings |= {"trust_env": not endpoint.loopback or endpoint.base_url.lower().startswith("https")}
+    named = [n for n in CERTIFICATES if os.environ.get(n) and not os.path.exists(os.environ[n])]
+    if settings["trust_env"] and named:
+        raise ValueError(f"{named[0]} of the environment names no file or folder; correct it or unset it")
+    try:
+        direct = (
+            httpx2.AsyncHTTPTransport(limits=limits, trust_env=settings["trust_env"]) if endpoint.loopback else None
+        )
+        return httpx2.AsyncClient(transport=direct, **settings)
+    except (ImportError, ValueError, httpx2.InvalidURL):  # their words may hold the proxy's password
+        named = " or ".join(n for n in PROXIES if os.environ.get(n))
+        mend = "socks proxies need `pip install socksio`; or unset it, or name the server in NO_PROXY"
+        raise ValueError(f"the proxy in {named} cannot be used: {mend}") from None
+    except OSError as e:
+        named = " or ".join(n for n in CERTIFICATES if os.environ.get(n))
+        raise ValueError(
+            f"{named}: the certificates cannot be read ({type(e).__name__}); correct it or unset it"
+        ) from None
 
 
 async def _start(response, most: int) -> bytes:

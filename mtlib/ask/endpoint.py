@@ -5,6 +5,7 @@ The key is in none of these: it is read from the environment when the first requ
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 from collections.abc import Callable
@@ -17,10 +18,13 @@ from pydantic import Field, NonNegativeFloat, StringConstraints, field_validator
 from mtlib.run.params import Settings
 
 STATUSES = ("answered", "refused", "failed", "unasked")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 VENDORS = {"OPENROUTER_API_KEY": "openrouter.ai"}  # variables whose key is for one host alone
 PIXELS_PER_TOKEN, MIN_PICTURE_TOKENS = 750, 85  # as vision models charge, roughly; corrected by the usage they report
 CHARS_PER_TOKEN = 4
+KNOWN_PRICES = {"anthropic/claude-3-haiku": [0.25, 1.25]}  # of the notebook's own model, at VENDORS; others are given
+USUAL_USD = (
+    5.0  # the notebook's own max_usd: a server of one's own without prices is not held to it, nor refused for it
+)
 
 
 class Refused(Exception):
@@ -34,12 +38,13 @@ class Malformed(Exception):
 class Endpoint(Settings):
     """An OpenAI-compatible server, the model asked there, and the bounds of asking; 0 is no bound.
 
-    max_calls and max_usd stop cleanly before more is spent; they are counted per Asker, and replayed answers are free.
+    max_calls and max_usd stop cleanly before more is spent; they are counted per Asker, and replayed answers are free. They
+    hold for every server, one of one's own too, and so do prices that are given.
     """
 
     base_url: str = Field("https://openrouter.ai/api/v1", repr=False)
     model: Annotated[str, StringConstraints(pattern=r"\S")] = "anthropic/claude-3-haiku"
-    also_named: tuple[str, ...] = ()  # under which the server may report this model, too (llama.cpp: a file name)
+    also_named: list[str] = []  # under which a hub may report this model, too
     key_env: tuple[str, ...] = ("OPENROUTER_API_KEY", "OPENAI_API_KEY")  # may hold the key; `key` says which goes where
     concurrency: int = Field(4, ge=1, le=256)  # requests in flight at most
     requests_per_minute: float = Field(0.0, ge=0)
@@ -50,8 +55,8 @@ class Endpoint(Settings):
     backoff_s: float = Field(1.0, ge=0)  # first wait where the server names none; doubled each time, cut alike
     max_calls: int = Field(0, ge=0)
     max_usd: float = Field(0.0, ge=0)
-    usd_per_million: list[NonNegativeFloat] = Field([0.0, 0.0], min_length=2, max_length=2)  # in, out; 0: unknown
-    max_tokens: int = Field(500, ge=1)  # of one answer
+    usd_per_million: list[NonNegativeFloat] = Field([0.0, 0.0], min_length=2, max_length=2)  # in, out; 0: see `prices`
+    max_tokens: int = Field(500, ge=1)  # of one answer; more where an answer does not end within it (see `manner`)
     temperature: float = Field(0.0, ge=0, le=2)
     json_schema: bool | Literal["auto"] = "auto"  # send the question's schema; "auto": until the server refuses it
     give_up_after: int = Field(20, ge=0)  # stop when so many questions in a row failed
@@ -73,26 +78,41 @@ class Endpoint(Settings):
 
     @model_validator(mode="after")
     def _prices_are_known(self) -> Endpoint:
-        if self.max_usd and not self.priced and not self.own:
+        free = self.own and self.max_usd == USUAL_USD
+        if self.max_usd and not self.priced and not free:
             raise ValueError(f"max_usd = {self.max_usd:g} needs prices: give usd_per_million, or max_usd = 0")
         return self
 
     @property
+    def prices(self) -> list[float]:
+        """US dollars per million tokens in and out: those given, or the known ones; 0 where neither is."""
+        known = KNOWN_PRICES.get(self.model) if self.host in VENDORS.values() else None
+        return self.usd_per_million if any(self.usd_per_million) or not known else known
+
+    @property
     def priced(self) -> bool:
-        return any(self.usd_per_million)
+        return any(self.prices)
 
     @property
     def host(self) -> str:
         return urlsplit(self.base_url).hostname or ""
 
     @property
+    def loopback(self) -> bool:
+        """Whether it is on this machine."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+
+    @property
     def own(self) -> bool:
         """Whether it is a server of one's own, on this machine or reached by plain http: it may want no key."""
-        return self.host in LOOPBACK or urlsplit(self.base_url).scheme == "http"
+        return self.loopback or urlsplit(self.base_url).scheme == "http"
 
     def usd(self, tokens_in: float, tokens_out: float) -> float:
         """US dollars of so many tokens; 0 where prices are unknown."""
-        return (tokens_in * self.usd_per_million[0] + tokens_out * self.usd_per_million[1]) / 1e6
+        return (tokens_in * self.prices[0] + tokens_out * self.prices[1]) / 1e6
 
     def key(self) -> str:
         """The key from the environment that may go to this server; "" when there is none.
@@ -108,16 +128,12 @@ class Endpoint(Settings):
         in_clear = urlsplit(self.base_url).scheme == "http"
         if name in VENDORS:
             return not in_clear and f".{self.host}".endswith(f".{VENDORS[name]}")
-        return not in_clear or name != "OPENAI_API_KEY" or self.host in LOOPBACK
+        return not in_clear or name != "OPENAI_API_KEY" or self.loopback
 
 
 def connect(endpoint: Endpoint, dry_run: bool = False) -> Endpoint:
-    """The endpoint as it is asked: with a key, unless nothing will be (dry_run). A server of one's own needs none and costs
-    nothing, so its prices and max_usd are 0.
-    """
-    if endpoint.own:
-        return endpoint.with_(usd_per_million=[0.0, 0.0], max_usd=0.0)
-    if not dry_run and not endpoint.key():
+    """The endpoint as it is asked: with a key, unless nothing will be (dry_run). A server of one's own needs none."""
+    if not endpoint.own and not dry_run and not endpoint.key():
         names = " or ".join(endpoint.key_env)
         raise ValueError(
             f'judge = "lmm" asks {endpoint.model} at {endpoint.host}, which needs a key: set {names} in the environment '
@@ -168,6 +184,8 @@ class Answer:
     text: str = ""  # the model's words
     reason: str = ""  # why not answered
     model: str = ""  # as the server reported it
-    usage: dict = field(default_factory=dict)  # tokens_in, tokens_out, request_id, finish_reason
+    usage: dict = field(
+        default_factory=dict
+    )  # tokens_in, tokens_out, request_id, finish_reason, adapted (see `manner`)
     replayed: bool = False  # taken from the ledger, no request made
     key: str = ""  # the ledger's

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mtlib.ask.endpoint import Endpoint
+from mtlib.ask.endpoint import Endpoint, Question
 from mtlib.ask.replies import Reply
+
+CHARS_PER_TOKEN = 10  # no text has fewer tokens than one for so many characters: fewer are not believed
+MOST_TIMES = 100  # nor more tokens in than so many times the estimate: pictures cost some models 30 times it
 
 
 @dataclass
@@ -72,9 +75,9 @@ class Limits:
         """Start nothing for so long: the server asked for it."""
         self._held = max(self._held, time.monotonic() + seconds)
 
-    def reserve(self, tokens_in: int) -> float | None:
+    def reserve(self, tokens_in: int, max_tokens: int) -> float | None:
         """US dollars reserved for one call, which counts from now on; None, after a `stop`, when there must be none."""
-        e, used, most = self.endpoint, self.usage, self._factor * self.endpoint.usd(tokens_in, self.endpoint.max_tokens)
+        e, used, most = self.endpoint, self.usage, self._factor * self.endpoint.usd(tokens_in, max_tokens)
         if e.max_calls and used.calls >= e.max_calls:
             return self.stop(f"max_calls = {e.max_calls} reached")
         if e.max_usd and used.usd + self._reserved + most > e.max_usd:
@@ -83,18 +86,33 @@ class Limits:
         self._reserved += most
         return most
 
-    def settle(self, reserved: float, tokens_in: int, reply: Reply | None, charged: bool) -> None:
-        """What a call of so many estimated tokens in really took, as its reply reports; estimated where nothing is."""
-        e, used, estimate = self.endpoint, self.usage, (tokens_in, self.endpoint.max_tokens)
-        said = reply or Reply("")
-        tokens = zip(estimate, (said.tokens_in, said.tokens_out), strict=True)
-        spent = [own if told is None else told for own, told in tokens]
-        usd = e.usd(*spent) if said.usd is None else said.usd
-        if reply is None and not charged:
-            spent, usd = [0, 0], 0.0
+    def settle(self, reserved: float, estimate: tuple[int, int], reply: Reply | None, charged: bool) -> None:
+        """What a call of so many estimated tokens in and out really took, as its reply reports (see `counted`)."""
+        e, used, spent, usd = self.endpoint, self.usage, (0, 0), 0.0
+        if reply is not None or charged:
+            said = reply or Reply("")
+            spent = [
+                own if told is None else told
+                for own, told in zip(estimate, (said.tokens_in, said.tokens_out), strict=True)
+            ]
+            usd = e.usd(*spent) if said.usd is None else said.usd
         self._reserved -= reserved
-        if e.priced:
-            self._factor = max(self._factor, usd / e.usd(*estimate))
+        if (expected := e.usd(*estimate)) > 0:
+            self._factor = max(self._factor, usd / expected)
         self._next_token += (sum(spent) - sum(estimate)) * self._per_token
         used.tokens_in, used.tokens_out = used.tokens_in + spent[0], used.tokens_out + spent[1]
         used.usd += usd
+
+
+def counted(reply: Reply, question: Question, max_tokens: int, endpoint: Endpoint) -> Reply:
+    """The reply with our own count in place of a usage that cannot be: none, or too little for the words that went and came.
+
+    Our count is the estimate of the request, and all of max_tokens for the answer, since a model may have thought unseen. A
+    cost of nothing is not believed where prices are known.
+    """
+    into, out, words = reply.tokens_in or 0, reply.tokens_out or 0, len(question.text) + len(question.system)
+    into = into if words / CHARS_PER_TOKEN <= into <= MOST_TIMES * question.tokens and into else question.tokens
+    out = out if len(reply.text) / CHARS_PER_TOKEN <= out and out else max_tokens
+    least = endpoint.usd(into, out) / MOST_TIMES
+    usd = reply.usd if reply.usd is not None and reply.usd >= least else None
+    return replace(reply, tokens_in=into, tokens_out=out, usd=usd)

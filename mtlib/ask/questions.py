@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from mtlib.ask.endpoint import Malformed, Question
-from mtlib.ask.shown_images import ShownImages
+from mtlib.ask.shown_images import WHERE, ShownImages
 
 PROMPTS = resources.files("mtlib.ask") / "prompts"
 MAX_PHRASE, MAX_DESCRIPTION = 300, 1000
@@ -80,10 +80,7 @@ def ask(
         said:  a model's or a person's words for the places of the prompt: each becomes one JSON string, which cannot
             end early, and in which no place is filled.
     """
-    n, asked = len(rows), prompt(kind)
-    where = (
-        "on one sheet, each with its number above it" if shown_images.images_as == "collage" else "in the order given"
-    )
+    n, asked, where = len(rows), prompt(kind), WHERE[shown_images.images_as]
     places = {key: json.dumps(text, ensure_ascii=False) for key, text in said.items()} | {
         "shown": f"Here are {n} images, numbered 1 to {n}, {where}.",
         "ratio": RATIO.format(*ratio) if ratio else "",

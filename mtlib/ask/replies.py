@@ -14,6 +14,22 @@ from mtlib.ask.endpoint import Endpoint
 MAX_BODY = 2**20  # bytes of a reply; read no further
 MAX_USAGE = 10_000_000  # tokens; a server that reports more is not believed
 CHARS_PER_TOKEN = 20  # a text longer than this for each of max_tokens is no answer to what was asked
+# How servers say that an answer is complete, cut off, or withheld. Other words are believed of a whole JSON object only.
+COMPLETE = (
+    "stop",
+    "eos",
+    "eos_token",
+    "end",
+    "end_turn",
+    "end_of_turn",
+    "stop_sequence",
+    "complete",
+    "completed",
+    "finished",
+)
+CUT = ("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length")
+WITHHELD = ("content_filter", "safety", "recitation", "refusal", "blocklist", "prohibited_content")
+BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "canceled", "timeout", "tool_calls", "function_call")
 AGAIN = (408, 409, 425, 429)  # and 5xx: worth another try
 STOPS = {401: "key", 402: "credit", 403: "key"}
 NO_CREDIT = re.compile(r"insufficient_quota|insufficient credit|billing_hard_limit", re.IGNORECASE)
@@ -24,7 +40,7 @@ VERSION = re.compile(r"[-@:]v?\d[\d.-]*")
 class Trouble(Exception):
     """No usable reply."""
 
-    kind: str  # "again" (may pass), "fail" (will not), "key" or "credit" (stop), "plain" (the server takes no schema)
+    kind: str  # "again" (may pass), "fail" (will not), "cut" (by max_tokens), "key" or "credit" (stop)
     reason: str
     wait: float | None = None  # seconds that the server asked for
     reply: Reply | None = None  # what could be read of it, for the account of tokens
@@ -43,13 +59,16 @@ class Reply:
     usd: float | None = None
     request_id: str = ""
     refusal: str = ""  # in which words the model or its provider declined
+    notes: tuple[str, ...] = ()  # what is unusual about the server, for the reader of a run
 
 
-def read(body: bytes, endpoint: Endpoint) -> Reply:
+def read(body: bytes, endpoint: Endpoint, max_tokens: int) -> Reply:
     """The reply of an HTTP 200 body: one complete chat completion of the model that was asked, or its refusal.
 
-    Raises: Trouble for everything else: an error object, not one choice, another finish_reason than "stop", no content, or
-        more than max_tokens.
+    A server of one's own may call its model as it likes; others only as `same_model` allows.
+
+    Raises: Trouble for everything else: an error object, not one choice, another model, an answer that was cut off or is not
+        complete, no content, or more than max_tokens (asked for).
     """
     try:
         data = json.loads(body)
@@ -69,32 +88,63 @@ def read(body: bytes, endpoint: Endpoint) -> Reply:
     if choices[0].get("error"):
         raise _provider(choices[0]["error"], reply)
     if reply.model and not same_model(reply.model, endpoint):
-        raise Trouble("fail", f"answered by another model: {reply.model[:80]!r}", reply=reply)
-    return _content(choices[0], reply, endpoint)
+        if not endpoint.own:
+            mend = f"if it is the one that you mean: also_named = {json.dumps([reply.model[:80]])}"
+            raise Trouble("fail", f"answered by another model: {reply.model[:80]!r}; {mend}", reply=reply)
+        reply = replace(reply, notes=(f"it calls its model {reply.model[:80]!r}",))
+    return _content(choices[0], reply, max_tokens)
 
 
-def _content(choice: dict, reply: Reply, endpoint: Endpoint) -> Reply:
+def _content(choice: dict, reply: Reply, max_tokens: int) -> Reply:
     finish, message = choice.get("finish_reason"), choice.get("message")
     message = message if isinstance(message, dict) else {}
-    content, refusal = message.get("content"), message.get("refusal")
-    reply = replace(reply, text=content if isinstance(content, str) else "", finish_reason=_text(finish))
-    if isinstance(refusal, str) and refusal.strip():
-        return replace(reply, refusal=refusal.strip()[:500])
-    if finish == "content_filter":
+    said, refusal = message.get("content"), message.get("refusal")
+    content, declined = _joined(said)
+    reply, finished = replace(reply, text=content, finish_reason=_text(finish)), _text(finish).lower()
+    refusal = refusal.strip() if isinstance(refusal, str) and refusal.strip() else declined
+    if refusal:
+        return replace(reply, refusal=refusal[:500])
+    if finished in WITHHELD:
         return replace(reply, refusal="stopped by the provider's content filter")
-    if finish == "length":
-        raise Trouble("fail", f"cut off at max_tokens = {endpoint.max_tokens}", reply=reply)
-    if finish != "stop":
+    if finished in CUT or (finished != "stop" and (reply.tokens_out or 0) >= max_tokens):
+        raise Trouble("cut", f"cut off at max_tokens = {max_tokens}; more may be given", reply=reply)
+    if finished not in COMPLETE and not (finished not in BROKEN_OFF and _scalar(finish) and _whole(content)):
         raise Trouble("again", f"finish_reason {json.dumps(finish)[:40]}", reply=reply)
-    if not reply.text.strip():
-        raise Trouble("again", f"content is {'empty' if content == '' else json.dumps(content)[:40]}", reply=reply)
-    if len(content) > CHARS_PER_TOKEN * max(endpoint.max_tokens, 100):
-        raise Trouble("fail", f"{len(content)} characters for max_tokens = {endpoint.max_tokens}", reply=reply)
+    if not content.strip():
+        raise Trouble("again", f"content is {'empty' if said == '' else json.dumps(said)[:40]}", reply=reply)
+    if len(content) > CHARS_PER_TOKEN * max(max_tokens, 100):
+        raise Trouble("fail", f"{len(content)} characters for max_tokens = {max_tokens}", reply=reply)
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
         raise Trouble("again", "the text holds half a character (a lone surrogate)", reply=reply) from None
-    return reply
+    unusual = [] if finish == "stop" else [f"it ends its answers with finish_reason {json.dumps(finish)[:40]}"]
+    unusual += [] if isinstance(said, str) else ["it sends its answers in parts"]
+    return replace(reply, notes=(*reply.notes, *unusual))
+
+
+def _joined(content) -> tuple[str, str]:
+    """(text, refusal) of a message's content: text, or a list of parts, of which those that are neither are left out."""
+    if isinstance(content, str):
+        return content, ""
+    parts = [p for p in content if isinstance(p, dict)] if isinstance(content, list) else []
+    texts = [p["text"] for p in parts if p.get("type") in ("text", "output_text") and isinstance(p.get("text"), str)]
+    refusals = [p["refusal"].strip() for p in parts if isinstance(p.get("refusal"), str)]
+    return "".join(texts), " ".join(refusals)
+
+
+def _scalar(finish) -> bool:
+    """Whether it is a word, or nothing at all."""
+    return finish is None or isinstance(finish, str)
+
+
+def _whole(text: str) -> bool:
+    """Whether a text is one JSON object, perhaps in a code fence: then it was not cut off, whatever the server says."""
+    text = re.sub(r"\A\s*```\w*\n(.*)\n\s*```\s*\Z", r"\1", text, flags=re.DOTALL)
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _provider(error, reply: Reply) -> Trouble:

@@ -10,14 +10,19 @@ import functools
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mtlib.ask.endpoint import Picture
+from mtlib.ask.endpoint import Picture, Question
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.features.collages import clip, font
 
+WHERE = {
+    "separate": "in the order given",
+    "collage": "on one sheet, each with its number above it",
+}  # as questions say it
 MAX_PX = 800  # longest side of an image (published)
 QUALITY = 90
 SHEET_TILE = 256  # longest side of an image on a sheet
@@ -71,6 +76,22 @@ class ShownImages:
         image = sheet(images) if self.images_as == "collage" else images[0]
         image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
         return buffer.getvalue()
+
+
+def on_one_sheet(question: Question) -> Question:
+    """The same question with its pictures on one numbered sheet, for a server that takes one picture only."""
+    pictures = question.pictures
+    size = sheet_size(len(pictures), min(SHEET_TILE, max(max(p.size) for p in pictures)))
+    name = hashlib.sha256("\n".join(["on one sheet", *(p.sha256 for p in pictures)]).encode()).hexdigest()
+
+    def jpeg() -> bytes:
+        buffer = io.BytesIO()
+        images = [Image.open(io.BytesIO(p.data())).convert("RGB") for p in pictures]
+        sheet(images).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+        return buffer.getvalue()
+
+    text = question.text.replace(WHERE["separate"], WHERE["collage"])
+    return replace(question, text=text, pictures=(Picture(name, jpeg, size),))
 
 
 def places(n: int, tile: int) -> list[tuple[int, int]]:

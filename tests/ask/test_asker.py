@@ -113,7 +113,7 @@ def test_key_echoed_in_headers_reaches_no_log(tmp_path, caplog):
 
     with LmmServer(answer) as server, Asker(endpoint(server), tmp_path / "a.sqlite", parse) as asker:
         (answer,) = asker.ask([question()])
-    assert server.n_asks == 3 and "HTTP 500" in answer.reason and KEY not in caplog.text
+    assert server.n_asks == 4 and "HTTP 500" in answer.reason and KEY not in caplog.text
 
 
 def test_redirect_to_another_host_is_not_followed(tmp_path):

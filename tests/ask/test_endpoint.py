@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("key")
         ({"timeout_s": float("nan")}, "timeout_s = nan"),
         ({"timeout_s": 0}, "timeout_s = 0: should be greater than 0"),
         ({"temperature": 3.0}, "temperature = 3.0: should be less than or equal to 2"),
-        ({"max_usd": 1.0}, "max_usd = 1 needs prices"),
+        ({"model": "gpt-4o", "max_usd": 1.0}, "max_usd = 1 needs prices"),
         ({"usd_per_million": [1.0]}, "usd_per_million = [1.0]"),
         ({"json_schema": "yes"}, "'yes'"),
         ({"model": ""}, "model = '': String should match pattern"),
@@ -60,7 +60,7 @@ def test_a_key_goes_only_where_it_may(monkeypatch):
 
 def test_also_named_accepts_a_file_name(tmp_path):
     with LmmServer(lambda ask: GOOD, model="/models/llava-q4.gguf") as server:
-        e = endpoint(server, also_named=("/models/llava-q4.gguf",))
+        e = endpoint(server, also_named=["/models/llava-q4.gguf"])
         with Asker(e, tmp_path / "a.sqlite", parse) as asker:
             assert next(iter(asker.ask([question()]))).status == "answered"
 

@@ -44,7 +44,7 @@ def test_second_writer_is_refused_while_the_first_one_asks(tmp_path):
 def test_second_run_replays_answers_and_refusals_and_asks_failures_again(tmp_path):
     def answer(ask):
         n = int(ask.text.split()[-1])
-        return GOOD if n < 4 else REFUSAL if n < 6 else status(400)
+        return GOOD if n < 4 else REFUSAL if n < 6 else status(404)
 
     with LmmServer(answer) as server:
         runs = []
@@ -59,7 +59,7 @@ def test_second_run_replays_answers_and_refusals_and_asks_failures_again(tmp_pat
     db = sqlite3.connect(tmp_path / "a.sqlite")
     attempts = list(db.execute("SELECT question, reason FROM attempts ORDER BY number"))
     assert (
-        [q for q, _ in attempts].count("q/6") == 2 and all("HTTP 400" in r for _, r in attempts) and len(attempts) == 4
+        [q for q, _ in attempts].count("q/6") == 2 and all("HTTP 404" in r for _, r in attempts) and len(attempts) == 4
     )
     assert db.execute("SELECT count(*) FROM answers").fetchone() == (6,), "errors are no answers"
     db.close()

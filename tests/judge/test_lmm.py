@@ -286,7 +286,8 @@ def test_connect_names_the_variables_of_a_missing_key(monkeypatch):
     with pytest.raises(ValueError, match=r"claude-3-haiku at openrouter\.ai.* OPENROUTER_API_KEY or OPENAI_API_KEY"):
         connect(Endpoint(max_usd=5.0, usd_per_million=[1, 2]))
     local = connect(Endpoint(base_url="http://localhost:11434/v1", model="llava", max_usd=5.0, usd_per_million=[1, 2]))
-    assert local.max_usd == 0 and not local.priced
+    assert local.max_usd == 5 and local.priced, "what was given holds for a server of one's own, too"
+    assert not connect(Endpoint(base_url="http://localhost:11434/v1", model="llava", max_usd=5.0)).priced
     assert connect(Endpoint(max_usd=5.0, usd_per_million=[1, 2]), dry_run=True).usd(1e6, 1e6) == 3
 
 
