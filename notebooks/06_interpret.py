@@ -16,20 +16,22 @@
 #
 # A feature that fires on implausible images may stand for an extra finger, or for a striped background that happened to
 # come with it. A *judge* looks at the images of each feature, gives it a name, and rules: a physical error or not. The
-# *keyless* judge needs no key and no labels: it compares the images with phrases through the encoder's text tower. The
-# *lmm* judge asks a multimodal model over an OpenAI-compatible API, and the keyless one stands beside it. On the demo the
-# truth of every image is known, so the judges are judged too.
+# *keyless* judge needs no key: it compares the images with phrases through the encoder's text tower, and rules by the labels of
+# the validation images where there are any. The *lmm* judge asks a multimodal model over an OpenAI-compatible API, and the
+# keyless one stands beside it. On the demo the truth of every image is known, so the judges are judged too.
 #
 # *Needs* the embeddings and phrases of 01 and the features of 05. *Makes* `explanations/<method>/`: verdicts of all
-# judges, the published records (`feature_analysis.jsonl`, `error_analysis.jsonl`), and a model's raw answers
-# (`answers.jsonl`). *Takes* about 20 seconds on two cores for the demo; a model takes as long as its server does.
+# judges, the published records (`feature_analysis.jsonl`, `error_analysis.jsonl`), which features may label new images and
+# from which activation on (`thresholds.parquet`), and a model's raw answers (`answers.jsonl`). *Takes* about 20 seconds on two
+# cores for the demo; a model takes as long as its server does.
 
 # %% tags=["parameters"] needs="coders" settings="mtlib.judge.settings:JudgeConfig mtlib.ask.client:Reached"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 judge = "keyless"  # who names features and rules on them: "keyless", or "lmm" (a multimodal model, with a key)
 max_features = 0  # judge only this many features per method, the most surely tied to errors first; 0: all
-keyless_share = 0.8  # a feature is an error when this share of its top images looks like one family's error
+keyless_share = 0.8  # a feature is an error when this share of its top images shows one family's error
+label_precision = 0.98  # a feature labels images from where this share of the val images is right
 seed = 0  # of the images shown to a model, and of the held-out ones
 base_url = "https://openrouter.ai/api/v1"  # lmm: an OpenAI-compatible server; one on this machine needs no key
 model = "anthropic/claude-3-haiku"  # lmm: the model's name there
@@ -66,8 +68,9 @@ from mtlib.ask.parse import parse
 from mtlib.ask.shown_images import ShownImages
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
-from mtlib.judge import agreement, keyless, lmm, records, scoring, verdicts
+from mtlib.judge import agreement, keyless, lmm, records, scoring, thresholds, verdicts
 from mtlib.judge.settings import JudgeConfig
+from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import interpreted
 from mtlib.run.stage import Stage
 from mtlib.truth.tables import captioned_causes
@@ -86,21 +89,28 @@ tops = {m: pd.read_parquet(folder / "top_images.parquet") for m, folder in folde
 # %% [markdown]
 # ## How the keyless judge works
 #
-# *Name.* The strongest validation images of a feature are averaged, weighted by activation; what all images have in
-# common is subtracted, and likewise for the phrases; the nearest phrase is the name. *Verdict.* Each image goes to the
-# family whose phrases are nearest, and is compared with the two sides of that family: "something is wrong" or "all is
-# normal". When at least `keyless_share` of the images are of one family and on the wrong side, the feature is called an
-# error. No label is used at any step, and the judge can only say what its phrases can say.
+# *Verdict.* A feature is an error when at least `keyless_share` of its strongest validation images are of one family, by the
+# nearest phrases, and labelled implausible; and when it is *enriched*: of all validation images on which it fires, more are
+# implausible than the base rate explains (Wilson 95%). The test images take no part, since the judge is scored on them. An image
+# without a label is told by text alone: by whether it looks more like its family's errors or its normal state.
+# *Name.* The strongest images are averaged, weighted by activation; what all images have in common is subtracted, and likewise for
+# the phrases. An error is named by the nearest error phrase of its family, anything else by the nearest phrase that names no error.
+
 
 # %%
+def load(method):
+    return SparseCoder.from_pretrained(stage.input("03_train") / coders.set_index("method")["folder"][method])
+
+
+on_val = {m: thresholds.of_val(load(m), tops[m], data, config) for m in features}
 said = {}
 for method, table in features.items():
-    own = keyless.by_text(table, tops[method], data, config)
+    own = keyless.by_text(table, tops[method], data, config, on_val[method])
     said[method] = [verdicts.only_first(own, table, config.max_features)]
 
 # %% [markdown] needs="text"
-# A family whose images lie equally near to both of its sides is one that the text tower cannot judge (`blind`): its
-# features are never called errors.
+# A family whose images lie equally near to both of its sides is one that the text tower alone cannot judge (`blind`): there only
+# labels make an error.
 
 # %% needs="text"
 stage.table(
@@ -170,7 +180,7 @@ verdicts.unruled(spoken, config.main)
 # ## Names and verdicts
 #
 # The features most surely tied to implausible images, with what the judge says of them. The last columns come from
-# the labels and from the truth; the judge has seen neither.
+# the labels of test images and from the truth; the judge has seen neither.
 
 # %%
 named = verdicts.beside(features, spoken, config.main)
@@ -193,7 +203,7 @@ for method, folder in list(folders.items())[:2]:
 #
 # On the demo a feature is *truly* an error feature when at least 80% of its 20 strongest validation images show one and the
 # same error, and that error is enriched among its test images. The published threshold rule (error ratio ≥ 0.95) stands
-# beside the judge; it reads the labels, which the judge does not. Two causes were never named in the captions on which
+# beside the judge; it reads the labels of test images, which the judge does not. Two causes were never named in the captions on which
 # the encoder was trained: there the judge cannot have read the answer, so they are counted apart. Without a truth the
 # judge's word stands unchecked.
 
@@ -244,6 +254,29 @@ stage.table(
     | {"kappa": "kappa", "precision": "precision", "recall": "recall"},
 )
 
+# %% [markdown] needs="truth head"
+# ## Are labels of new images right?
+#
+# A feature may label an image when it is enriched and called an error, when its activation is above the lowest one from which
+# `label_precision` of the validation images are implausible and, by text, of its family, and when it pushes the image's logit up.
+# On test images the truth is known. *Precision*: of the error labels on implausible images, the share whose phrase names the image's
+# own cause. *Recall*: implausible images with at least one such label. Beside it: every feature that the text alone calls an
+# error, wherever its activation is above 0.5, as published; and what the classifier and the text tower say without any feature.
+
+# %% needs="truth head"
+classifier = Classifier.load(stage.input("02_classify") / "classifier")
+labels = []
+for method, table in features.items():
+    text = keyless.by_text(table, tops[method], data, config)
+    ways = {"text alone, above 0.5": (text, None), "chosen on val": (said[method][0], on_val[method])}
+    labels.append(thresholds.label_scores(load(method), classifier, data, ways).assign(method=method))
+labels = pd.concat([*labels, thresholds.without_features(data)]).fillna({"method": "none"})
+
+# %% needs="truth head"
+headings = {"method": "method", "labels": "labels", "n_labels": "on implausible images", "precision": "precision"}
+headings |= {"recall": "recall", "plausible_without_error_label": "plausible images without one"}
+stage.table(labels, "labels", "Error labels of test images against the truth; intervals in the CSV.", headings)
+
 # %% [markdown] needs="judge=lmm dry_run=False score_features"
 # ## Do the explanations hold on images that nobody has seen?
 #
@@ -253,10 +286,6 @@ stage.table(
 
 
 # %% needs="judge=lmm dry_run=False score_features"
-def load(method):
-    return SparseCoder.from_pretrained(stage.input("03_train") / coders.set_index("method")["folder"][method])
-
-
 trials = scoring.held_out(jobs, judged.explanations, load, data, config)
 outcomes = scoring.score(trials, judged.explanations, interview)
 
@@ -330,6 +359,7 @@ stage.say("server", f"What the server does in its own way: {'; '.join(interview.
 # %%
 for method, own in spoken.items():
     records.write(stage.out / "explanations" / method, own, tops[method], config)
+    on_val[method].to_parquet(stage.out / "explanations" / method / thresholds.FILE, index=False)
 
 # %%
 pictured = {m: {int(p.stem) for p in (folder / "collages").glob("*.jpg")} for m, folder in folders.items()}

@@ -112,16 +112,17 @@ stage.figure(figures.generator_heatmap(firing), "generator_features", firing, ca
 # %% [markdown] needs="images|label_images coders"
 # ## What does it say of a new image?
 #
-# Each image goes through the encoder and one sparse coder; the features whose activation exceeds 0.5 (the published
-# threshold) explain it. This is what `Labeler.get_explanations(image)` returns; here those that the judge calls errors stand
-# first, then the others, each by activation.
+# Each image goes through the encoder and one sparse coder. Where validation images are labelled, only error features explain it
+# that these bear out: enriched, called an error, above a threshold of their own, pushing the image's logit up; each with its
+# `precision` there. Without labels nothing can be checked: all features above 0.5 (the published threshold) are told, marked
+# *unverified*, as are all with `published`. This is what `Labeler.get_explanations(image)` returns; here errors stand first.
 
 # %% needs="images|label_images coders"
 images = new_images.new_images(data, label_images, stage.root, n_label_images, seed)
 method = label_method or relevance_tables.first_with_errors(reader)
 labeler = Labeler(stage.run_dir, method, records=explanations, as_published=published)
 labelled, explained = new_images.label_table(labeler, images)
-caption = "New images with the explanations of the features that fire on them."
+caption = "New images with the features that explain them."
 stage.table(labelled, "labels", caption)
 
 # %% needs="images|label_images coders published"

@@ -115,6 +115,25 @@ def test_smoke_run_writes_the_whole_report(smoke):
 
 
 @pytest.mark.slow
+def test_no_name_contradicts_its_verdict_and_every_error_is_enriched(smoke):
+    folders = {stage: smoke / "runs" / RUN / name for stage, name in artifacts.current(smoke / "runs" / RUN).items()}
+    phrases = pd.read_csv(folders["01_embed"] / "embeddings" / "vocabulary.csv").drop_duplicates("phrase")
+    judged = 0
+    for method in sorted((folders["06_interpret"] / "explanations").iterdir()):
+        said = pd.read_parquet(method / "verdicts.parquet").query(
+            "judge == 'keyless' and verdict in ['error', 'no_error']"
+        )
+        kind = said["phrase"].map(phrases.set_index("phrase")["kind"])
+        assert kind.notna().all() and ((kind == "error") == (said["verdict"] == "error")).all(), method.name
+        enriched = pd.read_parquet(method / "thresholds.parquet").set_index("feature")["enriched"]
+        assert enriched[said.loc[said["verdict"] == "error", "feature"]].all(), method.name
+        judged += len(said)
+    assert judged > 0
+    labels = pd.read_csv(smoke / "reports" / RUN / "tables" / "06_labels.csv")
+    assert {"method", "precision", "recall", "plausible_without_error_label"} <= set(labels)
+
+
+@pytest.mark.slow
 def test_second_run_redoes_nothing_within_a_minute(smoke):
     start = time.monotonic()
     done = run_all(smoke, PROFILE, "--smoke")

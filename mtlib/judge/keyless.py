@@ -1,7 +1,11 @@
-"""The keyless judge: names and verdicts from the encoder's text tower alone, without a key and without labels.
+"""The keyless judge: names from the encoder's text tower, verdicts from the labels of the validation images, without a key.
 
-A feature's name is the phrase nearest to its strongest validation images. Its verdict is zero-shot: each image goes to the
-family whose phrases are nearest and is compared with the two sides of that family, error and normal.
+A feature is an error when its strongest val images are of one family, by text, and implausible, and when it is enriched on val: the
+interval of its error ratio lies above the base rate. Val and not test, since the verdicts are scored against the error ratios and
+the truth of test. An image without a label is told by text alone: it is compared with the two sides of its family, error and normal.
+
+The name is the phrase nearest to those images: of an error the nearest error phrase of the family, of what is no error the nearest
+phrase that names none. So a name and a verdict never contradict each other.
 """
 
 from __future__ import annotations
@@ -10,17 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mtlib.judge.settings import JudgeConfig
-from mtlib.judge.text_space import TextSpace, ZeroShot
+from mtlib.judge.text_space import TextSpace, ZeroShot, spaces
 from mtlib.judge.verdicts import COLUMNS, NOTHING, UNASSESSED, skipped
 
 NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and for their absence"
-
-
-def spaces(data) -> tuple[TextSpace, ZeroShot]:
-    """Images and phrases of a run in one space, and the two sides of its families; means and spreads of the val images."""
-    val = data.rows("val")
-    space = TextSpace(data.embedding, val, data.vocabulary, data.phrases)
-    return space, ZeroShot(space, val)
 
 
 def text_sight(data) -> pd.DataFrame:
@@ -42,13 +39,16 @@ def text_sight(data) -> pd.DataFrame:
     return pd.DataFrame({"family": names, "n_images": n, "spread": zero_shot.spread, "blind": blind})
 
 
-def by_text(features: pd.DataFrame, top: pd.DataFrame, data, config: JudgeConfig | None = None) -> pd.DataFrame:
-    """Names by the encoder's text tower, and verdicts by zero-shot over each feature's top val images. No labels.
+def by_text(
+    features: pd.DataFrame, top: pd.DataFrame, data, config: JudgeConfig | None = None, val: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Names by the encoder's text tower, and verdicts over each feature's top val images.
 
     Args:
         features: features.parquet (feature, assessed).
         top:      top_images.parquet; only split "val" is used.
-        data:     `mtlib.embed.store.Data`, for x, vocabulary, phrases and facts["labels"].
+        data:     `mtlib.embed.store.Data`, for x, vocabulary, phrases, the labels of val images and facts["labels"].
+        val:      what `thresholds.of_val` returned (feature, enriched). None, or no lines: no label is read, the text alone rules.
     Returns: one line per feature with COLUMNS. Features with too few images, or not assessed, are "skipped" with the
         reason; where nothing can be judged they still get names.
     """
@@ -58,38 +58,45 @@ def by_text(features: pd.DataFrame, top: pd.DataFrame, data, config: JudgeConfig
     space, zero_shot = spaces(data)
     reason = "" if data.facts["labels"] == "plausibility" else NOTHING
     reason = reason or ("" if zero_shot.possible else NO_TEXT)
-    val = top[top["split"] == "val"].sort_values("rank")
-    lists = {int(f): part for f, part in val.groupby("feature")}
-    return pd.DataFrame(
-        [_line(line, lists.get(line.feature), space, zero_shot, reason, config) for line in features.itertuples()],
-        columns=COLUMNS,
-    )
+    lists = {int(f): part for f, part in top[top["split"] == "val"].sort_values("rank").groupby("feature")}
+    known = val is not None and len(val) > 0
+    labels = data.labels() if known else np.full(len(data.manifest), -1)
+    enriched = dict(zip(val["feature"], val["enriched"], strict=True)) if known else {}
+    lines = []
+    for line in features.itertuples():
+        head = {"feature": int(line.feature), "judge": "keyless", "phrase": "", "verdict": "skipped", "category": ""}
+        head |= {"confidence": np.nan, "detail": ""}
+        images = lists.get(line.feature, top.head(0))
+        if len(images) < config.keyless_min_images:
+            lines.append(head | {"detail": f"only {len(images)} images activate it"})
+        elif reason or not line.assessed:
+            lines.append(head | _named(images, space, np.arange(len(space.text))) | {"detail": reason or UNASSESSED})
+        else:
+            lines.append(head | _ruled(images, space, zero_shot, labels, enriched.get(line.feature, True), config))
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def _line(line, images, space: TextSpace, zero_shot: ZeroShot, reason: str, config: JudgeConfig) -> dict:
-    out = {"feature": int(line.feature), "judge": "keyless", "phrase": "", "verdict": "skipped", "category": ""}
-    out |= {"confidence": np.nan, "detail": ""}
-    if (n := 0 if images is None else len(images)) < config.keyless_min_images:
-        return out | {"detail": f"only {n} images activate it"}
-    rows = images["row"].to_numpy()
-    phrase = space.phrases.iloc[space.name(rows, images["activation"].to_numpy())]
-    out |= {"phrase": str(phrase["phrase"]), "category": category(phrase)}
-    if reason or not line.assessed:
-        return out | {"detail": reason or UNASSESSED}
-    f, hits, error = zero_shot.most_common(rows)
-    family, share = zero_shot.families[f][0], hits / max(n, config.keyless_places)
-    is_error = share >= config.keyless_share and not zero_shot.blind[f]
-    if is_error and phrase["kind"] != "error":
-        out |= {"phrase": str(space.phrases["phrase"].iloc[error])}
-    detail = f"{hits} of {n} top images look like one error{' of ' + family if family else ''}"
-    if zero_shot.blind[f]:
-        detail += "; the phrases hardly tell its errors from its normal state"
-    return out | {
-        "verdict": "error" if is_error else "no_error",
-        "category": category(space.phrases.iloc[error]) if is_error else family,
-        "confidence": share if is_error else 0.5 if zero_shot.blind[f] else 1 - share,
-        "detail": detail,
-    }
+def _named(images: pd.DataFrame, space: TextSpace, among: np.ndarray) -> dict:
+    phrase = space.phrases.iloc[space.name(images["row"].to_numpy(), images["activation"].to_numpy(), among)]
+    return {"phrase": str(phrase["phrase"]), "category": category(phrase)}
+
+
+def _ruled(
+    images: pd.DataFrame, space: TextSpace, zero_shot: ZeroShot, labels: np.ndarray, enriched: bool, config: JudgeConfig
+) -> dict:
+    rows, n = images["row"].to_numpy(), len(images)
+    f, hits = zero_shot.most_common(rows, labels[rows])
+    family, error, *_ = zero_shot.families[f]
+    share = hits / max(n, config.keyless_places)
+    detail = f"{hits} of {n} top images show one error{' of ' + family if family else ''}"
+    if share >= config.keyless_share and enriched:
+        return _named(images, space, error) | {"verdict": "error", "confidence": share, "detail": detail}
+    unseen = zero_shot.blind[f] and (labels[rows] < 0).any()
+    detail += "; the phrases hardly tell its errors from its normal state" if unseen else ""
+    detail += "" if enriched else "; not more of its images than of all are implausible"
+    said = _named(images, space, np.flatnonzero((space.phrases["kind"] != "error").to_numpy()))
+    said |= {"verdict": "no_error", "category": family, "detail": detail}
+    return said | {"confidence": 0.5 if unseen else 1 - share}
 
 
 def category(phrase: pd.Series) -> str:

@@ -1,4 +1,4 @@
-"""Label new images: which features fire, what each stands for, and how often it was wrong where the truth was known."""
+"""Label new images: which error features fire, what each stands for, and how often it was right on the run's own images."""
 
 from __future__ import annotations
 
@@ -15,48 +15,52 @@ from PIL import Image
 from torch import Tensor
 
 from mtlib.coders.layouts import need, only
-from mtlib.coders.scaling import step_gain
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import from_pil, load_image
 from mtlib.embed.vision import vision_tokens
-from mtlib.judge import given_records
+from mtlib.judge import given_records, thresholds
+from mtlib.judge.given_records import UNVERIFIED, VERIFIED
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import interpreted
+from mtlib.measure.logit import pushes
 from mtlib.run.artifacts import open_run, read_meta
 from mtlib.run.torch_files import load_tensors
 
 STAGES = ("01_embed", "03_train", "05_features", "06_interpret")
-THRESHOLD = 0.5
 
 
 class Labeler:
     """What a finished run says about an image it has not seen. Every artifact is verified when it is opened.
 
+    Where val images are labelled plausible or implausible, a feature is named only if they bear it out (thresholds.py): it is
+    enriched, specific above a threshold of its own, called an error by the judge, and pushes this image's logit up.
+
     Args:
         run_dir:   folder of the run, e.g. "runs/demo"; relative paths are taken from the repository root.
         method:    a method's name; "" takes the first that was trained.
-        threshold: a feature counts as present when its activation, in the coder's own units, is above it (published:
-            0.5). The fixed JumpReLU of the published coders adds 1 to what passes its jump, so there 0.5 keeps weak
+        threshold: of all other features: one counts as present when its activation, in the coder's own units, is above it
+            (published: 0.5). The fixed JumpReLU of the published coders adds 1 to what passes its jump, so there 0.5 keeps weak
             activations between 0.5 and 1 and everything beyond the jump; a coder trained on another scale may need
             another value, and 0 keeps every feature that fires.
         judge:     whose phrases and verdicts are shown; "" takes the one 06 ran with.
         records:   JSONL files of explanations (given_records.py) that take the place of the judge's. Then only features that
             these tell of are returned, each with `check`: verified | unverified | contradicted by the run's labels; without
             labels all are unverified. What is contradicted, or holds no answer, is left out.
-        as_published: with records, leave nothing out.
+        as_published: leave nothing out: every feature above `threshold` is named, whatever the labels say of it.
     Raises: ArtifactError when a stage is missing or damaged; ValueError for an unknown method, threshold < 0 or bad records.
     """
 
     given: dict[int, dict] | None = None  # what records say, by feature
+    chosen: pd.DataFrame | None = None  # the features that may label an image, by feature; None: nothing is left out
     as_published = False
 
     def __init__(
         self,
         run_dir: str | Path,
         method: str = "",
-        threshold: float = THRESHOLD,
+        threshold: float = thresholds.PUBLISHED,
         judge: str = "",
         records: Sequence[str | Path] = (),
         as_published: bool = False,
@@ -72,7 +76,8 @@ class Labeler:
         self.method, self.coder = _coder(folders["03_train"], method)
         self.classifier, self.classes = _classifier(folders.get("02_classify"))
         self.features = pd.read_parquet(folders["05_features"] / "features" / self.method / "features.parquet")
-        verdicts = pd.read_parquet(folders["06_interpret"] / "explanations" / self.method / "verdicts.parquet")
+        explanations = folders["06_interpret"] / "explanations" / self.method
+        verdicts = pd.read_parquet(explanations / "verdicts.parquet")
         self.judge = judge or read_meta(folders["06_interpret"])["facts"].get("judge", "keyless")
         if self.judge not in set(verdicts["judge"]):
             raise ValueError(f"judge = {self.judge!r}: 06 has verdicts of {sorted(set(verdicts['judge']))}")
@@ -81,10 +86,17 @@ class Labeler:
         self.numbers: list | None = None  # by which features go, where that is not their own number
         self.given = given_records.read(records, len(self.coder.W_dec)) if records else None
         self.as_published = as_published
+        known = thresholds.read(explanations)
+        if len(known) and self.given is None and not as_published:
+            self.chosen = thresholds.usable(known, self.verdicts.reset_index())
 
     @classmethod
     def of_probes(
-        cls, probes: str | Path, features: str | Path, encoder: Encoder | None = None, threshold: float = THRESHOLD
+        cls,
+        probes: str | Path,
+        features: str | Path,
+        encoder: Encoder | None = None,
+        threshold: float = thresholds.PUBLISHED,
     ) -> Labeler:
         """The published labelling of Matryoshka Transcoders: a linear probe per relevant feature, relu(w x + b) > threshold.
 
@@ -146,16 +158,28 @@ class Labeler:
             image: path, PIL image, or x itself, (D,) or (T, D): a feature is as active as on its strongest token.
         Returns: dicts of feature_num, activation, explanation ("" when it has no name), wrong_ratio (share of its
             activating test images that are implausible; None without labels), wrong_count, total_count, verdict,
-            logit_push (what the feature adds to this image's logit of being implausible; None without that classifier);
-            with records also check.
+            logit_push (what the feature adds to this image's logit of being implausible; None without that classifier),
+            precision (share of the val images this strong on which the label is right; None unless verified) and check: "verified"
+            where labels chose the features, "unverified" where there are none; with records also "contradicted". With as_published
+            neither, without records.
         """
         tokens = torch.from_numpy(np.atleast_2d(self.embed(image)))
-        z = self.coder.encode(tokens).amax(dim=0).numpy()
-        present = np.flatnonzero(z > self.threshold)
-        order = present[np.lexsort((present, -z[present]))]
-        pushes = self._pushes(z, order, tokens)
-        lines = [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushes, strict=True)]
-        return lines if self.given is None else self._in_given_words(lines)
+        z = self.coder.encode(tokens).amax(dim=0)
+        above = self.threshold if self.chosen is None else self._own_thresholds(len(z))
+        present = np.flatnonzero(z.numpy() > above)
+        order = present[np.lexsort((present, -z.numpy()[present]))]
+        pushed = self._pushes(z, order, tokens)
+        lines = [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushed, strict=True)]
+        if self.chosen is not None:
+            precision = self.chosen["precision"]
+            lines = [said for said in lines if said["logit_push"] is None or said["logit_push"] > 0]
+            return [said | {"precision": float(precision[said["feature_num"]]), "check": VERIFIED} for said in lines]
+        if self.given is None:
+            return lines if self.as_published else [said | {"precision": None, "check": UNVERIFIED} for said in lines]
+        return self._in_given_words(lines)
+
+    def _own_thresholds(self, n_latents: int) -> np.ndarray:
+        return self.chosen["threshold"].reindex(range(n_latents), fill_value=np.inf).to_numpy()
 
     def _in_given_words(self, lines: list[dict]) -> list[dict]:
         known = [said for said in lines if said["feature_num"] in self.given]
@@ -164,17 +188,11 @@ class Labeler:
         out = given_records.CONTRADICTED
         return [said for said in found if self.as_published or (said["explanation"] and said["check"] != out)]
 
-    def _pushes(self, z: np.ndarray, features: np.ndarray, x: Tensor) -> list[float | None]:
-        """What each feature adds to the logit: z_j (W_dec_j . w_logit) for a transcoder, by a forward pass without the
-        feature for an autoencoder (definitions: causal relevance, with the sign turned)."""
+    def _pushes(self, z: Tensor, features: np.ndarray, x: Tensor) -> list[float | None]:
         if self.classifier is None or self.facts["labels"] != "plausibility":
             return [None] * len(features)
-        gain = step_gain(self.coder, x.mean(dim=0, keepdim=True))
-        parts = gain * torch.from_numpy(z[features])[:, None] * self.coder.W_dec[features.tolist()]  # (n, O)
-        if self.coder.config.target == "y":
-            return (parts @ self.classifier.w_logit).tolist()
-        x_hat = self.coder.decode(torch.from_numpy(z)[None], x=x.mean(dim=0, keepdim=True))  # (1, D)
-        return (self.classifier(x_hat) - self.classifier(x_hat - parts)).tolist()
+        mean = x.mean(dim=0, keepdim=True)
+        return pushes(self.coder, self.classifier, mean, z[None], np.zeros_like(features), features).tolist()
 
     def _line(self, feature: int, activation: float, push: float | None) -> dict:
         line, verdict = self.features.loc[feature], self.verdicts.loc[feature]

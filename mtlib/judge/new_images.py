@@ -60,9 +60,9 @@ def label_table(labeler, images: list[tuple[str, Path, str]]) -> tuple[pd.DataFr
     Args:
         labeler: has method and label(PIL image) -> dict of probability, predicted, explanations.
         images:  what `new_images` returned.
-    Returns: frame of method, image, known, status, probability, predicted, n_present (features that fire), rank, feature,
-        activation, explanation, verdict, wrong_ratio, wrong_count, total_count; N_LISTED features per image, errors first
-        (an image on which nothing fires, or that cannot be read, has one line that says so); list of (name, known, PIL
+    Returns: frame of method, image, known, status, probability, predicted, n_present (explanations), rank, feature,
+        activation, explanation, verdict, wrong_ratio, wrong_count, total_count, logit_push, and where a line has them precision and
+        check; N_LISTED features per image, errors first (an image without any, or that cannot be read, has one line that says so); list of (name, known, PIL
         image, what the labeler said).
     """
     lines, shown = [], []
@@ -80,9 +80,9 @@ def label_table(labeler, images: list[tuple[str, Path, str]]) -> tuple[pd.DataFr
         for rank, d in enumerate(found[:N_LISTED], 1):
             lines.append(head | {"status": "ok", "rank": rank, "feature": d["feature_num"]} | d)
         if not found:
-            lines.append(head | {"status": "no feature fires"})
+            lines.append(head | {"status": "no explanation"})
     columns = ["method", "image", "known", "status", "probability", "predicted", "n_present", "rank", "feature", *SAID]
-    columns += ["check"] * any("check" in line for line in lines)
+    columns += [c for c in ("precision", "check") if any(c in line for line in lines)]
     whole = dict.fromkeys(["n_present", "rank", "feature", "wrong_count", "total_count"], "Int64")
     return pd.DataFrame(lines).reindex(columns=columns).astype(whole), shown
 

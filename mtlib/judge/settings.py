@@ -10,14 +10,17 @@ from mtlib.run.params import Settings
 
 
 class JudgeConfig(Settings):
-    """None of them is fitted to labels.
+    """None of them is fitted to the truth.
 
     max_features:       features per method that are judged, those most surely tied to errors first; 0: all.
-    keyless_share:      a feature is an error when at least this share of its top images belongs to one family and looks
-                        more like that family's errors than like its normal state. 0.8 is the bar that the truth of the
-                        demo sets too.
+    keyless_share:      a feature is an error when at least this share of its top images belongs to one family and is
+                        labelled implausible; of images without a label, when they look more like that family's errors than
+                        like its normal state. 0.8 is the bar that the truth of the demo sets too.
     keyless_places:     the share is of at least so many images, so that a handful cannot make an error.
     keyless_min_images: features with fewer top images are not judged, by a model neither (published: 3 or fewer).
+    label_precision:    a feature labels new images from the activation on above which this share of the val images is right;
+                        the lowest at which on the demo's val images every method left 95% of the plausible ones without one.
+    label_images:       of at least so many val images.
     n_images:           images shown to a model per feature; images_as: one by one, or as one sheet with numbers.
     show_error_ratio:   tell the model a feature's error ratio (published; it leaks the labels into the verdict).
     score_features:     explanations per method that are tried on held-out images, those judged first; 0: none.
@@ -31,6 +34,8 @@ class JudgeConfig(Settings):
     keyless_share: float = Field(0.8, gt=0, le=1)
     keyless_places: int = Field(10, ge=1)
     keyless_min_images: int = Field(4, ge=1)
+    label_precision: float = Field(0.98, ge=0.5, le=1)
+    label_images: int = Field(5, ge=1)
     n_images: int = Field(20, ge=1, le=100)
     images_as: Literal["separate", "collage"] = "separate"
     show_error_ratio: bool = False

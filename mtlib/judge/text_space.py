@@ -37,11 +37,11 @@ class TextSpace:
         """(n, V) cosine of each image with each phrase."""
         return self.contrasted(x) @ self.text.T
 
-    def name(self, rows: np.ndarray, activations: np.ndarray) -> int:
-        """The phrase nearest to the activation-weighted mean of the images."""
+    def name(self, rows: np.ndarray, activations: np.ndarray, among: np.ndarray) -> int:
+        """Of the phrases `among`, the one nearest to the activation-weighted mean of the images."""
         images = self.contrasted(self.x[rows])
         mean = unit_rows(np.average(images, axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
-        return int((self.text @ mean).argmax())
+        return int(among[(self.text[among] @ mean).argmax()])
 
 
 class ZeroShot:
@@ -80,14 +80,22 @@ class ZeroShot:
         home = np.stack(near, axis=1).argmax(axis=1)
         return home, np.stack(margins, axis=1)[np.arange(len(home)), home]
 
-    def most_common(self, rows: np.ndarray) -> tuple[int, int, int]:
-        """Of a feature's top images: (their most frequent family f, how many of f look like an error, the nearest of
-        f's error phrases)."""
+    def most_common(self, rows: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+        """Of a feature's top images: (their most frequent family f, how many of f show an error).
+
+        Args: labels: (n,) of the images; where one is unknown (-1) the margin tells, unless the family is blind.
+        """
         home, margin = self.read(self.space.x[rows])
         f = int(np.bincount(home, minlength=len(self.families)).argmax())
-        error = self.families[f][1]
-        nearest = int(error[self.space.similarity(self.space.x[rows[home == f]])[:, error].mean(axis=0).argmax()])
-        return f, int(((home == f) & (margin > 0)).sum()), nearest
+        wrong = np.where(labels < 0, (margin > 0) & ~self.blind[f], labels == 1)
+        return f, int(((home == f) & wrong).sum())
+
+
+def spaces(data: Data) -> tuple[TextSpace, ZeroShot]:
+    """Images and phrases of a run in one space, and the two sides of its families; means and spreads of the val images."""
+    val = data.rows("val")
+    space = TextSpace(data.embedding, val, data.vocabulary, data.phrases)
+    return space, ZeroShot(space, val)
 
 
 def text_verdict(data: Data) -> ZeroShot | None:

@@ -79,6 +79,22 @@ def steer(
     return torch.stack([readout(h + (factor - 1) * step) for factor in factors])
 
 
+@torch.no_grad()
+def pushes(coder, classifier, x: Tensor, z: Tensor, rows: np.ndarray, features: np.ndarray) -> Tensor:
+    """What single features add to the logit of single rows: z_j (W_dec_j . w_logit) of a transcoder; of an autoencoder the logit of
+    what it rebuilds less that without the feature. Causal relevance (below) with the sign turned.
+
+    Args: x (B, D), z (B, S) their codes; rows, features: (n,) pairs of places in z.
+    Returns: (n,), or (n, C) of a classifier of classes.
+    """
+    rows, features = torch.as_tensor(rows), torch.as_tensor(features)
+    parts = (z * step_gain(coder, x))[rows, features][:, None] * coder.W_dec[features]  # (n, O)
+    if coder.config.target == "y":
+        return parts @ classifier.w_logit
+    x_hat = coder.decode(z, x=x)[rows]  # (n, D)
+    return classifier(x_hat) - classifier(x_hat - parts)
+
+
 def causal_relevance(
     coder,
     classifier,

@@ -161,7 +161,7 @@ class FeatureViewer:
     # ---- labelling
 
     def label(self, content: bytes) -> list[dict]:
-        """Show which of the method's features fire on an image file's bytes, and return them, strongest first."""
+        """Show which of the method's features explain an image file's bytes, and return them, strongest first."""
         found, preview = [], self.on.upload_preview
         try:
             image, _ = decode(content)

@@ -11,7 +11,8 @@ from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.manifest import image_classes
 from mtlib.embed.store import open_data, save_array
 from mtlib.features.table import feature_table, similar_features, truth_columns, write_features
-from mtlib.judge import keyless, verdicts
+from mtlib.judge import keyless, thresholds, verdicts
+from mtlib.judge.settings import JudgeConfig
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.logit import causal_relevance
@@ -58,11 +59,14 @@ def write_small_run(run: Path, n: int = 400) -> Path:
 
     stage = Stage("06_interpret", str(run))
     folder = stage.input("05_features") / "features" / "tc"
-    said = keyless.by_text(table, pd.read_parquet(folder / "top_images.parquet"), data)
+    top = pd.read_parquet(folder / "top_images.parquet")
+    chosen = thresholds.of_val(coder, top, data, JudgeConfig(label_precision=0.7))
+    said = keyless.by_text(table, top, data, val=chosen)
     said.loc[0, "phrase"] = "<script>alert(1)</script>"
     said.loc[np.arange(len(said)) % 2 == 0, "verdict"] = "error"
     out = stage.out / "explanations" / "tc"
     out.mkdir(parents=True)
     pd.concat([said, verdicts.by_truth(table)]).to_parquet(out / "verdicts.parquet", index=False)
+    chosen.to_parquet(out / thresholds.FILE, index=False)
     stage.finish(judge="keyless")
     return run

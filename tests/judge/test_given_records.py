@@ -79,7 +79,7 @@ def test_a_record_is_checked_by_the_runs_own_labels():
 
 def test_the_labeler_speaks_in_the_files_words(run, tmp_path):
     x = np.array(open_run(run).x[7])
-    present = [e["feature_num"] for e in Labeler(run, threshold=0).get_explanations(x)]
+    present = [e["feature_num"] for e in Labeler(run, threshold=0, as_published=True).get_explanations(x)]
     table = pd.read_parquet(run / current(run)["05_features"] / "features/tc/features.parquet").set_index("feature")
     own = lines(tmp_path / "own.jsonl", *({"feature_num": str(f), "explanation": f"mine {f}"} for f in present))
     found = Labeler(run, threshold=0, records=[own]).get_explanations(x)

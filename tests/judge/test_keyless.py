@@ -77,7 +77,64 @@ def test_keyless_finds_the_planted_errors_and_names_them():
     assert out["confidence"][:7].between(0, 1).all() and out["confidence"][7:].isna().all()
 
 
-def test_keyless_reads_no_labels():
+def contradictions(said, phrases):
+    """Lines whose name is an error phrase under the verdict no_error, or none under the verdict error."""
+    ruled = said[said["verdict"].isin(verdicts.RULED)]
+    kind = ruled["phrase"].map(phrases.drop_duplicates("phrase").set_index("phrase")["kind"])
+    assert kind.notna().all()
+    return ruled[(kind == "error") != (ruled["verdict"] == "error")]
+
+
+def on_val(enriched):
+    """What `thresholds.of_val` says of enrichment."""
+    return pd.DataFrame({"feature": range(len(enriched)), "enriched": enriched})
+
+
+def test_val_labels_make_the_verdict_and_text_the_name():
+    data, f, label = planted()
+    features, top = feature_lists(data, f, label)
+    out = keyless.by_text(features, top, data, val=on_val([True, True, False, *[True] * 6]))
+    assert out["verdict"].tolist()[:7] == ["error", "error", "no_error", *["no_error"] * 4]
+    assert "not more of its images than of all are implausible" in out["detail"][2]
+    assert out["phrase"][2].startswith("normal glass")  # its images are all errors, but the verdict says no error
+    assert contradictions(out, data.phrases).empty
+    data.manifest["label"] = pd.array(1 - label, dtype="Int64")
+    turned = keyless.by_text(features, top, data, val=on_val([True] * 9))
+    assert turned["verdict"].tolist()[:6] == ["no_error"] * 3 + ["error"] * 3
+    assert turned["phrase"][3].startswith("error hand")  # the nearest phrase of its family that names an error
+    assert contradictions(turned, data.phrases).empty
+
+
+def test_labels_judge_a_family_that_text_cannot():
+    data, f, label = planted()
+    same = (data.phrases["family"] == "glass").to_numpy()
+    v = data.vocabulary.copy()
+    v[same] = v[same].mean(axis=0) + np.random.default_rng(1).normal(size=(same.sum(), v.shape[1])) * 0.01
+    blind = Data(data.x, data.manifest, v, data.phrases, data.facts)
+    out = keyless.by_text(*feature_lists(data, f, label), blind, val=on_val([True] * 9))
+    assert out["verdict"].tolist()[:6] == ["error"] * 3 + ["no_error"] * 3
+    assert out["phrase"][2].startswith("error glass") and "hardly tell" not in out["detail"][2]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_name_and_a_verdict_never_contradict(known):
+    """Features of any images: all implausible, some, none; of one family or several; enriched or not."""
+    data, f, label = planted()
+    val, rng, parts = data.rows("val"), np.random.default_rng(3), []
+    for feature in range(120):
+        own = val[(label[val] == 1) == (rng.random(len(val)) < rng.random())]
+        own = own[np.isin(f[own], rng.choice(3, rng.integers(1, 4), replace=False))]
+        own = rng.permutation(own)[: rng.integers(1, 21)]
+        lines = {"feature": feature, "rank": range(len(own)), "row": own, "activation": rng.random(len(own)) + 1}
+        parts.append(pd.DataFrame(lines))
+    top, features = pd.concat(parts).assign(split="val"), pd.DataFrame({"feature": range(120), "assessed": True})
+    enriched = on_val(rng.random(120) < 0.7)
+    out = keyless.by_text(features, top, data, val=enriched if known else None)
+    assert set(out["verdict"]) >= {"error", "no_error"} and contradictions(out, data.phrases).empty
+    assert not known or enriched["enriched"][out["verdict"] == "error"].all()
+
+
+def test_keyless_reads_no_labels_when_none_were_counted():
     data, f, label = planted()
     features, top = feature_lists(data, f, label)
     before = keyless.by_text(features, top, data)
@@ -138,7 +195,7 @@ def test_errors_of_several_families_are_not_one_error():
     features, top = feature_lists(data, f, label)
     mixed = pd.concat([top[top["feature"] == k].head(7) for k in range(3)]).assign(feature=0)
     out = keyless.by_text(features.head(1), mixed.assign(rank=range(len(mixed))), data)
-    assert out["verdict"][0] == "no_error" and out["detail"][0].startswith("7 of 21 top images look like one error")
+    assert out["verdict"][0] == "no_error" and out["detail"][0].startswith("7 of 21 top images show one error")
 
 
 def test_a_handful_of_images_does_not_make_an_error():

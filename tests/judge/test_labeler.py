@@ -14,6 +14,7 @@ from PIL import Image
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.images import ImageRefused
 from mtlib.embed.store import open_run
+from mtlib.judge import thresholds
 from mtlib.judge.labeler import Labeler
 from mtlib.run.artifacts import ArtifactError, current
 from tests.coders import checkpoints
@@ -27,7 +28,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labeler(run):
-    return Labeler(run)
+    """Of all features, as published."""
+    return Labeler(run, as_published=True)
 
 
 def folder(run, stage):
@@ -61,10 +63,48 @@ def test_counts_are_those_of_the_features_table(run, labeler):
 
 def test_threshold_keeps_more_or_fewer(run):
     x = np.array(open_run(run).x[0])
-    counts = [len(Labeler(run, "tc", threshold=t).get_explanations(x)) for t in (0.0, 0.5, 1e6)]
+    counts = [len(Labeler(run, "tc", threshold=t, as_published=True).get_explanations(x)) for t in (0.0, 0.5, 1e6)]
     assert counts[0] >= counts[1] > counts[2] == 0
     with pytest.raises(ValueError, match="threshold = -1"):
         Labeler(run, threshold=-1)
+
+
+def test_an_image_is_labelled_only_by_features_that_the_val_labels_bear_out(run, labeler):
+    data, own = open_run(run), Labeler(run)
+    chosen = pd.read_parquet(folder(run, "06_interpret") / "explanations/tc" / thresholds.FILE).set_index("feature")
+    labelled = 0
+    for row in data.rows("test"):
+        x = np.array(data.x[row])
+        found = {e["feature_num"]: e for e in own.get_explanations(x)}
+        labelled += len(found)
+        for e in labeler.get_explanations(x):
+            line = chosen.loc[e["feature_num"]]
+            may = line["enriched"] and e["activation"] > line["threshold"]  # NaN: never
+            may = may and e["verdict"] == "error" and e["logit_push"] > 0
+            assert (e["feature_num"] in found) == may
+            if may:
+                marks = {"precision": line["precision"], "check": "verified"}
+                assert found[e["feature_num"]] == e | marks | {"logit_push": pytest.approx(e["logit_push"], rel=1e-4)}
+    assert 0 < labelled < len(data.rows("test"))
+
+
+def test_scores_against_the_truth_are_of_the_labels_that_the_labeler_gives(run):
+    data, own = open_run(run), Labeler(run)
+    written = folder(run, "06_interpret") / "explanations/tc"
+    said = pd.read_parquet(written / "verdicts.parquet").query("judge == 'keyless'")
+    ways = {"chosen": (said, thresholds.read(written)), "all": (said, None)}
+    found = thresholds.label_scores(own.coder, own.classifier, data, ways).set_index("labels")
+    wrong = [np.array(data.x[row]) for row in data.rows("test") if data.truth["cause"].iloc[row]]
+    assert found.loc["chosen", "n_labels"] == sum(len(own.get_explanations(x)) for x in wrong) > 0
+    every = Labeler(run, as_published=True)
+    errors = sum(e["verdict"] == "error" for x in wrong for e in every.get_explanations(x))
+    assert found.loc["all", "n_labels"] == errors > found.loc["chosen", "n_labels"]
+
+
+def test_without_labels_all_are_returned_and_marked_unverified(run, labeler, monkeypatch):
+    x, marks = np.array(open_run(run).x[7]), {"precision": None, "check": "unverified"}
+    monkeypatch.setattr(thresholds, "read", lambda folder: pd.DataFrame(columns=thresholds.COLUMNS))
+    assert Labeler(run).get_explanations(x) == [e | marks for e in labeler.get_explanations(x)]
 
 
 def test_label_tells_probability_and_reasons(run, labeler):
@@ -79,7 +119,7 @@ def test_label_tells_probability_and_reasons(run, labeler):
 
 @pytest.mark.parametrize("target", ["x", "y"])
 def test_logit_pushes_are_what_removing_the_feature_takes_away(run, target):
-    labeler = Labeler(run, threshold=0)
+    labeler = Labeler(run, threshold=0, as_published=True)
     if target == "x":
         config = SparseCoderConfig.preset("sae", 32, 32, n_latents=labeler.coder.n_latents)
         labeler.coder = SparseCoder(config, seed=3)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data
 from mtlib.features.table import similar_features
+from mtlib.judge import thresholds
 from mtlib.judge.agreement import judge_table
 from mtlib.learn.classifier import ClassifierConfig, fit_classifier
 from mtlib.learn.config import TrainConfig
@@ -233,6 +234,8 @@ def _interpret(run_dir: Path, labels: str, methods: dict) -> None:
         folder.mkdir(parents=True)
         both = pd.concat(verdicts, ignore_index=True)
         both.to_parquet(folder / "verdicts.parquet", index=False)
+        chosen = frame[["feature"]].assign(threshold=0.5, precision=0.9) if labels == "plausibility" else frame.head(0)
+        chosen.reindex(columns=thresholds.COLUMNS).to_parquet(folder / thresholds.FILE, index=False)
         lines = [
             {"feature_num": int(f), "explanation": p, "num_samples": 20}
             for f, p in zip(base["feature"], names, strict=True)

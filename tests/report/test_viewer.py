@@ -103,14 +103,16 @@ def test_viewer_shows_hostile_names_as_text(viewer):
 
 
 def test_viewer_labels_an_uploaded_image(viewer, monkeypatch):
-    strongest = viewer.top.loc[viewer.top["activation"].idxmax()]
-    x = np.array(viewer.data.x[int(strongest["row"])])
+    viewer.on.method.value = "sae"  # its error features push the logit up
+    labeler = Labeler(viewer.reader.run_dir, viewer.on.method.value)
+    images = (np.array(viewer.data.x[row]) for row in viewer.data.rows("test"))
+    x, found = next((x, found) for x in images if (found := labeler.get_explanations(x)))
     monkeypatch.setattr(Labeler, "embed", lambda self, image: x)  # the synthetic embeddings have no encoder
     upload(viewer, "mine.png", png())
     shown = [b for b in viewer.on.labels if b.layout.display != "none"]
     preview = viewer.on.upload_preview.value
     assert shown and "Predicted: " in preview and "data:image/png" in preview
-    assert shown[0].feature == strongest["feature"]
+    assert shown[0].feature == found[0]["feature_num"]
     shown[0].click()
     assert viewer.feature == shown[0].feature
     assert shown[0].description.split("#")[1].startswith(str(viewer.feature))
