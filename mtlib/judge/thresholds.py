@@ -3,7 +3,8 @@
 Chosen on the val images by their labels, so that test stays for scoring; the truth of the demo takes no part in it. A feature may
 be used when it is enriched: of the val images on which it fires, more are labelled implausible than the base rate explains. It
 labels an image from the activation on at which it is specific: nearly all val images that strong are labelled implausible and, where
-the text tower tells families apart, belong to the family that the feature is named by.
+the text tower tells families apart, belong to the family that the feature is named by. That share is a little too good, being chosen
+on the same images; `label_scores` tells it of test images.
 """
 
 from __future__ import annotations
