@@ -30,7 +30,6 @@ run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 judge = "keyless"  # who names features and rules on them: "keyless", or "lmm" (a multimodal model, with a key)
 max_features = 0  # judge only this many features per method, the most surely tied to errors first; 0: all
-keyless_share = 0.8  # a feature is an error when this share of its top images shows one family's error
 label_precision = 0.98  # a feature labels images from where this share of the val images is right
 seed = 0  # of the images shown to a model, and of the held-out ones
 base_url = "https://openrouter.ai/api/v1"  # lmm: an OpenAI-compatible server; one on this machine needs no key
@@ -89,7 +88,7 @@ tops = {m: pd.read_parquet(folder / "top_images.parquet") for m, folder in folde
 # %% [markdown]
 # ## How the keyless judge works
 #
-# *Verdict.* A feature is an error when at least `keyless_share` of its strongest validation images are of one family, by the
+# *Verdict.* A feature is an error when at least `JudgeConfig.keyless_share` of its strongest validation images are of one family, by the
 # nearest phrases, and labelled implausible; and when it is *enriched*: of all validation images on which it fires, more are
 # implausible than the base rate explains (Wilson 95%). The test images take no part, since the judge is scored on them. An image
 # without a label is told by text alone: by whether it looks more like its family's errors or its normal state.
