@@ -1,30 +1,32 @@
 """From a model's words to a checked answer: never a refusal as a description, never half an answer as a verdict.
 
-Read in this order: a refusal at the start; one JSON object, alone or in a code fence or in prose; the published forms
-`[Commonality: ...]`, `[Error: ...]`, `[No common errors]`, whose brackets may nest. What is none of these is Malformed.
+Read in this order: what stands behind a model's thoughts; a refusal at its start; one JSON object, alone or in a code fence
+or in prose; the published forms `[Commonality: ...]`, `[Error: ...]`, `[No common errors]`, whose brackets may nest. What is none
+of these is Malformed, and so is what contradicts itself, is taken back, declines in its fields, was given without images, or
+only repeats the prompt.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 from mtlib.ask.endpoint import Malformed, Question, Refused
+from mtlib.ask.no_answers import (
+    accuses,
+    denies,
+    placeholder,
+    refuses,
+    said_aloud,
+    why_none,
+    why_none_before,
+    why_none_behind,
+)
 from mtlib.ask.questions import CATEGORIES, FIELDS, MAX_PHRASE, Field, plain, prompt
 
 MAX_TEXT = 60_000  # characters; a longer answer is no answer to these questions
 MAX_OBJECTS = 50  # places where a JSON object may start
-REFUSAL = re.compile(
-    r"^[\s\"'*>#\[{(]*(?:(?:commonality|error|answer)\s*:\s*)?"
-    r"(?:(?:i\s?(?:'|\s?a)m|i am) (?:really |very |truly |so )?sorry|sorry\b|i (?:do )?apologi[sz]e|my apologies|unfortunately,? i\b"
-    r"|(?:i|we) (?:can'?t|can ?not|could ?n'?t|could not|won'?t|will not|must decline|decline|refuse|do not feel|don'?t feel)\b"
-    r"(?! (?:see|find|identify|detect|spot|observe|discern|notice|make out) (?:any|an?) (?:[\w-]+ ){0,3}(?:error|mistake|problem|issue|anomal|common))"
-    r"|(?:i am|i'm|we are) (?:unable|not able|not comfortable|going to decline)\b|unable to (?:view|see|help|assist|comply|process|identify)"
-    r"|(?:i )?(?:do not|don'?t|did not|didn'?t|can ?not|can'?t) (?:see|view|access|have access to|receive) (?:the|any|these|your)? ?(?:image|picture|photo)"
-    r"|no images? (?:was|were|is|are|has been|have been) (?:provided|attached|given|visible|uploaded)"
-    r"|as an ai\b|this (?:request|content) (?:violates|is against|goes against))",
-    re.IGNORECASE,
-)
 SPEECH = re.compile(r"^\W*(?:error|commonality)\s*:\s*(.+)$", re.IGNORECASE | re.MULTILINE)
 NO_ERRORS = re.compile(r"no common errors?|no errors?|none|nothing", re.IGNORECASE)
 WORDS = {  # words that give away a category in free text, first match wins
@@ -52,17 +54,45 @@ def parse(question: Question, text: str) -> dict:
         raise Malformed("empty answer")
     if len(text) > MAX_TEXT:
         raise Malformed(f"{len(text)} characters; at most {MAX_TEXT} are read")
-    text = plain(text)
+    if not (text := said_aloud(plain(text)) or "").strip():
+        raise Malformed("only thoughts, no answer behind them")
     if refuses(text):
         raise Refused(text.strip()[:MAX_PHRASE])
     fields = prompt(question.kind).fields
-    found = _object(text, fields) or _published(question.kind, text)
+    found, before, after = _object(text, fields) or (_published(question.kind, text), text, _behind(text))
     if found is None:
         raise Malformed(f"neither JSON with {', '.join(fields)} nor a published form")
-    for name in ("phrase", "description"):
-        if refuses(str(found.get(name) or "")):
-            raise Refused(plain(found[name])[:MAX_PHRASE])
-    return _read(found, fields, question.n_images)
+    _never(*(f"{name}: {why}" for name, why in _texts(found)), why_none_before(before))
+    out = _read(found, fields, question.n_images)
+    _never(why_none_behind(after), *_contradictions(out, found, after, question.kind))
+    return out
+
+
+def _never(*reasons: str) -> None:
+    """Raises: Malformed with the first reason that is one."""
+    if why := next((r for r in reasons if r), ""):
+        raise Malformed(why)
+
+
+def _texts(found: dict) -> Iterator[tuple[str, str]]:
+    """(field, why it makes the answer none) of the texts of an answer, those of fields that were not asked for too."""
+    for name, value in found.items():
+        if isinstance(value, str) and (why := why_none(value)):
+            yield name, why
+
+
+def _contradictions(out: dict, found: dict, after: str, kind: str) -> Iterator[str]:
+    """Why an answer whose fields are sound is none."""
+    phrase, description = out.get("phrase", ""), out.get("description", "")
+    if "phrase" in out and out.get("has_error", True) and placeholder(phrase, kind):
+        yield "phrase: none, or only what the prompt says of it"
+    said = str(found.get("category") or "").strip()
+    if out.get("has_error") is True and any(denies(t) for t in (said, phrase, description, after) if t):
+        yield "it says both an error and none"
+    if out.get("has_error") is False and (said.lower() in CATEGORIES or accuses(phrase, description)):
+        yield "it says both no error and one"
+    if any(isinstance(v, dict) and v.keys() & out.keys() for v in found.values()):
+        yield "two different answers in one"
 
 
 def _read(found: dict, fields: dict[str, Field], n_images: int) -> dict:
@@ -84,11 +114,6 @@ def _read(found: dict, fields: dict[str, Field], n_images: int) -> dict:
     return out
 
 
-def refuses(text: str) -> bool:
-    """Whether a text starts as a refusal does. Only the start counts: a picture may show a sign "Sorry, closed"."""
-    return bool(REFUSAL.match(plain(text)[:400]))
-
-
 # ---- JSON
 
 
@@ -103,10 +128,11 @@ def _constant(name: str):
     raise Malformed(f"{name} is no number")
 
 
-def _object(text: str, fields: dict[str, Field]) -> dict | None:
-    """The one JSON object of a text that has any of the fields; None without one. Two different ones are an error."""
+def _object(text: str, fields: dict[str, Field]) -> tuple[dict, str, str] | None:
+    """The one JSON object of a text that has any of the fields, and the words before and behind it; None without one. Two
+    different ones are an error."""
     decoder = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
-    found, at = [], text.find("{")
+    found, at, start, last = [], text.find("{"), None, 0
     for _ in range(MAX_OBJECTS):
         if at < 0:
             break
@@ -117,19 +143,20 @@ def _object(text: str, fields: dict[str, Field]) -> dict | None:
         else:
             if isinstance(value, dict) and fields.keys() & value:
                 found.append(value)
+                start, last = at if start is None else start, end
         at = text.find("{", end)
     if any(value != found[0] for value in found[1:]):
         raise Malformed("two different answers in one")
-    return found[0] if found else _bare(text, fields)
+    return (found[0], text[:start], text[last:]) if found else _bare(text, fields)
 
 
-def _bare(text: str, fields: dict[str, Field]) -> dict | None:
+def _bare(text: str, fields: dict[str, Field]) -> tuple[dict, str, str] | None:
     """`[1, 4]` or `3` where the question asks for numbers only."""
     name, field = next(iter(fields.items()))
     if field not in (FIELDS["images"], FIELDS["image"]) or not re.fullmatch(r"\s*(\[[\d\s,]*\]|\d{1,4})\s*", text):
         return None
     try:
-        return {name: json.loads(text)}
+        return {name: json.loads(text)}, "", ""
     except json.JSONDecodeError:
         return None
 
@@ -150,6 +177,11 @@ def bracketed(text: str, name: str) -> list[str]:
         else:
             raise Malformed(f"[{name}: ... without its closing bracket: the answer was cut off")
     return out
+
+
+def _behind(text: str) -> str:
+    """What stands behind a published form: the last bracket, or the first line."""
+    return text.rpartition("]")[2] if "]" in text else text.strip().partition("\n")[2]
 
 
 def _published(kind: str, text: str) -> dict | None:

@@ -1,16 +1,19 @@
 """Words of a model become checked answers, refusals, or nothing: never a refusal as a description."""
 
 import json
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import yaml
 from hypothesis import given, settings
 
 from mtlib.ask.endpoint import Malformed, Question, Refused
-from mtlib.ask.parse import bracketed, guess, parse, refuses
+from mtlib.ask.no_answers import refuses
+from mtlib.ask.parse import bracketed, guess, parse
 from mtlib.ask.questions import CATEGORIES, prompt
 
-N = 6
+N, HERE = 6, Path(__file__).parent
 KINDS = ("commonality", "detection", "error", "intruder")
 NAMED = {"phrase": "hands with six fingers", "description": "A hand.", "confidence": 0.8, "images_seen": N}
 RULED = {"has_error": True, "category": "fingers and toes", "phrase": "six fingers", "description": "", "confidence": 1}
@@ -171,8 +174,8 @@ def test_fields_are_made_sound():
         "description": "",
         "confidence": 0.85,
     }
-    assert ask("error", json.dumps(RULED | {"has_error": "No"}))["category"] == ""
-    assert ask("error", json.dumps(RULED | {"category": "none", "phrase": "a thing"}))["category"] == "other"
+    assert ask("error", json.dumps(RULED | {"has_error": "No", "category": "None", "phrase": ""}))["category"] == ""
+    assert ask("error", json.dumps(RULED | {"category": "", "phrase": "a thing"}))["category"] == "other"
     for bad in ("high", -1, 1000, True, None, "nan"):
         assert ask("error", json.dumps(RULED | {"confidence": bad}))["confidence"] is None
     long = ask("commonality", json.dumps(NAMED | {"phrase": "six\n\tfingers " * 1000}))["phrase"]
@@ -214,3 +217,43 @@ def test_anything_is_an_answer_of_the_right_types_or_one_of_two_errors(kind, tex
         assert isinstance(out["has_error"], bool) and out["category"] in (CATEGORIES if out["has_error"] else ("",))
     if kind == "detection":
         assert all(1 <= i <= N for i in out["matches"])
+
+
+# ---- answers as models give them, in data files
+
+
+HOSTILE = [
+    (f"{why}, {language}: {text}", kind, text)
+    for why, languages in yaml.safe_load((HERE / "hostile_answers.yaml").read_text(encoding="utf-8")).items()
+    for language, answers in languages.items()
+    for answer in answers
+    for kind, text in answer.items()
+]
+SOUND = yaml.safe_load((HERE / "sound_answers.yaml").read_text(encoding="utf-8"))
+
+
+def test_hostile_answers_are_many_and_of_many_languages():
+    assert len({text for _, _, text in HOSTILE}) == len(HOSTILE) >= 150
+    languages = [name.split(": ")[0].split(", ")[1] for name, *_ in HOSTILE]
+    assert all(languages.count(language) >= 9 for language in ("en", "de", "es", "fr", "it", "pt"))
+
+
+@pytest.mark.parametrize(("kind", "text"), [h[1:] for h in HOSTILE], ids=[h[0][:70] for h in HOSTILE])
+def test_a_hostile_answer_is_never_scored(kind, text):
+    with pytest.raises((Refused, Malformed)) as caught:
+        ask(kind, text)
+    assert caught.type is Malformed or not text.startswith("{"), "what declines inside an object is asked again"
+
+
+@pytest.mark.parametrize("wrapped", [*WRAPPED.values(), "<think>Hm.</think>{}"], ids=[*WRAPPED, "behind a thought"])
+def test_hostile_answers_are_none_however_they_are_wrapped(wrapped):
+    for _, kind, text in HOSTILE:
+        if text.startswith("{") and text.endswith("}") and "} " not in text:
+            with pytest.raises((Refused, Malformed)):
+                ask(kind, wrapped.format(text))
+
+
+@pytest.mark.parametrize("line", SOUND, ids=[line["text"][:70] for line in SOUND])
+def test_a_sound_answer_is_read(line):
+    out = ask(line["kind"], line["text"])
+    assert out.get("has_error") == line.get("verdict") and ("phrase" not in line or out["phrase"] == line["phrase"])
