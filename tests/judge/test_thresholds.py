@@ -128,3 +128,15 @@ def test_without_a_feature_the_classifier_and_the_family_by_text_are_scored_alik
 def test_a_run_of_an_earlier_version_is_told_what_to_do(tmp_path):
     with pytest.raises(ArtifactError, match=r"thresholds\.parquet is missing: .* run it again with --from 06"):
         thresholds.read(tmp_path)
+
+
+def test_labels_dealt_out_anew_let_hardly_any_feature_label():
+    rng = np.random.default_rng(0)
+    codes = rng.random((400, 200)) * (rng.random((400, 200)) < 0.1)
+    codes[:200, :100] += 0.5 * (codes[:200, :100] > 0)  # half of the features know the first 200 images
+    real = np.repeat([1, 0], 200)
+    codes[200:, :100] *= rng.random((200, 100)) < 0.05
+    found = thresholds.of_val(coder(codes), NO_TOP, labelled(list(real)), JudgeConfig())["threshold"].notna()
+    assert found[:100].all() and found[100:].mean() < 0.05
+    dealt = thresholds.of_val(coder(codes), NO_TOP, labelled(list(rng.permutation(real))), JudgeConfig())
+    assert dealt["threshold"].notna().mean() < 0.05
