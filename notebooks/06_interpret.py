@@ -88,8 +88,8 @@ tops = {m: pd.read_parquet(folder / "top_images.parquet") for m, folder in folde
 # %% [markdown]
 # ## How the keyless judge works
 #
-# *Verdict.* A feature is an error when at least `JudgeConfig.keyless_share` of its strongest validation images are of one family, by the
-# nearest phrases, and labelled implausible; and when it is *enriched*: of all validation images on which it fires, more are
+# *Verdict.* A feature is an error when at least `JudgeConfig.keyless_share` of its strongest validation images are of one family, by
+# the nearest phrases, and labelled implausible; and when it is *enriched*: of all validation images on which it fires, more are
 # implausible than the base rate explains (Wilson 95%). The test images take no part, since the judge is scored on them. An image
 # without a label is told by text alone: by whether it looks more like its family's errors or its normal state.
 # *Name.* The strongest images are averaged, weighted by activation; what all images have in common is subtracted, and likewise for
@@ -200,11 +200,11 @@ for method, folder in list(folders.items())[:2]:
 # %% [markdown]
 # ## Is the judge right?
 #
-# On the demo a feature is *truly* an error feature when at least 80% of its 20 strongest validation images show one and the
-# same error, and that error is enriched among its test images. The published threshold rule (error ratio ≥ 0.95) stands
-# beside the judge; it reads the labels of test images, which the judge does not. Two causes were never named in the captions on which
-# the encoder was trained: there the judge cannot have read the answer, so they are counted apart. Without a truth the
-# judge's word stands unchecked.
+# On the demo a feature is *truly* an error feature when at least 80% of its 20 strongest validation images show one and
+# the same error, and that error is enriched among its test images. The published threshold rule (error ratio ≥ 0.95)
+# stands beside the judge; it reads the labels of test images, which the judge does not. Two causes were never named in
+# the captions on which the encoder was trained: there the judge cannot have read the answer, so they are counted apart.
+# Without a truth the judge's word stands unchecked.
 
 # %%
 everyone = {m: pd.concat([spoken[m], verdicts.by_threshold(t)], ignore_index=True) for m, t in features.items()}
@@ -259,22 +259,25 @@ stage.table(
 # A feature may label an image when it is enriched and called an error, when its activation is above the lowest one from which
 # `label_precision` of the validation images are implausible and, by text, of its family, and when it pushes the image's logit up.
 # On test images the truth is known. *Precision*: of the error labels on implausible images, the share whose phrase names the image's
-# own cause. *Recall*: implausible images with at least one such label. Beside it: every feature that the text alone calls an
-# error, wherever its activation is above 0.5, as published; and what the classifier and the text tower say without any feature.
+# own cause (*once*: several labels of one cause count once per image). *Recall*: implausible images with at least one such label.
+# Beside it: every feature that the text alone calls an error, wherever its activation is above 0.5, as published; and what the
+# classifier and the text tower say without any feature.
 
 # %% needs="truth head"
 classifier = Classifier.load(stage.input("02_classify") / "classifier")
-labels = []
+labels = {}
 for method, table in features.items():
     text = keyless.by_text(table, tops[method], data, config)
     ways = {"text alone, above 0.5": (text, None), "chosen on val": (said[method][0], on_val[method])}
-    labels.append(thresholds.label_scores(load(method), classifier, data, ways).assign(method=method))
-labels = pd.concat([*labels, thresholds.without_features(data)]).fillna({"method": "none"})
+    labels[method] = thresholds.label_scores(load(method), classifier, data, ways)
+labels["none"] = thresholds.without_features(data)
 
 # %% needs="truth head"
 headings = {"method": "method", "labels": "labels", "n_labels": "on implausible images", "precision": "precision"}
-headings |= {"recall": "recall", "plausible_without_error_label": "plausible images without one"}
-stage.table(labels, "labels", "Error labels of test images against the truth; intervals in the CSV.", headings)
+headings |= {"precision_once": "once", "recall": "recall"}
+headings |= {"plausible_without_error_label": "plausible images without one"}
+frame = pd.concat(labels, names=["method"]).reset_index(level=0)
+stage.table(frame, "labels", "Error labels of test images against the truth; intervals in the CSV.", headings)
 
 # %% [markdown] needs="judge=lmm dry_run=False score_features"
 # ## Do the explanations hold on images that nobody has seen?

@@ -28,7 +28,7 @@ FILE = "thresholds.parquet"
 PUBLISHED = 0.5  # an activation above it makes a label
 COLUMNS = ["feature", "n_val", "n_error_val", "error_low_val", "base_rate_val", "enriched"]
 COLUMNS += ["threshold", "precision", "n_above"]
-SCORES = ["precision", "recall", "plausible_without_error_label"]
+SCORES = ["precision", "precision_once", "recall", "plausible_without_error_label"]
 
 
 def of_val(coder, top: pd.DataFrame, data: Data, config: JudgeConfig) -> pd.DataFrame:
@@ -140,14 +140,21 @@ def scores(on: np.ndarray, causes, truth: np.ndarray) -> dict:
     """Error labels against the truth.
 
     Args: on: (n, F) bool, image i carries label j. causes: (F,) what each label's phrase names. truth: (n,) cause, "" plausible.
-    Returns: n_labels (on implausible images); precision, the share of them whose phrase names the image's own cause; recall, the
-        share of n_implausible images with such a label; plausible_without_error_label, of n_plausible images; each with
-        _low and _high (Wilson 95%).
+    Returns: n_labels (on implausible images); precision, the share of them whose phrase names the image's own cause, and
+        precision_once, the same when labels of one cause count once per image; recall, the share of n_implausible images with a
+        right label; plausible_without_error_label, of n_plausible images; each with _low and _high (Wilson 95%).
     """
-    wrong = truth != ""
-    right = on & (np.asarray(causes, str)[None, :] == truth[:, None]) & wrong[:, None]
+    wrong, causes = truth != "", np.asarray(causes, str)
+    names = np.unique(causes)
+    once = np.stack([on[:, causes == name].any(axis=1) for name in names], axis=1) if len(names) else on
+    right = once & (names[None, :] == truth[:, None]) & wrong[:, None]
     n_labels, n_wrong, n_plausible = int(on[wrong].sum()), int(wrong.sum()), int((~wrong).sum())
-    found = ((right.sum(), n_labels), (right.any(1).sum(), n_wrong), ((~on[~wrong].any(1)).sum(), n_plausible))
+    found = (
+        ((on & (causes[None, :] == truth[:, None]))[wrong].sum(), n_labels),
+        (right.sum(), int(once[wrong].sum())),
+        (right.any(axis=1).sum(), n_wrong),
+        ((~on[~wrong].any(axis=1)).sum(), n_plausible),
+    )
     out = {"n_labels": n_labels, "n_implausible": n_wrong, "n_plausible": n_plausible}
     for name, (k, n) in zip(SCORES, found, strict=True):
         low, high = wilson(k, n)

@@ -116,5 +116,6 @@ def _explained(said: dict) -> list[tuple[str, str]]:
         error, known = d.get("verdict") == "error", d.get("wrong_count") is not None
         name = escape_figure(f"{'error: ' if error else ''}{shorten(d['explanation'] or '(no name)', 52)}")
         wrong = f"\n{d['wrong_count']} of {d['total_count']} such test images are implausible" if known else ""
+        wrong = f"\nright on {d['precision']:.0%} of the validation images this strong" if d.get("precision") else wrong
         lines.append((f"{d['activation']:.2g}  {name}{wrong}", PALETTE[3] if error else "#333333"))
     return lines

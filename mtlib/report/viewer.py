@@ -191,4 +191,5 @@ def _label_line(found: dict) -> str:
     mark = browse.MARKS.get(found.get("verdict") or "", " ")
     known = found.get("wrong_count") is not None and found.get("total_count")
     ratio = f" · {found['wrong_count']}/{found['total_count']} implausible" if known else ""
+    ratio += f" · {found['precision']:.0%} right" if found.get("precision") else ""
     return f"{mark} {number(float(found['activation']))}  #{found['feature_num']}  {_name(found['explanation'])}{ratio}"

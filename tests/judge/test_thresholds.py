@@ -109,6 +109,7 @@ def test_scores_by_hand():
     found = thresholds.scores(on, ["a", "b", "a"], truth)
     assert found["n_labels"] == 4 and (found["n_implausible"], found["n_plausible"]) == (3, 2)
     assert found["precision"] == 3 / 4  # image 0 twice, image 2; image 1 carries only b
+    assert found["precision_once"] == 2 / 3  # image 0 once
     assert found["recall"] == 2 / 3 and found["plausible_without_error_label"] == 1 / 2
     assert found["precision_low"] < 3 / 4 < found["precision_high"]
     none = thresholds.scores(on & False, ["a", "b", "a"], truth)
@@ -121,7 +122,7 @@ def test_without_a_feature_the_classifier_and_the_family_by_text_are_scored_alik
     cause = np.where(label == 1, np.array(["hand_error", "face_error", "glass_error"])[f], "")
     told = replace(data, truth=pd.DataFrame({"cause": cause}), logits=np.where(label == 1, 1.0, -1.0))
     line = thresholds.without_features(told).iloc[0]
-    assert line[thresholds.SCORES].tolist() == [1, 1, 1] and line["n_labels"] == line["n_implausible"]
+    assert line[thresholds.SCORES].tolist() == [1, 1, 1, 1] and line["n_labels"] == line["n_implausible"]
     assert thresholds.without_features(replace(told, phrases=data.phrases.head(0))).empty
 
 

@@ -44,6 +44,9 @@ def test_labelled_images_show_known_and_predicted(stage):
     texts = [t.get_text() for ax in fig.axes for t in [*ax.texts, ax.title]]
     assert any("90% implausible" in t for t in texts) and any("3 of 4" in t for t in texts)
     assert any("no feature fires" in t for t in texts)
+    said["explanations"][0]["precision"] = 0.98
+    texts = [t.get_text() for ax in figures.labelled_images([("a.png", "", image, said)]).axes for t in ax.texts]
+    assert any("right on 98% of the validation images this strong" in t for t in texts)
     stage.figure(fig, "labels", pd.DataFrame())
 
 
