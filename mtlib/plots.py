@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,9 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
@@ -134,14 +137,20 @@ def scatter(frame: pd.DataFrame, x: str, y: str, hue: str, style: str, seed: int
     names = sorted(frame[hue].unique()) if hue else []
     palette = sns.color_palette("colorblind" if len(names) <= 10 else "husl", len(names)) if hue else None
     fig, ax = plt.subplots(figsize=(8, 5.5))
+    for column in {hue, style} - {None}:  # matplotlib keeps names that begin with "_" out of legends
+        frame = frame.assign(**{column: frame[column].map(_in_legend)})
     mixed = frame.sample(frac=1, random_state=seed)  # no kind lies on top of the others
-    look = dict(hue=hue, hue_order=names or None, style=style, palette=palette, s=18, alpha=0.7)
+    look = dict(hue=hue, hue_order=[*map(_in_legend, names)] or None, style=style, palette=palette, s=18, alpha=0.7)
     sns.scatterplot(mixed, x=x, y=y, ax=ax, **look)
     if hue:
         sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), fontsize=8, title=None)
         for text in ax.get_legend().get_texts():
             text.set_parse_math(False)
     return fig
+
+
+def _in_legend(name: str) -> str:
+    return f"\u200a{name}" if name.startswith("_") else name  # a hair space
 
 
 def facets(plot: Callable, frame: pd.DataFrame, **look) -> sns.FacetGrid:
@@ -201,8 +210,53 @@ def image_grid(
     return fig
 
 
+def readable(fig: Figure) -> None:
+    """Every text of a figure in fonts of this machine that have its characters, in place; a character that none has as "\\u732b".
+
+    The numbers beside a figure keep the name as it is.
+    """
+    ticks = [t for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels()]
+    if all(map(str.isascii, (t.get_text() for t in (*ticks, *fig.findobj(Text))))):
+        return
+    for ax in fig.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            names = [t.get_text() for t in axis.get_ticklabels()]
+            if names != (drawn := [_drawn(name)[0] for name in names]):
+                axis.set_ticks(axis.get_ticklocs(), drawn, parse_math=False)
+    for text in fig.findobj(Text):
+        drawn, fonts = _drawn(text.get_text())
+        if drawn != text.get_text():
+            text.set_text(drawn)
+        if fonts:
+            text.set_fontfamily([*text.get_fontfamily(), *fonts])
+
+
+def _drawn(name: str) -> tuple[str, list[str]]:
+    """A name as it can be drawn, and the families that it needs beside the plain one."""
+    fonts = {c: _font_with(c) for c in set(name) if not c.isascii()}
+    drawn = "".join(c if fonts.get(c, "") is not None else c.encode("ascii", "backslashreplace").decode() for c in name)
+    return drawn, sorted({font for font in fonts.values() if font})
+
+
+@functools.cache
+def _font_with(character: str) -> str | None:
+    """The family of a font that has a character: "" for matplotlib's own, None where there is none."""
+    own = font_manager.findfont("DejaVu Sans")
+    found = [own, *(font.fname for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name)]
+    path = next((path for path in dict.fromkeys(found) if ord(character) in _characters(path)), None)
+    return "" if path == own else path and font_manager.get_font(path).family_name
+
+
+@functools.cache
+def _characters(path: str) -> frozenset[int]:
+    """What a font can draw; nothing for one of fixed sizes only, as coloured emoji are."""
+    font = font_manager.get_font(path)
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()
+
+
 def png(fig: Figure) -> bytes:
     """PNG bytes of a figure; a large one (it shows photographs or many points) is stored with 256 colours."""
+    readable(fig)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
     if buffer.tell() <= LARGE:

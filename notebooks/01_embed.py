@@ -156,7 +156,8 @@ stage.figure(fig, "images", shown, "Some images of the run.")
 rng = np.random.default_rng(seed)
 fit = np.sort(rng.permutation(data.rows("train"))[:20_000])
 rows = np.sort(rng.permutation(data.rows("all"))[:3000])
-plane = PCA(2, svd_solver="full").fit(np.asarray(data.x[fit], np.float64))
+seen = np.resize(np.asarray(data.x[fit], np.float64), (max(2, len(fit)), width))  # one train image counts twice
+plane = PCA(2, svd_solver="full").fit(seen)
 points = data.manifest.loc[rows, ["path"]]
 points[["pc1", "pc2"]] = plane.transform(data.x[rows])
 points["group"] = (data.manifest["class_name"] if data.truth is None else data.truth["family"])[rows]
@@ -175,7 +176,12 @@ stage.figure(fig, "map", points, "The embeddings in the plane of their two large
 # %%
 card = encoder_card(data, lambda: tower, seed)
 headings = {"family": "family", "cause": "cause", "captioned": "captioned", "n_test": "test images"}
-headings |= {"probe_accuracy": "probe accuracy", "probe_auroc": "probe AUROC", "zero_shot_family": "nearest text right"}
+headings |= {
+    "probe_accuracy": "probe accuracy",
+    "probe_auroc": "probe AUROC",
+    "zero_shot_family": "nearest text right",
+    "note": "note",
+}
 caption = "A linear probe on the embeddings, and the nearest text, on images that neither was fitted on."
 stage.table(card, "encoder", caption, headings)
 

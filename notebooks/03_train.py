@@ -22,7 +22,7 @@
 # *Takes* about 90 seconds on two cores for the demo. A method that needs `y` where there is none becomes a row with the
 # reason.
 
-# %% tags=["parameters"] settings="mtlib.learn.config:MethodsConfig"
+# %% tags=["parameters"] needs="trainable" settings="mtlib.learn.config:MethodsConfig"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 methods = [  # preset: a published method or ours, and any setting of it; l0: features per image to aim at; or a checkpoint
@@ -54,7 +54,15 @@ from mtlib import plots
 from mtlib.embed import store
 from mtlib.learn.classifier import Classifier
 from mtlib.learn.config import MethodsConfig
-from mtlib.learn.methods import at_their_last_step, coder_configs, epochs, save_coders, train_methods, training_curves
+from mtlib.learn.methods import (
+    at_their_last_step,
+    coder_configs,
+    epochs,
+    provided,
+    save_coders,
+    train_methods,
+    training_curves,
+)
 from mtlib.run.stage import Stage
 
 # %%
@@ -129,12 +137,6 @@ stage.table(coders, "coders", "Coders by what they learn: x, the embedding, or y
 # notebook 04 compares the methods on test images and, where the truth is known, asks which causes their features find.
 
 # %%
-done, n_ok = coders[coders["status"] == "ok"], int((coders["status"] == "ok").sum())
-provides = ["coders"] * (n_ok > 0) + ["trained"] * bool(done["best_step"].notna().any())
-provides += ["autoencoders"] * bool((done["target"] == "x").any())
-n_given = int(done[done["target"] == "x"]["best_step"].isna().sum())  # two autoencoders of elsewhere compare like seeds
-provides += ["seeds"] * bool(done.duplicated("method").any() or n_given > 1)
-with_it = {m.replace("_mono", "", 1) for m in done["method"] if "_mono" in m}
-provides += ["monoloss"] * bool(with_it & set(done["method"]))
+n_ok = int((coders["status"] == "ok").sum())
 names = [method.name for method in config.methods]
-stage.finish(provides=provides, methods=names, seeds=seeds, n_ok=n_ok, n_skipped=len(coders) - n_ok)
+stage.finish(provides=provided(coders, data), methods=names, seeds=seeds, n_ok=n_ok, n_skipped=len(coders) - n_ok)

@@ -173,3 +173,29 @@ def test_image_grid_places_images_texts_and_strips_line_by_line():
     assert [ax.get_xlabel() for ax in fig.axes] == ["x", "y", "z", ""]
     assert [ax.spines["bottom"].get_visible() for ax in fig.axes] == [True, False, True, False]
     assert [ax.get_ylabel() for ax in fig.axes] == ["a_b", "", "$c", ""] and fig.axes[1].get_title() == "two"
+
+
+NAMES = ["NA", "null", "nan", "_background_", "\u732b", "\U0001f436 dog", "01", "1", "\u00e9", "$x$"]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # a glyph that is missing, a name that a legend leaves out
+def test_every_class_stands_in_the_legend_under_a_name_that_can_be_drawn(monkeypatch):
+    monkeypatch.setattr(
+        plots, "_font_with", lambda c: "" if c in "\u00e9\u200a" else None
+    )  # a machine without such fonts
+    points = pd.DataFrame({"x": range(60), "y": range(60), "group": NAMES * 6, "label": "images"})
+    fig = plots.scatter(points, "x", "y", "group", "label")
+    plots.png(fig)
+    shown = [t.get_text().strip() for t in fig.axes[0].get_legend().get_texts()]
+    assert sorted(shown) == sorted([*NAMES[:4], r"\u732b", r"\U0001f436 dog", *NAMES[6:]])
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_name_is_drawn_in_a_font_that_has_it_on_every_axis():
+    inside = sorted(plots._characters(plots.font_manager.findfont("STIXNonUnicode")))
+    rare = next(chr(c) for c in inside if c > 127 and plots._font_with(chr(c)) not in ("", None))
+    fig, _, _, _ = scores.decisions(np.arange(3), np.eye(3), [rare, "\uffff", "plain"])
+    plots.png(fig)
+    for labels in (fig.axes[0].get_xticklabels(), fig.axes[0].get_yticklabels()):
+        assert [t.get_text() for t in labels] == [rare, r"\uffff", "plain"]
+        assert plots._font_with(rare) in labels[0].get_fontfamily()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
+from mtlib.report.reader import Reader
 from mtlib.run import artifacts
 from mtlib.run.notebook import prepare, run_notebook
 from mtlib.run.profiles import Places, stages_of
@@ -263,3 +265,15 @@ def test_multimodal_judge_over_http_from_question_to_report(smoke):
         folder = run / artifacts.current(run)["06_interpret"] / "explanations" / method
         for name in ("answers.jsonl", "feature_analysis.jsonl", "error_analysis.jsonl", "verdicts.parquet"):
             assert (folder / name).stat().st_size > 0
+
+
+def test_three_images_end_with_a_report(copy, tmp_path):
+    for i in range(3):
+        Image.new("RGB", (40, 40), (80 * i, 90, 30)).save(tmp_path / f"{i}.png")
+    method = "methods=[{name: sae, preset: sae, l0: 8}]"
+    done = run_all(copy, "demo", "--smoke", "-p", f"images={tmp_path}", "-p", "run=three", "-p", method)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "04_evaluate    left out: it needs a trained coder and two different test images" in done.stdout
+    coders = Reader.of_run(copy / "runs" / "three").table("03_coders")
+    assert coders["status"].tolist() == ["ok"] and coders["fvu_val"].isna().all()
+    assert "two different test images" in (copy / "reports" / "three" / "README.md").read_text(encoding="utf-8")

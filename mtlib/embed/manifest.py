@@ -56,7 +56,7 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     Args:
         frame:    listing of `find_images`; a non-empty `group` (scene) is kept, other files are groups of their own. A
             non-empty `split` is kept too; where one group was given several, all of it goes to the first of train, val, test.
-            Where rows are given to train but none to val (or to test), that is cut out of train, and said in print.
+            Where train has rows but val (or test) has none of its own, that is cut out of train, and said in print.
             Equal bytes under two labels (without labels: two classes) have none, which is said too.
         outcomes: status, detail, sha256 of the listed files, in order.
         fractions, seed: as `assign_splits`.
@@ -68,19 +68,20 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
         out.loc[listed, name] = outcomes[name].to_numpy()
     ok = (out["status"] == "ok").to_numpy()
     out.loc[ok, "row"] = np.arange(ok.sum())
-    # labelled files come first, so that a generator's copy is the duplicate
-    order = np.lexsort((np.arange(len(out)), (out["generator"] != "").to_numpy()))
+    _drop_contradictions(out, ok)
+    # labelled files come first, so that a generator's copy, or one without a label, is the duplicate
+    rated = (out["generator"] == "").to_numpy()
+    if out["label"].notna().any():
+        rated = rated & out["label"].notna().to_numpy()
+    elif (out["class_name"] != "").any():
+        rated = rated & (out["class_name"] != "").to_numpy()
+    order = np.lexsort((np.arange(len(out)), ~rated))
     order = order[ok[order]]
     first = out.iloc[order].groupby("sha256", sort=False)["path"].transform("first")
     out.loc[first.index, "duplicate_of"] = np.where(first == out.loc[first.index, "path"], "", first)
-    _drop_contradictions(out, ok)
     out["group"] = np.where((out["group"] == "") & ok, "sha256-" + out["sha256"].str[:16], out["group"])
     out.loc[ok, "group"] = merge_groups(out.loc[ok, "group"].to_numpy(), out.loc[ok, "sha256"].to_numpy())
-    rated = ok & (out["generator"] == "").to_numpy()
-    if out["label"].notna().any():
-        rated &= out["label"].notna().to_numpy()
-    elif (out["class_name"] != "").any():
-        rated &= (out["class_name"] != "").to_numpy()
+    rated = rated & ok
     given = out["split"].where(ok & (out["split"] != ""))
     out["split"] = np.where(ok, "unlabelled", "")
     if given.notna().any():
@@ -89,11 +90,11 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
         out["split"] = np.where(ok & first.notna(), [GIVEN[int(i)] if i == i else "" for i in first], out["split"])
         moved = given.notna() & (given != out["split"])
         out.loc[moved, "detail"] = "given to " + given[moved] + ", moved to the split of its group"
-        rated &= first.isna().to_numpy()
+        rated = rated & first.isna().to_numpy()
     if rated.any():
         out.loc[rated, "split"] = assign_splits(out.loc[rated, "group"], _strata(out[rated]), fractions, seed)
     if (given == "train").any():
-        _cut_out_of_train(out, set(given.dropna()), fractions, seed)
+        _cut_out_of_train(out, fractions, seed)
     return out[[*COLUMNS, *attributes(out)]]
 
 
@@ -114,14 +115,14 @@ def _drop_contradictions(out: pd.DataFrame, ok: np.ndarray) -> None:
     print(f"{len(paths)} images have the same bytes as one with another {name}; they count as without: {shown}")
 
 
-def _cut_out_of_train(out: pd.DataFrame, given: set[str], fractions: Sequence[float], seed: int) -> None:
-    """Move whole groups from train into val and test, those of them that have no row and were not given any."""
-    have = (given | set(out["split"])) - {"train"}
+def _cut_out_of_train(out: pd.DataFrame, fractions: Sequence[float], seed: int) -> None:
+    """Move whole groups from train into val and test, those of them that have no row (given none, or copies of train only)."""
+    have = set(out["split"]) - {"train"}
     shares = np.array([0.0 if name in have else share for name, share in zip(NAMES, fractions, strict=True)])
     if missing := [name for name, share in zip(NAMES[1:], shares[1:], strict=True) if share]:
         train = out["split"] == "train"
         out.loc[train, "split"] = _divide(out.loc[train, "group"], _strata(out[train]), shares / shares.sum(), seed)
-        print(f"no image was given to {' or '.join(missing)}: cut out of the train images, whole groups at a time")
+        print(f"no image of its own is in {' or '.join(missing)}: cut out of the train images, whole groups at a time")
 
 
 def merge_groups(groups: np.ndarray, same: np.ndarray) -> np.ndarray:

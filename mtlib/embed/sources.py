@@ -31,7 +31,7 @@ from mtlib.embed.manifest import (
     image_classes,
     sample,
 )
-from mtlib.embed.store import Data, save_array, write_manifest, write_rows
+from mtlib.embed.store import Data, save_array, varies, write_manifest, write_rows
 from mtlib.run.artifacts import write_json
 from mtlib.run.params import Settings
 
@@ -249,6 +249,7 @@ def provided(data: Data) -> list[str]:
         "pictures": images and data.pictures,
         "scenes": source == "scenes",
         "text": len(data.phrases) > 0,
+        "trainable": varies(data, "train") and len(data.rows("val")) > 0,
         "tower": images and len(data.phrases) > 0,
         "truth": data.truth is not None,
     }

@@ -8,6 +8,7 @@ The papers' h_2 is x, h_1 is y, h_0 = sigmoid(logit). Transcoders learn y; the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from mtlib.learn.optimiser import AdamW
 from mtlib.run.params import Settings
 from mtlib.run.torch_files import load_tensors
 
+FOLDS = 5
 FEW = 2000  # labelled images below which five folds are made as well
 
 
@@ -50,16 +52,26 @@ def labelled(data: Data) -> tuple[np.ndarray, list[str], dict[str, np.ndarray]]:
 
 
 def learnable(data: Data) -> list[str]:
-    """Capabilities that 01_embed provides for learning: `targets`, and `few` where one split of them says little.
+    """Capabilities that 01_embed provides for learning: `targets`, and `few` where one split of them says
+    little but folds can be made.
 
     Targets: at least two classes among the train rows, labelled validation and test rows, and one row per image, to which
     a label belongs.
     """
-    labels, _, rows = labelled(data)
+    labels, names, rows = labelled(data)
     two = len(np.unique(labels[rows["train"]])) > 1
     if data.tokens > 1 or not two or not len(rows["val"]) or not len(rows["test"]):
         return []
-    return ["targets"] + ["few"] * bool((labels >= 0).sum() < FEW)
+    groups = data.manifest["group"].to_numpy()
+    folds = (labels >= 0).sum() < FEW and not too_few_for_folds(labels, groups, names, 2)
+    return ["targets"] + ["few"] * bool(folds)
+
+
+def too_few_for_folds(y: np.ndarray, groups: np.ndarray, names: Sequence[str], least: int = FOLDS) -> str:
+    """Why there are no folds: fewer than `least` groups (n,) have a label y (n,) of `names`; "" when there may be."""
+    counts = {name: len(np.unique(groups[y == i])) for i, name in enumerate(names)}
+    few = [f"{n} different images are {name}" for name, n in counts.items() if n < least]
+    return f"no folds: {few[0]}, folds need at least {least} of each" if few else ""
 
 
 def group_names(data: Data) -> np.ndarray:

@@ -15,12 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.published import open_coder
 from mtlib.coders.sparse_coder import SparseCoder
+from mtlib.embed.store import varies
 from mtlib.learn.batches import Rows, device_for, logit_scale
 from mtlib.learn.config import Method, MethodsConfig, TrainConfig
 from mtlib.learn.jobs import run_all
 from mtlib.learn.loop import HISTORY
 from mtlib.learn.train import PARTS, read_history, summary
-from mtlib.learn.validation import calibrate, validate
+from mtlib.learn.validation import CHUNK, as_json, calibrate, validate
 from mtlib.plots import legend, log_ticks, method_styles
 from mtlib.run.artifacts import atomic
 
@@ -79,7 +80,7 @@ def save_given(data, coder: SparseCoder, folder: Path) -> dict:
     if coder.config.inference == "batch":
         coder.config = coder.config.with_(inference="frozen")
         calibrate(coder, x)
-    result = validate(coder, x, y) | {"step": None, "dead": None, "matched": True}
+    result = as_json(validate(coder, x, y)) | {"step": None, "dead": None, "matched": True}
     coder.cpu().save_pretrained(folder, result=result)
     with atomic(folder / HISTORY) as tmp:
         pd.DataFrame(columns=FIT_COLUMNS, dtype=float).to_parquet(tmp)
@@ -93,7 +94,7 @@ def train_methods(
 
     A method with a checkpoint is not trained: one row with seed 0, and no history.
 
-    Methods whose target is y become rows with status "skipped" and the reason when there is no y.
+    Methods whose target is y become rows with status "skipped" and the reason when there is no y, or it does not vary.
 
     Args: data: store.Data. w_logit: (O,) of the classifier, needed by methods with target_scale "logit".
     Returns: coders (columns COLUMNS, one row per method and seed); history of all fits with method, seed, target.
@@ -106,8 +107,7 @@ def train_methods(
         for seed in [0] if given else config.seeds:
             row = {"method": method.name, "seed": seed, "preset": method.preset, "target": coder.target}
             row |= {"n_latents": coder.n_latents, "l0_target": (train and train.l0_target) or np.nan}
-            if coder.target == "y" and data.y is None:
-                reason = "its target is the classifier's hidden layer, and no classifier was trained"
+            if reason := _untrainable(data, coder.target, rows["rows_train"]):
                 table.append(row | {"status": "skipped", "reason": reason, "folder": ""})
                 continue
             job = rows | dict(config=coder, train_config=train, label=f"{method.name}-s{seed}", tokens=data.tokens)
@@ -134,6 +134,35 @@ def train_methods(
     for column in ("l0_target", "best_step"):
         coders[column] = coders[column].astype(np.float64).astype("Int64")
     return coders, pd.concat(histories, ignore_index=True)
+
+
+def _untrainable(data, target: str, train: np.ndarray) -> str:
+    """Why a coder of y cannot be trained; "" when it can."""
+    if target == "y" and data.y is None:
+        return "its target is the classifier's hidden layer, and no classifier was trained"
+    same = target == "y" and len(train) <= CHUNK and (data.y[train] == data.y[train[0]]).all()
+    return "its target, the classifier's hidden layer, is the same for every train image" if same else ""
+
+
+def provided(coders: pd.DataFrame, data) -> list[str]:
+    """What a run has with these coders (what `train_methods` returned), for later stages and sections; see mtlib/run/needs.py.
+
+    Nothing where no test image can tell how good they are.
+    """
+    done = coders[coders["status"] == "ok"]
+    if not varies(data, "test"):
+        return []
+    autoencoders = done[done["target"] == "x"]
+    n_given = int(autoencoders["best_step"].isna().sum())  # two autoencoders of elsewhere compare like seeds
+    with_mono = {m.replace("_mono", "", 1) for m in done["method"] if "_mono" in m}
+    known = {
+        "coders": len(done) > 0,
+        "trained": done["best_step"].notna().any(),
+        "autoencoders": len(autoencoders) > 0,
+        "seeds": done.duplicated("method").any() or n_given > 1,
+        "monoloss": bool(with_mono & set(done["method"])),
+    }
+    return [name for name, there in known.items() if there]
 
 
 def _rows_per_step(job: dict) -> float:
@@ -201,7 +230,7 @@ def training_curves(history: pd.DataFrame, styles: dict[str, dict] | None = None
             )
         ax.set(xlabel="step", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-        if column != "dead":
+        if column != "dead" and (part[column] > 0).any():
             ax.set_yscale("log")
             low, high = part.loc[part[column] > 0, column].agg(["min", "max"])
             if high < 2 * low:  # what hardly changes is not blown up

@@ -18,10 +18,10 @@ from scipy.stats import binomtest, norm, rankdata, t
 from sklearn.metrics import confusion_matrix, roc_curve
 from sklearn.model_selection import StratifiedGroupKFold
 
-from mtlib.learn.classifier import fit_classifier
+from mtlib.learn.classifier import FOLDS, fit_classifier
 from mtlib.learn.config import ClassifierConfig
 
-BINS, FOLDS, HELD_OUT = 10, 5, 0.15
+BINS, HELD_OUT = 10, 0.15
 HEADINGS = {"fold": "fold", "group": "images", "n": "n"}  # of `scores` and `folds`
 HEADINGS |= {"accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high"}
 HEADINGS |= {"auroc": "AUROC", "auroc_low": "AUROC low", "auroc_high": "AUROC high", "ece": "calibration error"}

@@ -24,7 +24,7 @@ from mtlib.learn.config import TrainConfig
 from mtlib.learn.loop import HISTORY, Loop, finished
 from mtlib.learn.optimiser import AdamW
 from mtlib.learn.parallel import Group
-from mtlib.learn.validation import calibrate, matched, validate
+from mtlib.learn.validation import as_json, calibrate, matched, validate
 
 PARTS = ("reconstruction", "penalty", "mono", "aux")  # of the loss
 STEER_EVERY, STEER_RATE = 10, 0.25  # how often and how strongly the penalty follows the L0 target
@@ -106,7 +106,7 @@ def fit(
     if not loop.first:
         return loop.coder.cpu().eval()
     loop.finish(folder)
-    result = loop.best_val | {"matched": matched(loop.best_val["l0"], train_config.l0_target)}
+    result = as_json(loop.best_val) | {"matched": matched(loop.best_val["l0"], train_config.l0_target)}
     coder = loop.coder.cpu().eval()
     coder.save_pretrained(folder, fit=key, train=train_config.model_dump(), result=result)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)

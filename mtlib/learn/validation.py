@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from mtlib.coders import losses, sparsity
@@ -39,8 +41,8 @@ def calibrate(coder: SparseCoder, x: Rows, l0_target: int = 0) -> None:
 def validate(coder: SparseCoder, x: Rows, y: Rows) -> dict[str, float]:
     """Exact measures over all rows: streamed in float64, independent of the block size.
 
-    Returns: loss (level-weighted error per element, as trained), fvu (last level, units of y),
-        l0 (measured), dead (share of latents dead in training).
+    Returns: loss (level-weighted error per element, as trained), fvu (last level, units of y; NaN where y does not vary, as in
+        one row), l0 (measured), dead (share of latents dead in training).
     """
     was_training = coder.training
     coder.eval()
@@ -67,6 +69,11 @@ def validate(coder: SparseCoder, x: Rows, y: Rows) -> dict[str, float]:
         "l0": float(fired) / len(x),
         "dead": float(coder.dead.double().mean()),
     }
+
+
+def as_json(result: dict) -> dict:
+    """The same with None for NaN, which JSON does not have."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in result.items()}
 
 
 def matched(l0: float, target: int) -> bool:

@@ -18,11 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from mtlib.embed.store import Data, unit_rows
+from mtlib.learn.classifier import FOLDS, too_few_for_folds
 from mtlib.measure.zero_shot import zero_shot_task
 from mtlib.scenes.causes import CAUSES
 
 CARD = ("family", "cause", "captioned", "n_test", "probe_accuracy", "probe_auroc", "zero_shot_family")
-FOLDS = 5
 FLOOR = 1e-12  # probabilities below it are raised to it, so that a certain answer has a finite KL
 
 
@@ -69,7 +69,8 @@ def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
     if data.truth is not None:
         y, groups = data.labels(), _causes(data)
         score = _score(fit_probe(x, train, y), x, rows)
-        right, extra["probe_auroc"] = (score > 0) == (y[rows] == 1), auroc(score, y[rows] == 1)
+        right = None if score is None else (score > 0) == (y[rows] == 1)
+        extra["probe_auroc"] = np.nan if score is None else auroc(score, y[rows] == 1)
     elif data.facts["labels"] == "plausibility":
         rows, task = data.rows(("train", "val", "test")), None
         right, extra = _folds(data, rows, seed)
@@ -78,14 +79,15 @@ def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
         groups = [(name, "") for name in data.facts["class_names"]]
         y = pd.Categorical(names, categories=data.facts["class_names"]).codes
         probe = fit_probe(x, train, y)
-        right = np.zeros(len(rows), bool) if probe is None else probe.predict(_f64(x[rows])) == y[rows]
+        right = None if probe is None or not len(rows) else probe.predict(_f64(x[rows])) == y[rows]
+        extra |= {"note": "no probe: fewer than two classes among train images"} if probe is None else {}
     hits = np.full((len(rows), 1), np.nan)
-    if task is not None:
+    if task is not None and len(rows):
         hits = task.hits(torch.as_tensor(data.embedding_at(rows)), rows)
     lines = [_line("all", "", right, hits) | extra]
     for name, cause in groups:
         here = names[rows] == name
-        line = _line(name, cause, right[here], hits[here])
+        line = _line(name, cause, None if right is None else right[here], hits[here])
         lines.append(line | ({"probe_auroc": _auroc_of_cause(data, name, cause)} if cause else {}))
     intervals = [] if data.truth is not None else ["accuracy_low", "accuracy_high"]
     return pd.DataFrame(lines).reindex(columns=[*CARD, *intervals, *(c for c in extra if c not in CARD)])
@@ -96,15 +98,18 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
-def _score(probe, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return np.zeros(len(rows)) if probe is None or not len(rows) else probe.decision_function(_f64(x[rows]))
+def _score(probe, x: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+    return None if probe is None or not len(rows) else probe.decision_function(_f64(x[rows]))
 
 
-def _line(name: str, cause: str, right: np.ndarray, hits: np.ndarray) -> dict:
+def _line(name: str, cause: str, right: np.ndarray | None, hits: np.ndarray) -> dict:
+    """A line of the card; right: (n,) whether each row is decided rightly, None when nothing decides."""
     captioned = CAUSES.get(cause, {}).get("captioned", "")
-    line = {"family": name, "cause": cause, "captioned": captioned, "n_test": len(right)}
-    if not len(right):
+    line = {"family": name, "cause": cause, "captioned": captioned, "n_test": len(hits)}
+    if not len(hits):
         return line
+    if right is None:
+        return line | {"zero_shot_family": hits[:, 0].mean()}
     low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     line |= {"probe_accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
     return line | {"zero_shot_family": hits[:, 0].mean()}
@@ -121,15 +126,16 @@ def _auroc_of_cause(data: Data, family: str, cause: str) -> float:
     ours = (data.truth["family"] == family) & data.truth["cause"].astype(str).isin(["", cause])
     fit, use = (r[ours.to_numpy()[r]] for r in (data.rows("train"), data.rows("test")))
     probe = fit_probe(data.x, fit, data.labels())
-    return auroc(_score(probe, data.x, use), data.labels(use) == 1) if probe else float("nan")
+    score = _score(probe, data.x, use)
+    return float("nan") if score is None else auroc(score, data.labels(use) == 1)
 
 
-def _folds(data: Data, rows: np.ndarray, seed: int) -> tuple[np.ndarray, dict]:
-    """(n,) whether each image is decided rightly by a probe of the other folds; the folds' mean AUROC with its interval."""
+def _folds(data: Data, rows: np.ndarray, seed: int) -> tuple[np.ndarray | None, dict]:
+    """(n,) whether each image is decided rightly by a probe of the other folds; the folds' mean AUROC with its interval.
+    None and a note where there are too few of a label."""
     y, groups = data.labels(rows), data.manifest["group"].to_numpy()[rows]
-    for label in (0, 1):
-        if (n := len(np.unique(groups[y == label]))) < FOLDS:
-            raise ValueError(f"label {label} has {n} different images, {FOLDS} folds need at least {FOLDS}")
+    if note := too_few_for_folds(y, groups, ("plausible", "implausible")):
+        return None, {"note": note}
     score, areas = np.zeros(len(rows)), []
     cut = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fit, held in cut.split(rows, y, groups):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -63,10 +64,14 @@ class Reader:
 
     def table(self, name: str) -> pd.DataFrame:
         """tables/<name>.csv of the stage that has it, e.g. "04_causes"; an empty frame when there is none."""
-        path = next((p for s in self.folders if (p := self.find(s, f"tables/{name}.csv"))), None)
-        if path is None:
+        stage = next((s for s in self.folders if self.find(s, f"tables/{name}.csv")), None)
+        if stage is None:
             return pd.DataFrame()
-        frame = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
+        said = self.declared(stage)
+        own = [i.get("texts", []) for i in said["items"] if f"{said['prefix']}_{i['name']}" == name]
+        texts = {*NAMES, *itertools.chain(*own)}
+        path, empty = self.folders[stage] / "tables" / f"{name}.csv", dict(keep_default_na=False, na_values=[""])
+        frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str), **empty)
         texts = [c for c in NAMES if c in frame]
         frame[texts] = frame[texts].fillna("")
         return frame
@@ -78,7 +83,7 @@ class Reader:
             return []
         present = {p.parent.name for p in folder.glob("*/features.parquet")}
         coders = self.find("03_train", "coders.csv")
-        order = list(dict.fromkeys(pd.read_csv(coders)["method"].astype(str))) if coders else []
+        order = list(dict.fromkeys(pd.read_csv(coders, dtype=str, keep_default_na=False)["method"])) if coders else []
         return [m for m in order if m in present] + sorted(present - set(order))
 
     def features(self, method: str, name: str = "features") -> pd.DataFrame:

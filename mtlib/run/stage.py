@@ -85,7 +85,13 @@ class Stage:
         """
         with artifacts.atomic(self.out / "tables" / f"{self.number}_{name}.csv") as tmp:
             frame.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
-        self._declare("table", name, caption, headings=list(headings.items()) if headings else None)  # in this order
+        texts = [
+            c for c in frame if (known := frame[c].dropna()).size and known.map(lambda v: isinstance(v, str)).all()
+        ]
+        listed = list(headings.items()) if headings else None  # in this order
+        self._declare(
+            "table", name, caption, headings=listed, texts=texts
+        )  # which columns hold names, "01" and "NA" among them
         shown = frame if headings is None else frame[[c for c in headings if c in frame]].rename(columns=headings)
         return shown.round(DIGITS)
 

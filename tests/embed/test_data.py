@@ -238,3 +238,29 @@ def test_too_many_bad_files_are_an_error_that_counts_reasons():
         check_bad_fraction(manifest[7:], 1.0)
     notes = pd.concat([manifest[:7], pd.DataFrame({"path": [f"{i}.txt" for i in range(9)], "status": "not an image"})])
     assert check_bad_fraction(notes, 0.2) == 9
+
+
+def test_splits_of_copies_are_cut_out_of_train_again(capsys):
+    """val and test hold nothing but pictures that train has, too: what is left of them has no row of its own."""
+    frame, found = listed(["train"] * 40 + ["val"] * 10 + ["test"] * 10)
+    found["sha256"] = [f"{i if i < 40 else i - 40:03d}" * 22 for i in range(60)]
+    manifest = complete(frame, found, SHARES, 0)
+    own = manifest[manifest["duplicate_of"] == ""]["split"].value_counts()
+    assert own.sum() == 40 and own.min() >= 6 and "no image of its own is in val or test" in capsys.readouterr().out
+    assert (manifest.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_a_copy_without_a_label_does_not_take_the_place_of_the_labelled_one():
+    frame, found = listed([""] * 12)
+    frame.loc[0, "class_name"] = ""
+    found.loc[0, "sha256"] = found.loc[5, "sha256"]
+    manifest = complete(frame, found, SHARES, 0)
+    assert manifest.loc[0, "duplicate_of"] == "005.png" and manifest.loc[5, "duplicate_of"] == ""
+    assert manifest.loc[0, "split"] == "unlabelled" and manifest.loc[5, "split"] in ("train", "val", "test")
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_few_images_are_divided_without_an_error(n):
+    frame, found = listed([""] * (n + n % 2))
+    manifest = complete(frame[:n], found[:n], SHARES, 0)
+    assert set(manifest["split"]) <= {"train", "val", "test"} and (manifest["split"] == "train").sum() >= n / 2

@@ -201,3 +201,31 @@ def test_things_arrays_reproduce_the_known_zero_shot_rates(tmp_path, shared_data
         np.abs(rates - [0.621, 0.889]).max() < 0.002
     )  # known for first senses only; here all five doubled words count
     assert arrays.names_beside(folder / "image_embeddings.npy", len(manifest)).name == "image_concepts.txt"
+
+
+@pytest.mark.parametrize(
+    ("folders", "note"),
+    [
+        ({"human_correct": 20, "human_error": 1}, "1 different images are implausible, folds need at least 5 of each"),
+        ({"human_correct": 3, "human_error": 3}, "3 different images are plausible, folds need at least 5 of each"),
+        ({"human_correct": 1, "human_error": 1}, "1 different images are plausible"),
+        ({"cat": 1, "dog": 1}, "fewer than two classes among train images"),
+        ({"cat": 30, "dog": 1}, ""),
+        ({"cat": 5}, None),
+        ({"": 3}, None),
+    ],
+)
+def test_little_data_leave_the_card_empty_with_the_reason(tiny, tmp_path, folders, note):
+    for value, (name, n) in enumerate(folders.items()):
+        (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            Image.new("RGB", (8, 8), (9 * i, 99 * value, 0)).save(tmp_path / "in" / name / f"{i}.png")
+    data = embed_folder(tiny, tmp_path / "in", tmp_path / "out")
+    card = encoder_card(data, lambda: tiny)
+    if note is None:
+        assert card["n_test"].tolist() == [0]
+    elif note:
+        assert note in card["note"].iloc[0] and card["probe_accuracy"].isna().all()  # no answer is no accuracy of 0
+    else:
+        assert "note" not in card and card["probe_accuracy"].iloc[0] > 0.5
+    assert ("trainable" in sources.provided(data)) == (sum(folders.values()) > 2)

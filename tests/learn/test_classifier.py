@@ -122,11 +122,13 @@ def test_targets_of_labels_of_classes_and_of_neither():
         ([1, 1, 1, 0], ["train", "train", "val", "test"], []),  # one class to learn from
         ([1, 0, 1, 0], ["train", "train", "test", "test"], []),  # nothing to choose the epoch by
         ([1, 0, None, 0], ["train", "train", "val", "test"], []),
+        ([1, 0, 0, 0], ["train", "train", "val", "test"], ["targets"]),  # no folds with a label of one image
         ([1, 0, 1, 0] * 500, ["train", "train", "val", "test"] * 500, ["targets"]),
     ],
 )
 def test_targets_can_be_learned_from_two_classes_in_every_split(labels, splits, found):
     manifest = pd.DataFrame({"label": pd.array(labels, dtype="Int64"), "class_name": "", "duplicate_of": ""})
+    manifest["group"] = [f"g{i}" for i in range(len(labels))]
     nothing = np.zeros((len(labels), 2), np.float32)
     data = Data(nothing, manifest.assign(split=splits), nothing, pd.DataFrame(), {"labels": "plausibility"})
     assert learnable(data) == found

@@ -11,7 +11,7 @@ import pytest
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.config import MethodsConfig
-from mtlib.learn.methods import at_their_last_step, epochs, train_methods, training_curves
+from mtlib.learn.methods import at_their_last_step, epochs, provided, train_methods, training_curves
 from mtlib.run.params import ParamsError, notebook_parameters
 from mtlib.run.profiles import Places, load_params
 
@@ -166,3 +166,21 @@ def test_coders_that_were_best_at_their_last_step_are_counted():
     coders = pd.DataFrame({"method": ["a", "b", "c"], "seed": 0, "status": ["ok", "ok", "skipped"]})
     assert at_their_last_step(coders.assign(best_step=[50, 80, None]), history) == 1
     assert at_their_last_step(coders.assign(best_step=[100, 80, None]), history) == 2
+
+
+def test_what_little_data_cannot_give_is_left_empty_and_later_stages_are_told(tmp_path):
+    """Three train images, one validation image, one test image; and a hidden layer that is the same for all."""
+    x, rows = (
+        np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32),
+        {"train": [0, 1, 2], "val": [3], "test": [4]},
+    )
+    data = SimpleNamespace(x=x, y=np.zeros((5, 4), np.float32), tokens=1, rows=lambda s: np.array(rows[s]))
+    methods = config([GOOD | {"l0": 2}, OTHER | {"preset": "transcoder"}], steps=4, batch=2, n_latents=8)
+    coders, history = train_methods(data, methods, tmp_path)
+    assert coders["status"].tolist() == ["ok", "skipped"] and "the same for every train image" in coders["reason"][1]
+    assert np.isnan(coders["fvu_val"].astype(float)[0]) and coders["l0_val"][0] <= 6
+    fig, frame = training_curves(history)
+    assert len(fig.axes) == 3 and frame["fvu"].isna().all()
+    assert provided(coders, data) == []  # nothing can be measured on one test image
+    rows["test"] = [3, 4]
+    assert provided(coders, data) == ["coders", "trained", "autoencoders"]

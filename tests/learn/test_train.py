@@ -294,3 +294,15 @@ def test_zero_steps_between_validations_is_once_an_epoch(tmp_path):
     history = read_history(tmp_path)
     per_epoch = len(TRAIN) // 100
     assert history.loc[history["split"] == "val", "step"].tolist() == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+
+
+def test_one_validation_row_leaves_the_fvu_empty(tmp_path):
+    x, settings = _data()[0], TrainConfig(steps=4, batch=4, lr=1e-3)
+    config = SparseCoderConfig.preset("topk", D, D, n_latents=32, l0=4)
+    fit(config, x, None, np.arange(4), np.arange(4, 5), settings, tmp_path / "one")
+    one = summary(tmp_path / "one")
+    assert (
+        one["fvu"] is None and one["loss"] > 0 and one["l0"] == 4 and read_history(tmp_path / "one")["fvu"].isna().any()
+    )
+    fit(config, x, None, np.arange(4), np.arange(4, 6), settings, tmp_path / "two")
+    assert summary(tmp_path / "two")["fvu"] > 0

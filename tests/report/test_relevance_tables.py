@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -10,6 +11,8 @@ from mtlib.embed.store import open_run
 from mtlib.judge.new_images import errors_first, new_images
 from mtlib.report import browse, relevance_tables
 from mtlib.report.reader import Reader
+from mtlib.report.text import markdown_table
+from mtlib.run.stage import Stage
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +97,17 @@ def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path):
     names.to_csv(folder / "tables/04_metrics.csv", index=False)
     frame = Reader("r", {"04_evaluate": folder}).table("04_metrics")
     assert frame["method"].tolist() == ["null", "007"] and frame["fvu"].isna().tolist() == [False, True]
+
+
+def test_names_that_look_like_nothing_or_like_numbers_come_back_as_they_were(tmp_path):
+    names = ["NA", "null", "nan", "None", "", "01", "1", "1e3", "True", "_background_"]
+    frame = pd.DataFrame({"family": names, "group": names, "share": [0.5, np.nan] * 5, "n": range(10)})
+    frame["ids"] = ["01", "02"] * 5
+    stage = Stage("01_embed", str(tmp_path))
+    stage.table(frame, "classes", "Classes.", {"family": "family", "share": "share"})
+    stage.finish()
+    again = Reader("r", {"01_embed": stage.out}).table("01_classes")
+    assert again["family"].tolist() == names and again["group"].fillna("").tolist() == names
+    assert again["ids"].tolist() == frame["ids"].tolist() and again["share"].isna().tolist() == [False, True] * 5
+    shown = markdown_table(again, {"family": "family", "share": "share"})
+    assert all(f"| {name} |" in shown for name in ("NA", "null", "nan", "None", "01", "1", "1e3", "True"))
