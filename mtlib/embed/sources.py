@@ -31,7 +31,7 @@ from mtlib.embed.manifest import (
     image_classes,
     sample,
 )
-from mtlib.embed.store import Data, save_array, varies, write_manifest, write_rows
+from mtlib.embed.store import Data, save_array, write_manifest, write_rows
 from mtlib.run.artifacts import write_json
 from mtlib.run.params import Settings
 
@@ -232,6 +232,12 @@ def _facts(
     n_rows = int((manifest["status"] == "ok").sum()) * tokens
     facts = {"n_rows": n_rows, "d_in": d_in, "n_bad": n_bad, "source": source, "encoder": encoder}
     return facts | {"has_truth": source == "scenes", "pictures": config.pictures}
+
+
+def varies(data: Data, split: str) -> bool:
+    """Whether a split has two images that differ in x; less tells nothing about variance."""
+    rows = data.rows(split)[:: data.tokens]
+    return len(rows) > 1 and bool((data.x[rows[1:1024]] != data.x[rows[0]]).any())
 
 
 def provided(data: Data) -> list[str]:

@@ -203,12 +203,6 @@ class Data:
         return str(self.manifest["class_name"].iloc[int(row)] or self.manifest["path"].iloc[int(row)])
 
 
-def varies(data: Data, split: str) -> bool:
-    """Whether a split has two images that differ in x; less tells nothing about variance."""
-    rows = data.rows(split)[:: data.tokens]
-    return len(rows) > 1 and bool((data.x[rows[1:1024]] != data.x[rows[0]]).any())
-
-
 def open_data(stage: Stage) -> Data:
     """The joined view for a stage: 01's artifact, and what stages before it ADDED to the rows.
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.published import open_coder
 from mtlib.coders.sparse_coder import SparseCoder
-from mtlib.embed.store import varies
+from mtlib.embed.sources import varies
 from mtlib.learn.batches import Rows, device_for, logit_scale
 from mtlib.learn.config import Method, MethodsConfig, TrainConfig
 from mtlib.learn.jobs import run_all

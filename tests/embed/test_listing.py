@@ -146,7 +146,7 @@ def write_table(folder, suffix=".csv"):
     frame["label"] = ["0", "1"] * 5
     frame["class"], frame["person"] = "hands", [f"p{i}" for i in range(10)]
     frame["split"] = ["train"] * 4 + ["valid", "test", "test", "test"] + ["train", "train"]
-    frame["group"] = [f"g{i // 2}" for i in range(10)]
+    frame["group"] = [f"g{i // 2}" if i != 5 else "own" for i in range(10)]
     path = folder / f"list{suffix}"
     frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path, index=False)
     return path
@@ -164,7 +164,7 @@ def test_tables_give_labels_splits_groups_and_attributes(tiny, tmp_path, suffix)
     # 7.png repeats 1.png, so its group joins that one; groups never stand in two splits
     assert files.loc["7.png", "duplicate_of"] == "1.png" and files.loc["7.png", "split"] == "train"
     assert files.loc["7.png", "detail"] == "given to test, moved to the split of its group"
-    assert data.manifest["split"].tolist() == ["train"] * 4 + ["val", "val", "train", "train"]
+    assert data.manifest["split"].tolist() == ["train"] * 4 + ["val", "test", "train", "train"]
     assert data.images(2).read_bytes() == picture(2)
 
 
