@@ -38,6 +38,7 @@ from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import open_subjects
 from mtlib.run.stage import Stage
 from mtlib.truth import tables
+from mtlib.truth.causes import leads
 
 plots.use_style()
 stage = Stage("truth", globals(), prefix="04")
@@ -71,6 +72,17 @@ stage.figure(tables.causes_figure(causes), "causes", causes[tables.CAUSES], capt
 # %%
 methods = tables.by_method(causes)
 methods.round(3)
+
+# %% [markdown]
+# How far the first method is ahead of the others: the same cause and seed compared, the interval over causes.
+
+# %%
+stage.table(
+    leads(causes),
+    "cause_leads",
+    "How far the first method is ahead in average precision; 95% intervals over the causes.",
+)
+leads(causes).round(3)
 
 # %%
 best, chance = methods.iloc[0], methods.query("control and who.str.contains('random')").iloc[0]

@@ -54,7 +54,12 @@ PRESETS: dict[str, dict[str, dict]] = {
     },
     "sae": {"coder": _MT_FLAT, "train": _MT_TRAIN, "as_published": _MT_AS_PUBLISHED, "k_in_proportion": True},
     "matryoshka_sae": {"coder": _MT_NESTED, "train": _MT_TRAIN, "as_published": _MT_AS_PUBLISHED},
-    # ours: one nested decoder, frozen threshold, revival of dead latents, MonoLoss, L0 set by the user
+    # ours: the published Matryoshka transcoder, of what near images of one label share
+    "neighbour_transcoder": {
+        "coder": _MT_NESTED | dict(target="y"),
+        "train": _MT_TRAIN | dict(target_neighbours=100),
+    },
+    # ours, before: one nested decoder, frozen threshold, revival of dead latents, MonoLoss, L0 set by the user
     "matryoshka_transcoder_shared": {
         "coder": dict(
             n_latents=2048,

@@ -1,5 +1,5 @@
-"""Which rows a training step sees, a pure function of seed and step; how they reach the device; and their statistics,
-by which a coder centres and scales input and target."""
+"""Which rows a training step sees, a pure function of seed and step; how they reach the device; their statistics, by which
+a coder centres and scales input and target; and targets that are means over neighbours."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import math
 
 import numpy as np
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from mtlib.coders.scaling import row_moments
 from mtlib.coders.sparse_coder import SparseCoder
 
+REFERENCES = 20_000  # rows of one label among which neighbours are looked for, at most
+CLOSE, FLOOR = (
+    5,
+    0.02,
+)  # neighbours whose differences are the spread within a kind; share of its mean below which none counts
 RESIDENT_BYTES = 2 << 30  # arrays up to this size are copied to the device once; larger ones are gathered per batch
 
 
@@ -158,3 +164,25 @@ def logit_scale(y: Rows, w_logit: np.ndarray, floor: float = 0.05) -> np.ndarray
     weight = np.abs(w_logit) if w_logit.ndim == 1 else np.linalg.norm(w_logit, axis=1)
     weight = np.maximum(weight.astype(np.float64), floor * weight.max())
     return math.sqrt(np.mean(moments(y)[1] * weight**2)) / weight
+
+
+def neighbour_means(x, y, rows: np.ndarray, labels: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
+    """y with each of `rows` replaced by its mean over the k rows of the same label that are nearest by x, itself among them.
+
+    What differs between near images of one label (background, style, place) is averaged away, and what they share stays: the
+    kind of scene, and what is wrong with it.
+
+    Args:
+        x: (N, D). y: (N, O). rows: (n,), the train rows, all others stay as they are. labels: (N,) int.
+        k: at most a tenth of a label's rows, or of REFERENCES of them that the seed draws.
+    Returns: (N, O) float32.
+    """
+    y, rng = np.asarray(y, dtype=np.float32), np.random.default_rng(seed)
+    out = y.copy()
+    for label in np.unique(labels[rows]):
+        own = rows[labels[rows] == label]
+        among = np.sort(rng.permutation(own)[:REFERENCES])
+        near = NearestNeighbors(n_neighbors=min(k, max(1, len(among) // 10)), algorithm="brute").fit(x[among])
+        for some in np.array_split(own, 1 + len(own) // 1024):
+            out[some] = y[among[near.kneighbors(x[some], return_distance=False)]].mean(1)
+    return out

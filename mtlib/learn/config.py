@@ -39,6 +39,8 @@ class TrainConfig(Settings):
     )  # steps between restarts of dead latents at rows of the data; 0: never (MonoLoss)
     theta_lr: float = Field(10.0, gt=0)  # learning rate of JumpReLU thresholds, as a multiple of lr
     theta_decay: bool = False  # weight_decay of the thresholds, too
+    # a transcoder learns the mean of y over that many near train images of one label (batches.neighbour_means); 0: y itself
+    target_neighbours: int = Field(0, ge=0)
     l0_target: int = Field(0, ge=0)  # latents per row; 0 = as the coder's settings say
     seed: int = Field(0, ge=0)
     val_every: int = Field(50, ge=0)  # steps between validations; 0 = once an epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.published import open_coder
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.sources import varies
-from mtlib.learn.batches import Rows, device_for, logit_scale
+from mtlib.learn.batches import Rows, device_for, logit_scale, neighbour_means
+from mtlib.learn.classifier import labelled
 from mtlib.learn.config import Method, MethodsConfig, TrainConfig
 from mtlib.learn.jobs import run_all
 from mtlib.learn.loop import HISTORY
@@ -101,6 +103,7 @@ def train_methods(
     """
     rows = {"rows_train": data.rows("train"), "rows_val": data.rows("val")}
     table, fits = [], []
+    smooth = functools.cache(lambda k: neighbour_means(data.x, data.y, rows["rows_train"], labelled(data)[0], k))
     for method in config.methods:
         given = open_given(data, method) if method.checkpoint else None
         coder, train = (given.config, None) if given else _configs(data, config, method)
@@ -112,6 +115,8 @@ def train_methods(
                 continue
             job = rows | dict(config=coder, train_config=train, label=f"{method.name}-s{seed}", tokens=data.tokens)
             job |= dict(x=data.x, t=data.y if coder.target == "y" else data.x, folder=folder / job["label"])
+            if train and train.target_neighbours and coder.target == "y":
+                job["t"] = smooth(train.target_neighbours)
             table.append(row | {"status": "ok", "reason": "", "folder": f"{folder.name}/{job['label']}"})
             if given:
                 table[-1] |= _measured(save_given(data, given, job["folder"]))
@@ -201,11 +206,15 @@ def epochs(history: pd.DataFrame) -> pd.DataFrame:
     return table[[*by, "step", "loss", "reconstruction", "fvu", "evr", "l0", "dead"]]
 
 
-def at_their_last_step(coders: pd.DataFrame, history: pd.DataFrame) -> int:
-    """How many trained coders had their best validation loss at their last one. Args: what `train_methods` returned."""
-    last = history[history["split"] == "val"].groupby(["method", "seed"])["step"].max().rename("last_step")
-    done = coders[coders["status"] == "ok"].join(last, on=["method", "seed"])
-    return int((done["best_step"] == done["last_step"]).sum())
+def late_gains(history: pd.DataFrame) -> pd.Series:
+    """By how much of itself every coder's validation FVU still fell in the last tenth of its steps: how its training ended.
+
+    Args: history: of `train_methods`. Returns: (method, seed) -> share; coders validated only once are left out.
+    """
+    val, fit = history[history["split"] == "val"], ["method", "seed"]
+    early = val[val["step"] <= 0.9 * val.groupby(fit)["step"].transform("max")]
+    at_end, before = (part.groupby(fit, sort=False)["fvu"].last().astype(float) for part in (val, early))
+    return (1 - at_end / before).dropna()
 
 
 def training_curves(history: pd.DataFrame, styles: dict[str, dict] | None = None) -> tuple[Figure | None, pd.DataFrame]:

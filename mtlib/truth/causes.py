@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from mtlib.measure.codes import dense
 from mtlib.measure.probes import linear_probe
@@ -153,6 +154,25 @@ def random_directions(task_list: list[Task], x: dict[str, np.ndarray], n: int, s
     """
     draws = np.random.default_rng(seed).normal(size=(DRAWS, x["val"].shape[1], n))
     return np.mean([detectors(task_list, x["val"] @ w, x["test"] @ w, (1, -1))[1] for w in draws], axis=0)
+
+
+def leads(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """How far the first method is ahead of each other one, cause by cause and seed by seed.
+
+    Args: table: frame of cause, method, seed, ap, the first method first.
+    Returns: frame of method, ahead (mean difference of ap over causes and seeds), low, high (95%: BCa bootstrap of the causes,
+        each with the mean of its seeds), n_causes, n_seeds. Seeds that only one of two methods has are left out.
+    """
+    ap, lines = table.pivot_table(index=["cause", "seed"], columns="method", values="ap", sort=False), []
+    for other in ap.columns[1:]:
+        off = (ap[ap.columns[0]] - ap[other]).dropna()
+        each = off.groupby("cause").mean()
+        line = {"method": other, "ahead": each.mean(), "low": np.nan, "high": np.nan, "n_causes": len(each)}
+        if each.nunique() > 1:
+            how = dict(rng=np.random.default_rng(seed), n_resamples=9999, method="BCa")
+            line["low"], line["high"] = stats.bootstrap((each.to_numpy(),), np.mean, **how).confidence_interval
+        lines.append(line | {"n_seeds": off.index.get_level_values("seed").nunique()})
+    return pd.DataFrame(lines, columns=["method", "ahead", "low", "high", "n_causes", "n_seeds"])
 
 
 def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] = SPARSE_K) -> dict[int, float]:

@@ -14,6 +14,7 @@ from tests.parity.pieces import B, D, O, S, data, drawn_coder, mse, relu, top_of
 
 OURS = {"matryoshka_transcoder_shared": dict(k=6)}
 SYSTEMS = (matryoshka_transcoders, msae, monoloss, sae_for_clip, alexnet)
+THEIRS = {"neighbour_transcoder": "matryoshka_transcoder"}  # ours, of another target
 SETTINGS = OURS | {name: given for system in SYSTEMS for name, given in system.SETTINGS.items()}
 
 
@@ -28,6 +29,8 @@ def _shared(w, x, y):
 
 FORMULAS = {name: formula for system in SYSTEMS for name, formula in system.FORMULAS.items()}
 FORMULAS |= {"matryoshka_transcoder_shared": _shared}
+FORMULAS |= {name: FORMULAS[other] for name, other in THEIRS.items()}
+SETTINGS |= {name: SETTINGS[other] for name, other in THEIRS.items()}
 
 
 @pytest.mark.parametrize("fast", ["off", "auto"])

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.learn.batches import neighbour_means
 from mtlib.learn.config import MethodsConfig
-from mtlib.learn.methods import at_their_last_step, epochs, provided, train_methods, training_curves
+from mtlib.learn.methods import epochs, late_gains, provided, train_methods, training_curves
 from mtlib.run.params import ParamsError, notebook_parameters
 from mtlib.run.profiles import Places, load_params
 
@@ -72,7 +73,7 @@ def test_where_no_method_can_be_trained_the_tables_are_empty(tmp_path):
     data = SimpleNamespace(x=x, y=None, tokens=1, rows=rows.get)
     coders, history = train_methods(data, config([{"name": "other", "preset": "transcoder"}]), tmp_path / "coders")
     assert coders["status"].tolist() == ["skipped"] and epochs(history).empty
-    assert training_curves(history)[0] is None and at_their_last_step(coders, history) == 0
+    assert training_curves(history)[0] is None and late_gains(history).empty
 
 
 def _parameters() -> dict:
@@ -154,20 +155,6 @@ def test_a_line_per_epoch_with_the_last_validation_in_it():
     assert table["evr"].tolist() == pytest.approx([0.7, 0.8])
 
 
-def test_coders_that_were_best_at_their_last_step_are_counted():
-    history = pd.DataFrame(
-        [
-            {"method": m, "seed": 0, "step": step, "split": split}
-            for m, steps in (("a", (50, 100)), ("b", (50, 80)))
-            for step in steps
-            for split in ("train", "val")
-        ]
-    )
-    coders = pd.DataFrame({"method": ["a", "b", "c"], "seed": 0, "status": ["ok", "ok", "skipped"]})
-    assert at_their_last_step(coders.assign(best_step=[50, 80, None]), history) == 1
-    assert at_their_last_step(coders.assign(best_step=[100, 80, None]), history) == 2
-
-
 def test_what_little_data_cannot_give_is_left_empty_and_later_stages_are_told(tmp_path):
     """Three train images, one validation image, one test image; and a hidden layer that is the same for all."""
     x, rows = (
@@ -184,3 +171,27 @@ def test_what_little_data_cannot_give_is_left_empty_and_later_stages_are_told(tm
     assert provided(coders, data) == []  # nothing can be measured on one test image
     rows["test"] = [3, 4]
     assert provided(coders, data) == ["coders", "trained", "autoencoders"]
+
+
+def test_how_a_training_ended_is_what_its_last_tenth_still_gained():
+    steps = {"a": [(50, 0.8), (90, 0.5), (100, 0.4)], "b": [(50, 0.4), (100, 0.5)], "once": [(100, 0.3)]}
+    rows = [{"method": m, "seed": 0, "step": n, "fvu": f, "split": "val"} for m, part in steps.items() for n, f in part]
+    rows += [{"method": "a", "seed": 0, "step": 100, "fvu": 9.0, "split": "train"}]
+    assert late_gains(pd.DataFrame(rows)).round(6).to_dict() == {("a", 0): 0.2, ("b", 0): -0.25}
+
+
+def test_a_target_of_neighbours_is_learned_from_the_train_rows_alone(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 6)).astype(np.float32), rng.normal(size=(80, 4)).astype(np.float32)
+    rows = {"train": np.arange(60), "val": np.arange(60, 80), "test": np.arange(0)}
+    manifest = pd.DataFrame({"label": rng.integers(0, 2, 80)})
+    data = SimpleNamespace(x=x, y=y, tokens=1, rows=rows.get, manifest=manifest, facts={"labels": "plausibility"})
+    given = []
+    monkeypatch.setattr("mtlib.learn.methods.run_all", lambda jobs, *_: given.extend(jobs))
+    two = [{"name": name, "preset": name} for name in ("neighbour_transcoder", "matryoshka_transcoder")]
+    with pytest.raises(FileNotFoundError):  # nothing was trained
+        train_methods(data, config(two, n_latents=64), tmp_path)
+    ours, theirs = (job["t"] for job in given)
+    assert theirs is y and np.array_equal(ours[60:], y[60:])
+    assert np.array_equal(ours, neighbour_means(x, y, rows["train"], manifest["label"].to_numpy(), 100))
+    assert not np.array_equal(ours[:60], y[:60])

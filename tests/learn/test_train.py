@@ -12,7 +12,7 @@ import torch
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn import loop, train
-from mtlib.learn.batches import Rows, Sampler, logit_scale, moments
+from mtlib.learn.batches import Rows, Sampler, logit_scale, moments, neighbour_means
 from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit, read_history, summary
 from mtlib.measure.scan import scan
@@ -306,3 +306,17 @@ def test_one_validation_row_leaves_the_fvu_empty(tmp_path):
     )
     fit(config, x, None, np.arange(4), np.arange(4, 6), settings, tmp_path / "two")
     assert summary(tmp_path / "two")["fvu"] > 0
+
+
+def test_neighbour_means_are_those_of_the_plain_definition():
+    """Over the nearest of a row's label, itself first; at most a tenth of that label's rows; other rows stay."""
+    rng, n = np.random.default_rng(3), 60
+    x, y = rng.normal(size=(n + 5, 3)).astype(np.float32), rng.normal(size=(n + 5, 2)).astype(np.float32)
+    labels, rows, expected = rng.integers(0, 2, n + 5), np.arange(2, n), y.copy()
+    for i in rows:
+        same = [j for j in rows if labels[j] == labels[i]]
+        near = sorted(same, key=lambda j: np.linalg.norm(x[i] - x[j]))
+        expected[i] = y[near[: min(2, len(same) // 10)]].mean(0)
+    np.testing.assert_allclose(neighbour_means(x, y, rows, labels, 2), expected, rtol=1e-6)
+    assert np.array_equal(neighbour_means(x, y, rows, labels, 1), y)
+    assert not np.array_equal(neighbour_means(x, y, rows, np.zeros(n + 5, int), 3), expected)

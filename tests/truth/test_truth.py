@@ -197,3 +197,31 @@ def test_sparse_codes_give_the_same_truth_as_dense_ones(planted):
     best = {"hand_error": 0}
     pd.testing.assert_frame_equal(*(attributes.splitting(truly[0], c["test"], labels[1], best) for c in (dense, thin)))
     assert causes.sparse_probe(tasks[0], dense) == pytest.approx(causes.sparse_probe(tasks[0], thin), abs=0.01)
+
+
+def test_the_lead_of_the_first_method_is_paired_over_causes_and_seeds():
+    """Differences of .2 and .1 of seed 0, .2 and .3 of seed 1; a third seed that only one of them has counts nothing."""
+    ap = {("a", 0): (0.9, 0.8), ("a", 1): (0.9, 0.8), ("a", 2): (0.0, 0.0), ("b", 0): (0.7, 0.7), ("b", 1): (0.7, 0.5)}
+    lines = [
+        {"method": m, "seed": s, "cause": c, "ap": v}
+        for (m, s), vs in ap.items()
+        for c, v in zip("xy", vs, strict=True)
+    ]
+    (line,) = causes.leads(pd.DataFrame(lines)).to_dict("records")
+    assert (line["method"], line["n_causes"], line["n_seeds"]) == ("b", 2, 2)
+    assert line["ahead"] == pytest.approx(0.2) and np.isnan(
+        line["low"]
+    )  # both causes lead by .2: no spread to draw from
+    assert causes.leads(pd.DataFrame(lines).query("method == 'a'")).empty
+
+
+def test_the_interval_of_a_lead_holds_the_truth_about_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), 0
+    for i in range(60):
+        off = rng.normal(0.1, 0.1, 9)
+        frames = [
+            pd.DataFrame({"method": m, "seed": 0, "cause": range(9), "ap": v}) for m, v in (("a", off), ("b", 0.0))
+        ]
+        (line,) = causes.leads(pd.concat(frames), seed=i).to_dict("records")
+        held += line["low"] <= 0.1 <= line["high"]
+    assert held / 60 >= 0.8
