@@ -102,7 +102,7 @@ def load(method):
 
 
 on_val = {m: thresholds.of_val(load(m), tops[m], data, config) for m in features}
-said = {}
+said, nothing = {}, ""
 for method, table in features.items():
     own = keyless.by_text(table, tops[method], data, config, on_val[method])
     said[method] = [verdicts.only_first(own, table, config.max_features)]
@@ -343,6 +343,15 @@ stage.table(
 )
 
 # %% needs="judge=lmm dry_run=False"
+nothing = lmm.got_nothing(interview)
+stage.table(
+    lmm.unanswered(interview),
+    "unanswered",
+    caption="Questions without a usable answer, in the words of the server; a run that got none at all ends with an error.",
+    headings={"status": "status", "reason": "reason", "questions": "questions"},
+)
+
+# %% needs="judge=lmm dry_run=False"
 used = interview.asker.usage
 stage.say(
     "asked",
@@ -381,4 +390,6 @@ records.write_published(stage.out / "published", spoken, folders, config.main)
 # methods into one table.
 
 # %%
-stage.finish(config.provides, judge=config.main, methods=list(spoken), has_truth=data.truth is not None)
+stage.finish(
+    config.provides, nothing=nothing, judge=config.main, methods=list(spoken), has_truth=data.truth is not None
+)

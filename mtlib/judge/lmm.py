@@ -154,6 +154,21 @@ def flip_check(
     return pd.DataFrame(lines, columns=["method", "changed", "n", "n_flipped", "flip_rate", "low", "high", "n_lost"])
 
 
+def unanswered(interview: Interview) -> pd.DataFrame:
+    """Why questions have no usable answer, in the server's words: frame of status, reason, questions; the most frequent first."""
+    lost = Counter((a.status, a.reason) for *_, a in interview.answers if a.status != "answered")
+    return pd.DataFrame([(*why, n) for why, n in lost.most_common()], columns=["status", "reason", "questions"])
+
+
+def got_nothing(interview: Interview) -> str:
+    """Why a model that was asked gave not one usable answer; "" where it gave one, or was asked nothing."""
+    if any(a.status == "answered" for *_, a in interview.answers) or not interview.answers:
+        return ""
+    return (
+        f"the model gave no usable answer to {len(interview.answers)} questions: {unanswered(interview)['reason'][0]}"
+    )
+
+
 def accounted(features: dict[str, pd.DataFrame], left: dict[str, dict[int, str]], interview: Interview) -> pd.DataFrame:
     """What became of every assessed feature: frame of method, n_latents, assessed, then answered, refused, failed and
     unasked (by the last of its two questions that was put), and not_asked (too few images, or beyond max_features).

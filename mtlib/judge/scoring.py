@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from mtlib.ask import questions
 from mtlib.ask.endpoint import Answer, Question
@@ -22,7 +23,6 @@ from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.codes import iter_codes, per_image
 from mtlib.measure.relevance import wilson
 
-N_BOOT = 2000
 KINDS = ("detection", "shuffled", "intruder")
 
 
@@ -152,18 +152,18 @@ def outcome(trial: Trial, kind: str, answer: Answer) -> dict:
 def summary(scores: pd.DataFrame, config: JudgeConfig) -> pd.DataFrame:
     """One line per method and kind: method, kind, n_features (answered), n_lost, accuracy, low, high, chance.
 
-    Accuracy is the mean over features. Intervals are 95%: Wilson for intruders (one yes or no per feature), a bootstrap
-    over features otherwise, since the images of one feature are judged by one text.
+    Accuracy is the mean over features. Intervals are 95%: Wilson for intruders (one yes or no per feature), Student's t over
+    features otherwise, since the images of one feature are judged by one text (a bootstrap of few holds the truth too rarely).
     """
     lines = []
     for (method, kind), group in scores.groupby(["method", "kind"], sort=False):
         values = group["accuracy"].dropna().to_numpy(float)
         n, alone, low, high = len(values), kind == "intruder", np.nan, np.nan
-        if alone:
-            low, high = map(float, wilson(int(values.sum()), n))
+        if alone or (n > 1 and not np.ptp(values)):  # all alike: as if each were one yes or no of that share
+            low, high = map(float, wilson(values.sum(), n))
         elif n > 1:
-            draws = np.random.default_rng(config.seed).choice(values, (N_BOOT, n)).mean(axis=1)
-            low, high = np.percentile(draws, [2.5, 97.5])
+            half = student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
+            low, high = max(0.0, values.mean() - half), min(1.0, values.mean() + half)
         line = {"method": method, "kind": kind, "n_features": n, "n_lost": len(group) - n}
         line |= {"accuracy": values.mean() if n else np.nan, "low": low, "high": high}
         lines.append(line | {"chance": 1 / config.intruder_images if alone else 0.5})

@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import brentq
 from scipy.special import expit, softmax
 from scipy.stats import binomtest, norm, rankdata, t
 from sklearn.metrics import confusion_matrix, roc_curve
@@ -41,10 +42,9 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def auroc_interval(score: np.ndarray, positive: np.ndarray) -> tuple[float, float, float]:
-    """AUROC with its 95% DeLong interval, clipped to 0 .. 1; NaN without positives or negatives.
+    """AUROC with its 95% interval; all NaN without positives or negatives, no interval (NaN) with one of either.
 
     Args: score (n,), positive (n,) bool. Returns: auroc, low, high.
-    Source: DeLong et al. 1988, Biometrics 44(3).
     """
     m, n = int(positive.sum()), int((~positive).sum())
     if not m or not n:
@@ -52,10 +52,44 @@ def auroc_interval(score: np.ndarray, positive: np.ndarray) -> tuple[float, floa
     ranks = rankdata(score)
     wins = (ranks[positive] - rankdata(score[positive])) / n  # share of negatives below each positive
     losses = 1 - (ranks[~positive] - rankdata(score[~positive])) / m
-    area = float(wins.mean())
-    variance = (wins.var(ddof=1) / m if m > 1 else 0.0) + (losses.var(ddof=1) / n if n > 1 else 0.0)
-    half = norm.ppf((1 + 0.95) / 2) * np.sqrt(variance)
-    return area, max(0.0, area - half), min(1.0, area + half)
+    variance = wins.var(ddof=1) / m + losses.var(ddof=1) / n if min(m, n) > 1 else np.nan  # DeLong
+    return float(wins.mean()), *auroc_bounds(float(wins.mean()), m, n, variance)
+
+
+def auroc_bounds(area: float, m: int, n: int, variance: float = 0.0) -> tuple[float, float]:
+    """(low, high) of the areas that a 95% test would not reject; never of width 0, NaN with one positive or negative.
+
+    The variance is a function of the area, as Hanley and McNeil give it, with the groups in the worse of both orders, and raised
+    by the factor by which DeLong's estimate exceeds it: DeLong's own is far too small with few positives, and 0 without an error.
+
+    Args: area: measured, of m positives and n negatives. variance: by DeLong.
+    Source: Hanley and McNeil 1982; Newcombe 2006, Stat. Med. 25, method 5; DeLong et al. 1988. Coverage: proofs/intervals.py.
+    """
+    if min(m, n) < 2 or np.isnan(area):
+        return float("nan"), float("nan")
+
+    def model(a: float) -> float:
+        above, below = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+        return (a * (1 - a) + max((m - 1) * above + (n - 1) * below, (n - 1) * above + (m - 1) * below)) / (m * n)
+
+    raised = norm.ppf(0.975) ** 2 * max(1.0, variance / model((area * m * n + 0.5) / (m * n + 1)))
+    edge = 1e-9  # at an area of 0 or 1 the test is met by that area itself, too
+
+    def apart(a: float) -> float:
+        return (area - a) ** 2 - raised * model(a)
+
+    low = brentq(apart, 0.0, area - edge) if area > edge else 0.0
+    return low, brentq(apart, area + edge, 1.0) if area < 1 - edge else 1.0
+
+
+def _share_bounds(share: float, n: int) -> tuple[float, float]:
+    """Wilson 95% of a share of n, which need not be of whole ones."""
+    z2 = norm.ppf(0.975) ** 2
+    middle, half = (
+        (share + z2 / (2 * n)) / (1 + z2 / n),
+        np.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n),
+    )
+    return middle - half, middle + half
 
 
 def _wilson(true: np.ndarray) -> tuple[float, float, float]:
@@ -75,7 +109,7 @@ def reliability(said: np.ndarray, true: np.ndarray) -> pd.DataFrame:
 
 
 def scores(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = None) -> pd.DataFrame:
-    """Accuracy (Wilson 95%), AUROC (DeLong 95%, plausibility only), log loss in nats, calibration error.
+    """Accuracy (Wilson 95%), AUROC (95%, plausibility only), log loss in nats, calibration error.
 
     The calibration error is the mean gap between confidence and accuracy over bins of `reliability`, weighted by size.
 
@@ -108,7 +142,7 @@ def folds(x, labels: np.ndarray, groups: np.ndarray, config: ClassifierConfig) -
 
     Args: x (N, D); labels (N,) int, -1 left out; groups (N,) ids of images that belong together.
     Returns: frame: fold (1 .. FOLDS, then "mean"), n, accuracy, auroc, and in the last row their 95% t intervals over
-        folds, clipped to 0 .. 1 (accuracy_low ...).
+        folds, clipped to 0 .. 1 and never narrower than those of as many images together (accuracy_low ...).
     """
     rows, out = np.flatnonzero(labels >= 0), []
     few = int(np.unique(labels[rows], return_counts=True)[1].min())
@@ -123,11 +157,13 @@ def folds(x, labels: np.ndarray, groups: np.ndarray, config: ClassifierConfig) -
         out.append(one.assign(fold=str(i + 1)))
     frame = pd.concat(out, ignore_index=True).dropna(axis=1, how="all")
     frame = frame[["fold", *frame.columns.drop("fold")]]
-    row = {"fold": "mean", "n": int(frame["n"].sum())}
+    row, sizes = {"fold": "mean", "n": int(frame["n"].sum())}, ((labels == 1).sum(), (labels == 0).sum())
     for name in frame.columns[2:]:
         mean, n = frame[name].mean(), frame[name].count()
         half = t.ppf(0.975, n - 1) * frame[name].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        row |= {name: mean, f"{name}_low": max(0.0, mean - half), f"{name}_high": min(1.0, mean + half)}
+        low, high = auroc_bounds(mean, *sizes) if name == "auroc" else _share_bounds(mean, row["n"])
+        low, high = np.fmin(low, max(0.0, mean - half)), np.fmax(high, min(1.0, mean + half))
+        row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     return pd.concat([frame, pd.DataFrame([row])], ignore_index=True)
 
 

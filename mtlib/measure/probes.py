@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mtlib.embed.store import Data, unit_rows
 from mtlib.learn.classifier import FOLDS, too_few_for_folds
+from mtlib.learn.scores import auroc_bounds
 from mtlib.measure.zero_shot import zero_shot_task
 from mtlib.scenes.causes import CAUSES
 
@@ -142,7 +143,8 @@ def _folds(data: Data, rows: np.ndarray, seed: int) -> tuple[np.ndarray | None, 
         score[held] = _score(fit_probe(data.x, rows[fit], data.labels()), data.x, rows[held])
         areas.append(auroc(score[held], y[held] == 1))
     mean, half = float(np.mean(areas)), t.ppf(0.975, FOLDS - 1) * np.std(areas, ddof=1) / np.sqrt(FOLDS)
-    ends = {"auroc_low": max(0.0, mean - half), "auroc_high": min(1.0, mean + half)}
+    low, high = auroc_bounds(mean, int((y == 1).sum()), int((y == 0).sum()))  # folds that agree are no certainty
+    ends = {"auroc_low": min(low, max(0.0, mean - half)), "auroc_high": max(high, min(1.0, mean + half))}
     return (score > 0) == (y == 1), {"probe_auroc": mean} | ends
 
 

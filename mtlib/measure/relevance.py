@@ -75,7 +75,8 @@ def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame 
     Returns: frame of method, score, n_yes, n_latents, share, low, high (Wilson), n_distinct and share_distinct (n_yes and share
         when copies, see `similarity.copies`, count once), n_assessed, assessed_rate, judge: a line for
         relevance_threshold, relevance_enriched, relevance_enriched_by, and for relevance_judge of each judge, with n_refused,
-        n_failed, n_skipped (and n_unasked, of a run that stopped at a limit) counted apart, never as no.
+        n_failed, n_skipped (and n_unasked, of a run that stopped at a limit) counted apart, never as no; a judge without one
+        verdict has no share (NaN).
     """
     n, assessed = len(features), features["assessed"].to_numpy(bool)
     first = features["copy_of"].to_numpy() == features["feature"].to_numpy()
@@ -102,6 +103,8 @@ def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame 
         int(features.loc[features["feature"].isin(own), "copy_of"].nunique()) for _, own, _, _ in lines
     ]
     frame = frame.assign(share_distinct=frame["n_distinct"] / first.sum(), n_assessed=[line[2] for line in lines])
+    silent = (frame["score"] == "relevance_judge") & (frame["n_assessed"] == 0)
+    frame.loc[silent, ["share", "low", "high", "share_distinct"]] = np.nan
     return frame.assign(assessed_rate=frame["n_assessed"] / n).join(pd.DataFrame([line[3] for line in lines]))
 
 
@@ -111,7 +114,8 @@ def same_denominator(table: pd.DataFrame) -> pd.DataFrame:
     for method, own in sizes.items():
         if len(own) > 1:
             raise ValueError(f"{method}: shares over different denominators {sorted(own)}; use n_latents")
-    wrong = table[~np.isclose(table["share"], table["n_yes"] / table["n_latents"])]
+    given = table[table["share"].notna()]
+    wrong = given[~np.isclose(given["share"], given["n_yes"] / given["n_latents"])]
     for row in wrong.itertuples():
         raise ValueError(f"{row.method}: share {row.share} is not {row.n_yes} of {row.n_latents}")
     if table["n_latents"].nunique() > 1:

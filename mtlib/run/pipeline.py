@@ -39,6 +39,7 @@ class Result:
     ran: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # stage -> why
+    nothing: dict[str, str] = field(default_factory=dict)  # stage that was asked for something and got nothing -> why
 
 
 @contextlib.contextmanager
@@ -116,7 +117,8 @@ def run(
             met = needs.answers(notebook, provided, values)
             key = dependencies.stage_hash(notebook, package, values, inputs, places.root, met)
             folder = run_dir / f"{stage}-{key}"
-            if meta := _standing(folder) if stage not in repeated or folder.name in done else None:
+            standing = _standing(folder) if stage not in repeated or folder.name in done else None
+            if (meta := standing) and not meta["facts"].get("nothing"):
                 print(f"{stage:<14} unchanged, {meta['seconds']:.0f} s when it ran")
                 result.unchanged.append(stage)
             else:
@@ -128,6 +130,7 @@ def run(
                 result.ran.append(stage)
             artifacts.set_current(run_dir, stage, folder.name)
             folders[stage], metas[stage] = folder, meta
+            result.nothing |= {stage: meta["facts"]["nothing"]} if meta["facts"].get("nothing") else {}
         artifacts.write_json(run_dir / "left_out.json", result.left_out)
         publish.publish(report, folders, run_dir, metas, places)
         record.unlink(missing_ok=True)  # the next --from starts anew
@@ -209,7 +212,7 @@ def clean(places: Places) -> None:
 
 
 def main(argv: list[str] | None = None, places: Places | None = None) -> int:
-    """The command line. Returns 0, or 1 after a failed stage, 2 for parameters or inputs that cannot be used."""
+    """The command line. Returns 0, or 1 after a failed stage or one that got nothing of what it asked for, 2 for parameters or inputs that cannot be used."""
     parser = argparse.ArgumentParser("run_all.sh", description="Run the notebooks of a profile and write its report.")
     parser.add_argument("profile", nargs="?", default="demo", help="a file of params/, without .yaml (default: demo)")
     parser.add_argument("--smoke", action="store_true", help="small and quick: overlay params/smoke.yaml")
@@ -229,7 +232,9 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
         result = run(args.profile, params.parse_overrides(args.pairs), places=places, **how)
         counts = f"{len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s"
         print(f"Report: {(result.report / 'README.md').relative_to(places.root)} ({counts})")
-        return 0
+        for stage, why in result.nothing.items():
+            print(f"error: {stage} got nothing: {why}", file=sys.stderr)
+        return 1 if result.nothing else 0
     except (params.ParamsError, FileNotFoundError, PermissionError, BlockingIOError) as e:
         said, code = f"error: {e}", 2
     except (StageFailed, artifacts.ArtifactError, OSError, SyntaxError) as e:

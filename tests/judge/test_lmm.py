@@ -18,6 +18,7 @@ from mtlib.judge import lmm, records, verdicts
 from mtlib.judge.settings import JudgeConfig
 from mtlib.measure.relevance import relevance_table, wilson
 from tests.ask.asked import contents
+from tests.ask.hostile import status
 from tests.ask.lmm_server import LmmServer
 from tests.ask.looking_server import Looker
 from tests.judge.planted import interview, planted_data, planted_features
@@ -163,6 +164,23 @@ def test_what_is_no_verdict_is_counted_apart(reply, data, planted, tmp_path):
     said = table[table["score"] == "relevance_judge"].iloc[0]
     assert said["n_yes"] == 0 and said["n_assessed"] == 0 and said[f"n_{status}"] == 5
     assert records.records(frame, {}) == ([], [])
+
+
+def test_a_model_that_answered_nothing_is_told_in_the_words_of_its_server(data, planted, tmp_path):
+    words = "temperature: only the default (1) is supported by this model"
+    with LmmServer(lambda ask: status(400, words)) as server:
+        judged, talk, *_ = judge(server, data, planted, tmp_path, give_up_after=3, concurrency=1)
+    why = lmm.unanswered(talk)
+    assert why["questions"].sum() == len(talk.answers) == 21 and why["status"].tolist() == ["unasked", "failed"]
+    assert why["reason"].str.contains(words, regex=False).all()
+    assert words in lmm.got_nothing(talk) and judged.explanations == {}
+    frame = relevance_table(
+        "m", planted[0]["m"].assign(q_bh=1.0, q_by=1.0, copy_of=lambda f: f["feature"]), judged.verdicts["m"]
+    )
+    assert frame.set_index("score").loc["relevance_judge", ["share", "low", "high"]].isna().all()
+    with LmmServer(Looker(data, bar=BAR)) as server:
+        _, talk, *_ = judge(server, data, planted, tmp_path, config={"max_features": 1})
+    assert lmm.got_nothing(talk) == "" and lmm.unanswered(talk).empty
 
 
 def test_a_name_without_a_verdict_keeps_the_name(data, planted, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from mtlib.embed.store import Data
@@ -149,6 +150,45 @@ def test_auroc_equals_sklearn_and_its_interval_covers():
         inside += low <= true <= high
     assert inside >= 180
     assert np.isnan(auroc_interval(np.ones(3), np.ones(3, bool))[0])
+
+
+FEW = [(1, 300), (300, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(("m", "n"), FEW)
+def test_one_positive_or_negative_gives_no_interval(m, n):
+    score, positive = np.random.default_rng(0).normal(size=m + n), np.arange(m + n) < m
+    area, low, high = auroc_interval(score, positive)
+    assert 0 <= area <= 1 and np.isnan(low) and np.isnan(high)
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 3), (2, 300), (300, 2), (1000, 1000)])
+def test_perfect_separation_is_never_certain(m, n):
+    area, low, high = auroc_interval(np.arange(m + n, dtype=float), np.arange(m + n) >= n)
+    assert area == high == 1 and low < 1 - 0.5 / (m + n)
+    mirrored = auroc_interval(-np.arange(m + n, dtype=float), np.arange(m + n) >= n)
+    assert mirrored[:2] == (0, 0) and mirrored[2] > 0.5 / (m + n)
+
+
+@pytest.mark.parametrize("few", [2, 3, 5, 10])
+def test_interval_of_few_positives_holds_the_truth(few):
+    """300 negatives N(0, 1), positives N(1, 1): at least 90% of 300 repeats, either way round."""
+    true, inside = norm.cdf(1 / np.sqrt(2)), np.zeros(2)
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        score = np.r_[rng.normal(size=300), rng.normal(1, 1, size=few)]
+        for k, (s, positive) in enumerate(((score, np.arange(300 + few) >= 300), (-score, np.arange(300 + few) < 300))):
+            _, low, high = auroc_interval(s, positive)
+            inside[k] += low <= true <= high
+    assert (inside >= 0.9 * 300).all(), inside
+
+
+def test_folds_that_agree_are_no_certainty():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 20)
+    x = (rng.normal(size=(40, 4)) + 20 * labels[:, None]).astype(np.float32)
+    mean = folds(x, labels, np.arange(40).astype(str), CONFIG).iloc[-1]
+    assert mean["auroc"] == 1 and mean["auroc_low"] < 1 and mean["accuracy"] == 1 and mean["accuracy_low"] < 0.95
 
 
 def test_calibration_error_and_reliability_by_hand():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mtlib.measure import generators
 from mtlib.measure.generators import rogan_gladen
-from proofs.coverage import coverage
+from proofs.intervals import coverage
 
 
 @settings(max_examples=50, deadline=None)

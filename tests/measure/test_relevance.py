@@ -73,6 +73,15 @@ def test_relevance_table_has_one_denominator_and_counts_unassessed_as_no():
     assert (got["low"] <= got["share"]).all() and (got["share"] <= got["high"]).all()
 
 
+def test_a_judge_without_one_verdict_has_no_share():
+    features = relevance.error_ratios(*counts(), n_positive=100, n_rows=200).assign(copy_of=[0, 1, 2, 3, 0])
+    said = pd.DataFrame({"feature": range(5), "judge": "lmm", "verdict": ["failed"] * 3 + ["refused", "unasked"]})
+    got = relevance.same_denominator(relevance.relevance_table("a", features, said)).set_index("score")
+    judge = got.loc["relevance_judge"]
+    assert judge[["share", "low", "high", "share_distinct"]].isna().all() and judge["n_failed"] == 3
+    assert got.drop(index="relevance_judge")["share"].notna().all()
+
+
 def test_mixed_denominators_are_refused():
     good = table()
     relevance.same_denominator(good)

@@ -379,3 +379,17 @@ def alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_stage_that_got_nothing_of_what_it_asked_for_ends_in_1_with_a_report_and_runs_again(tmp_path, capfd):
+    """Its report is made, the words stand on the terminal, and the same command asks again."""
+    body = small.MAKE.replace("stage.finish(n=n)", "stage.finish(n=n, nothing=nothing)")
+    flag = tmp_path / "flag"
+    cell = f"import os; nothing = '' if os.path.exists({str(flag)!r}) else 'HTTP 400: only the default is supported'"
+    places = small.write(tmp_path, make=cell, body=body)
+    assert pipeline.main(["demo"], places) == 1
+    said = capfd.readouterr()
+    assert "error: 01_make got nothing: HTTP 400: only the default is supported" in said.err
+    assert "Report: reports/demo/README.md" in said.out
+    flag.touch()
+    assert pipeline.main(["demo"], places) == 0 and "got nothing" not in capfd.readouterr().err
