@@ -151,8 +151,7 @@ def given_checkpoints(root: Path) -> dict[str, dict[str, bytes]]:
         checkpoints.msae(root / folder, D, S, "TopKReLU_4_RW", seed=seed)
     for name in ("their_checkpoint.pth", "path/to/checkpoint.pt"):
         shutil.copy(root / "checkpoints/monoloss/autoencoder_final.pt", root / name)
-    hub = {"owner/name": {"path/of/file.pth": msae.read_bytes()}}
-    return hub | {"WolodjaZ/MSAE": {f"ViT-L_14/centered/{msae.name}": msae.read_bytes()}}
+    return {"WolodjaZ/MSAE": {f"ViT-L_14/centered/{msae.name}": msae.read_bytes()}}
 
 
 def run(command: str, root: Path, server: str, env: dict) -> dict:
