@@ -65,7 +65,9 @@ def fill(model: nn.Module, tensors: dict[str, torch.Tensor], file: str) -> None:
         shape = tuple(expected[name].shape)
         if value.shape != shape:
             raise ValueError(f"{file}: {name} has shape {tuple(value.shape)}, expected {shape}")
-        if not torch.isfinite(value).all():
+        if value.layout != torch.strided or value.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{file}: {name} is {value.dtype}, {value.layout}; expected dense {expected[name].dtype}")
+        if not torch.isfinite(value.to(expected[name].dtype)).all():  # a large float64 is infinite as float32
             raise ValueError(f"{file}: {name} holds NaN or infinite values")
     model.load_state_dict(tensors)
 

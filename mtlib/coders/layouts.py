@@ -49,6 +49,14 @@ def agree(file: str, field: str, **said: object) -> None:
         raise ValueError(f"{file}: {field} is {words}")
 
 
+def setting(file: str, where: str, found: dict, field: str, *types: type):
+    """A setting of one of these types. Raises: ValueError naming it when it is missing or of another ("False" is true)."""
+    if type(found.get(field)) not in types:
+        words = " or ".join(t.__name__ for t in types)
+        raise ValueError(f"{file}: {where} has {field} = {found.get(field)!r}; expected {words}")
+    return found[field]
+
+
 MSAE_NAME = re.compile(
     r"^(?P<S>\d+)_(?P<D>\d+)_(?P<activation>[A-Za-z]+)_(?:(?P<k>\d+)_)?(?:(?P<nested>UW|RW)_)?"
     r"(?P<tied>True|False)_(?P<normalize>True|False)_(?P<cap>\d+(?:\.\d+)?)_(?P<data>.*?)(?:\.pth?)?$"
@@ -80,6 +88,8 @@ def msae(path: Path, saved: dict, k: int) -> Layout:
     settings |= dict(centre="mean", scale="rows" if rows else "rms")
     settings |= dict(soft_cap=float(said["cap"]))
     assumed = ""
+    if said["activation"].endswith("TopKReLU") and not int(said["k"] or 0):
+        raise ValueError(f"{file}: its name has no k >= 1 after {said['activation']}")
     if nested and said["activation"] == "TopKReLU":
         ks = [int(said["k"])]
         while ks[-1] < (k or S):
@@ -141,6 +151,7 @@ def monoloss(path: Path, saved: dict, k: int) -> Layout:
     settings, tensors = read(file, state, config)
     D, S = tensors["enc"].shape
     agree(file, "n_latents", config=config.get("n_latents"), encoder=S)
+    agree(file, "d_model", config=config.get("d_model"), encoder=D)
     settings |= dict(d_in=D, d_out=D, n_latents=S)
     return Layout(settings, tensors, (names or [""])[0])
 
@@ -155,8 +166,9 @@ def _monoloss_topk(file: str, state: dict, config: dict) -> tuple[dict, dict]:
     tied = "decoder.weight" not in state
     settings = PRESETS["monoloss_topk"]["coder"] | dict(tied=tied, selection="none", ks=())
     if said == "TopK":
-        agree(file, "k", activation_state_dict=inner.get("k"), config=config.get("topk_k"))
-        settings |= dict(selection="topk", ks=(inner["k"],))
+        k = setting(file, "activation_state_dict", inner, "k", int)
+        agree(file, "k", activation_state_dict=k, activation_k=state.get("activation.k"), config=config.get("topk_k"))
+        settings |= dict(selection="topk", ks=(k,))
     tensors = {"enc": enc.T, "enc_bias": bias, "dec_bias.0": pre_bias}
     if not tied:
         return settings, tensors | {"dec.0": need(file, state, "decoder.weight")[0].T}
@@ -180,15 +192,17 @@ def _monoloss_other(file: str, state: dict, config: dict) -> tuple[dict, dict]:
         raise ValueError(f"{file}: model_type {kind!r} is none of topk, {', '.join(MONOLOSS_KINDS)}")
     if ("jumprelu.log_threshold" in state) != (kind == "jumprelu"):
         raise ValueError(f"{file}: model_type is {kind} in its config, which does not fit its tensors")
-    settings = PRESETS[MONOLOSS_KINDS[kind]]["coder"] | dict(scale="rows" if config["normalize"] else "none")
+    settings = PRESETS[MONOLOSS_KINDS[kind]]["coder"] | dict(
+        scale="rows" if setting(file, "config", config, "normalize", bool) else "none"
+    )
     if kind == "batch_topk":
-        settings |= dict(ks=(config["topk_k"],), inference="batch")
+        settings |= dict(ks=(setting(file, "config", config, "topk_k", int),), inference="batch")
         tensors["enc_bias"] = torch.zeros_like(bias)  # stored, but their encoder does not add it
     else:
-        settings |= dict(penalty_weight=float(config["l1_coef"]))
+        settings |= dict(penalty_weight=float(setting(file, "config", config, "l1_coef", float, int)))
     if kind == "jumprelu":
         tensors["theta"] = need(file, state, "jumprelu.log_threshold")[0].exp()
-        settings |= dict(bandwidth=float(config["bandwidth"]))
+        settings |= dict(bandwidth=float(setting(file, "config", config, "bandwidth", float, int)))
     return settings, tensors
 
 
@@ -226,10 +240,13 @@ def matryoshka_transcoders(path: Path, saved: dict, k: int) -> Layout:
     if ("topk_per_level" if nested else "topk") not in config and not k:
         raise ValueError(f"{file}: has no config that says how many latents a row keeps; give k, or the authors' file")
     if nested:
-        settings |= dict(selection="block_topk", levels=tuple(levels), ks=tuple(config["topk_per_level"]))
-        settings |= dict(level_weights=tuple(config["level_weights"]))
+        ks, weights = (setting(file, "config", config, f, list, tuple) for f in ("topk_per_level", "level_weights"))
+        settings |= dict(selection="block_topk", levels=tuple(levels), ks=tuple(ks), level_weights=tuple(weights))
     else:
-        k = k or config["topk"]
+        told = setting(file, "config", config, "topk", int, type(None))
+        agree(file, "topk", config=told, argument=k or None)
+        agree(file, "latent_dim", config=config.get("latent_dim"), encoder=S)
+        k = k or told
         settings |= dict(selection="topk", ks=(k,)) if k and k < S else dict(selection="none")
     tensors = {"enc": enc.T, "enc_bias": bias}
     for i, (weight, dec_bias) in enumerate(decoders):
@@ -255,7 +272,7 @@ def sae_for_clip(path: Path, saved: dict, k: int) -> Layout:
     agree(file, "d_model", sae_config=config.get("d_model"), encoder=D)
     agree(file, "k", sae_config=config.get("k"), argument=k or None)
     assumed = "" if k or "k" in config else "its k, which it does not say, is the authors' default of 500"
-    k = k or config.get("k", 500)
+    k = k or setting(file, "sae_config['sae']", {"k": 500} | config, "k", int)
     settings = dict(d_in=D, d_out=D, n_latents=S, decoder_bias=False, unit_norm_decoder=True)
     settings |= dict(selection="topk", ks=(k,)) if k < S else dict(selection="none")
     where = {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", "layer": 11} | clip

@@ -238,3 +238,62 @@ def test_other_files_are_refused_by_name(tmp_path):
     torch.save(saved, path)
     with pytest.raises(ValueError, match="enc holds NaN"):
         read_published(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value", "said"),
+    [
+        ("vanilla", ("config", "normalize"), "False", r"config has normalize = 'False'; expected bool"),
+        ("batch_topk", ("config", "topk_k"), None, r"config has topk_k = None; expected int"),
+        ("vanilla", ("config", "l1_coef"), None, r"config has l1_coef = None; expected float or int"),
+        ("vanilla", ("config", "d_model"), 99, r"d_model is 99 in its config, 10 in its encoder"),
+        (
+            "topk",
+            ("model_state_dict", "activation.k"),
+            9,
+            r"k is 4 in its activation state dict, 9 in its activation k",
+        ),
+        ("topk", ("model_state_dict", "activation_state_dict"), {}, r"activation_state_dict has k = None"),
+        (
+            "vanilla",
+            ("model_state_dict", "W_enc"),
+            torch.ones(D, S, dtype=torch.int8),
+            r"enc is torch\.int8.*expected dense",
+        ),
+        (
+            "vanilla",
+            ("model_state_dict", "W_enc"),
+            torch.full((D, S), 1e200, dtype=torch.float64),
+            "enc holds NaN or infinite",
+        ),
+    ],
+)
+def test_a_setting_of_another_type_or_that_disagrees_is_refused_by_name(kind, place, value, said, tmp_path):
+    path = checkpoints.monoloss(tmp_path, D, S, kind).path
+    saved = torch.load(path)
+    saved[place[0]][place[1]] = value
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=rf"autoencoder_final\.pt: {said}"):
+        read_published(path)
+
+
+def test_a_k_or_width_of_matryoshka_transcoders_that_disagrees_is_refused(tmp_path):
+    path = checkpoints.matryoshka_transcoders(tmp_path, D, O, (40,), (6,)).path
+    with pytest.raises(ValueError, match="topk is 6 in its config, 9 in its argument"):
+        read_published(path, k=9)
+    saved = torch.load(path)
+    torch.save(saved | {"config": saved["config"] | {"latent_dim": 99}}, path)
+    with pytest.raises(ValueError, match="latent_dim is 99 in its config, 40 in its encoder"):
+        read_published(path)
+    nested = checkpoints.matryoshka_transcoders(tmp_path, D, O, (8, 40), (2, 4)).path
+    saved = torch.load(nested)
+    del saved["config"]["level_weights"]
+    torch.save(saved, nested)
+    with pytest.raises(ValueError, match="config has level_weights = None; expected list or tuple"):
+        read_published(nested)
+
+
+@pytest.mark.parametrize("activation", ["TopKReLU", "TopKReLU_0_RW"])  # levels that double from 0 would never end
+def test_an_msae_name_without_a_k_is_refused(activation, tmp_path):
+    with pytest.raises(ValueError, match="its name has no k >= 1 after TopKReLU"):
+        read_published(checkpoints.msae(tmp_path, D, S, activation).path)
