@@ -5,8 +5,8 @@
     features_info.jsonl               {"feature_num", "explanation", "wrong_ratio", "wrong_count", "total_count"}
 
 Their scripts append, so a file may hold several runs. The rule: **the last complete line of a feature counts**. Complete is a line
-that is whole JSON and holds an answer; one that was cut off is left out with a warning, and a null (a call that failed)
-replaces no answer.
+that is whole JSON and holds an answer; one that was cut off is left out with a warning, and a null or blank text (a call
+that failed) replaces no answer.
 """
 
 from __future__ import annotations
@@ -69,13 +69,15 @@ def _record(line: dict, n_latents: int) -> tuple[int, dict | None]:
     if not ({"explanation", "commonality"} & set(line)) or not isinstance(answer, (str, type(None))):
         raise ValueError("expected explanation, or commonality and error_analysis, as text")
     ruled, counts = line.get("error_analysis"), {key: line[key] for key in COUNTED if line.get(key) is not None}
-    if answer is None or ("error_analysis" in line and ruled is None):
+    if not isinstance(ruled, (str, type(None))):
+        raise ValueError(f"error_analysis = {str(ruled)[:40]}: expected text")
+    if not (answer or "").strip() or ("error_analysis" in line and not (ruled or "").strip()):
         return int(number), None
     if counts and not (set(counts) == set(COUNTED) and _counted(counts)):
         raise ValueError("wrong_ratio, wrong_count and total_count come together, 0 <= wrong_count <= total_count")
     said = {"explanation": answer} | counts
     if ruled is not None:
-        said["verdict"] = "no_error" if "no common error" in str(ruled).lower() else "error"
+        said["verdict"] = "no_error" if "no common error" in ruled.lower() else "error"
     return int(number), said
 
 

@@ -55,12 +55,23 @@ def test_the_last_complete_line_of_a_feature_counts(tmp_path):
         ({"feature_num": "1"}, "expected explanation"),
         ({"feature_num": "1", "explanation": ["a"]}, "as text"),
         ({"feature_num": "1", "explanation": "a", "wrong_ratio": 0.5}, "come together"),
+        ({"feature_num": "1", "commonality": "a", "error_analysis": []}, r"error_analysis = \[\]: expected text"),
+        (
+            {"feature_num": "1", "commonality": "a", "error_analysis": float("nan")},
+            "error_analysis = nan: expected text",
+        ),
         ([1], "expected an object"),
     ],
 )
 def test_what_is_not_understood_is_named_by_its_line(tmp_path, record, said):
     with pytest.raises(ValueError, match="own.jsonl line 1.*" + said):
         given_records.read([lines(tmp_path / "own.jsonl", record)], 8)
+
+
+def test_a_blank_answer_is_no_error_and_replaces_no_answer(tmp_path):
+    ruled = {"feature_num": "1", "commonality": "hands", "error_analysis": "No common errors"}
+    own = lines(tmp_path / "own.jsonl", ruled, ruled | {"error_analysis": " "}, {"feature_num": "1", "explanation": ""})
+    assert given_records.read([own], 8) == {1: {"explanation": "hands", "verdict": "no_error"}}
 
 
 def test_a_record_is_checked_by_the_runs_own_labels():
