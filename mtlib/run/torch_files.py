@@ -29,7 +29,8 @@ def load_torch(path: Path):
             f"{path.name}: holds more than tensors and plain values{what}; refused, nothing of it ran"
         ) from e
     except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path.name}: not a readable torch file ({str(e).splitlines()[0][:200]})") from e
+        said = (str(e).splitlines() or ["empty, or cut off"])[0][:200]
+        raise ValueError(f"{path.name}: not a readable torch file ({said})") from e
 
 
 def load_tensors(path: Path) -> dict:

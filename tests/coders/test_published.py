@@ -10,6 +10,7 @@ import torch
 
 from mtlib.coders.published import open_coder, read_published
 from mtlib.coders.sparse_coder import SparseCoder
+from mtlib.run.torch_files import load_torch
 from tests.coders import checkpoints, hub_server
 from tests.coders.test_hub import _run
 
@@ -297,3 +298,9 @@ def test_a_k_or_width_of_matryoshka_transcoders_that_disagrees_is_refused(tmp_pa
 def test_an_msae_name_without_a_k_is_refused(activation, tmp_path):
     with pytest.raises(ValueError, match="its name has no k >= 1 after TopKReLU"):
         read_published(checkpoints.msae(tmp_path, D, S, activation).path)
+
+
+def test_an_empty_file_is_no_torch_file(tmp_path):
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(ValueError, match="not a readable torch file"):
+        load_torch(tmp_path / "empty.pt")
