@@ -166,6 +166,6 @@ def test_loader_gives_images_words_and_reasons(tmp_path, monkeypatch):
     assert load(3).size == (8, 8) and load(3) is load(3)
     data.images(4).write_bytes(b"")
     data.images(5).unlink()
-    assert load(4) == "image empty" and load(5) == "image changed"
+    assert load(4) == "image empty" and load(5) == "image missing"
     bare = type(data)(**(vars(data) | {"image_root": None}))
     assert loader(bare)(0) == data.manifest["class_name"].iloc[0]
