@@ -46,6 +46,7 @@ val_every = 50  # steps between validations, whose best weights are kept; 0: as 
 precision = "float32"  # of the products: float32 | tf32 (on a GPU) | bf16
 fits_at_once = 1  # coders trained at a time, each in its own process; they share the threads
 processes = 1  # processes that train one coder together, each with a share of every batch: cores, or GPUs
+tensorboard = ""  # a folder for the training curves as TensorBoard's event files, too; needs that package
 
 # %%
 import pandas as pd
@@ -58,6 +59,7 @@ from mtlib.learn.methods import (
     coder_configs,
     epochs,
     late_gains,
+    log_events,
     provided,
     save_coders,
     train_methods,
@@ -104,6 +106,7 @@ w_logit = Classifier.load(stage.input("02_classify") / "classifier").w_logit.det
 # %%
 coders, history = train_methods(data, config, stage.out / "coders", w_logit)
 save_coders(stage.out, coders)
+log_events(history, tensorboard)
 
 # %% needs="!checkpoint"
 fig, frame = training_curves(history, plots.method_styles(coders["method"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -209,6 +210,14 @@ class MethodsConfig(Settings):
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     fits_at_once: int = Field(1, ge=1)
     processes: int = Field(1, ge=1)
+    tensorboard: str = ""
+
+    @field_validator("tensorboard")
+    @classmethod
+    def _installed(cls, folder: str) -> str:
+        if folder and not find_spec("tensorboard"):
+            raise ValueError("needs the package tensorboard, which is not installed: pip install tensorboard")
+        return folder
 
     @model_validator(mode="before")
     @classmethod

@@ -183,6 +183,20 @@ def _measured(done: dict) -> dict:
     return found | {"best_step": done["step"]}
 
 
+def log_events(history: pd.DataFrame, folder: str | Path) -> None:
+    """Write the history of every fit as TensorBoard's event files, folder/<method>-s<seed>/; "" as folder: nothing.
+
+    Args: history: of `train_methods`. Tags are <split>/<column>, as train/loss and val/fvu.
+    """
+    for (method, seed), part in history.groupby(["method", "seed"], sort=False) if folder else ():
+        from torch.utils.tensorboard import SummaryWriter  # of an optional package
+
+        long = part.melt(["split", "step"], [c for c in FIT_COLUMNS if c not in ("step", "split")]).dropna()
+        with SummaryWriter(str(Path(folder) / f"{method}-s{seed}")) as writer:
+            for line in long.itertuples():
+                writer.add_scalar(f"{line.split}/{line.variable}", line.value, line.step)
+
+
 def save_coders(folder: Path, coders: pd.DataFrame) -> None:
     """Write coders.csv, by which later stages find the coders."""
     with atomic(folder / "coders.csv") as tmp:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ import pytest
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.learn.batches import neighbour_means
 from mtlib.learn.config import MethodsConfig
-from mtlib.learn.methods import epochs, late_gains, provided, train_methods, training_curves
+from mtlib.learn.methods import FIT_COLUMNS, epochs, late_gains, log_events, provided, train_methods, training_curves
 from mtlib.run.params import ParamsError, notebook_parameters
 from mtlib.run.profiles import Places, load_params
 
@@ -195,3 +197,20 @@ def test_a_target_of_neighbours_is_learned_from_the_train_rows_alone(tmp_path, m
     assert theirs is y and np.array_equal(ours[60:], y[60:])
     assert np.array_equal(ours, neighbour_means(x, y, rows["train"], manifest["label"].to_numpy(), 100))
     assert not np.array_equal(ours[:60], y[:60])
+
+
+def test_event_files_hold_the_history(tmp_path):
+    pytest.importorskip("tensorboard", reason="the optional package tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [("train", 25, 2.0, np.nan), ("val", 50, 1.0, 0.25)]
+    history = pd.DataFrame(lines, columns=["split", "step", "loss", "fvu"]).reindex(columns=FIT_COLUMNS)
+    log_events(history.assign(method="a", seed=3), tmp_path)
+    found = EventAccumulator(str(tmp_path / "a-s3")).Reload()
+    assert sorted(found.Tags()["scalars"]) == ["train/loss", "val/fvu", "val/loss"]
+    assert [(e.step, e.value) for e in found.Scalars("val/fvu")] == [(50, 0.25)]
+
+
+def test_event_files_without_the_package_are_refused_before_training():
+    with pytest.raises(ValueError, match="tensorboard") if not find_spec("tensorboard") else nullcontext():
+        config(tensorboard="logs")
