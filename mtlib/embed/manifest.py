@@ -196,7 +196,8 @@ def check_bad_fraction(manifest: pd.DataFrame, max_bad_fraction: float, folder: 
     counts = used.loc[bad, "status"].value_counts()
     text = ", ".join(f"{n} {reason}" for reason, n in counts.items())
     if bad.all():
-        raise InputError(f"{folder}: none of {len(used)} files can be used ({text})")
+        why = "; ".join(used["detail"].mode()[:1]) if "detail" in used else ""
+        raise InputError(f"{folder}: none of {len(used)} files can be used ({text})" + f": {why}" * bool(why))
     counted = claims_image(used["path"]) | ~bad
     share = (bad & counted).sum() / counted.sum()
     if share > max_bad_fraction:

@@ -156,6 +156,8 @@ def from_images(
     if truth is not None:
         scene = truth.set_index("path")["scene"]
         listing["group"] = "scene-" + listing["path"].map(scene).astype(str)
+    if not (listing["status"] == LISTED).any():
+        check_bad_fraction(listing, config.max_bad_fraction, f"images = {config.images}")
     folder = out / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=int((listing["status"] == LISTED).sum()), unit="images", file=sys.stdout, mininterval=5.0)

@@ -29,7 +29,7 @@ WHY = {  # what is missing, in words
     "generators": "images of generators",
     "head": "a classifier, which needs labels or classes to learn",
     "images": "image files",
-    "few": "few labelled images, but at least two different ones of each label or class",
+    "few": "fewer than 2,000 labelled images, and two different ones of each label or class",
     "judged": "a classifier that learned from labels plausible and implausible",
     "label_images": "a folder of new images",
     "labels": "labels plausible and implausible",

@@ -168,6 +168,20 @@ def test_tables_give_labels_splits_groups_and_attributes(tiny, tmp_path, suffix)
     assert data.images(2).read_bytes() == picture(2)
 
 
+def test_full_paths_of_a_table_are_read_below_it_alone(tiny, tmp_path):
+    table = write_table(tmp_path / "in")
+    frame = pd.read_csv(table)[:8]
+    frame["path"] = [str(tmp_path / "in" / name) for name in frame["path"]]
+    frame.to_csv(table, index=False)
+    assert find_images(table)[0]["path"].tolist() == [f"{i}.png" for i in range(8)]
+    (tmp_path / "elsewhere").mkdir()
+    frame.to_csv(tmp_path / "elsewhere" / "list.csv", index=False)
+    with pytest.raises(
+        InputError, match=r"none of 8 files can be used \(8 outside\): only paths below the table's folder"
+    ):
+        embed(tiny, tmp_path / "elsewhere" / "list.csv", tmp_path / "out")
+
+
 def test_tables_may_leave_the_splits_to_us_and_lead_into_archives(tmp_path):
     write_tar(tmp_path / "a.tar", [(f"{i}.png", picture(i)) for i in range(9)])
     table = pd.DataFrame({"path": [f"a.tar/{i}.png" for i in range(10)], "class_name": ["cat", "dog"] * 5})

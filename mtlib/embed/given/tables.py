@@ -126,15 +126,18 @@ def read_table(path: Path) -> pd.DataFrame:
         table[name] = lower.map(words)
     table["label"] = table["label"].astype("Int64")
     table["split"] = table["split"].astype(object).fillna("")
-    table["path"] = [_slashes(path.parent, name).removeprefix("./") for name in table["path"]]
+    table["path"] = [_beside(path.parent, name).removeprefix("./") for name in table["path"]]
     _refuse(where, table["path"].duplicated(), table["path"] + " is listed twice")
     _refuse(where, table["path"] == "", table["path"] + "empty path")
     order = sorted(range(len(table)), key=lambda i: os.fsencode(table["path"].iloc[i]))
     return table.iloc[order].reset_index(drop=True)[[*KNOWN, *(c for c in table.columns if c not in KNOWN)]]
 
 
-def _slashes(root: Path, name: str) -> str:
-    """A path written with back slashes, unless a file here has them in its name."""
+def _beside(root: Path, name: str) -> str:
+    """A path as it starts at the table's folder: a full one below it without that folder, back slashes as slashes unless a
+    file here has them in its name."""
+    if os.path.isabs(name) and Path(os.path.normpath(name)).is_relative_to(root.absolute()):
+        return os.path.relpath(name, root.absolute())
     if "\\" not in name or PureWindowsPath(name).drive or os.path.lexists(root / name):
         return name
     return name.replace("\\", "/")
