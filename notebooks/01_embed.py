@@ -121,7 +121,7 @@ manifest.loc[remark, ["path", "status", "detail"]].head(20)  # the files that ne
 
 # %%
 of, label = data.manifest["split"], pd.Series(data.label_names, name="label")
-splits = pd.crosstab(of, label).reindex([name for name in store.SPLITS if name in set(of)])
+splits = pd.crosstab(of, label).reindex([name for name in store.ALL_SPLITS if name in set(of)])
 splits["groups"] = data.manifest.groupby("split")["group"].nunique()
 splits["duplicates"] = (data.manifest["duplicate_of"] != "").groupby(of).sum()
 in_one = data.manifest[of != "unlabelled"].groupby("group")["split"].nunique() == 1

@@ -42,6 +42,7 @@ from IPython.display import Image, display
 
 from mtlib import plots
 from mtlib.embed import store
+from mtlib.embed.manifest import SPLITS
 from mtlib.features import collages, published_files, table
 from mtlib.features.choice import CollageSettings
 from mtlib.learn.classifier import Classifier
@@ -216,7 +217,7 @@ for row in drawn.drop_duplicates(["method", "reason"]).head(6).itertuples():
 # and for scripts that read such folders.
 
 # %% needs="published"
-rows, out = data.rows(published_files.SPLITS), stage.out / published_files.FOLDER
+rows, out = data.rows(SPLITS), stage.out / published_files.FOLDER
 found = {s.method: activity(s.coder, data.x, rows, tokens=data.tokens) for s in subjects}
 sheets = published_files.write_interpretations(out, stage.out / "features", found, data, settings)
 published_files.write_folders(out, found, data).merge(sheets, on="method")

@@ -77,12 +77,8 @@ methods.round(3)
 # How far the first method is ahead of the others: the same cause and seed compared, the interval over causes.
 
 # %%
-stage.table(
-    leads(causes),
-    "cause_leads",
-    "How far the first method is ahead in average precision; 95% intervals over the causes.",
-)
-leads(causes).round(3)
+caption = "How far the first method is ahead in average precision; 95% intervals over the causes."
+stage.table(leads(causes), "cause_leads", caption)
 
 # %%
 best, chance = methods.iloc[0], methods.query("control and who.str.contains('random')").iloc[0]

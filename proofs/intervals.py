@@ -24,10 +24,9 @@ from mtlib.embed.store import Data, open_run
 from mtlib.features.bias import newcombe
 from mtlib.judge.scoring import summary
 from mtlib.judge.settings import JudgeConfig
-from mtlib.learn.scores import auroc_interval
+from mtlib.learn.scores import auroc_interval, wilson
 from mtlib.measure.compare import seed_interval
 from mtlib.measure.generators import N_BOOT, corrected_rate, detector_counts
-from mtlib.measure.relevance import wilson
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import ArtifactError, versions, write_text
 
@@ -61,24 +60,15 @@ def coverage(
     Returns: coverage (goal >= 0.90) with its Wilson low and high, mean_width, repeats.
     """
     rng = np.random.default_rng(seed)
-    inside, width = 0, 0.0
-    apparent = sensitivity * rate + (1 - specificity) * (1 - rate)
+    ends, apparent = [], sensitivity * rate + (1 - specificity) * (1 - rate)
     for i in range(repeats):
         hit, calm = int(rng.binomial(n_positive, sensitivity)), int(rng.binomial(n_negative, specificity))
         counts = {"true_positive": hit, "n_positive": n_positive, "true_negative": calm, "n_negative": n_negative}
         counts |= {"sensitivity": hit / n_positive, "specificity": calm / n_negative}
         line = corrected_rate(int(rng.binomial(n, apparent)), n, counts, n_boot, seed=seed + 1 + i)
-        inside += line["low"] <= rate <= line["high"]
-        width += line["high"] - line["low"]
-    low, high = wilson(inside, repeats)
-    share = inside / repeats
-    return {
-        "coverage": share,
-        "low": float(low),
-        "high": float(high),
-        "mean_width": width / repeats,
-        "repeats": repeats,
-    }
+        ends.append((line["low"], line["high"]))
+    found = held(ends, rate)
+    return {name: found[name] for name in ("coverage", "low", "high", "mean_width")} | {"repeats": repeats}
 
 
 def simulated(repeats: int) -> pd.DataFrame:
@@ -99,21 +89,21 @@ def resampled(data: Data, repeats: int, n: int = 400) -> pd.DataFrame:
     bad, good = (np.flatnonzero(made & (truth == label)) for label in (1, 0))
     val, lines = data.rows("val"), []
     for i, rate in enumerate(RATES):
-        rng, inside = np.random.default_rng(i), 0
+        rng, ends = np.random.default_rng(i), []
         for repeat in range(repeats):
             chosen = rng.choice(val, len(val))
             n_bad = rng.binomial(n, rate)
             images = np.concatenate([rng.choice(bad, n_bad), rng.choice(good, n - n_bad)])
             detector = detector_counts(flagged[chosen], truth[chosen])
             line = corrected_rate(int(flagged[images].sum()), n, detector, seed=repeat)
-            inside += line["low"] <= rate <= line["high"]
-        low, high = wilson(inside, repeats)
-        lines.append({"true rate": rate, "coverage": inside / repeats, "low": float(low), "high": float(high)})
+            ends.append((line["low"], line["high"]))
+        found = held(ends, rate)
+        lines.append({"true rate": rate} | {name: found[name] for name in ("coverage", "low", "high")})
     return pd.DataFrame(lines)
 
 
 def held(intervals: list[tuple[float, float]], true: float | list[float]) -> dict:
-    """How many of the intervals hold the truth: n, given, coverage of those given, its Wilson low and high, mean_width."""
+    """How many of the intervals hold the truth: given (the share of them), coverage of those given, its Wilson low and high, mean_width."""
     low, high = np.array(intervals, float).T
     given, inside = np.isfinite(low), (low - 1e-9 <= true) & (true <= high + 1e-9)
     ends = wilson(inside[given].sum(), given.sum())
@@ -193,9 +183,8 @@ def main() -> int:
     frames |= {"Means": means(n), "Generators' corrected rates": simulated(min(n, 200))}
     missing = ""
     try:
-        frames["Generators' corrected rates, the demo's images"] = resampled(
-            open_run(ROOT / "runs" / "demo"), min(n, 200)
-        )
+        demo = open_run(ROOT / "runs" / "demo")
+        frames["Generators' corrected rates, the demo's images"] = resampled(demo, min(n, 200))
     except ArtifactError:
         missing = "No finished run of the demo was there, so the part with its images is left out.\n\n"
     worst = min(float(f["coverage"].min()) for f in frames.values())

@@ -12,10 +12,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import LISTED, InputError
+from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,19 +150,17 @@ def right(expected: str, got: str) -> bool:
 
 
 def main() -> int:
-    lines, wrong = ["# Layouts", "", "| layout | understood as | right |", "|---|---|---|"], 0
+    lines = []
     for name, files, expected in CASES:
         with tempfile.TemporaryDirectory(prefix="layout-") as tmp:
             got = found(write(Path(tmp), files))
-        wrong += not right(expected, got)
-        cells = (name, got, "yes" if right(expected, got) else f"no: {expected}")
-        lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\\\\", "\\") for c in cells) + " |")
-    lines += [
-        "",
-        f"{len(CASES)} layouts, {wrong} not understood as they are meant.",
-        "Holds." if not wrong else "Does not hold.",
-    ]
-    text = "\n".join(lines) + "\n"
+        said = "yes" if right(expected, got) else f"no: {expected}"
+        lines.append({"layout": name, "understood as": got, "right": said})
+    table = pd.DataFrame(lines)
+    wrong = int((table["right"] != "yes").sum())
+    text = f"# Layouts\n\n{markdown_table(table, max_rows=len(table))}\n\n"
+    text += f"{len(table)} layouts, {wrong} not understood as they are meant.\n"
+    text += "Does not hold.\n" if wrong else "Holds.\n"
     print(text)
     write_text(ROOT / "proofs" / "results" / "layouts.md", text)
     return 1 if wrong else 0

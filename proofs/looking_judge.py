@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from mtlib.embed.store import open_run
-from mtlib.measure.relevance import wilson
+from mtlib.learn.scores import wilson
 from mtlib.report.text import markdown_table
 from mtlib.run.artifacts import current, provided, write_json, write_text
 from mtlib.run.notebook import prepare, run_notebook

@@ -235,7 +235,7 @@ def test_the_tour_builds_by_hand_what_the_package_does(smoke):
 def test_multimodal_judge_over_http_from_question_to_report(smoke):
     """06 and 07 with judge = lmm against a server that looks at the pictures; the stages before them stand."""
     from mtlib.embed.store import open_run
-    from mtlib.measure.relevance import wilson
+    from mtlib.learn.scores import wilson
     from tests.ask.lmm_server import MODEL, LmmServer
     from tests.ask.looking_server import Looker
 

@@ -230,13 +230,8 @@ class Asker(contextlib.AbstractContextManager):
 
     async def _attempts(self, put: Put, log: Callable[[str], None], reasons: list[str]) -> Answer:
         """Requests until there is an answer, or no more reason, time or budget for another one."""
-        e, limits, tries, ends, question = (
-            self.endpoint,
-            self.limits,
-            0,
-            time.monotonic() + self.endpoint.timeout_s,
-            put.question,
-        )
+        e, limits, question, tries = self.endpoint, self.limits, put.question, 0
+        ends = time.monotonic() + e.timeout_s
         while (reserved := limits.reserve(put.asked.tokens, put.max_tokens)) is not None:
             try:
                 return await self._attempt(put, reserved)
@@ -273,12 +268,11 @@ class Asker(contextlib.AbstractContextManager):
         try:
             await self.client.build(put)
             reply = await self.client.send(put)
-            reply = counted(reply, asked, estimate[1], self.endpoint)
         except Trouble as trouble:
             reply, charged = trouble.reply, trouble.charged
-            reply = reply and counted(reply, asked, estimate[1], self.endpoint)
             raise
         finally:
+            reply = reply and counted(reply, asked, estimate[1], self.endpoint)
             self.limits.settle(reserved, estimate, reply, charged)
         status, value, reason = self._checked(question, reply.text)
         if reply.refusal:

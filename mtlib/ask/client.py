@@ -140,11 +140,8 @@ class Client:
             if isinstance(cause, Trouble):
                 raise cause from None
             name = type(cause).__name__
-            why = (
-                ", its certificate is not trusted: SSL_CERT_FILE may name one"
-                if "CERTIFICATE_VERIFY" in str(cause)
-                else ""
-            )
+            untrusted = "CERTIFICATE_VERIFY" in str(cause)
+            why = ", its certificate is not trusted: SSL_CERT_FILE may name one" if untrusted else ""
             raise Trouble("again", f"no reply ({name}{why})", charged=name != "ConnectError") from None
         if len(reply) > replies.MAX_BODY:
             raise Trouble("fail", f"a reply of more than {replies.MAX_BODY} bytes")
@@ -191,25 +188,21 @@ def http_client(endpoint: Endpoint, refuse=None):
     import httpx2
 
     limits = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-    settings = {"event_hooks": {"response": [refuse]} if refuse else {}, "follow_redirects": False, "limits": limits}
-    settings |= {"trust_env": not endpoint.loopback or endpoint.base_url.lower().startswith("https")}
-    named = [n for n in CERTIFICATES if os.environ.get(n) and not os.path.exists(os.environ[n])]
-    if settings["trust_env"] and named:
-        raise ValueError(f"{named[0]} of the environment names no file or folder; correct it or unset it")
+    shared = {"limits": limits, "trust_env": not endpoint.loopback or endpoint.base_url.lower().startswith("https")}
+    proxies, certificates = ([n for n in names if os.environ.get(n)] for names in (PROXIES, CERTIFICATES))
+    missing = [n for n in certificates if not os.path.exists(os.environ[n])]
+    if shared["trust_env"] and missing:
+        raise ValueError(f"{missing[0]} of the environment names no file or folder; correct it or unset it")
     try:
-        direct = (
-            httpx2.AsyncHTTPTransport(limits=limits, trust_env=settings["trust_env"]) if endpoint.loopback else None
-        )
-        return httpx2.AsyncClient(transport=direct, **settings)
+        direct = httpx2.AsyncHTTPTransport(**shared) if endpoint.loopback else None
+        hooks = {"response": [refuse]} if refuse else {}
+        return httpx2.AsyncClient(transport=direct, event_hooks=hooks, follow_redirects=False, **shared)
     except (ImportError, ValueError, httpx2.InvalidURL):  # their words may hold the proxy's password
-        named = " or ".join(n for n in PROXIES if os.environ.get(n))
         mend = "socks proxies need `pip install socksio`; or unset it, or name the server in NO_PROXY"
-        raise ValueError(f"the proxy in {named} cannot be used: {mend}") from None
+        raise ValueError(f"the proxy in {' or '.join(proxies)} cannot be used: {mend}") from None
     except OSError as e:
-        named = " or ".join(n for n in CERTIFICATES if os.environ.get(n))
-        raise ValueError(
-            f"{named}: the certificates cannot be read ({type(e).__name__}); correct it or unset it"
-        ) from None
+        why = f"the certificates cannot be read ({type(e).__name__}); correct it or unset it"
+        raise ValueError(f"{' or '.join(certificates)}: {why}") from None
 
 
 async def _start(response, most: int) -> bytes:

@@ -22,9 +22,7 @@ VENDORS = {"OPENROUTER_API_KEY": "openrouter.ai"}  # variables whose key is for 
 PIXELS_PER_TOKEN, MIN_PICTURE_TOKENS = 750, 85  # as vision models charge, roughly; corrected by the usage they report
 CHARS_PER_TOKEN = 4
 KNOWN_PRICES = {"anthropic/claude-3-haiku": [0.25, 1.25]}  # of the notebook's own model, at VENDORS; others are given
-USUAL_USD = (
-    5.0  # the notebook's own max_usd: a server of one's own without prices is not held to it, nor refused for it
-)
+USUAL_USD = 5.0  # the notebook's max_usd: a server of one's own without prices is not held to it, nor refused for it
 
 
 class Refused(Exception):
@@ -184,8 +182,7 @@ class Answer:
     text: str = ""  # the model's words
     reason: str = ""  # why not answered
     model: str = ""  # as the server reported it
-    usage: dict = field(
-        default_factory=dict
-    )  # tokens_in, tokens_out, request_id, finish_reason, adapted (see `manner`)
+    # tokens_in, tokens_out, request_id, finish_reason, adapted (see `manner`)
+    usage: dict = field(default_factory=dict)
     replayed: bool = False  # taken from the ledger, no request made
     key: str = ""  # the ledger's

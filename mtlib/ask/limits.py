@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mtlib.ask.endpoint import Endpoint, Question
 from mtlib.ask.replies import Reply
 
-CHARS_PER_TOKEN = 10  # no text has fewer tokens than one for so many characters: fewer are not believed
+MOST_CHARS_PER_TOKEN = 10  # no text has fewer tokens than one for so many characters: fewer are not believed
 MOST_TIMES = 100  # nor more tokens in than so many times the estimate: pictures cost some models 30 times it
 
 
@@ -87,15 +87,11 @@ class Limits:
         return most
 
     def settle(self, reserved: float, estimate: tuple[int, int], reply: Reply | None, charged: bool) -> None:
-        """What a call of so many estimated tokens in and out really took, as its reply reports (see `counted`)."""
-        e, used, spent, usd = self.endpoint, self.usage, (0, 0), 0.0
-        if reply is not None or charged:
-            said = reply or Reply("")
-            spent = [
-                own if told is None else told
-                for own, told in zip(estimate, (said.tokens_in, said.tokens_out), strict=True)
-            ]
-            usd = e.usd(*spent) if said.usd is None else said.usd
+        """What a call of so many estimated tokens in and out really took, as its reply (`counted`) reports; without one, that estimate
+        where it may be charged."""
+        e, used = self.endpoint, self.usage
+        spent = (reply.tokens_in, reply.tokens_out) if reply else estimate if charged else (0, 0)
+        usd = e.usd(*spent) if reply is None or reply.usd is None else reply.usd
         self._reserved -= reserved
         if (expected := e.usd(*estimate)) > 0:
             self._factor = max(self._factor, usd / expected)
@@ -111,8 +107,8 @@ def counted(reply: Reply, question: Question, max_tokens: int, endpoint: Endpoin
     cost of nothing is not believed where prices are known.
     """
     into, out, words = reply.tokens_in or 0, reply.tokens_out or 0, len(question.text) + len(question.system)
-    into = into if words / CHARS_PER_TOKEN <= into <= MOST_TIMES * question.tokens and into else question.tokens
-    out = out if len(reply.text) / CHARS_PER_TOKEN <= out and out else max_tokens
+    into = into if words / MOST_CHARS_PER_TOKEN <= into <= MOST_TIMES * question.tokens and into else question.tokens
+    out = out if len(reply.text) / MOST_CHARS_PER_TOKEN <= out and out else max_tokens
     least = endpoint.usd(into, out) / MOST_TIMES
     usd = reply.usd if reply.usd is not None and reply.usd >= least else None
     return replace(reply, tokens_in=into, tokens_out=out, usd=usd)

@@ -94,18 +94,18 @@ class Put:
         Args: last: no further try is left for a server that breaks down.
         """
         if learned := self.manner.changes - self._sent:  # by another question meanwhile
-            return _told(learned)
+            return "; ".join(_told(learned))
         for named, changes in self._candidates(trouble, last):
             if changes - self.manner.changes and changes | self.manner.changes not in self._tried:
                 self._tried.add(changes | self.manner.changes)
                 self._named |= named
                 self.own = changes
-                return _told(changes - self.manner.changes)
+                return "; ".join(_told(changes - self.manner.changes))
         return ""
 
     def _candidates(self, trouble: Trouble, last: bool) -> Iterator[tuple[frozenset, frozenset]]:
         """(of them named by the server, changes beyond the known ones), the likeliest first."""
-        can, nothing = self._changeable(self.changes), frozenset()
+        can = self._changeable(self.changes)
         if trouble.kind == "cut" and "more_tokens" in can:
             yield frozenset({"more_tokens"}), self.own | {"more_tokens"}
         refused, broken = REFUSED.match(trouble.reason), BROKEN.match(trouble.reason)
@@ -115,13 +115,11 @@ class Put:
                 yield frozenset({name}), self.own | {name}
         if self.question.kind in self.manner.took:
             return
-        broken, can = (
-            last and trouble.reason.startswith("HTTP 500"),
-            self._changeable(self.manner.changes | self._named),
-        )
-        for guess in GUESSES if UNCLEAR.match(trouble.reason) else GUESSES[:1] if broken else ():
+        can = self._changeable(self.manner.changes | self._named)
+        gave_up = last and trouble.reason.startswith("HTTP 500")
+        for guess in GUESSES if UNCLEAR.match(trouble.reason) else GUESSES[:1] if gave_up else ():
             if guess <= can:
-                yield nothing, self._named | guess
+                yield frozenset(), self._named | guess
 
     def _changeable(self, changes: frozenset[str]) -> set[str]:
         """What may be changed in a request that has these changes."""
@@ -133,12 +131,10 @@ class Put:
     def worked(self, reply: Reply) -> None:
         """A reply came: what it took is remembered and told."""
         self.manner.took.add(self.question.kind)
-        if self.own:
-            self.manner.changes |= self.own
-            self.manner.tell(told for name, (_, told) in CHANGES.items() if name in self.own)
-        self.manner.tell(reply.notes)
+        self.manner.changes |= self.own
+        self.manner.tell([*_told(self.own), *reply.notes])
         self.own = frozenset()
 
 
-def _told(changes: frozenset[str]) -> str:
-    return "; ".join(told for name, (_, told) in CHANGES.items() if name in changes)
+def _told(changes: frozenset[str]) -> list[str]:
+    return [told for name, (_, told) in CHANGES.items() if name in changes]

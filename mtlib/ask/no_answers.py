@@ -34,10 +34,13 @@ BEGIN = rf"<(?:{TAGS})>|\[think\]|◁think▷|<\|begin_of_thought\|>|<\|channel\
 END = rf"</(?:{TAGS})>|\[/think\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>\s*final\s*<\|message\|>"
 
 
+def unaccented(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+
+
 def bare(text: str) -> str:
     """Lower case, straight quotes, no accents, no marks of Markdown."""
-    letters = unicodedata.normalize("NFD", plain(text).lower())
-    return re.sub(r"[*_`\u200b]", "", "".join(c for c in letters if not unicodedata.combining(c)))
+    return re.sub(r"[*_`\u200b]", "", unaccented(plain(text).lower()))
 
 
 @functools.cache
@@ -46,16 +49,13 @@ def words(kind: str) -> re.Pattern:
     found = yaml.safe_load((resources.files("mtlib.ask") / "no_answers.yaml").read_text(encoding="utf-8"))
     lists = {name: f"(?:{of})" for name, of in found.pop("lists").items()}
     every = "|".join(f"(?:{p})" for patterns in found[kind].values() for p in patterns)
-    every = re.sub(r"\{(wrong|pictures)\}", lambda place: lists[place[1]], every)
-    letters = unicodedata.normalize("NFD", every)
-    return re.compile("".join(c for c in letters if not unicodedata.combining(c)))
+    return re.compile(unaccented(re.sub(r"\{(wrong|pictures)\}", lambda place: lists[place[1]], every)))
 
 
 def refuses(text: str) -> bool:
     """Whether a text starts as a refusal does. Only the start counts: a picture may show a sign "Sorry, closed"."""
-    return bool(
-        words("refuses").match(re.sub(r"^\W*((commonality|error|answer|phrase)\W{1,3})?", "", bare(text[:400])))
-    )
+    start = re.sub(r"^\W*((commonality|error|answer|phrase)\W{1,3})?", "", bare(text[:400]))
+    return bool(words("refuses").match(start))
 
 
 def denies(text: str) -> bool:

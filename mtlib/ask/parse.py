@@ -190,10 +190,10 @@ def _published(kind: str, text: str) -> dict | None:
         return {"phrase": said, "description": said} if said else None
     if kind != "error":
         return None
-    errors = [e for e in bracketed(text, "Error") if not NO_ERRORS.fullmatch(e.strip(" ."))]
-    none = bool(re.search(r"\[\s*no common errors?\.?\s*\]", text, re.IGNORECASE))
-    none = none or len(errors) < len(bracketed(text, "Error"))
-    none = none or bool(re.fullmatch(r"\W*no common errors?\W*", text, re.IGNORECASE))
+    every = bracketed(text, "Error")
+    errors = [e for e in every if not NO_ERRORS.fullmatch(e.strip(" ."))]
+    none = re.search(r"\[\s*no common errors?\.?\s*\]|\A\W*no common errors?\W*\Z", text, re.IGNORECASE)
+    none = bool(none) or len(errors) < len(every)
     if errors and none:
         raise Malformed("it says both an error and no common errors")
     said = "" if none else _one(errors) or _spoken(text, "error")

@@ -13,19 +13,11 @@ from mtlib.ask.endpoint import Endpoint
 
 MAX_BODY = 2**20  # bytes of a reply; read no further
 MAX_USAGE = 10_000_000  # tokens; a server that reports more is not believed
-CHARS_PER_TOKEN = 20  # a text longer than this for each of max_tokens is no answer to what was asked
+TOO_LONG = 20  # characters for each of max_tokens: more are no answer to what was asked
 # How servers say that an answer is complete, cut off, or withheld. Other words are believed of a whole JSON object only.
 COMPLETE = (
-    "stop",
-    "eos",
-    "eos_token",
-    "end",
-    "end_turn",
-    "end_of_turn",
-    "stop_sequence",
-    "complete",
-    "completed",
-    "finished",
+    *("stop", "eos", "eos_token", "end", "end_turn", "end_of_turn", "stop_sequence"),
+    *("complete", "completed", "finished"),
 )
 CUT = ("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length")
 WITHHELD = ("content_filter", "safety", "recitation", "refusal", "blocklist", "prohibited_content")
@@ -108,11 +100,13 @@ def _content(choice: dict, reply: Reply, max_tokens: int) -> Reply:
         return replace(reply, refusal="stopped by the provider's content filter")
     if finished in CUT or (finished != "stop" and (reply.tokens_out or 0) >= max_tokens):
         raise Trouble("cut", f"cut off at max_tokens = {max_tokens}; more may be given", reply=reply)
-    if finished not in COMPLETE and not (finished not in BROKEN_OFF and _scalar(finish) and _whole(content)):
+    if finished not in COMPLETE and (
+        finished in BROKEN_OFF or not isinstance(finish, str | None) or not _whole(content)
+    ):
         raise Trouble("again", f"finish_reason {json.dumps(finish)[:40]}", reply=reply)
     if not content.strip():
         raise Trouble("again", f"content is {'empty' if said == '' else json.dumps(said)[:40]}", reply=reply)
-    if len(content) > CHARS_PER_TOKEN * max(max_tokens, 100):
+    if len(content) > TOO_LONG * max(max_tokens, 100):
         raise Trouble("fail", f"{len(content)} characters for max_tokens = {max_tokens}", reply=reply)
     try:
         content.encode("utf-8")
@@ -131,11 +125,6 @@ def _joined(content) -> tuple[str, str]:
     texts = [p["text"] for p in parts if p.get("type") in ("text", "output_text") and isinstance(p.get("text"), str)]
     refusals = [p["refusal"].strip() for p in parts if isinstance(p.get("refusal"), str)]
     return "".join(texts), " ".join(refusals)
-
-
-def _scalar(finish) -> bool:
-    """Whether it is a word, or nothing at all."""
-    return finish is None or isinstance(finish, str)
 
 
 def _whole(text: str) -> bool:

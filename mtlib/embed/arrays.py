@@ -16,12 +16,12 @@ import pandas as pd
 
 from mtlib.embed.given import files
 from mtlib.embed.given.folders import LABEL_FOLDERS
-from mtlib.embed.given.tables import LABELS, TABLES, named, read_csv
+from mtlib.embed.given.tables import LABEL_WORDS, TABLES, named, read_csv
 from mtlib.embed.manifest import COLUMNS, LISTED, InputError, complete
 from mtlib.embed.store import open_array
 
 LABEL_COLUMNS = ("class_name", "class", "label", "labels", "target")
-PLAUSIBILITY = LABEL_FOLDERS | {name: value for name, value in LABELS.items() if name.isalpha()}
+PLAUSIBILITY = LABEL_FOLDERS | {name: value for name, value in LABEL_WORDS.items() if name.isalpha()}
 
 
 def checked(path: Path, parameter: str, scratch: Path) -> np.ndarray:

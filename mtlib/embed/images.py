@@ -115,10 +115,9 @@ def read_file(path: Path, unchanged: str | tuple[int, int] | None = None) -> byt
         if size > MAX_BYTES:
             raise ImageRefused("too large", f"{size} bytes, at most {MAX_BYTES}")
     except FileNotFoundError as e:
-        gone = unchanged is not None
-        raise ImageRefused(
-            *(("changed", "deleted since the folder was listed") if gone else ("missing", f"no such file: {path}"))
-        ) from e
+        if unchanged is None:
+            raise ImageRefused("missing", f"no such file: {path}") from e
+        raise ImageRefused("changed", "deleted since the folder was listed") from e
     except PermissionError as e:
         raise ImageRefused("permission", "not readable") from e
     except OSError as e:

@@ -16,8 +16,8 @@ COLUMNS = (
     *("path", "row", "status", "detail", "sha256", "duplicate_of"),
     *("label", "class_name", "group", "split", "generator"),
 )
-NAMES = ("train", "val", "test")
-GIVEN = (*NAMES, "unlabelled")  # splits that a table may give
+SPLITS = ("train", "val", "test")
+ALL_SPLITS = (*SPLITS, "unlabelled")
 LISTED = "listed"  # status of a file that is not yet read
 NOT_READ = ("not sampled", "annotation", "hidden")  # statuses that are no fault of the file
 
@@ -85,9 +85,9 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     given = out["split"].where(ok & (out["split"] != ""))
     out["split"] = np.where(ok, "unlabelled", "")
     if given.notna().any():
-        rank = given.map({name: i for i, name in enumerate(GIVEN)})
+        rank = given.map({name: i for i, name in enumerate(ALL_SPLITS)})
         first = rank.groupby(out["group"].where(ok)).transform("min")  # of the whole group
-        out["split"] = np.where(ok & first.notna(), [GIVEN[int(i)] if i == i else "" for i in first], out["split"])
+        out["split"] = np.where(ok & first.notna(), [ALL_SPLITS[int(i)] if i == i else "" for i in first], out["split"])
         moved = given.notna() & (given != out["split"])
         out.loc[moved, "detail"] = "given to " + given[moved] + ", moved to the split of its group"
         rated = rated & first.isna().to_numpy()
@@ -118,8 +118,8 @@ def _drop_contradictions(out: pd.DataFrame, ok: np.ndarray) -> None:
 def _cut_out_of_train(out: pd.DataFrame, fractions: Sequence[float], seed: int) -> None:
     """Move whole groups from train into val and test, those of them that have no row (given none, or copies of train only)."""
     have = set(out["split"]) - {"train"}
-    shares = np.array([0.0 if name in have else share for name, share in zip(NAMES, fractions, strict=True)])
-    if missing := [name for name, share in zip(NAMES[1:], shares[1:], strict=True) if share]:
+    shares = np.array([0.0 if name in have else share for name, share in zip(SPLITS, fractions, strict=True)])
+    if missing := [name for name, share in zip(SPLITS[1:], shares[1:], strict=True) if share]:
         train = out["split"] == "train"
         out.loc[train, "split"] = _divide(out.loc[train, "group"], _strata(out[train]), shares / shares.sum(), seed)
         print(f"no image of its own is in {' or '.join(missing)}: cut out of the train images, whole groups at a time")
@@ -172,7 +172,7 @@ def _divide(groups: Sequence[str], strata: Sequence[str], shares: np.ndarray, se
     for i, at in enumerate(order):
         best = int(np.argmax(shares * (i + 1) - given - (shares == 0)))
         given[best] += 1
-        split[union.index[at]] = NAMES[best]
+        split[union.index[at]] = SPLITS[best]
     return frame["group"].map(split).to_numpy(dtype=str)
 
 

@@ -21,12 +21,11 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from mtlib.embed.images import load_image
-from mtlib.embed.manifest import unescape
+from mtlib.embed.manifest import ALL_SPLITS, unescape
 from mtlib.run import artifacts
 from mtlib.run.artifacts import ArtifactError, atomic, digest, read_meta
 from mtlib.run.stage import Stage
 
-SPLITS = ("train", "val", "test", "unlabelled")
 ADDED = ("vision_model", "02_classify")  # stages whose artifacts add to the rows of 01
 
 
@@ -162,8 +161,8 @@ class Data:
     def rows(self, split: str | tuple[str, ...], unique: bool = True) -> np.ndarray:
         """Row numbers of a split, ascending; without repeated files when `unique`. "all" means every row."""
         names = (split,) if isinstance(split, str) else tuple(split)
-        if unknown := set(names) - set(SPLITS) - {"all"}:
-            raise ValueError(f"split = {sorted(unknown)[0]!r} is not one of {SPLITS}")
+        if unknown := set(names) - set(ALL_SPLITS) - {"all"}:
+            raise ValueError(f"split = {sorted(unknown)[0]!r} is not one of {ALL_SPLITS}")
         keep = np.ones(len(self.manifest), bool) if "all" in names else self.manifest["split"].isin(names).to_numpy()
         if unique:
             keep = keep & (self.manifest["duplicate_of"] == "").to_numpy()

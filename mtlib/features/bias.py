@@ -17,9 +17,9 @@ from mtlib.embed.manifest import attributes as columns_of
 from mtlib.embed.store import Data
 from mtlib.features.collages import printable
 from mtlib.learn.classifier import Classifier, targets
+from mtlib.learn.scores import wilson
 from mtlib.measure.codes import sparse_codes
 from mtlib.measure.logit import steer
-from mtlib.measure.relevance import wilson
 from mtlib.truth.attributes import nuisances
 from mtlib.truth.auroc import auroc
 

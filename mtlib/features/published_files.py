@@ -29,7 +29,6 @@ THEIRS = {  # method here -> what the authors' scripts call it
     "sae": "sparse_autoencoders",
 }
 FOLDER = "published"
-SPLITS = ("train", "val", "test")
 MAX_NAME = 150  # characters; with its number a name stays below the 255 bytes of file systems
 MAX_COPIES = 200_000  # images in the folders of all methods; features beyond have their metadata.txt only
 CELL = 224  # px
@@ -58,7 +57,7 @@ def write_folders(
 ) -> pd.DataFrame:
     """Write out/<method>/feature_<j>/ of every feature that fires at all.
 
-    Args: found: method -> `Activity` over the rows of SPLITS. images: at most so many of a feature.
+    Args: found: method -> `Activity` over the rows of all three splits. images: at most so many of a feature.
     Returns: a line per method: method, folder, features, images, without (features whose images were left out: beyond `most`,
         none may be shown, or there are none).
     """
@@ -119,7 +118,7 @@ def interpretations(seen: Activity, folder: str, settings: CollageSettings) -> p
     feature_rank from 1, by activation_mean, which is over *all* images, those on which the feature is silent too; ties to the
     smaller number. num_images: images on its collage (published: 12 for every feature). A feature that never fires has no line.
 
-    Args: seen: over the rows of SPLITS. folder: where the collages are, from the table's place; "": nowhere.
+    Args: seen: over the rows of all three splits. folder: where the collages are, from the table's place; "": nowhere.
     """
     mean = seen.total.numpy() / max(seen.n_images, 1)
     order = np.lexsort((np.arange(len(mean)), -mean))[: settings.n_collages]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.measure.relevance import wilson
+from mtlib.learn.scores import wilson
 
 COUNTED = ("wrong_ratio", "wrong_count", "total_count")
 VERIFIED, UNVERIFIED, CONTRADICTED = "verified", "unverified", "contradicted"

@@ -17,7 +17,7 @@ from mtlib.ask.interview import UNASSESSED, Interview, Job, first_of_each
 from mtlib.judge.scoring import stand_ins
 from mtlib.judge.settings import JudgeConfig
 from mtlib.judge.verdicts import COLUMNS, NOTHING, RULED
-from mtlib.measure.relevance import wilson
+from mtlib.learn.scores import wilson
 
 JUDGE = "lmm"
 STAND_IN = "something that takes about twelve words to say, as in most of the answers"

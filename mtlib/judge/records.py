@@ -13,7 +13,7 @@ import pandas as pd
 
 from mtlib.ask.ledger import dump
 from mtlib.features.choice import by_activity
-from mtlib.features.published_files import published_name
+from mtlib.features.published_files import COLUMNS, published_name
 from mtlib.judge.settings import JudgeConfig
 from mtlib.judge.verdicts import RULED
 from mtlib.run.artifacts import atomic, write_text
@@ -21,8 +21,7 @@ from mtlib.run.artifacts import atomic, write_text
 RECORDS = ("feature_analysis.jsonl", "error_analysis.jsonl")
 NO_ERROR = "No common errors"
 WITHOUT_PICTURES = 100
-INTERPRETATIONS = ["feature_rank", "feature_id", "collage_path", "activation_mean", "activation_max", "num_images"]
-INTERPRETATIONS += ["interpretation", "method"]
+INTERPRETATIONS = [*COLUMNS, "interpretation", "method"]
 
 
 def n_shown(top: pd.DataFrame) -> pd.Series:

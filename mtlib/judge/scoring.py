@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from mtlib.ask import questions
 from mtlib.ask.endpoint import Answer, Question
 from mtlib.ask.interview import Interview, Job, first_of_each, in_turns
 from mtlib.judge.settings import JudgeConfig
+from mtlib.learn.scores import mean_interval, wilson
 from mtlib.measure.codes import iter_codes, per_image
-from mtlib.measure.relevance import wilson
 
 KINDS = ("detection", "shuffled", "intruder")
 
@@ -162,8 +161,8 @@ def summary(scores: pd.DataFrame, config: JudgeConfig) -> pd.DataFrame:
         if alone or (n > 1 and not np.ptp(values)):  # all alike: as if each were one yes or no of that share
             low, high = map(float, wilson(values.sum(), n))
         elif n > 1:
-            half = student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
-            low, high = max(0.0, values.mean() - half), min(1.0, values.mean() + half)
+            _, low, high = mean_interval(values)
+            low, high = max(0.0, low), min(1.0, high)
         line = {"method": method, "kind": kind, "n_features": n, "n_lost": len(group) - n}
         line |= {"accuracy": values.mean() if n else np.nan, "low": low, "high": high}
         lines.append(line | {"chance": 1 / config.intruder_images if alone else 0.5})

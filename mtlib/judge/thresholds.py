@@ -19,9 +19,9 @@ from mtlib.embed.store import Data
 from mtlib.judge.settings import JudgeConfig
 from mtlib.judge.text_space import spaces
 from mtlib.judge.verdicts import RULED
+from mtlib.learn.scores import wilson
 from mtlib.measure.codes import dense, sparse_codes
 from mtlib.measure.logit import pushes
-from mtlib.measure.relevance import wilson
 from mtlib.run.artifacts import ArtifactError
 
 FILE = "thresholds.parquet"

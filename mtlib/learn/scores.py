@@ -5,6 +5,7 @@ A figure comes with the frame of the numbers that it shows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import brentq
 from scipy.special import expit, softmax
-from scipy.stats import binomtest, norm, rankdata, t
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 from sklearn.metrics import confusion_matrix, roc_curve
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -83,20 +85,40 @@ def auroc_bounds(area: float, m: int, n: int, variance: float = 0.0) -> tuple[fl
     return low, brentq(apart, area + edge, 1.0) if area < 1 - edge else 1.0
 
 
-def _share_bounds(share: float, n: int) -> tuple[float, float]:
-    """Wilson 95% of a share of n, which need not be of whole ones."""
-    z2 = norm.ppf(0.975) ** 2
-    middle, half = (
-        (share + z2 / (2 * n)) / (1 + z2 / n),
-        np.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n),
-    )
-    return middle - half, middle + half
+def wilson(successes, trials) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) float64 of the 95% Wilson score interval of shares, for arrays of counts (whole or not); 0 and 1 without trials.
+
+    Equal to scipy.stats.binomtest(k, n).proportion_ci(method="wilson"), which takes one share only.
+    """
+    k, n = np.asarray(successes, np.float64), np.asarray(trials, np.float64)
+    z = norm.ppf(0.975)
+    safe = np.where(n > 0, n, 1.0)
+    centre = (k + z**2 / 2) / (safe + z**2)
+    half = z / (safe + z**2) * np.sqrt(k * (safe - k) / safe + z**2 / 4)
+    low = np.where(k == 0, 0.0, centre - half)
+    high = np.where(k == n, 1.0, centre + half)
+    return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
 
 
-def _wilson(true: np.ndarray) -> tuple[float, float, float]:
-    """Share of true ones with its 95% Wilson interval."""
-    ci = binomtest(int(true.sum()), len(true)).proportion_ci(method="wilson")
-    return true.mean(), ci.low, ci.high
+def mean_interval(values) -> tuple[float, float, float]:
+    """Mean of values (n,), NaN left out, with its 95% interval by Student's t; no interval (NaN) of fewer than two.
+
+    Returns: mean, low, high.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    n, mean = len(values), float(values.mean()) if len(values) else np.nan
+    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+    return mean, mean - half, mean + half
+
+
+def over_folds(values, least: Callable[[float], tuple[float, float]]) -> tuple[float, float, float]:
+    """`mean_interval` of a measure between 0 and 1, clipped to that, and never narrower than least(mean), the interval of as many
+    images together: folds that agree are no certainty.
+    """
+    mean, low, high = mean_interval(values)
+    least_low, least_high = least(mean)
+    return mean, float(np.fmin(least_low, max(0.0, low))), float(np.fmax(least_high, min(1.0, high)))
 
 
 def reliability(said: np.ndarray, true: np.ndarray) -> pd.DataFrame:
@@ -105,7 +127,7 @@ def reliability(said: np.ndarray, true: np.ndarray) -> pd.DataFrame:
     Returns: frame: predicted, observed, low, high (Wilson 95%), n.
     """
     bins = np.array_split(np.argsort(said, kind="stable"), min(BINS, len(said)))
-    rows = [(said[at].mean(), *_wilson(true[at]), len(at)) for at in bins]
+    rows = [(said[at].mean(), true[at].mean(), *wilson(true[at].sum(), len(at)), len(at)) for at in bins]
     return pd.DataFrame(rows, columns=["predicted", "observed", "low", "high", "n"])
 
 
@@ -127,8 +149,8 @@ def scores(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = N
     rows = []
     for name, at in parts:
         correct = p[at].argmax(1) == labels[at]
-        row = {"group": name, "n": len(at)}
-        row |= zip(("accuracy", "accuracy_low", "accuracy_high"), _wilson(correct), strict=True)
+        low, high = wilson(correct.sum(), len(at))
+        row = {"group": name, "n": len(at), "accuracy": correct.mean(), "accuracy_low": low, "accuracy_high": high}
         if logits.ndim == 1:
             row |= zip(("auroc", "auroc_low", "auroc_high"), auroc_interval(logits[at], labels[at] == 1), strict=True)
         bins = reliability(p[at].max(1), correct)
@@ -158,13 +180,11 @@ def folds(x, labels: np.ndarray, groups: np.ndarray, config: ClassifierConfig) -
         out.append(one.assign(fold=str(i + 1)))
     frame = pd.concat(out, ignore_index=True).dropna(axis=1, how="all")
     frame = frame[["fold", *frame.columns.drop("fold")]]
-    row, sizes = {"fold": "mean", "n": int(frame["n"].sum())}, ((labels == 1).sum(), (labels == 0).sum())
+    n, sizes = int(frame["n"].sum()), ((labels == 1).sum(), (labels == 0).sum())
+    least = {"accuracy": lambda share: wilson(share * n, n), "auroc": lambda area: auroc_bounds(area, *sizes)}
+    row = {"fold": "mean", "n": n}
     for name in frame.columns[2:]:
-        mean, n = frame[name].mean(), frame[name].count()
-        half = t.ppf(0.975, n - 1) * frame[name].std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        low, high = auroc_bounds(mean, *sizes) if name == "auroc" else _share_bounds(mean, row["n"])
-        low, high = np.fmin(low, max(0.0, mean - half)), np.fmax(high, min(1.0, mean + half))
-        row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        row |= zip((name, f"{name}_low", f"{name}_high"), over_folds(frame[name], least[name]), strict=True)
     return pd.concat([frame, pd.DataFrame([row])], ignore_index=True)
 
 

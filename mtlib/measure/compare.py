@@ -13,11 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import t as student
 
 from mtlib.embed.manifest import image_classes
 from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier, targets
+from mtlib.learn.scores import mean_interval
 from mtlib.measure.codes import Subject, first_seeds, target_of
 from mtlib.measure.logit import readout
 from mtlib.measure.monosemanticity import LATENTS
@@ -118,15 +118,11 @@ def seed_interval(values: pd.Series) -> tuple[float, float, float, str]:
     """Mean over seeds (NaN are left out), its interval and what that is: "t 95%" (Student's t of the mean, three seeds or more),
     "range" (two seeds: the smaller and the larger, no probability is claimed), or "" (one seed: no interval).
     """
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    n, mean = len(values), float(values.mean()) if len(values) else np.nan
-    if n < 2:
-        return mean, np.nan, np.nan, ""
-    if n == 2:
-        return mean, float(values.min()), float(values.max()), "range"
-    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return mean, mean - half, mean + half, "t 95%"
+    mean, low, high = mean_interval(values)
+    seeds = [v for v in np.asarray(values, np.float64).tolist() if np.isfinite(v)]
+    if len(seeds) == 2:
+        return mean, min(seeds), max(seeds), "range"
+    return mean, low, high, "t 95%" if len(seeds) > 2 else ""
 
 
 def comparison(metrics: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mtlib.measure.relevance import wilson
+from mtlib.learn.scores import wilson
 
 N_BOOT = 2000
 MIN_YOUDEN = 0.05  # a detector whose sensitivity + specificity - 1 is below this cannot be corrected

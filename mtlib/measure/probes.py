@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest, t
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from mtlib.embed.store import Data, unit_rows
 from mtlib.learn.classifier import FOLDS, too_few_for_folds
-from mtlib.learn.scores import auroc_bounds
+from mtlib.learn.scores import auroc_bounds, over_folds, wilson
 from mtlib.measure.zero_shot import zero_shot_task
 from mtlib.scenes.causes import CAUSES
 
@@ -111,7 +110,7 @@ def _line(name: str, cause: str, right: np.ndarray | None, hits: np.ndarray) -> 
         return line
     if right is None:
         return line | {"zero_shot_family": hits[:, 0].mean()}
-    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    low, high = wilson(right.sum(), len(right))
     line |= {"probe_accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
     return line | {"zero_shot_family": hits[:, 0].mean()}
 
@@ -142,10 +141,8 @@ def _folds(data: Data, rows: np.ndarray, seed: int) -> tuple[np.ndarray | None, 
     for fit, held in cut.split(rows, y, groups):
         score[held] = _score(fit_probe(data.x, rows[fit], data.labels()), data.x, rows[held])
         areas.append(auroc(score[held], y[held] == 1))
-    mean, half = float(np.mean(areas)), t.ppf(0.975, FOLDS - 1) * np.std(areas, ddof=1) / np.sqrt(FOLDS)
-    low, high = auroc_bounds(mean, int((y == 1).sum()), int((y == 0).sum()))  # folds that agree are no certainty
-    ends = {"auroc_low": min(low, max(0.0, mean - half)), "auroc_high": max(high, min(1.0, mean + half))}
-    return (score > 0) == (y == 1), {"probe_auroc": mean} | ends
+    found = over_folds(areas, lambda area: auroc_bounds(area, int((y == 1).sum()), int((y == 0).sum())))
+    return (score > 0) == (y == 1), dict(zip(("probe_auroc", "auroc_low", "auroc_high"), found, strict=True))
 
 
 def _words_card(data: Data) -> pd.DataFrame:

@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, hypergeom, norm
+from scipy.stats import false_discovery_control, hypergeom
 
+from mtlib.learn.scores import wilson
 from mtlib.measure.codes import MIN_ACTIVE
 
 PUBLISHED_RATIO = 0.95
 LEVEL = 0.05  # of q
 PERMUTATIONS = 200
-
-
-def wilson(successes, trials) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) float64 of the 95% Wilson score interval of shares, for arrays of counts; 0 and 1 without trials.
-
-    Equal to scipy.stats.binomtest(k, n).proportion_ci(method="wilson"), which takes one share only.
-    """
-    k, n = np.asarray(successes, np.float64), np.asarray(trials, np.float64)
-    z = norm.ppf(0.975)
-    safe = np.where(n > 0, n, 1.0)
-    centre = (k + z**2 / 2) / (safe + z**2)
-    half = z / (safe + z**2) * np.sqrt(k * (safe - k) / safe + z**2 / 4)
-    low = np.where(k == 0, 0.0, centre - half)
-    high = np.where(k == n, 1.0, centre + half)
-    return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
 
 
 def fisher_enriched(n_error, n_active, n_positive: int, n_rows: int) -> np.ndarray:

@@ -83,15 +83,13 @@ class Stage:
             None: the notebook shows all of them, and the report links the CSV.
         Returns: the frame to show, the last line of a cell.
         """
+        from pandas.api.types import infer_dtype
+
         with artifacts.atomic(self.out / "tables" / f"{self.number}_{name}.csv") as tmp:
             frame.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
-        texts = [
-            c for c in frame if (known := frame[c].dropna()).size and known.map(lambda v: isinstance(v, str)).all()
-        ]
+        texts = [c for c in frame if infer_dtype(frame[c].astype(object)) == "string"]  # "01" and "NA" among them
         listed = list(headings.items()) if headings else None  # in this order
-        self._declare(
-            "table", name, caption, headings=listed, texts=texts
-        )  # which columns hold names, "01" and "NA" among them
+        self._declare("table", name, caption, headings=listed, texts=texts)
         shown = frame if headings is None else frame[[c for c in headings if c in frame]].rename(columns=headings)
         return shown.round(DIGITS)
 

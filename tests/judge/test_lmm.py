@@ -16,7 +16,8 @@ from mtlib.ask.interview import in_order, plan_jobs
 from mtlib.ask.shown_images import ORDER_STRIP, ShownImages, places, sample_rows, sheet, sheet_size
 from mtlib.judge import lmm, records, verdicts
 from mtlib.judge.settings import JudgeConfig
-from mtlib.measure.relevance import relevance_table, wilson
+from mtlib.learn.scores import wilson
+from mtlib.measure.relevance import relevance_table
 from tests.ask.asked import contents
 from tests.ask.hostile import status
 from tests.ask.lmm_server import LmmServer

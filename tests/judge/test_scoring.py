@@ -10,7 +10,7 @@ from mtlib.judge import lmm, scoring
 from mtlib.judge.agreement import pairwise
 from mtlib.judge.scoring import Trial
 from mtlib.judge.settings import JudgeConfig
-from mtlib.measure.relevance import wilson
+from mtlib.learn.scores import wilson
 from tests.ask.lmm_server import LmmServer
 from tests.ask.looking_server import Looker
 from tests.judge.planted import interview, planted_data, planted_features

@@ -87,14 +87,10 @@ def _tops(folders: list[list[str]], counted) -> set[str]:
 
 def _splits_below(folders: list[list[str]], counted) -> tuple[list[str], list[list[str]]]:
     """Splits that stand below the classes, where all images that lie in a folder are in one."""
-    found = {
-        split_of(folders[i][1]) if len(folders[i]) > 1 else ""
-        for i in counted
-        if folders[i][:1] not in ([], [GENERATORS])
-    }
+    of = [split_of(parts[1]) if len(parts) > 1 else "" for parts in folders]
+    found = {of[i] for i in counted if folders[i][:1] not in ([], [GENERATORS])}
     if "" in found or len(found) < 2:
         return [""] * len(folders), folders
-    of = [split_of(parts[1]) if len(parts) > 1 else "" for parts in folders]
     return of, [[parts[0], *parts[2:]] if word else parts for word, parts in zip(of, folders, strict=True)]
 
 
@@ -140,27 +136,21 @@ def understood(frame: pd.DataFrame, labels: str) -> pd.DataFrame:
     images = listed[claims_image(listed["path"])]
     lines = [("images", len(images), "")]
     label = images["label"].map({0: "plausible", 1: "implausible"})
-    lines += (
-        [_counts("labels", label.dropna())]
-        if labels == "plausibility"
-        else [("labels", 0, "none")] * (labels == "none")
-    )
-    name = images["class_name"].replace("", None).dropna()
+    name, generator, given = (images[c].replace("", None).dropna() for c in ("class_name", "generator", "split"))
+    if labels != "classes":
+        lines.append(_counts("labels", label.dropna()) if labels == "plausibility" else ("labels", 0, "none"))
     lines += [_counts("classes", name)] if len(name) else []
     unknown = label.isna() & (images["generator"] == "") if labels == "plausibility" else images["class_name"] == ""
     without = images.loc[unknown, "path"] if labels != "none" else []
     lines += [_paths(f"without a {'label' if labels == 'plausibility' else 'class'}", without)] if len(without) else []
-    generator = images["generator"].replace("", None).dropna()
     lines += [_counts("generators", generator)] if len(generator) else []
-    given = images["split"].replace("", None).dropna()
     lines.append(_counts("splits", given) if len(given) else ("splits", 0, "none given: divided here"))
     if own := attributes(frame):
         lines.append(("other columns", len(own), _first(own)))
     other = listed.loc[~claims_image(listed["path"]), "path"]
     lines += [_paths("other files", other)] if len(other) else []
-    lines += [
-        _paths(f"not read: {reason}", part["path"]) for reason, part in frame.groupby("status") if reason != LISTED
-    ]
+    left = frame[frame["status"] != LISTED].groupby("status")["path"]
+    lines += [_paths(f"not read: {reason}", paths) for reason, paths in left]
     return pd.DataFrame(lines, columns=["what", "count", "which"])
 
 

@@ -18,12 +18,12 @@ from typing import TextIO
 import pandas as pd
 import pyarrow as pa
 
-from mtlib.embed.manifest import InputError
+from mtlib.embed.manifest import ALL_SPLITS, InputError
 
 TABLES = (".csv", ".tsv", ".parquet")
 SEPARATORS = ",;\t|"
-SPLITS = {name: name for name in ("train", "val", "test", "unlabelled")} | {"valid": "val", "validation": "val"}
-LABELS = {"0": 0, "1": 1, "plausible": 0, "implausible": 1, "0.0": 0, "1.0": 1}
+SPLIT_WORDS = {name: name for name in ALL_SPLITS} | {"valid": "val", "validation": "val"}
+LABEL_WORDS = {"0": 0, "1": 1, "plausible": 0, "implausible": 1, "0.0": 0, "1.0": 1}
 KNOWN = ("path", "label", "class_name", "split", "group", "generator")
 ALIASES = {"class": "class_name"}
 PATHS = ("file", "filename", "filepath", "image", "images", "imagepath", "img", "uri", "url")  # what others call it
@@ -79,10 +79,11 @@ def named(
 
     Raises: InputError when two columns have one name, or when one is nearly a name that no column has.
     """
-    aliases = aliases or {}
-    meant = {c: aliases.get(_plain(c), _plain(c)) for c in table.columns}
-    if ALIASES.items() <= aliases.items() and "class_name" in map(_plain, table.columns):
-        meant = {c: _plain(c) for c in table.columns}  # `class` beside `class_name` is a column of its own
+    aliases, plain = aliases or {}, {c: _plain(c) for c in table.columns}
+    stand_ins = {
+        a: name for a, name in aliases.items() if name not in plain.values()
+    }  # `class` beside `class_name` is its own
+    meant = {c: stand_ins.get(name, name) for c, name in plain.items()}
     for name, n in Counter(meant.values()).items():
         if n > 1 and name in known:
             raise InputError(f"{where}: {n} columns are called {name}")
@@ -118,7 +119,7 @@ def read_table(path: Path) -> pd.DataFrame:
     for name in KNOWN:
         given = table[name].astype(object) if name in table else pd.Series("", index=table.index, dtype=object)
         table[name] = given.where(given.notna(), "").map(str).str.strip()
-    for name, words in (("label", LABELS), ("split", SPLITS)):
+    for name, words in (("label", LABEL_WORDS), ("split", SPLIT_WORDS)):
         lower = table[name].str.lower()
         wrong = (lower != "") & ~lower.isin(list(words))
         mend = "; the name of a class goes into a column class" if name == "label" else ""
