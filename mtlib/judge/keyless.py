@@ -30,11 +30,8 @@ def text_sight(data) -> pd.DataFrame:
         return pd.DataFrame(columns=["family", "n_images", "spread", "blind"])
     val, (_, zero_shot) = data.rows("val"), spaces(data)
     names = [family for family, *_ in zero_shot.families]
-    n = (
-        np.bincount(zero_shot.read(data.embedding[val])[0], minlength=len(names))
-        if names and len(val)
-        else np.zeros(len(names), int)
-    )
+    home = zero_shot.read(data.embedding_at(val))[0] if names and len(val) else np.zeros(0, int)
+    n = np.bincount(home, minlength=len(names))
     blind = zero_shot.blind if len(names) > 1 else None
     return pd.DataFrame({"family": names, "n_images": n, "spread": zero_shot.spread, "blind": blind})
 

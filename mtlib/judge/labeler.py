@@ -60,7 +60,7 @@ class Labeler:
         self,
         run_dir: str | Path,
         method: str = "",
-        threshold: float = thresholds.PUBLISHED,
+        threshold: float = thresholds.PUBLISHED_THRESHOLD,
         judge: str = "",
         records: Sequence[str | Path] = (),
         as_published: bool = False,
@@ -96,7 +96,7 @@ class Labeler:
         probes: str | Path,
         features: str | Path,
         encoder: Encoder | None = None,
-        threshold: float = thresholds.PUBLISHED,
+        threshold: float = thresholds.PUBLISHED_THRESHOLD,
     ) -> Labeler:
         """The published labelling of Matryoshka Transcoders: a linear probe per relevant feature, relu(w x + b) > threshold.
 
@@ -165,7 +165,9 @@ class Labeler:
         """
         tokens = torch.from_numpy(np.atleast_2d(self.embed(image)))
         z = self.coder.encode(tokens).amax(dim=0)
-        above = self.threshold if self.chosen is None else self._own_thresholds(len(z))
+        above = self.threshold
+        if self.chosen is not None:
+            above = self.chosen["threshold"].reindex(range(len(z)), fill_value=np.inf).to_numpy()
         present = np.flatnonzero(z.numpy() > above)
         order = present[np.lexsort((present, -z.numpy()[present]))]
         pushed = self._pushes(z, order, tokens)
@@ -178,12 +180,8 @@ class Labeler:
             return lines if self.as_published else [said | {"precision": None, "check": UNVERIFIED} for said in lines]
         return self._in_given_words(lines)
 
-    def _own_thresholds(self, n_latents: int) -> np.ndarray:
-        return self.chosen["threshold"].reindex(range(n_latents), fill_value=np.inf).to_numpy()
-
     def _in_given_words(self, lines: list[dict]) -> list[dict]:
-        known = [said for said in lines if said["feature_num"] in self.given]
-        pairs = ((said, said["feature_num"]) for said in known)
+        pairs = ((said, said["feature_num"]) for said in lines if said["feature_num"] in self.given)
         found = [given_records.told(said, self.given[f], self.features.loc[f]) for said, f in pairs]
         out = given_records.CONTRADICTED
         return [said for said in found if self.as_published or (said["explanation"] and said["check"] != out)]
@@ -278,7 +276,6 @@ def _lines(path: Path) -> pd.DataFrame:
             record = json.loads(line)
             found.append({key: record[key] for key in ("feature_num", "explanation", *named)})
         except (json.JSONDecodeError, TypeError, KeyError) as e:
-            raise ValueError(
-                f"{path.name} line {i}: expected feature_num, explanation, {', '.join(named)} ({e})"
-            ) from e
+            fields = f"expected feature_num, explanation, {', '.join(named)}"
+            raise ValueError(f"{path.name} line {i}: {fields} ({e})") from e
     return pd.DataFrame(found, columns=["feature_num", "explanation", *named]).rename(columns=named)

@@ -164,9 +164,8 @@ def got_nothing(interview: Interview) -> str:
     """Why a model that was asked gave not one usable answer; "" where it gave one, or was asked nothing."""
     if any(a.status == "answered" for *_, a in interview.answers) or not interview.answers:
         return ""
-    return (
-        f"the model gave no usable answer to {len(interview.answers)} questions: {unanswered(interview)['reason'][0]}"
-    )
+    why = unanswered(interview)["reason"][0]
+    return f"the model gave no usable answer to {len(interview.answers)} questions: {why}"
 
 
 def accounted(features: dict[str, pd.DataFrame], left: dict[str, dict[int, str]], interview: Interview) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from mtlib.features.published_files import image_name
 from mtlib.run.artifacts import atomic, write_text
 
 SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
-PUBLISHED = ("feature_num", "activation", "explanation", "wrong_ratio", "wrong_count", "total_count", "check")
+PUBLISHED_KEYS = ("feature_num", "activation", "explanation", "wrong_ratio", "wrong_count", "total_count", "check")
 N_LISTED = 12
 
 
@@ -61,9 +61,9 @@ def label_table(labeler, images: list[tuple[str, Path, str]]) -> tuple[pd.DataFr
         labeler: has method and label(PIL image) -> dict of probability, predicted, explanations.
         images:  what `new_images` returned.
     Returns: frame of method, image, known, status, probability, predicted, n_present (explanations), rank, feature,
-        activation, explanation, verdict, wrong_ratio, wrong_count, total_count, logit_push, and where a line has them precision and
-        check; N_LISTED features per image, errors first (an image without any, or that cannot be read, has one line that says so); list of (name, known, PIL
-        image, what the labeler said).
+        activation, explanation, verdict, wrong_ratio, wrong_count, total_count, logit_push, and where a line has them precision
+        and check; N_LISTED features per image, errors first (an image without any, or that cannot be read, has one line that
+        says so); list of (name, known, PIL image, what the labeler said).
     """
     lines, shown = [], []
     for name, file, known in images:
@@ -105,7 +105,7 @@ def write_labels(out: Path, labeler, shown: list, pictures: bool = True) -> None
             "num_activated_features": len(features),
             "threshold": labeler.threshold,
             "features": [
-                {k: d[k] for k in PUBLISHED if k in d} | {"feature_num": str(d["feature_num"])} for d in features
+                {k: d[k] for k in PUBLISHED_KEYS if k in d} | {"feature_num": str(d["feature_num"])} for d in features
             ],
         }
         text = json.dumps(labels, indent=2, allow_nan=False, ensure_ascii=False)

@@ -25,7 +25,7 @@ from mtlib.measure.logit import pushes
 from mtlib.run.artifacts import ArtifactError
 
 FILE = "thresholds.parquet"
-PUBLISHED = 0.5  # an activation above it makes a label
+PUBLISHED_THRESHOLD = 0.5  # an activation above it makes a label
 COLUMNS = ["feature", "n_val", "n_error_val", "error_low_val", "base_rate_val", "enriched"]
 COLUMNS += ["threshold", "precision", "n_above"]
 SCORES = ["precision", "precision_once", "recall", "plausible_without_error_label"]
@@ -100,7 +100,7 @@ def label_scores(
 ) -> pd.DataFrame:
     """How right error labels are on the demo's test images, whose cause is known.
 
-    Args: ways: name -> (verdicts of the keyless judge, lines of `of_val`); None: every feature called an error, above PUBLISHED.
+    Args: ways: name -> (verdicts of the keyless judge, lines of `of_val`); None: every feature called an error, above PUBLISHED_THRESHOLD.
     Returns: frame of labels (the name), n_features, and the columns of `scores`.
     """
     rows = data.rows("test")[:: data.tokens]
@@ -111,7 +111,7 @@ def label_scores(
         said = verdicts.set_index("feature")
         if chosen is None:
             features = said.index[said["verdict"] == "error"].to_numpy()
-            on = z[:, features] > PUBLISHED
+            on = z[:, features] > PUBLISHED_THRESHOLD
         else:
             own = usable(chosen, verdicts)
             features = own.index.to_numpy()

@@ -1,5 +1,7 @@
 """The keyless judge on planted text and images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -90,6 +92,14 @@ def on_val(enriched):
     return pd.DataFrame({"feature": range(len(enriched)), "enriched": enriched})
 
 
+def glass_unseen(data):
+    """The same data, but the error and the normal phrases of the glass say the same: its margins are noise, however they are signed."""
+    same = (data.phrases["family"] == "glass").to_numpy()
+    v = data.vocabulary.copy()
+    v[same] = v[same].mean(axis=0) + np.random.default_rng(1).normal(size=(same.sum(), v.shape[1])) * 0.01
+    return replace(data, vocabulary=v)
+
+
 def test_val_labels_make_the_verdict_and_text_the_name():
     data, f, label = planted()
     features, top = feature_lists(data, f, label)
@@ -107,10 +117,7 @@ def test_val_labels_make_the_verdict_and_text_the_name():
 
 def test_labels_judge_a_family_that_text_cannot():
     data, f, label = planted()
-    same = (data.phrases["family"] == "glass").to_numpy()
-    v = data.vocabulary.copy()
-    v[same] = v[same].mean(axis=0) + np.random.default_rng(1).normal(size=(same.sum(), v.shape[1])) * 0.01
-    blind = Data(data.x, data.manifest, v, data.phrases, data.facts)
+    blind = glass_unseen(data)
     out = keyless.by_text(*feature_lists(data, f, label), blind, val=on_val([True] * 9))
     assert out["verdict"].tolist()[:6] == ["error"] * 3 + ["no_error"] * 3
     assert out["phrase"][2].startswith("error glass") and "hardly tell" not in out["detail"][2]
@@ -154,14 +161,12 @@ def test_without_labels_features_get_names_but_no_verdicts(labels):
 def test_word_vocabulary_names_and_no_vocabulary_says_so():
     data, f, label = planted("none")
     words = data.phrases.assign(kind="word", family="", cause="")
-    named = keyless.by_text(
-        *feature_lists(data, f, label), Data(data.x, data.manifest, data.vocabulary, words, data.facts)
-    )
+    named = keyless.by_text(*feature_lists(data, f, label), replace(data, phrases=words))
     assert named["phrase"][0].startswith("error hand") and named["category"][0] == "word"
-    empty = Data(data.x, data.manifest, np.zeros((0, 24), np.float32), words.head(0), data.facts)
+    empty = replace(data, vocabulary=np.zeros((0, 24), np.float32), phrases=words.head(0))
     out = keyless.by_text(*feature_lists(data, f, label), empty)
     assert set(out["verdict"]) == {"skipped"} and out["detail"][0].startswith("no vocabulary")
-    judged = Data(data.x, data.manifest, data.vocabulary, words, {"labels": "plausibility"})
+    judged = replace(data, phrases=words, facts={"labels": "plausibility"})
     assert keyless.by_text(*feature_lists(data, f, label), judged)["detail"][0] == keyless.NO_TEXT
 
 
@@ -171,7 +176,7 @@ def test_common_directions_do_not_decide():
     features, top = feature_lists(data, f, label)
     moved = np.vstack([data.vocabulary, 9 * np.asarray(data.x).mean(0)[None]])
     phrases = pd.concat([data.phrases, pd.DataFrame([("a picture", "object", "", "")], columns=data.phrases.columns)])
-    out = keyless.by_text(features, top, Data(data.x, data.manifest, moved, phrases, data.facts))
+    out = keyless.by_text(features, top, replace(data, vocabulary=moved, phrases=phrases))
     assert not (out["phrase"] == "a picture").any()
 
 
@@ -207,20 +212,16 @@ def test_a_handful_of_images_does_not_make_an_error():
 
 
 def test_family_that_text_does_not_tell_apart_is_never_an_error():
-    """The error and the normal phrases of the glass say the same: its margins are noise, however they are signed."""
     data, f, label = planted()
-    same = (data.phrases["family"] == "glass").to_numpy()
-    v = data.vocabulary.copy()
-    v[same] = v[same].mean(axis=0) + np.random.default_rng(1).normal(size=(same.sum(), v.shape[1])) * 0.01
-    blind = Data(data.x, data.manifest, v, data.phrases, data.facts)
+    blind = glass_unseen(data)
     out = keyless.by_text(*feature_lists(data, f, label), blind)
     assert out["verdict"].tolist()[:6] == ["error", "error", "no_error", "no_error", "no_error", "no_error"]
     assert "hardly tell" in out["detail"][2] and out["confidence"][2] == 0.5
     sight = keyless.text_sight(blind)
     assert sight["blind"].tolist() == [False, False, True] and sight["n_images"].sum() == len(data.rows("val"))
-    assert keyless.text_sight(Data(data.x, data.manifest, v[:0], data.phrases.head(0), data.facts)).empty
+    assert keyless.text_sight(replace(data, vocabulary=data.vocabulary[:0], phrases=data.phrases.head(0))).empty
     hand = (data.phrases["family"] == "hand").to_numpy()  # one family: blind is relative, so it cannot be told
-    alone = Data(data.x, data.manifest, data.vocabulary[hand], data.phrases[hand].reset_index(drop=True), data.facts)
+    alone = replace(data, vocabulary=data.vocabulary[hand], phrases=data.phrases[hand].reset_index(drop=True))
     assert keyless.text_sight(alone)["blind"].tolist() == [None]
 
 
