@@ -192,9 +192,8 @@ def _monoloss_other(file: str, state: dict, config: dict) -> tuple[dict, dict]:
         raise ValueError(f"{file}: model_type {kind!r} is none of topk, {', '.join(MONOLOSS_KINDS)}")
     if ("jumprelu.log_threshold" in state) != (kind == "jumprelu"):
         raise ValueError(f"{file}: model_type is {kind} in its config, which does not fit its tensors")
-    settings = PRESETS[MONOLOSS_KINDS[kind]]["coder"] | dict(
-        scale="rows" if setting(file, "config", config, "normalize", bool) else "none"
-    )
+    scale = "rows" if setting(file, "config", config, "normalize", bool) else "none"
+    settings = PRESETS[MONOLOSS_KINDS[kind]]["coder"] | dict(scale=scale)
     if kind == "batch_topk":
         settings |= dict(ks=(setting(file, "config", config, "topk_k", int),), inference="batch")
         tensors["enc_bias"] = torch.zeros_like(bias)  # stored, but their encoder does not add it

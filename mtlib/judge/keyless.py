@@ -28,7 +28,7 @@ def text_sight(data) -> pd.DataFrame:
     """
     if len(data.phrases) == 0:
         return pd.DataFrame(columns=["family", "n_images", "spread", "blind"])
-    val, (_, zero_shot) = data.rows("val"), spaces(data)
+    val, (_, zero_shot) = data.rows("val")[:: data.tokens], spaces(data)
     names = [family for family, *_ in zero_shot.families]
     home = zero_shot.read(data.embedding_at(val))[0] if names and len(val) else np.zeros(0, int)
     n = np.bincount(home, minlength=len(names))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
 from mtlib.embed.store import Data, unit_rows
 
+EmbeddingAt = Callable[[np.ndarray], np.ndarray]  # rows (n,) -> (n, D)
 BLIND = 1 / 3  # a family whose margins spread less than this share of the median family's cannot be judged
 
 
@@ -17,15 +20,16 @@ class TextSpace:
     apart. Means are over the val images and over the phrases.
 
     Args:
-        x:          (N, D) embeddings; rows: the val rows, which give the mean.
-        vocabulary: (V, D) text embeddings; phrases: their V lines (phrase, kind, family, cause).
+        embedding_at: embeddings of images by row, as `Data.embedding_at`; rows: those of val, which give the mean.
+        vocabulary:   (V, D) text embeddings; phrases: their V lines (phrase, kind, family, cause).
     """
 
-    def __init__(self, x: np.ndarray, rows: np.ndarray, vocabulary: np.ndarray, phrases: pd.DataFrame):
+    def __init__(self, embedding_at: EmbeddingAt, rows: np.ndarray, vocabulary: np.ndarray, phrases: pd.DataFrame):
+        x = embedding_at(rows)
         if vocabulary.shape[1] != x.shape[1]:
             raise ValueError(f"vocabulary {vocabulary.shape} and embeddings {x.shape} differ in width")
-        self.x, self.phrases = x, phrases.reset_index(drop=True)
-        self.image_mean = unit_rows(x[rows]).mean(axis=0) if len(rows) else np.zeros(x.shape[1])
+        self.embedding_at, self.phrases = embedding_at, phrases.reset_index(drop=True)
+        self.image_mean = unit_rows(x).mean(axis=0) if len(rows) else np.zeros(x.shape[1])
         t = unit_rows(vocabulary)
         self.text = unit_rows(t - t.mean(axis=0))  # (V, D)
 
@@ -39,7 +43,7 @@ class TextSpace:
 
     def name(self, rows: np.ndarray, activations: np.ndarray, among: np.ndarray) -> int:
         """Of the phrases `among`, the one nearest to the activation-weighted mean of the images."""
-        images = self.contrasted(self.x[rows])
+        images = self.contrasted(self.embedding_at(rows))
         mean = unit_rows(np.average(images, axis=0, weights=np.maximum(activations, 1e-12))[None])[0]
         return int(among[(self.text[among] @ mean).argmax()])
 
@@ -61,7 +65,7 @@ class ZeroShot:
                 self.families.append((family, error, normal, np.flatnonzero(own)))
         spread = np.zeros(len(self.families))
         if self.families and len(rows):
-            home, margin = self.read(space.x[rows])
+            home, margin = self.read(space.embedding_at(rows))
             for f in range(len(self.families)):
                 spread[f] = margin[home == f].std() if (home == f).sum() > 1 else 0.0
         self.spread = spread  # (F,) standard deviation of the margin over the family's val images
@@ -85,7 +89,7 @@ class ZeroShot:
 
         Args: labels: (n,) of the images; where one is unknown (-1) the margin tells, unless the family is blind.
         """
-        home, margin = self.read(self.space.x[rows])
+        home, margin = self.read(self.space.embedding_at(rows))
         f = int(np.bincount(home, minlength=len(self.families)).argmax())
         wrong = np.where(labels < 0, (margin > 0) & ~self.blind[f], labels == 1)
         return f, int(((home == f) & wrong).sum())
@@ -93,8 +97,8 @@ class ZeroShot:
 
 def spaces(data: Data) -> tuple[TextSpace, ZeroShot]:
     """Images and phrases of a run in one space, and the two sides of its families; means and spreads of the val images."""
-    val = data.rows("val")
-    space = TextSpace(data.embedding, val, data.vocabulary, data.phrases)
+    val = data.rows("val")[:: 1 if data.final is None else data.tokens]  # tokens of an image share its final embedding
+    space = TextSpace(data.embedding_at, val, data.vocabulary, data.phrases)
     return space, ZeroShot(space, val)
 
 
@@ -102,7 +106,5 @@ def text_verdict(data: Data) -> ZeroShot | None:
     """The text tower's verdict over families, or None where the vocabulary cannot give one."""
     if not len(data.phrases) or data.facts["labels"] != "plausibility":
         return None
-    first = np.arange(0, len(data.x), data.tokens)
-    rows = data.rows("val")[:: data.tokens] // data.tokens
-    found = ZeroShot(TextSpace(data.embedding_at(first), rows, data.vocabulary, data.phrases), rows)
+    found = spaces(data)[1]
     return found if found.possible else None

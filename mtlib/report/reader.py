@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -68,10 +67,10 @@ class Reader:
         if stage is None:
             return pd.DataFrame()
         said = self.declared(stage)
-        own = [i.get("texts", []) for i in said["items"] if f"{said['prefix']}_{i['name']}" == name]
-        texts = {*NAMES, *itertools.chain(*own)}
-        path, empty = self.folders[stage] / "tables" / f"{name}.csv", dict(keep_default_na=False, na_values=[""])
-        frame = pd.read_csv(path, dtype=dict.fromkeys(texts, str), **empty)
+        own = (i.get("texts", ()) for i in said["items"] if f"{said['prefix']}_{i['name']}" == name)
+        texts = dict.fromkeys({*NAMES}.union(*own), str)
+        path = self.folders[stage] / "tables" / f"{name}.csv"
+        frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
         texts = [c for c in NAMES if c in frame]
         frame[texts] = frame[texts].fillna("")
         return frame

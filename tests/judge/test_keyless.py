@@ -183,13 +183,13 @@ def test_common_directions_do_not_decide():
 def test_space_refuses_other_widths():
     data, _, _ = planted()
     with pytest.raises(ValueError, match="differ in width"):
-        TextSpace(data.x, data.rows("val"), data.vocabulary[:, :5], data.phrases)
+        TextSpace(data.embedding_at, data.rows("val"), data.vocabulary[:, :5], data.phrases)
 
 
 def test_zero_shot_margin_by_hand():
     x = np.array([[1.0, 0.2], [1.0, -0.2]])
     phrases = pd.DataFrame({"phrase": ["bad", "good"], "kind": ["error", "normal"], "family": "", "cause": ""})
-    space = TextSpace(x, np.arange(2), np.array([[1.0, 1.0], [1.0, -1.0]]), phrases)
+    space = TextSpace(x.__getitem__, np.arange(2), np.array([[1.0, 1.0], [1.0, -1.0]]), phrases)
     home, margin = ZeroShot(space, np.arange(2)).read(x)
     np.testing.assert_allclose(margin, [2.0, -2.0])  # contrasted images and texts are opposite units
     assert home.tolist() == [0, 0]
