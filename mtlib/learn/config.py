@@ -179,6 +179,8 @@ class Method(Settings):
         if own.get("unit_rows", PRESETS[self.preset]["coder"].get("unit_rows")):  # rows of norm 1 keep their own units
             coder = {n: v for n, v in coder.items() if n == "n_latents"}
         config = SparseCoderConfig.preset(self.preset, d_in, d_out, **(coder | own))
+        if train_config.target_neighbours and config.target == "x":
+            raise ValueError("target_neighbours: only of a transcoder, whose target is y")
         return (config.with_l0(self.l0) if self.l0 else config), train_config
 
 

@@ -38,6 +38,7 @@ def config(methods=(GOOD,), seeds=(0,), **common) -> MethodsConfig:
         ([{"preset": "sae"}], r"^methods\[0\].name is missing$"),
         ([GOOD | {"name": "../up"}], r"^methods\[0\].name = '../up': only letters"),
         ([], "^methods"),
+        ([GOOD | {"target_neighbours": 5}], r"^methods\[0\].target_neighbours: only of a transcoder"),
     ],
 )
 def test_bad_methods_are_refused_with_the_nearest_name(methods, message):
