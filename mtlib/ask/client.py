@@ -105,7 +105,7 @@ class Client:
     async def build(self, put: Put) -> None:
         """Make the messages of a question as it is put now. Raises: Trouble where a picture cannot be read."""
         asked = put.asked
-        if put.shown is not asked:
+        if put.made_of is not asked:
             try:
                 quick = self.at_hand(asked)
                 put.messages = self.messages(asked) if quick else await asyncio.to_thread(self.messages, asked)
@@ -114,7 +114,7 @@ class Client:
             except Exception as e:  # whatever a picture's callable raises
                 reason = f"a picture cannot be read, not asked: {type(e).__name__}: {e}"
                 raise Trouble("fail", reason, charged=False) from None
-            put.shown = asked
+            put.made_of = asked
 
     async def send(self, put: Put) -> Reply:
         """One request and its reply; `build` comes first. Raises: Trouble, and nothing else."""

@@ -43,7 +43,7 @@ class Manner:
     def __init__(self, endpoint: Endpoint):
         self.endpoint, self.told = endpoint, []
         self.changes = frozenset() if endpoint.json_schema else frozenset({"no_schema"})
-        self.took: set[str] = set()  # kinds of questions that it has answered
+        self.answered: set[str] = set()  # kinds of questions that it has answered
 
     def tell(self, sentences) -> None:
         self.told += [s for s in dict.fromkeys(sentences) if s not in self.told][: MAX_TOLD - len(self.told)]
@@ -57,7 +57,7 @@ class Put:
         self.own: frozenset[str] = frozenset()  # changes beyond those that are known to be wanted
         self._named: frozenset[str] = frozenset()  # those of them that the server's words asked for
         self._tried: set[frozenset[str]] = set()
-        self.messages, self.shown = "", None  # as they are sent, and the question that they were made of
+        self.messages, self.made_of = "", None  # as they are sent, and the question that they were made of
         self._sent: frozenset[str] = frozenset()  # the changes of the last request
 
     @property
@@ -113,7 +113,7 @@ class Put:
             meant = re.search(words, trouble.reason, re.IGNORECASE | re.DOTALL)
             if name in can and meant and (refused or name != "one_sheet"):  # "image ... limit": it may be of the rate
                 yield frozenset({name}), self.own | {name}
-        if self.question.kind in self.manner.took:
+        if self.question.kind in self.manner.answered:
             return
         can = self._changeable(self.manner.changes | self._named)
         gave_up = last and trouble.reason.startswith("HTTP 500")
@@ -130,7 +130,7 @@ class Put:
 
     def worked(self, reply: Reply) -> None:
         """A reply came: what it took is remembered and told."""
-        self.manner.took.add(self.question.kind)
+        self.manner.answered.add(self.question.kind)
         self.manner.changes |= self.own
         self.manner.tell([*_told(self.own), *reply.notes])
         self.own = frozenset()

@@ -26,8 +26,8 @@ from mtlib.run.artifacts import ArtifactError
 
 FILE = "thresholds.parquet"
 PUBLISHED_THRESHOLD = 0.5  # an activation above it makes a label
-COLUMNS = ["feature", "n_val", "n_error_val", "error_low_val", "base_rate_val", "enriched"]
-COLUMNS += ["threshold", "precision", "n_above"]
+CHOSEN = ["threshold", "precision", "n_above"]
+COLUMNS = ["feature", "n_val", "n_error_val", "error_low_val", "base_rate_val", "enriched", *CHOSEN]
 SCORES = ["precision", "precision_once", "recall", "plausible_without_error_label"]
 
 
@@ -53,7 +53,7 @@ def of_val(coder, top: pd.DataFrame, data: Data, config: JudgeConfig) -> pd.Data
     homes, of_feature = _families(rows, top, data)
     for f in np.flatnonzero(frame["enriched"]):
         right = wrong & (homes == of_feature.get(f, 0))
-        frame.loc[f, COLUMNS[-3:]] = _weakest(dense(codes, [f])[:, 0], right, config)
+        frame.loc[f, CHOSEN] = _weakest(dense(codes, [f])[:, 0], right, config)
     return frame
 
 
@@ -124,7 +124,10 @@ def label_scores(
 
 
 def without_features(data: Data) -> pd.DataFrame:
-    """The same without any feature: the classifier says whether, the text tower says which family's error. Empty without families."""
+    """The same without any feature: the classifier says whether, the text tower says which family's error.
+
+    Returns: frame of one line, columns as of `label_scores`; empty where the vocabulary has no families.
+    """
     zero_shot = spaces(data)[1] if len(data.phrases) else None
     if zero_shot is None or not zero_shot.possible:
         return pd.DataFrame()

@@ -70,7 +70,7 @@ def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
         y, groups = data.labels(), _causes(data)
         score = _score(fit_probe(x, train, y), x, rows)
         right = None if score is None else (score > 0) == (y[rows] == 1)
-        extra["probe_auroc"] = np.nan if score is None else auroc(score, y[rows] == 1)
+        extra["probe_auroc"] = auroc(score, y[rows] == 1)
     elif data.facts["labels"] == "plausibility":
         rows, task = data.rows(("train", "val", "test")), None
         right, extra = _folds(data, rows, seed)
@@ -93,9 +93,10 @@ def encoder_card(data: Data, encoder=None, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(lines).reindex(columns=[*CARD, *intervals, *(c for c in extra if c not in CARD)])
 
 
-def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve; NaN without positives or negatives."""
-    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else float("nan")
+def auroc(score: np.ndarray | None, positive: np.ndarray) -> float:
+    """Area under the ROC curve; NaN without a score, positives or negatives."""
+    told = score is not None and 0 < positive.sum() < len(positive)
+    return float(roc_auc_score(positive, score)) if told else float("nan")
 
 
 def _score(probe, x: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
@@ -106,13 +107,12 @@ def _line(name: str, cause: str, right: np.ndarray | None, hits: np.ndarray) -> 
     """A line of the card; right: (n,) whether each row is decided rightly, None when nothing decides."""
     captioned = CAUSES.get(cause, {}).get("captioned", "")
     line = {"family": name, "cause": cause, "captioned": captioned, "n_test": len(hits)}
-    if not len(hits):
-        return line
-    if right is None:
-        return line | {"zero_shot_family": hits[:, 0].mean()}
-    low, high = wilson(right.sum(), len(right))
-    line |= {"probe_accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
-    return line | {"zero_shot_family": hits[:, 0].mean()}
+    if len(hits):
+        line["zero_shot_family"] = hits[:, 0].mean()
+    if len(hits) and right is not None:
+        low, high = wilson(right.sum(), len(right))
+        line |= {"probe_accuracy": right.mean(), "accuracy_low": low, "accuracy_high": high}
+    return line
 
 
 def _causes(data: Data) -> list[tuple[str, str]]:
@@ -126,8 +126,7 @@ def _auroc_of_cause(data: Data, family: str, cause: str) -> float:
     ours = (data.truth["family"] == family) & data.truth["cause"].astype(str).isin(["", cause])
     fit, use = (r[ours.to_numpy()[r]] for r in (data.rows("train"), data.rows("test")))
     probe = fit_probe(data.x, fit, data.labels())
-    score = _score(probe, data.x, use)
-    return float("nan") if score is None else auroc(score, data.labels(use) == 1)
+    return auroc(_score(probe, data.x, use), data.labels(use) == 1)
 
 
 def _folds(data: Data, rows: np.ndarray, seed: int) -> tuple[np.ndarray | None, dict]:

@@ -77,6 +77,7 @@ def named(
 ) -> pd.DataFrame:
     """The table with the columns that are known under their plain names, whatever their spaces and capitals; others as they are.
 
+    Args: known: plain names. where: the file, for messages. aliases: other plain name -> the known one that it stands for.
     Raises: InputError when two columns have one name, or when one is nearly a name that no column has.
     """
     aliases, plain = aliases or {}, {c: _plain(c) for c in table.columns}
