@@ -32,9 +32,8 @@ def splits(*names: str, below: dict[str, int] = CAT_DOG) -> dict[str, int]:
 
 def of(labels: str, classes: str = "", given: str = "", skipped: str = "") -> str:
     """What is expected, or found, in one line."""
-    return (
-        f"labels {labels}; classes {classes or 'none'}; splits {given or 'divided here'}; left out {skipped or 'none'}"
-    )
+    splits, left = given or "divided here", skipped or "none"
+    return f"labels {labels}; classes {classes or 'none'}; splits {splits}; left out {left}"
 
 
 def table(head: str, *lines: str) -> dict:

@@ -19,10 +19,10 @@ from mtlib.ask.endpoint import Picture, Question
 from mtlib.embed.images import ImageRefused, load_image
 from mtlib.features.collages import clip, font
 
-WHERE = {
+WHERE = {  # as questions say it
     "separate": "in the order given",
     "collage": "on one sheet, each with its number above it",
-}  # as questions say it
+}
 MAX_PX = 800  # longest side of an image (published)
 QUALITY = 90
 SHEET_TILE = 256  # longest side of an image on a sheet

@@ -139,9 +139,8 @@ def _class_column(datasets, features, where: str) -> str:
     """The column of one class per image: declared so, or called so; "" when there is none. What it is not is said."""
     declared = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]
     called = [c for c in features if c.strip().casefold() in CLASS_COLUMNS]
-    usable = [
-        c for c in called if re.fullmatch(r"u?int\d+|(large_)?string|bool", str(getattr(features[c], "dtype", "")))
-    ]
+    kinds = {c: str(getattr(features[c], "dtype", "")) for c in called}
+    usable = [c for c in called if re.fullmatch(r"u?int\d+|(large_)?string|bool", kinds[c])]
     column = next(iter(declared + usable), "")
     if left := [c for c in dict.fromkeys(declared + called) if c != column]:
         taken = f"{column} gives the classes" if column else "no column gives one class per image"

@@ -40,7 +40,7 @@ def read_folders(images: Path, frame: pd.DataFrame, inside: pd.Series) -> str:
     Args: frame: path, status, and class_name where an annotation gave it; inside: the paths without archives.
     Raises: InputError where names are nearly right, or one of the two labels is missing.
     """
-    folders = [path.split("/")[:-1] for path in inside]
+    where, folders = f"images = {images}", [path.split("/")[:-1] for path in inside]
     counted = ((frame["status"] == LISTED) & claims_image(inside)).to_numpy().nonzero()[0]
     split, given, last = [""] * len(frame), frame["class_name"] != "", ""
     by_annotation = frame.loc[given, "class_name"].nunique() > 1
@@ -51,7 +51,7 @@ def read_folders(images: Path, frame: pd.DataFrame, inside: pd.Series) -> str:
         elif len(tops) == 1 and not tops & {*LABEL_FOLDERS, GENERATORS}:
             last = next(iter(tops))
         else:
-            _refuse_near(images, folders, counted, tops, words if not any(split) else {})
+            _refuse_near(where, folders, counted, tops, words if not any(split) else {})
             break
         folders = [parts[1:] if parts and parts[0] in tops else [] for parts in folders]
     if not any(split):
@@ -62,9 +62,8 @@ def read_folders(images: Path, frame: pd.DataFrame, inside: pd.Series) -> str:
     if not by_annotation and top.isin(list(LABEL_FOLDERS)).any():
         for name in LABEL_FOLDERS:
             if name not in set(top[frame["status"] == LISTED]):
-                raise InputError(
-                    f"images = {images}: {name}/ is missing or empty; both {' and '.join(LABEL_FOLDERS)} are needed"
-                )
+                both = " and ".join(LABEL_FOLDERS)
+                raise InputError(f"{where}: {name}/ is missing or empty; both {both} are needed")
         frame["label"] = top.map(LABEL_FOLDERS).astype("Int64")
         frame["generator"] = below.where(top == GENERATORS, "")
         frame["class_name"] = frame["class_name"].where(given, below.where(frame["generator"] == "", ""))
@@ -75,7 +74,7 @@ def read_folders(images: Path, frame: pd.DataFrame, inside: pd.Series) -> str:
     if not classes:
         return "none"
     frame.loc[frame["class_name"] == "", "split"] = ""  # held for no split, like every image without a class
-    _refuse_two_spellings(images, frame.iloc[counted])
+    _refuse_two_spellings(where, frame.iloc[counted])
     return "classes"
 
 
@@ -94,7 +93,7 @@ def _splits_below(folders: list[list[str]], counted) -> tuple[list[str], list[li
     return of, [[parts[0], *parts[2:]] if word else parts for word, parts in zip(of, folders, strict=True)]
 
 
-def _refuse_near(images: Path, folders: list[list[str]], counted, tops: set[str], words: dict[str, str]) -> None:
+def _refuse_near(where: str, folders: list[list[str]], counted, tops: set[str], words: dict[str, str]) -> None:
     """Names that are nearly splits, labels or generators. `words`: those of `tops` that are called like a split."""
     below = defaultdict(set)
     for i in counted:
@@ -103,19 +102,17 @@ def _refuse_near(images: Path, folders: list[list[str]], counted, tops: set[str]
     alike = set().union(*(below[t] for t in words)) & set().union(*(below[t] for t in others))
     if others and (len(words) > 1 or alike):  # one alone may be a class: trains are things too
         raise InputError(
-            f"images = {images}: {' and '.join(sorted(words))} look like splits, but {others[0]} stands beside; move or "
+            f"{where}: {' and '.join(sorted(words))} look like splits, but {others[0]} stands beside; move or "
             "rename it, or say what is what in a table (.csv with the columns path, class, split)"
         )
     wanted = [*LABEL_FOLDERS, GENERATORS] if tops & set(LABEL_FOLDERS) else list(LABEL_FOLDERS)
     for name in sorted(tops - {*LABEL_FOLDERS, GENERATORS}):
         near = difflib.get_close_matches(re.sub(r"[^a-z]+", "_", name.lower()).strip("_"), wanted, 1, 0.85)
         if near:
-            raise InputError(
-                f"images = {images}: {name}/ is nearly {near[0]}/; rename it to that, or to something else"
-            )
+            raise InputError(f"{where}: {name}/ is nearly {near[0]}/; rename it to that, or to something else")
 
 
-def _refuse_two_spellings(images: Path, frame: pd.DataFrame) -> None:
+def _refuse_two_spellings(where: str, frame: pd.DataFrame) -> None:
     """One class under two names in different splits ("Cat" of train, "cats" of test): it would be learned but never tested."""
     spelled = defaultdict(dict)
     for (name, split), _ in frame[frame["split"] != ""].groupby(["class_name", "split"]):
@@ -125,7 +122,7 @@ def _refuse_two_spellings(images: Path, frame: pd.DataFrame) -> None:
         for b, of_b in others:
             if not of_a & of_b:
                 raise InputError(
-                    f"images = {images}: class {a!r} stands only in {', '.join(sorted(of_a))} and {b!r} only in "
+                    f"{where}: class {a!r} stands only in {', '.join(sorted(of_a))} and {b!r} only in "
                     f"{', '.join(sorted(of_b))}; if they are one class, give it one name"
                 )
 

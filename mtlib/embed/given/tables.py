@@ -81,9 +81,8 @@ def named(
     Raises: InputError when two columns have one name, or when one is nearly a name that no column has.
     """
     aliases, plain = aliases or {}, {c: _plain(c) for c in table.columns}
-    stand_ins = {
-        a: name for a, name in aliases.items() if name not in plain.values()
-    }  # `class` beside `class_name` is its own
+    # `class` beside `class_name` is a column of its own
+    stand_ins = {a: name for a, name in aliases.items() if name not in plain.values()}
     meant = {c: stand_ins.get(name, name) for c, name in plain.items()}
     for name, n in Counter(meant.values()).items():
         if n > 1 and name in known:
