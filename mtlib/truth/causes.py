@@ -156,23 +156,34 @@ def random_directions(task_list: list[Task], x: dict[str, np.ndarray], n: int, s
     return np.mean([detectors(task_list, x["val"] @ w, x["test"] @ w, (1, -1))[1] for w in draws], axis=0)
 
 
-def leads(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """How far the first method is ahead of each other one, cause by cause and seed by seed.
+def standings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """How well one feature of each method stands for a cause, and how far the first method is ahead, cause by cause, seed by seed.
 
-    Args: table: frame of cause, method, seed, ap, the first method first.
-    Returns: frame of method, ahead (mean difference of ap over causes and seeds), low, high (95%: BCa bootstrap of the causes,
-        each with the mean of its seeds), n_causes, n_seeds. Seeds that only one of two methods has are left out.
+    Args: table: frame of cause, method, seed, l0_target, ap, ap_probe, copies, the first method first.
+    Returns: frame of method, l0_target, found (causes whose ap, mean over seeds, is FOUND of the probe's), ap (mean over causes and
+        seeds) and ahead (of the first method's ap; seeds that only one of the two has are left out), both with _low and _high (95%:
+        BCa bootstrap of the causes, each with the mean of its seeds), copies (median over causes and seeds), n_causes, n_seeds.
     """
-    ap, lines = table.pivot_table(index=["cause", "seed"], columns="method", values="ap", sort=False), []
-    for other in ap.columns[1:]:
-        off = (ap[ap.columns[0]] - ap[other]).dropna()
-        each = off.groupby("cause").mean()
-        line = {"method": other, "ahead": each.mean(), "low": np.nan, "high": np.nan, "n_causes": len(each)}
-        if each.nunique() > 1:
-            how = dict(rng=np.random.default_rng(seed), n_resamples=9999, method="BCa")
-            line["low"], line["high"] = stats.bootstrap((each.to_numpy(),), np.mean, **how).confidence_interval
-        lines.append(line | {"n_seeds": off.index.get_level_values("seed").nunique()})
-    return pd.DataFrame(lines, columns=["method", "ahead", "low", "high", "n_causes", "n_seeds"])
+    ap = table.pivot_table(index=["cause", "seed"], columns="method", values="ap", sort=False)
+    probe, lines = table.groupby("cause")["ap_probe"].first(), []
+    for i, method in enumerate(ap.columns):
+        own = table[table["method"] == method]
+        each, off = (v.dropna().groupby("cause").mean() for v in (ap[method], ap.iloc[:, 0] - ap[method]))
+        line = {"method": method, "l0_target": own["l0_target"].iloc[0], "found": int((each >= FOUND * probe).sum())}
+        line |= _mean(each, "ap", seed) | (_mean(off, "ahead", seed) if i else {}) | {"copies": own["copies"].median()}
+        lines.append(line | {"n_causes": len(each), "n_seeds": own["seed"].nunique()})
+    return pd.DataFrame(lines)
+
+
+def _mean(each: pd.Series, name: str, seed: int) -> dict:
+    """The mean as `name`, its interval as name_low and name_high: nan where the values do not differ."""
+    line = {name: each.mean(), f"{name}_low": np.nan, f"{name}_high": np.nan}
+    if each.nunique() > 1:
+        how = dict(rng=np.random.default_rng(seed), n_resamples=9999, method="BCa")
+        line |= dict(
+            zip(list(line)[1:], stats.bootstrap((each.to_numpy(),), np.mean, **how).confidence_interval, strict=True)
+        )
+    return line
 
 
 def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] = SPARSE_K) -> dict[int, float]:

@@ -20,11 +20,24 @@ from scipy import sparse
 from mtlib.embed.store import Data
 from mtlib.measure.codes import Subject, first_seeds, sparse_codes, target_of
 from mtlib.measure.logit import readout, steer
-from mtlib.plots import legend, method_styles, panels
+from mtlib.measure.similarity import copies
+from mtlib.plots import base_names, legend, method_styles, panels
 from mtlib.truth import attributes, causes
 
 CAUSES = ["cause", "captioned", "method", "seed", "target", "l0_target", "ap", "ap_feature", "ap_probe", "ap_x_dim"]
-CAUSES += ["ap_y_unit", "ap_random", "ap_logit", "base_rate", "found", "feature", "sign", "auroc", "auroc_all", "f1"]
+CAUSES += [
+    "ap_y_unit",
+    "ap_random",
+    "ap_logit",
+    "base_rate",
+    "found",
+    "copies",
+    "feature",
+    "sign",
+    "auroc",
+    "auroc_all",
+    "f1",
+]
 CAUSES += ["ceiling_x", "ceiling_y", "ceiling", "best_x_dim", "best_y_dim", "n_cause", "n_plausible"]
 CAUSES += ["share_of_ceiling", "status", "reason"]
 CONTROLS = {  # columns of 04_causes that are no feature's, as the tables call them
@@ -95,7 +108,8 @@ def causes_table(
     limits, frames = causes.ceilings(known.tasks, x, y, logit), []
     chance = {n: causes.random_directions(known.tasks, x, n, seed) for n in {c["val"].shape[1] for c in codes}}
     for s, c in zip(subjects, codes, strict=True):
-        found = causes.causes_found(known.tasks, c["val"], c["test"]).assign(**s.key)
+        found, of = causes.causes_found(known.tasks, c["val"], c["test"]).assign(**s.key), copies(c["test"])
+        found["copies"] = np.bincount(of, minlength=len(of))[of[found["ap_feature"]]]
         frames.append(found.assign(ap_random=chance[c["val"].shape[1]]))
     table = pd.concat(frames, ignore_index=True).merge(limits, on="cause", how="left", validate="m:1")
     table = table.assign(captioned=table["cause"].map(captioned), share_of_ceiling=table["auroc"] / table["ceiling"])
@@ -232,6 +246,42 @@ def causes_figure(table: pd.DataFrame) -> Figure:
     seeds = table.groupby("method")["seed"].nunique().max()
     title = "average precision of one feature among all test images"
     ax.set(xlabel="", ylabel="", title=title + (f", mean over {seeds} seeds" if seeds > 1 else ""))
+    return fig
+
+
+def levels_figure(found: pd.DataFrame, table: pd.DataFrame, styles: dict[str, dict]) -> Figure | None:
+    """Average precision of one feature per cause against the L0 aimed at, a line per method that has several, its band 95% over causes.
+
+    Args: found: of `causes.standings`. table: 04_causes, whose controls are the dashed lines. Returns: None without such a method.
+    """
+    found = found.assign(base=base_names(found)).dropna(subset=["l0_target"])
+    found = found[found["base"].ne(found["method"]) & found.duplicated("base", keep=False)].sort_values(
+        "l0_target", kind="stable"
+    )
+    if found.empty:
+        return None
+    fig, ax = plt.subplots(figsize=(6.4, 4.2))
+    for base, own in found.groupby("base", sort=False):
+        ax.plot(own["l0_target"], own["ap"], label=base, **styles[base] | {"linestyle": "-"})
+        ax.fill_between(own["l0_target"], own["ap_low"], own["ap_high"], color=styles[base]["color"], alpha=0.12, lw=0)
+    for column, who in CONTROLS.items():
+        if table[column].notna().any():
+            level = table.drop_duplicates("cause")[column].mean()
+            ax.axhline(level, color="0.4", lw=0.9, ls="--")
+            ax.annotate(
+                who,
+                (1, level),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+    ticks = sorted(set(found["l0_target"]))
+    ax.set(xscale="log", xlabel="features per image (L0)", ylabel="mean average precision", ylim=(0, 1.02))
+    ax.set_xticks(ticks, [f"{t:.0f}" for t in ticks])
+    ax.minorticks_off()
+    legend(fig)
     return fig
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mtlib.embed import store
 from mtlib.truth import tables
+from mtlib.truth.causes import standings as standings_of
 from tests import synthetic
 from tests.finished_run import S, open_finished
 
@@ -76,6 +77,17 @@ def test_methods_are_means_over_seeds_beside_the_controls():
     assert table["found"].tolist() == [2, 0, 2, 0, 0, 0]  # a: 0.92 and 0.90 of a probe's 1
     assert table.loc[0, ["mean", "worst", "low", "high"]].tolist() == pytest.approx([0.91, 0.90, 0.90, 0.92])
     assert tables.by_method(pd.DataFrame()).empty and tables.by_cause(found(a=(np.nan,))).empty
+
+
+def test_the_figure_of_levels_has_a_line_per_method_that_has_several_l0():
+    table = found(a_8=(0.9,), a_32=(0.8,), b=(0.7,)).assign(copies=1)
+    table["l0_target"] = table["method"].map({"a_8": 8, "a_32": 32, "b": 32})
+    standings = standings_of(table)
+    fig = tables.levels_figure(standings, table, tables.method_styles(table["method"]))
+    (line,) = [line for line in fig.axes[0].lines if line.get_label() == "a"]
+    assert line.get_xdata().tolist() == [8, 32] and line.get_ydata().tolist() == pytest.approx([0.9, 0.8])
+    one = table[table["method"] == "b"]
+    assert tables.levels_figure(standings_of(one), one, {}) is None
 
 
 def test_a_method_is_best_only_where_its_worst_seed_is_above_every_other_seed():

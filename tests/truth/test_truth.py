@@ -200,19 +200,27 @@ def test_sparse_codes_give_the_same_truth_as_dense_ones(planted):
 
 
 def test_the_lead_of_the_first_method_is_paired_over_causes_and_seeds():
-    """Differences of .2 and .1 of seed 0, .2 and .3 of seed 1; a third seed that only one of them has counts nothing."""
-    ap = {("a", 0): (0.9, 0.8), ("a", 1): (0.9, 0.8), ("a", 2): (0.0, 0.0), ("b", 0): (0.7, 0.7), ("b", 1): (0.7, 0.5)}
-    lines = [
-        {"method": m, "seed": s, "cause": c, "ap": v}
+    """Differences of .2 and .1 of seed 0, .2 and .3 of seed 1; a third seed that only one of them has counts for itself alone."""
+    ap = {("a", 0): (0.9, 0.8), ("a", 1): (0.9, 0.8), ("a", 2): (0.3, 0.5), ("b", 0): (0.7, 0.7), ("b", 1): (0.7, 0.5)}
+    more = {"l0_target": 32, "ap_probe": 0.79, "copies": 2}
+    table = pd.DataFrame(
+        {"method": m, "seed": s, "cause": c, "ap": v} | more
         for (m, s), vs in ap.items()
         for c, v in zip("xy", vs, strict=True)
-    ]
-    (line,) = causes.leads(pd.DataFrame(lines)).to_dict("records")
-    assert (line["method"], line["n_causes"], line["n_seeds"]) == ("b", 2, 2)
-    assert line["ahead"] == pytest.approx(0.2) and np.isnan(
-        line["low"]
+    )
+    a, b = causes.standings(table).to_dict("records")
+    assert (a["method"], a["n_causes"], a["n_seeds"], a["found"]) == (
+        "a",
+        2,
+        3,
+        0,
+    )  # .7 and .7, and .9 of the probe is .711
+    assert (b["method"], b["n_causes"], b["n_seeds"], b["copies"]) == ("b", 2, 2, 2)
+    assert a["ap"] == pytest.approx(0.7) and np.isnan(a["ahead"])
+    assert b["ap"] == pytest.approx(0.65) and b["ap_low"] < 0.65 < b["ap_high"]
+    assert b["ahead"] == pytest.approx(0.2) and np.isnan(
+        b["ahead_low"]
     )  # both causes lead by .2: no spread to draw from
-    assert causes.leads(pd.DataFrame(lines).query("method == 'a'")).empty
 
 
 def test_the_interval_of_a_lead_holds_the_truth_about_as_often_as_it_says():
@@ -222,6 +230,6 @@ def test_the_interval_of_a_lead_holds_the_truth_about_as_often_as_it_says():
         frames = [
             pd.DataFrame({"method": m, "seed": 0, "cause": range(9), "ap": v}) for m, v in (("a", off), ("b", 0.0))
         ]
-        (line,) = causes.leads(pd.concat(frames), seed=i).to_dict("records")
-        held += line["low"] <= 0.1 <= line["high"]
+        line = causes.standings(pd.concat(frames).assign(l0_target=8, ap_probe=1, copies=1), seed=i).iloc[1]
+        held += line["ahead_low"] <= 0.1 <= line["ahead_high"]
     assert held / 60 >= 0.8
