@@ -37,7 +37,7 @@ from mtlib.embed import store
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import open_subjects
 from mtlib.run.stage import Stage
-from mtlib.truth import tables
+from mtlib.truth import figures, tables
 from mtlib.truth.causes import standings
 
 plots.use_style()
@@ -63,7 +63,7 @@ styles = plots.run_styles(stage.input("03_train"))  # a method looks the same in
 captioned = tables.captioned_causes(stage.input("01_embed") / "tables" / "01_encoder.csv")
 causes = tables.causes_table(known, subjects, codes, captioned, seed)
 caption = "Average precision of the one feature that stands for each cause, mean over seeds; below the line what does without features."
-stage.figure(tables.causes_figure(causes), "causes", causes[tables.CAUSES], caption)
+stage.figure(figures.causes_figure(causes), "causes", causes[tables.CAUSES], caption)
 
 # %% [markdown]
 # Over all causes: how many each method finds, the mean and the worst average precision, and the smallest and largest mean of one seed.
@@ -82,7 +82,7 @@ found = standings(causes)
 caption = (
     "One feature for one error, by method and L0, and how far the first method is ahead; 95% intervals over the causes."
 )
-stage.figure(tables.levels_figure(found, causes, styles), "cause_methods", found, caption)
+stage.figure(figures.levels_figure(found, causes, styles), "cause_methods", found, caption)
 found.round(3)
 
 # %%
@@ -106,7 +106,7 @@ causes.groupby("method", sort=False)[["auroc", "auroc_all", "ceiling", "best_x_d
 # %%
 sparse = tables.sparse_table(known, subjects, codes, probe_features)
 caption = "Test AUROC of probes on the best few features; dotted: the worst cause."
-stage.figure(tables.sparse_figure(sparse, styles), "sparse_probing", sparse, caption)
+stage.figure(figures.sparse_figure(sparse, styles), "sparse_probing", sparse, caption)
 sparse.pivot_table(index="method", columns="k", values="auroc", sort=False).round(3)
 
 # %% [markdown] needs="head"
@@ -120,7 +120,7 @@ sparse.pivot_table(index="method", columns="k", values="auroc", sort=False).roun
 classifier = Classifier.load(stage.input("02_classify") / "classifier")
 steered = tables.steering_table(data, subjects, classifier, causes, steer_factors, seed)
 caption = "The classifier's logit when the feature of a cause is removed (0) or turned up; dashed: a random direction of the same norm."
-stage.figure(tables.steering_figure(steered, styles), "steering", steered, caption)
+stage.figure(figures.steering_figure(steered, styles), "steering", steered, caption)
 steered.pivot_table(index="method", columns="scale", values=["change", "control"], sort=False).round(2)
 
 # %% [markdown]
@@ -134,7 +134,7 @@ steered.pivot_table(index="method", columns="scale", values=["change", "control"
 # %%
 kinds = tables.attributes_table(known, subjects, codes, top=error_top, share=error_share, level=error_level)
 shares = tables.attribute_shares(kinds)
-stage.figure(tables.attributes_figure(shares), "kinds", shares, "What the latents of each method stand for.")
+stage.figure(figures.attributes_figure(shares), "kinds", shares, "What the latents of each method stand for.")
 kinds.groupby(["method", "seed"], sort=False)["is_error"].sum().unstack()
 
 # %%

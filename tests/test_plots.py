@@ -15,7 +15,7 @@ from mtlib.learn import methods as trained
 from mtlib.learn import scores
 from mtlib.measure import compare
 from mtlib.run.stage import Stage
-from mtlib.truth import tables as truth
+from mtlib.truth import figures as truth
 
 MANY = [f"matryoshka_transcoder_variant{'abcdefghijklmnopqrstuvwxy'[i]}" for i in range(25)]
 CAUSES = ("hand_fingers", "water_reflection")

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from mtlib.embed import store
-from mtlib.truth import tables
+from mtlib.plots import method_styles
+from mtlib.truth import figures, tables
 from mtlib.truth.causes import standings as standings_of
 from tests import synthetic
 from tests.finished_run import S, open_finished
@@ -48,7 +49,7 @@ def test_every_table_has_a_line_per_cause_or_feature_and_coder(run, known, codes
     assert len(split) == len(causes) and split["parent"].tolist() == causes["fires_for"].tolist()
     shares = tables.attribute_shares(kinds)
     np.testing.assert_allclose(shares[tables.KINDS].sum(axis=1), 1)
-    for figure in (tables.causes_figure(causes), tables.sparse_figure(sparse), tables.attributes_figure(shares)):
+    for figure in (figures.causes_figure(causes), figures.sparse_figure(sparse), figures.attributes_figure(shares)):
         figure.clear()
 
 
@@ -83,11 +84,11 @@ def test_the_figure_of_levels_has_a_line_per_method_that_has_several_l0():
     table = found(a_8=(0.9,), a_32=(0.8,), b=(0.7,)).assign(copies=1)
     table["l0_target"] = table["method"].map({"a_8": 8, "a_32": 32, "b": 32})
     standings = standings_of(table)
-    fig = tables.levels_figure(standings, table, tables.method_styles(table["method"]))
+    fig = figures.levels_figure(standings, table, method_styles(table["method"]))
     (line,) = [line for line in fig.axes[0].lines if line.get_label() == "a"]
     assert line.get_xdata().tolist() == [8, 32] and line.get_ydata().tolist() == pytest.approx([0.9, 0.8])
     one = table[table["method"] == "b"]
-    assert tables.levels_figure(standings_of(one), one, {}) is None
+    assert figures.levels_figure(standings_of(one), one, {}) is None
 
 
 def test_a_method_is_best_only_where_its_worst_seed_is_above_every_other_seed():
