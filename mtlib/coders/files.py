@@ -43,13 +43,18 @@ def read_config(folder: Path, config_class: type[Settings]) -> Settings:
     return config_class(**{k: v for k, v in saved.items() if k in config_class.model_fields})
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """What a safetensors file holds. Raises: FileNotFoundError, ValueError naming the file."""
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise ValueError(f"{path}: not a valid safetensors file ({e})") from e
+
+
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Copy weights.safetensors of `folder` into `model`. Raises: ValueError as `fill`."""
     path = Path(folder) / WEIGHTS
-    try:
-        fill(model, load_file(path), str(path))
-    except SafetensorError as e:
-        raise ValueError(f"{path}: not a valid safetensors file ({e})") from e
+    fill(model, read_tensors(path), str(path))
 
 
 def fill(model: nn.Module, tensors: dict[str, torch.Tensor], file: str) -> None:

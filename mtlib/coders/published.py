@@ -1,10 +1,12 @@
-"""Checkpoints of the five systems, and coders of this repo, as SparseCoder: the same codes, the same reconstructions.
+"""Checkpoints of the five systems and of two libraries, and coders of this repo, as SparseCoder: the same codes, the same
+reconstructions.
 
     MSAE                     {model, mean_center, scaling_factor, target_norm}; its settings stand in the file's name
     MonoLoss                 {model_state_dict, config, ...}, or a state dict with training_config.json beside it
     Matryoshka Transcoders   {model_state_dict, config: {input_dim, output_dim, levels, topk_per_level, ...}, ...}
     SAE-for-CLIP             {model_state_dict: {encoder.weight, encoder_bias, decoder.weight}, sae_config: {clip, sae}, ...}
     AlexNet-Transformer      a state dict {W_enc, W_dec, b_enc, b_dec, theta, epsilon}
+    SAELens                  sae_weights.safetensors and cfg.json; dictionary_learning: ae.pt and config.json (libraries.py)
 
 Files are read without running anything in them (run/torch_files.py). A coder so read can be saved with `save_pretrained`.
 """
@@ -13,15 +15,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 
-from mtlib.coders import layouts
+from mtlib.coders import layouts, libraries
 from mtlib.coders.config import SparseCoderConfig
-from mtlib.coders.files import fill
+from mtlib.coders.files import fill, read_tensors
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.run.torch_files import load_tensors
 
 HUB = "hf-hub:"
+SETTINGS = ("cfg.json", "config.json", "training_config.json")  # files that may stand beside a checkpoint
 
 
 def open_coder(name: str, k: int = 0) -> SparseCoder:
@@ -38,17 +41,25 @@ def open_coder(name: str, k: int = 0) -> SparseCoder:
     if name.startswith(HUB):
         owner, _, rest = name.removeprefix(HUB).partition("/")
         repository, _, file = rest.partition("/")
-        if file:
-            return read_published(hf_hub_download(f"{owner}/{repository}", file), k)
-        return SparseCoder.from_pretrained(f"{owner}/{repository}")
+        if not file:
+            return SparseCoder.from_pretrained(f"{owner}/{repository}")
+        wanted = [file, *(f"{file}/{name}" for name in (libraries.SAE_LENS, libraries.AE, *SETTINGS))]
+        wanted += [f"{file.rpartition('/')[0]}/{name}".lstrip("/") for name in SETTINGS]
+        path = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=wanted)) / file
+    path = _file(path)
     return SparseCoder.from_pretrained(path) if path.is_dir() else read_published(path, k)
 
 
+def _file(path: Path) -> Path:
+    """The coder's file in a folder of one of the libraries; other paths as they are."""
+    return next((path / name for name in (libraries.SAE_LENS, libraries.AE) if (path / name).is_file()), path)
+
+
 def read_published(path: str | Path, k: int = 0) -> SparseCoder:
-    """A coder from a checkpoint that one of the five systems published or writes.
+    """A coder from a checkpoint that one of the five systems, SAELens or dictionary_learning published or writes.
 
     Args:
-        path: the .pt or .pth file; its layout says which system wrote it.
+        path: the file, or the folder of one of the libraries; its layout says who wrote it.
         k:    latents per row, where the file does not say: SAE-for-CLIP before its end (default 500 there), the largest
             of MSAE's nested k (default all latents).
     Returns: the coder in eval mode; `recorded["checkpoint"]` holds file, reads (the x that it was trained on) and assumed
@@ -56,8 +67,8 @@ def read_published(path: str | Path, k: int = 0) -> SparseCoder:
     Raises: FileNotFoundError; ValueError when the file needs more than tensors and plain values, is of no layout that
         is known here, holds a field that is not understood, contradicts itself, or holds NaN or infinite weights.
     """
-    path = Path(path)
-    saved = load_tensors(path)
+    path = _file(Path(path))
+    saved = read_tensors(path) if path.suffix == ".safetensors" else load_tensors(path)
     state = saved.get("model_state_dict", saved.get("model", saved))
     if not isinstance(state, dict):
         raise ValueError(f"{path.name}: expected a dict of tensors, found {type(state).__name__}")
@@ -65,12 +76,18 @@ def read_published(path: str | Path, k: int = 0) -> SparseCoder:
         read = layouts.msae
     elif "encoder.0.weight" in state:
         read = layouts.matryoshka_transcoders
+    elif path.name == libraries.SAE_LENS:
+        read = libraries.sae_lens
+    elif libraries.classes(saved):
+        read = libraries.dictionary_learning
     elif "encoder_bias" in state:
         read = layouts.sae_for_clip
     elif "theta" in state:
         read = layouts.alexnet
     elif {"b_dec", "W_enc"} <= state.keys() or {"pre_bias", "encoder.weight"} <= state.keys():
         read = layouts.monoloss
+    elif {"cfg", "state_dict"} <= saved.keys():
+        raise ValueError(f"{path.name}: a checkpoint of SAELens before version 1; save it again with a newer one")
     else:
         raise ValueError(f"{path.name}: no known layout; it has {', '.join(sorted(map(str, state))[:8])}")
     found = read(path, saved, k)

@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of the five systems: every field, of the type that the authors' own saving gives it.
+"""Checkpoints in the layouts of the five systems and of two libraries: every field, of the type that the authors' own saving gives it.
 
 Each function writes one file and returns its path with the formula of the coder in it: x (N, D) -> codes (N, S) and the
 reconstruction (N, O), in float64, written down from the publications without a line of mtlib.
@@ -6,6 +6,7 @@ reconstruction (N, O), in float64, written down from the publications without a 
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 
 class Written(NamedTuple):
@@ -221,6 +223,66 @@ def alexnet(folder: Path, D: int, S: int, seed: int = 0) -> Written:
         return z, z @ array(state["W_dec"]) + array(state["b_dec"])
 
     return Written(folder / "sae_block6_jump_relu.pth", formula)
+
+
+def sae_lens(folder: Path, D: int, S: int, kind: str = "standard", *, seed=0, **more) -> Written:
+    """SAELens 6, `save_inference_model`. kind: standard, topk, jumprelu; more: fields of cfg.json."""
+    t, path = draws(seed), folder / "sae_weights.safetensors"
+    state = {"W_enc": t(D, S), "b_enc": t(S, scale=0.1), "W_dec": t(S, D), "b_dec": t(D)}
+    state |= {"threshold": t(S)} if kind == "jumprelu" else {}
+    cfg = dict(d_in=D, d_sae=S, dtype="float32", device="cpu", apply_b_dec_to_input=True, normalize_activations="none")
+    cfg |= dict(reshape_activations="none", metadata={"model_name": "vit", "hook_name": "blocks.6"}, architecture=kind)
+    cfg |= (dict(k=4, rescale_acts_by_decoder_norm=False) if kind == "topk" else {}) | more
+    save_file(state, path)
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+
+    def formula(x):
+        W_enc, b_enc, W_dec, b_dec = (array(state[name]) for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+        spread, mean = 1.0, 0.0
+        if cfg["normalize_activations"] == "layer_norm":
+            x, mean, spread = standardised(x)
+        elif cfg["normalize_activations"] == "constant_norm_rescale":
+            spread = np.linalg.norm(x, axis=1, keepdims=True) / np.sqrt(D)
+            x = x / spread
+        norm = np.linalg.norm(W_dec, axis=1) if cfg.get("rescale_acts_by_decoder_norm") else 1.0
+        a = ((x - b_dec * cfg["apply_b_dec_to_input"]) @ W_enc + b_enc) * norm
+        z = np.maximum(largest(a, 4) if "topk" in (kind, more.get("activation_fn_str")) else a, 0)
+        z = z * (a > array(state["threshold"])) if kind == "jumprelu" else z
+        return z, ((z / norm) @ W_dec + b_dec) * spread + mean
+
+    return Written(path, formula)
+
+
+def dictionary_learning(folder: Path, D: int, S: int, kind: str, *, config=True, seed=0) -> Written:
+    """dictionary_learning's ae.pt. kind: its dict_class. config: whether config.json stands beside it."""
+    t, threshold = draws(seed), torch.tensor(0.7)
+    enc, bias, dec, dec_bias = t(D, S), t(S, scale=0.1), t(S, D), t(D)
+    if kind in ("MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder"):
+        state = {"W_enc": enc, "b_enc": bias, "W_dec": dec, "b_dec": dec_bias}
+    else:
+        name = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(kind, "b_dec")
+        state = {"encoder.weight": enc.T, "encoder.bias": bias, "decoder.weight": dec.T, name: dec_bias}
+    if "TopK" in kind:
+        state |= {"k": torch.tensor(4, dtype=torch.int), "threshold": threshold}
+    state |= {"group_sizes": torch.tensor([10, S - 10])} if kind.startswith("Mat") else {}
+    state |= {"threshold": t(S)} if kind.startswith("Jump") else {}
+    torch.save(OrderedDict(state), folder / "ae.pt")
+    trainer = dict(
+        dict_class=kind, trainer_class="theirs", lr=1e-4, activation_dim=D, dict_size=S, layer=6, lm_name="vit"
+    )
+    if config:
+        said = {"trainer": trainer | ({"k": 4} if "TopK" in kind else {}), "buffer": {"ctx_len": 128}}
+        (folder / "config.json").write_text(json.dumps(said))
+
+    def formula(x):
+        W_enc, b_enc, W_dec, b_dec = map(array, (enc, bias, dec, dec_bias))
+        norm = np.linalg.norm(W_dec, axis=1) if kind == "AutoEncoder" else 1.0
+        a = ((x - b_dec * (kind not in ("AutoEncoderNew", "JumpReluAutoEncoder"))) @ W_enc + b_enc) * norm
+        z = np.maximum(a, 0)
+        z = largest(z, 4) if kind == "AutoEncoderTopK" else z * (a > array(state.get("threshold", torch.tensor(0.0))))
+        return z, (z / norm) @ W_dec + b_dec
+
+    return Written(folder / "ae.pt", formula)
 
 
 def clip_classifier(folder: Path, D: int, O: int, seed: int = 0) -> Written:  # noqa: E741
