@@ -19,7 +19,8 @@
 # implausible, whether they belong together, and what the classifier loses when the feature is taken away.
 #
 # *Needs* the coders of 03 (the first seed of each method is read) and what 04 counted of them, `scan/<method>/`.
-# *Makes* `features/<method>/`: `features.parquet`, `top_images.parquet`, `similar.parquet`, histograms and collages.
+# *Makes* `features/<method>/`: `features.parquet`, `top_images.parquet`, `similar.parquet`, codes of the test images,
+# histograms and collages.
 # *Takes* about a minute on two cores for the demo.
 
 # %% tags=["parameters"] needs="coders" settings="mtlib.features.choice:CollageSettings"
@@ -81,12 +82,12 @@ truth = {s.method: table.truth_columns(s.coder, data) for s in subjects}
 tables = {}
 for s in subjects:
     latents = pd.read_parquet(scans / s.method / "latents.parquet")
-    copy_of = copies(sparse_codes(s.coder, data.x, test, tokens=data.tokens))
-    tables[s.method] = table.feature_table(latents, data, copy_of, causal.get(s.method), truth.get(s.method))
+    codes = sparse_codes(s.coder, data.x, test, tokens=data.tokens)
+    tables[s.method] = table.feature_table(latents, data, copies(codes), causal.get(s.method), truth.get(s.method))
     together = fire_together(s.coder, data.x, test, data.tokens)
     weights = (w.detach().numpy() for w in (s.coder.W_dec, s.coder.W_enc))
     similar = table.similar_features(*weights, latents["n_active"].to_numpy(), together)
-    table.write_features(stage.out / "features" / s.method, tables[s.method], similar, scans / s.method)
+    table.write_features(stage.out / "features" / s.method, tables[s.method], similar, codes, scans / s.method)
 
 # %%
 overview = table.overview(tables, interpreted(stage.input("03_train")))

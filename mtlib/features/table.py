@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from mtlib.embed.store import Data, unit_rows
 from mtlib.measure.codes import MIN_ACTIVE, sparse_codes
@@ -64,11 +65,15 @@ def truth_columns(coder, data: Data) -> pd.DataFrame:
     return found[TRUTH_COLUMNS]
 
 
-def write_features(folder: Path, table: pd.DataFrame, similar: pd.DataFrame, scan: Path) -> None:
-    """Write features.parquet and similar.parquet into `folder`, and what 04 found of the images (its scan/<method>)."""
+def write_features(
+    folder: Path, table: pd.DataFrame, similar: pd.DataFrame, codes: sparse.csr_array, scan: Path
+) -> None:
+    """Write features.parquet, similar.parquet and the codes of the test images into `folder`, and what 04 found of the images
+    (its scan/<method>)."""
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "features.parquet", index=False)
     similar.to_parquet(folder / "similar.parquet", index=False)
+    sparse.save_npz(folder / "codes.npz", codes)
     for name in ("top_images.parquet", "histograms.npz"):
         shutil.copy(scan / name, folder / name)
 

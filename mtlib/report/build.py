@@ -1,4 +1,4 @@
-"""A run's pages: README.md and appendix.md of reports/<run>/, templates over what its stages declared and wrote.
+"""A run's pages: README.md and appendix.md of reports/<run>/, templates over what its stages declared and wrote; index.html.
 
     python -m mtlib.report.build runs/<run> reports/<run>
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from mtlib.measure.compare import fair_tables
 from mtlib.report import browse, text
+from mtlib.report.page.write import write_page
 from mtlib.report.reader import Reader
 from mtlib.run.artifacts import MEND, read_json, write_text
 from mtlib.truth.causes import FOUND
@@ -27,7 +28,8 @@ NO_JUDGES = ("truth", "threshold")  # verdicts that read the answer or the label
 
 def build(run_dir: str | Path, report: str | Path) -> None:
     """Write the pages of a run into its published report, whose figures, tables and collages are there already."""
-    values, environment = numbers(Reader.of_run(run_dir)), text.markdown_templates()
+    run = Reader.of_run(run_dir)
+    values, environment = numbers(run) | {"shared": write_page(run, Path(report))}, text.markdown_templates()
     for page in PAGES:
         written = environment.get_template(f"{page}.j2").render(values)
         spaced = re.sub(r"\n+(?=#+ )", "\n\n", re.sub(r"\n{3,}", "\n\n", written))

@@ -126,10 +126,11 @@ def test_without_labels_the_error_columns_are_empty(coder, data, tmp_path):
 def test_written_files_read_back_and_are_the_same_bytes_twice(tmp_path, table, folder, coder, data):
     together = fire_together(coder, data.x, data.rows("test"))
     similar = similar_features(coder.W_dec, coder.W_enc, table["n_active_test"].to_numpy(), together)
+    codes = sparse_codes(coder, data.x, data.rows("test"))
     for name in ("a", "b"):
-        write_features(tmp_path / name, table, similar, scanned(coder, data, tmp_path / f"scan-{name}"))
+        write_features(tmp_path / name, table, similar, codes, scanned(coder, data, tmp_path / f"scan-{name}"))
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert names == ["features.parquet", "histograms.npz", "similar.parquet", "top_images.parquet"]
+    assert names == ["codes.npz", "features.parquet", "histograms.npz", "similar.parquet", "top_images.parquet"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     top = pd.read_parquet(tmp_path / "a" / "top_images.parquet")

@@ -51,10 +51,10 @@ def write_small_run(run: Path, n: int = 400) -> Path:
     scanned = run / "scan"
     write_scan(scanned, found, activity(coder, data.x, data.rows("val")), data.manifest, names)
     causal = causal_relevance(coder, classifier, data.x, test, "y")
-    latents, copy_of = pd.read_parquet(scanned / "latents.parquet"), copies(sparse_codes(coder, data.x, test))
-    table = feature_table(latents, data, copy_of, causal, truth_columns(coder, data))
+    latents, codes = pd.read_parquet(scanned / "latents.parquet"), sparse_codes(coder, data.x, test)
+    table = feature_table(latents, data, copies(codes), causal, truth_columns(coder, data))
     similar = similar_features(*(w.detach().numpy() for w in (coder.W_dec, coder.W_enc)), np.ones(len(coder.W_dec)))
-    write_features(stage.out / "features" / "tc", table, similar, scanned)
+    write_features(stage.out / "features" / "tc", table, similar, codes, scanned)
     stage.finish()
 
     stage = Stage("06_interpret", str(run))

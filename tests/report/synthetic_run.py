@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+from scipy import sparse
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.store import open_data
@@ -22,6 +23,7 @@ from mtlib.judge.agreement import judge_table
 from mtlib.learn.classifier import ClassifierConfig, fit_classifier
 from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit
+from mtlib.measure.codes import sparse_codes
 from mtlib.measure.compare import comparison
 from mtlib.measure.relevance import error_ratios
 from mtlib.measure.scan import activity, top_images_table
@@ -210,6 +212,7 @@ def _features(run_dir: Path, labels: str, methods: dict) -> None:
             coder.W_dec.detach().numpy(), coder.W_enc.detach().numpy(), np.ones(len(coder.W_dec)), n=6
         )
         similar.to_parquet(folder / "similar.parquet", index=False)
+        sparse.save_npz(folder / "codes.npz", sparse_codes(coder, data.x, rows["test"]))
         for feature in frame.nlargest(6, "error_ratio" if judged else "density")["feature"]:
             Image.new("RGB", (300, 200), "#ddd").save(folder / f"collages/{feature}.jpg")
     stage.finish(status="ok")

@@ -1,0 +1,209 @@
+"""The page of a run to share: reports/<run>/index.html, one file, and the pictures that it shows in page/ beside it.
+
+It works from a folder, without network or kernel. Nothing is counted here: features, codes and neighbours are 05's, verdicts
+06's, causes 04's. Data go into the page as JSON, which the scripts beside this file show as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy import sparse
+
+from mtlib.embed.images import ImageRefused, load_image
+from mtlib.embed.store import ADDED, Data, load_data
+from mtlib.report import browse
+from mtlib.report.reader import Reader
+from mtlib.report.text import one_line
+from mtlib.run.artifacts import atomic, write_text
+
+HERE, PICTURES = Path(__file__).parent, "page"
+SCRIPTS = ("model.js", "parts.js", "views.js", "app.js")
+TOP, FIFTHS, PER_FIFTH, SILENT = 20, 5, 4, 10  # images of a feature: strongest, over its activations, without it
+NEAR, OF_IMAGE = 6, 12  # neighbours of a feature by either order; features of an image
+IMPORTANCE = (slice(0, 6), slice(6, TOP), slice(TOP, -SILENT), slice(-SILENT, None))  # of them, for a picture
+MAX_FEATURES = 2000  # of a method, error features and the most active first
+SIDE, MAX_BYTES = 160, 9_000_000  # of a picture's longer side in px; of all pictures
+COLUMNS = "feature density n_active_test mean_activation max_activation error_ratio error_low error_high q_bh assessed"
+COLUMNS += " mono_score purity dominant_class copy_of causal_relevance causal_control_latents causal_control_random"
+COLUMNS += " top_cause top_cause_share is_error"
+VERDICT = ["judge", "phrase", "verdict", "category", "confidence", "detail"]
+
+
+def write_page(reader: Reader, report: Path) -> bool:
+    """Write a run's page into its report; pictures that are there already stay. Returns: False without features to show."""
+    methods = [one for m in reader.methods() if (one := _method(reader, m))]
+    if not methods:
+        return False
+    data = load_data(reader.folders["01_embed"], *map(reader.folders.get, ADDED))
+    rows = data.rows("test")[:: data.tokens]  # (n,) first row of each image, in the order of the codes
+    wanted = np.concatenate([m["shown"][:, part].ravel() for part in IMPORTANCE for m in methods])
+    wanted = pd.unique(wanted[wanted >= 0])
+    files = write_pictures(data, rows[wanted], report / PICTURES)
+    wanted, place = wanted[: len(files)], np.full(len(rows) + 1, -1)  # the last for -1, no image
+    place[wanted] = np.arange(len(wanted))
+    for method in methods:
+        method["shown"] = place[method["shown"]].tolist()
+        method["images"] = _features_of(method.pop("codes"), method.pop("table"), wanted)
+    labels, shown = data.labels(rows), data.manifest.iloc[rows[wanted]]
+    truth = [""] * len(wanted) if data.truth is None else data.truth["cause"].iloc[rows[wanted]].fillna("")
+    about = (
+        files,
+        data.labels(rows[wanted]).tolist(),
+        *map(cells, (shown["class_name"], shown["path"], pd.Series(truth))),
+    )
+    content = {
+        "run": reader.name,
+        "remark": one_line(reader.params("07_results").get("remark", "")),
+        "labelled": reader.facts("01_embed").get("labels") == "plausibility",
+        "base_rate": float(labels[labels >= 0].mean().round(4)) if (labels >= 0).any() else None,
+        "n_images": len(rows),
+        "layout": [TOP, FIFTHS, PER_FIFTH],
+        "notebooks": sorted(p.name for p in (report / "notebooks").glob("*.html")),
+        "images": list(zip(*about, strict=True)),
+        "methods": methods,
+    }
+    style, script = ("\n".join((HERE / n).read_text("utf-8") for n in names) for names in (("page.css",), SCRIPTS))
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    as_json = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = Template((HERE / "index.html").read_text("utf-8"))
+    write_text(report / "index.html", page.substitute(style=style, script=script, allowed=allowed, data=as_json))
+    return True
+
+
+def _method(reader: Reader, method: str) -> dict:
+    """What the page knows of a method, with its codes and table and images by their place in the test split; {} without codes."""
+    path = reader.find("05_features", f"features/{method}/codes.npz")
+    if path is None:
+        return {}
+    codes, table = sparse.csc_array(sparse.load_npz(path)), browse.most_active(reader, method)
+    errors, verdicts = browse.error_features(reader, method)["feature"].tolist(), reader.verdicts(method)
+    n_latents, alive = len(table), table[table["n_active_test"] > 0]
+    first = (~alive["feature"].isin(errors)).sort_values(kind="stable").index[:MAX_FEATURES]
+    table = alive.loc[first]
+    with np.load(path.with_name("histograms.npz"), allow_pickle=False) as saved:
+        edges, counts = (
+            saved["edges"][table.index],
+            [np.trim_zeros(c, "b").tolist() for c in saved["counts"][table.index]],
+        )
+    shown, activations = zip(*(choose(codes, feature) for feature in table.index), strict=True)
+    return {
+        "name": method,
+        "n_latents": n_latents,
+        "n_alive": len(alive),
+        "columns": {c: cells(table[c]) for c in COLUMNS.split() if c in table},
+        "errors": [int(f) for f in errors if f in table.index],
+        "judges": browse.judges_of(reader, verdicts),
+        "verdicts": _by_feature(verdicts, table.index, VERDICT),
+        "near": _near(reader.features(method, "similar"), table.index),
+        "histograms": [[float(e[len(c)]), c] for e, c in zip(edges, counts, strict=True)],
+        "causes": _causes(reader, method),
+        "shown": np.stack(shown),  # (features, images of each), -1: none
+        "activations": [cells(pd.Series(a)) for a in activations],
+        "codes": codes,
+        "table": table,
+    }
+
+
+def _causes(reader: Reader, method: str) -> list[list]:
+    """Of each known error the one feature of a method that stands for it: cause, its number, average precision, the probe's."""
+    frame = reader.table("04_causes")
+    if "ap_feature" not in frame:
+        return []
+    own = frame[frame["method"] == method].dropna(subset=["ap_feature"]).drop_duplicates("cause")  # of the first seed
+    return [
+        list(line) for line in zip(*(cells(own[c]) for c in ("cause", "ap_feature", "ap", "ap_probe")), strict=True)
+    ]
+
+
+def cells(column: pd.Series) -> list:
+    """A column as JSON: numbers in four digits or null, text on one line."""
+    if pd.api.types.is_bool_dtype(column) or (pd.api.types.is_integer_dtype(column) and not column.hasnans):
+        return column.tolist()
+    if pd.api.types.is_numeric_dtype(column):
+        return [float(f"{v:.4g}") if np.isfinite(v) else None for v in column]
+    return [None if v is None else v if isinstance(v, bool) else one_line(v) for v in column]
+
+
+def _by_feature(frame: pd.DataFrame, features: pd.Index, columns: list[str]) -> list[list]:
+    """For each feature the lines of a frame that are its own, as lists of `columns`."""
+    frame, lines = frame[frame["feature"].isin(features)], {f: [] for f in features}
+    for feature, *line in zip(frame["feature"], *(cells(frame[c]) for c in columns), strict=True):
+        lines[feature].append(line)
+    return list(lines.values())
+
+
+def _near(similar: pd.DataFrame, features: pd.Index) -> list[list]:
+    """For each feature its neighbours by decoder and by images in common: number, cosine, share of images in common."""
+    orders = {"cosine": ("decoder", "both"), "jaccard": ("together", "both")}
+    ranked = (
+        similar[similar["neighbour"].isin(features) & similar["by"].isin(by)].sort_values(
+            c, ascending=False, kind="stable"
+        )
+        for c, by in orders.items()
+    )
+    kept = pd.concat([part.groupby("feature").head(NEAR) for part in ranked]).drop_duplicates(["feature", "neighbour"])
+    return _by_feature(kept, features, ["neighbour", "cosine", "jaccard"])
+
+
+def choose(codes: sparse.csc_array, feature: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a feature by their place in the test split, -1 where there are too few, and its activations on them: its
+    strongest, some of each fifth of those on which it fires, and some without it by chance."""
+    own, n_images = slice(*codes.indptr[feature : feature + 2]), codes.shape[0]
+    fires = codes.indices[own][np.lexsort((codes.indices[own], -codes.data[own]))]
+    out, n, at = np.full(TOP + FIFTHS * PER_FIFTH + SILENT, -1), len(fires), TOP + FIFTHS * PER_FIFTH
+    out[: min(TOP, n)] = fires[:TOP]
+    if n > TOP:
+        out[TOP:at] = fires[((np.arange(FIFTHS * PER_FIFTH) + 0.5) * n / (FIFTHS * PER_FIFTH)).astype(int)]
+    without = np.random.default_rng(feature).permutation(np.setdiff1d(np.arange(n_images), fires))[:SILENT]
+    out[at : at + len(without)] = without
+    activation = np.zeros(n_images, np.float32)
+    activation[codes.indices[own]] = codes.data[own]
+    return out, activation[out]
+
+
+def _features_of(codes: sparse.csc_array, table: pd.DataFrame, images: np.ndarray) -> list[list]:
+    """For each image its features on the page, those first that are nearest to their own maximum: number, activation, ..."""
+    rows, lines = sparse.csr_array(codes[:, table.index]), []
+    most = table["max_activation"].to_numpy()
+    for i in images:
+        own = slice(*rows.indptr[i : i + 2])
+        column, value = rows.indices[own], rows.data[own]
+        order = np.argsort(-value / most[column], kind="stable")[:OF_IMAGE]
+        numbers = cells(pd.Series(value[order]))
+        lines.append([n for pair in zip(table.index[column[order]].tolist(), numbers, strict=True) for n in pair])
+    return lines
+
+
+def write_pictures(data: Data, rows: np.ndarray, folder: Path) -> list[str]:
+    """Write a small picture of each row, named by the file's sha256, until MAX_BYTES; others in the folder go.
+
+    Returns: their names, "" where there is none to show; shorter than rows where there was no room.
+    """
+    names, size = [], 0
+    for row in rows if data.image_root is not None and data.pictures else ():
+        name = f"{data.manifest['sha256'].iloc[row][-20:]}.webp"
+        if not (folder / name).is_file():
+            try:
+                image, _ = load_image(data.images(row))
+            except ImageRefused:  # moved or changed since
+                names.append("")
+                continue
+            image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            with atomic(folder / name) as tmp:
+                image.save(tmp, "WEBP", quality=80, method=4)
+        size += (folder / name).stat().st_size
+        if size > MAX_BYTES:
+            break
+        names.append(name)
+    for old in folder.glob("*"):
+        if old.name not in set(names):
+            old.unlink()
+    return names or [""] * len(rows)
