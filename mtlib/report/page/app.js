@@ -43,7 +43,7 @@ function draw() {
   state = readAddress(location.hash);
   const view = state.image ? "image" : state.feature ? "feature" : "list";
   for (const [key, control] of Object.entries(controls)) {
-    const value = key === "method" ? state.feature?.method ?? (state.method || METHODS[0].name) : state[key];
+    const value = key === "method" ? state.method || METHODS[0].name : state[key];
     if (key !== "q" || control !== document.activeElement) control.value = value;
   }
   const [y, made] = places.get(address(state)) ?? [0, 0];
@@ -54,7 +54,8 @@ function draw() {
       : [!state.method && start(state), bar, results(state, made)]).flat(2).filter(Boolean));
     scrollTo(0, y);
   }
-  document.body.dataset.view = view;
+  const own = state.feature?.method ?? state.method;
+  for (const link of document.querySelectorAll("header nav a")) own === link.textContent ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   document.title = `${view === "feature" ? `${nameOf(state.feature, state.judge)} · ` : view === "image" ? "an image · " : ""}${DATA.run}`;
   if (moved && view !== "list") main.querySelector("h1").focus({preventScroll: true});
   shown = view;

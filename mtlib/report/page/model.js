@@ -4,39 +4,47 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const [TOP, FIFTHS, PER_FIFTH] = DATA.layout;
 
-const IMAGES = DATA.images.map(([file, label, word, path, cause], id) => ({id, file, label, word, path, cause, features: []}));
-const METHODS = DATA.methods.map(readMethod);
+const IMAGES = DATA.images.map(([file, label, word, path, cause], id) => ({id, file, label, word, path, cause}));
+
+/** One feature: its columns by name, and what else is known of it, read when it is asked for. */
+class Feature {
+  #raw; #i;
+
+  constructor(raw, i) {
+    [this.#raw, this.#i] = [raw, i];
+    [this.method, this.number, this.copies] = [raw.name, raw.columns.feature[i], []];
+    for (const name of Object.keys(raw.columns)) this[name] = raw.columns[name][i];
+    this.enriched = this.assessed && this.q_bh !== null && this.q_bh <= 0.05;
+    this.causes = raw.causes.filter((c) => c[1] === this.number).map(([cause, , ap, probe]) => ({cause, ap, probe}));
+    this.verdicts = raw.verdicts[i].map(([judge, phrase, verdict, category, confidence, detail]) =>
+      ({judge, phrase, verdict, category, confidence, detail}));
+  }
+
+  #part(from, to) {
+    const [ids, activations] = [this.#raw.shown[this.#i], this.#raw.activations[this.#i]];
+    return ids.slice(from, to).map((id, k) => ({image: IMAGES[id], activation: activations[from + k]})).filter((one) => one.image);
+  }
+
+  get top() { return this.#part(0, TOP); }
+  get fifths() { return Array.from({length: FIFTHS}, (_, k) => this.#part(TOP + k * PER_FIFTH, TOP + (k + 1) * PER_FIFTH)); }
+  get silent() { return this.#part(TOP + FIFTHS * PER_FIFTH); }
+  get near() { return this.#raw.near[this.#i].map(([other, cosine, jaccard]) => ({other, cosine, jaccard})); }
+  get end() { return this.#raw.histograms[this.#i][0]; }
+  get counts() { return this.#raw.histograms[this.#i][1]; }
+}
+
+const METHODS = DATA.methods.map((raw) => {
+  const features = raw.columns.feature.map((_, i) => new Feature(raw, i)), byNumber = new Map(features.map((f) => [f.number, f]));
+  for (const f of features) if (f.copy_of !== f.number) byNumber.get(f.copy_of)?.copies.push(f.number);
+  const {name, judges, n_latents, n_alive, images} = raw;
+  return {name, judges, n_latents, n_alive, images, features, byNumber, orders: new Map(), errors: raw.errors.map((n) => byNumber.get(n))};
+});
 const BY_NAME = new Map(METHODS.map((m) => [m.name, m]));
 
-function readMethod(raw) {
-  const columns = Object.entries(raw.columns);
-  const features = raw.columns.feature.map((number, i) => {
-    const f = {method: raw.name, number};
-    for (const [name, values] of columns) f[name] = values[i];
-    const shown = raw.shown[i].map((id, at) => ({image: IMAGES[id], activation: raw.activations[i][at]}));
-    const part = (from, to) => shown.slice(from, to).filter((one) => one.image);
-    f.top = part(0, TOP);
-    f.fifths = Array.from({length: FIFTHS}, (_, k) => part(TOP + k * PER_FIFTH, TOP + (k + 1) * PER_FIFTH));
-    f.silent = part(TOP + FIFTHS * PER_FIFTH);
-    f.verdicts = raw.verdicts[i].map(([judge, phrase, verdict, category, confidence, detail]) =>
-      ({judge, phrase, verdict, category, confidence, detail}));
-    f.near = raw.near[i].map(([other, cosine, jaccard]) => ({other, cosine, jaccard}));
-    [f.end, f.counts] = raw.histograms[i];
-    f.causes = raw.causes.filter((c) => c[1] === number).map(([cause, , ap, probe]) => ({cause, ap, probe}));
-    f.enriched = f.assessed && f.q_bh !== null && f.q_bh <= 0.05;
-    return f;
-  });
-  const byNumber = new Map(features.map((f) => [f.number, f]));
-  for (const f of features) f.copies = [];
-  for (const f of features) if (f.copy_of !== f.number) byNumber.get(f.copy_of)?.copies.push(f.number);
-  raw.images.forEach((flat, id) => {
-    const own = [];
-    for (let k = 0; k < flat.length; k += 2) own.push({feature: byNumber.get(flat[k]), activation: flat[k + 1]});
-    IMAGES[id].features.push(own); // one list for each method, in their order
-  });
-  const method = {name: raw.name, features, byNumber, judges: raw.judges, n_latents: raw.n_latents, n_alive: raw.n_alive};
-  method.errors = raw.errors.map((number) => byNumber.get(number));
-  return method;
+/** Features of a method that fire on an image, nearest to their own largest activation first. */
+function featuresOf(method, image) {
+  const flat = method.images[image.id];
+  return Array.from({length: flat.length / 2}, (_, k) => ({feature: method.byNumber.get(flat[2 * k]), activation: flat[2 * k + 1]}));
 }
 
 const NONE = {judge: "", phrase: "", verdict: "", category: "", confidence: null, detail: ""};
@@ -82,14 +90,21 @@ function words(f, judge) {
   return f.words.get(judge);
 }
 
-/** Features of a method that a state keeps, in its order; copies of one another are one, the first with all their numbers. */
+/** All features of a method in the order of a sort, found once. */
+function ordered(method, sort) {
+  if (!method.orders.has(sort)) {
+    const keyed = method.features.map((f) => [SORTS[sort][1](f) ?? -Infinity, f]);
+    keyed.sort(([a, f], [b, g]) => b - a || f.number - g.number);
+    method.orders.set(sort, keyed.map(([, f]) => f));
+  }
+  return method.orders.get(sort);
+}
+
+/** Features of a method that a state keeps, in its order; copies of one another are one group, the first with the others. */
 function listed(method, state) {
-  const wanted = state.q.toLowerCase().split(/\s+/).filter(Boolean), keep = SHOWS[state.show][1], value = SORTS[state.sort][1];
-  const kept = method.features.filter((f) => keep(f, state.judge) && wanted.every((w) => words(f, state.judge).includes(w)));
-  const keyed = kept.map((f) => [value(f) ?? -Infinity, f]);
-  keyed.sort(([a, f], [b, g]) => b - a || f.number - g.number || 0);
-  const groups = new Map();
-  for (const [, f] of keyed) {
+  const wanted = state.q.toLowerCase().split(/\s+/).filter(Boolean), keep = SHOWS[state.show][1], groups = new Map();
+  for (const f of ordered(method, state.sort)) {
+    if (!keep(f, state.judge) || !wanted.every((w) => words(f, state.judge).includes(w))) continue;
     if (groups.has(f.copy_of)) groups.get(f.copy_of).push(f);
     else groups.set(f.copy_of, [f]);
   }
@@ -149,9 +164,19 @@ function readAddress(hash) {
   return state;
 }
 
+const queries = new WeakMap(); // of a state: a grid asks for the same one again and again
+
+function query(state) {
+  if (!queries.has(state)) {
+    const said = new URLSearchParams(Object.keys(START).filter((key) => state[key] !== START[key]).map((key) => [key, state[key]]));
+    queries.set(state, said.size ? `?${said}` : "");
+  }
+  return queries.get(state);
+}
+
+/** The address of a state with a change to it. */
 function address(state, change = {}) {
-  const {method, feature, image, ...rest} = {...state, ...change};
-  const query = new URLSearchParams(Object.entries(rest).filter(([key, value]) => value !== START[key])).toString();
+  const {method, feature, image} = {...state, ...change};
   const place = image ? `:image/${image.id}` : feature ? `${encodeURIComponent(feature.method)}/${feature.number}` : encodeURIComponent(method);
-  return `#${place}${query ? `?${query}` : ""}`;
+  return `#${place}${query(Object.keys(change).some((key) => key in START) ? {...state, ...change} : state)}`;
 }

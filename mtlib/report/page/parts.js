@@ -88,23 +88,25 @@ function line(f, state, remark, share = null) {
 /** How often a feature fires how strongly: bars of square-root height. */
 function histogram(f) {
   if (!f.counts.length) return null;
-  const [width, height] = [360, 90], most = Math.max(...f.counts), step = width / f.counts.length, last = f.end;
+  const [width, height] = [360, 90], most = Math.max(...f.counts), step = width / f.counts.length;
   const bars = f.counts.map((n, i) => {
     const tall = Math.sqrt(n / most) * height;
     return h("svg:rect", {x: i * step, y: height - tall, width: Math.max(step - 1, 1), height: tall},
-      h("svg:title", {}, `${number((i * last) / f.counts.length)} to ${number(((i + 1) * last) / f.counts.length)}: ${many(n, "image")}`));
+      h("svg:title", {}, `${number((i * f.end) / f.counts.length)} to ${number(((i + 1) * f.end) / f.counts.length)}: ${many(n, "image")}`));
   });
   return h("figure.histogram", {},
     h("svg:svg", {viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `histogram of ${many(f.n_active_test, "activation")}, largest ${number(f.max_activation)}`}, bars),
-    h("figcaption.muted", {}, h("span", {}, "0"), h("span", {}, "activation (height: root of the number of images)"), h("span", {}, number(last))));
+    h("figcaption.muted", {}, h("span", {}, "0"), h("span", {}, "activation"), h("span", {}, number(f.end))));
 }
 
-/** What taking the feature away does to the classifier's logit, beside its controls. */
+/** What taking the feature away does to the classifier's logit, beside its controls, of which only the size is known. */
 function effect(f) {
-  const rows = [["this feature", f.causal_relevance], ["others like it", f.causal_control_latents], ["random", f.causal_control_random]];
-  if (missing(rows[0][1])) return null;
-  const most = Math.max(...rows.map(([, v]) => Math.abs(v ?? 0))) || 1;
-  return h("dl.effect", {}, rows.filter(([, v]) => !missing(v)).map(([name, v]) => [
-    h("dt", {}, name),
-    h("dd", {}, h("span.bar", {}, h("span", {class: v < 0 ? "down" : "up", style: {width: `${(50 * Math.abs(v)) / most}%`}})), h("b", {}, name === "this feature" ? signed(v) : `±${number(Math.abs(v))}`))]));
+  const [own, ...controls] = [f.causal_relevance, f.causal_control_latents, f.causal_control_random];
+  if (missing(own)) return null;
+  const most = Math.max(...[own, ...controls].map((v) => Math.abs(v ?? 0))) || 1, half = (v) => `${(50 * Math.abs(v)) / most}%`;
+  const row = (name, bar, text) => [h("dt", {}, name), h("dd", {}, h("span.bar", {}, bar), h("b", {}, text))];
+  const both = (name, v) => !missing(v) && row(name, h("span.both", {style: {left: `calc(50% - ${half(v)})`, right: `calc(50% - ${half(v)})`}}), `±${number(v)}`);
+  return h("dl.effect", {},
+    row("this feature", h("span", {class: own < 0 ? "down" : "up", style: {width: half(own)}}), signed(own)),
+    both("other features", controls[0]), both("random directions", controls[1]));
 }

@@ -1,10 +1,10 @@
 // What fills the page: its start, a grid of features, one feature, one image. Each returns elements for <main>.
 
-const CHUNK = 48; // cards that are made at a time, as the end of the grid comes near
+const CHUNK = 30; // cards that are made at a time, as the end of the grid comes near
 
 /** Cards of groups of features, made as they are scrolled to. */
 function grid(groups, state, made = CHUNK) {
-  const box = h("div.grid", {role: "list"}), end = h("div.end");
+  const box = h("div.grid"), end = h("div.end");
   const add = (n) => {
     const next = groups.slice(box.childElementCount, box.childElementCount + n);
     box.append(...next.map((group) => card(group, state)));
@@ -98,8 +98,8 @@ function featureView(state, order) {
       h("aside.side", {},
         certainty(f) && section("Is it about errors?", null, certainty(f, true), best),
         section("In numbers", null, h("dl.facts", {}, facts.map(([name, v, remark]) => [h("dt", {}, name), h("dd", {}, h("b", {}, v), " ", h("span.muted", {}, remark))]))),
-        section("Activations", null, histogram(f)),
-        effect(f) && section("Effect on the logit", "Mean change when it is taken away; below 0, it had pushed towards “implausible”.", effect(f)),
+        section("Activations", "How often it fires how strongly; heights are roots of numbers of images.", histogram(f)),
+        effect(f) && section("Effect on the logit", "Mean change when it is taken away, beside what taking others of its size away does; below 0, it had pushed towards “implausible”.", effect(f)),
         section("Names and verdicts", null, f.verdicts.length ? h("ul.judges", {}, f.verdicts.map((v) => h("li", {}, h("span.over", {}, v.judge), badge(v.verdict), h("p", {}, v.phrase), h("p.muted", {}, [v.category, !missing(v.confidence) && `confidence ${number(v.confidence)}`, v.detail].filter(Boolean).join(" · "))))) : h("p.muted", {}, "No judge has looked at it.")))),
     h("div.three", {},
       near.length > 0 && section("Nearest features", "by the direction that they write", near.map((n) => line(m.byNumber.get(n.other), state, `cosine ${n.cosine.toFixed(2)}`, n.cosine))),
@@ -112,8 +112,8 @@ function featureView(state, order) {
 function imageView(state) {
   const {image} = state, [label, sign] = LABELS[image.label];
   const facts = [["label", label && `${sign} ${label}`], ["class", image.word], ["true error", image.cause], ["file", image.path]].filter(([, v]) => v);
-  const columns = METHODS.map((m, k) => section(m.name, null,
-    image.features[k].length ? image.features[k].map(({feature, activation}) => line(feature, state, `${number(activation)}, ${percent(activation / feature.max_activation)} of its largest`, activation / feature.max_activation)) : h("p.muted", {}, "No feature fires.")));
+  const columns = METHODS.map((m) => [m, featuresOf(m, image)]).map(([m, own]) => section(m.name, null,
+    own.length ? own.map(({feature, activation}) => line(feature, state, `${number(activation)}, ${percent(activation / feature.max_activation)} of its largest`, activation / feature.max_activation)) : h("p.muted", {}, "No feature fires.")));
   return [
     h("div.head", {}, h("nav.crumbs", {"aria-label": "place"}, h("a", {href: address(state, {image: null, feature: null})}, "features"), h("span", {}, " image")), h("h1", {tabindex: -1}, "What fires on this image?")),
     h("div.image", {}, h("div.whole", {class: `whole label${image.label}`}, picture(image)), h("dl.facts", {}, facts.map(([name, v]) => [h("dt", {}, name), h("dd", {}, v)]))),

@@ -30,10 +30,10 @@ TOP, FIFTHS, PER_FIFTH, SILENT = 20, 5, 4, 10  # images of a feature: strongest,
 NEAR, OF_IMAGE = 6, 12  # neighbours of a feature by either order; features of an image
 IMPORTANCE = (slice(0, 6), slice(6, TOP), slice(TOP, -SILENT), slice(-SILENT, None))  # of them, for a picture
 MAX_FEATURES = 2000  # of a method, error features and the most active first
-SIDE, MAX_BYTES = 160, 9_000_000  # of a picture's longer side in px; of all pictures
+SIDE, MAX_BYTES, MAX_IMAGES = 160, 9_000_000, 6000  # a picture's longer side in px; all pictures
 COLUMNS = "feature density n_active_test mean_activation max_activation error_ratio error_low error_high q_bh assessed"
 COLUMNS += " mono_score purity dominant_class copy_of causal_relevance causal_control_latents causal_control_random"
-COLUMNS += " top_cause top_cause_share is_error"
+COLUMNS += " top_cause top_cause_share"
 VERDICT = ["judge", "phrase", "verdict", "category", "confidence", "detail"]
 
 
@@ -45,20 +45,15 @@ def write_page(reader: Reader, report: Path) -> bool:
     data = load_data(reader.folders["01_embed"], *map(reader.folders.get, ADDED))
     rows = data.rows("test")[:: data.tokens]  # (n,) first row of each image, in the order of the codes
     wanted = np.concatenate([m["shown"][:, part].ravel() for part in IMPORTANCE for m in methods])
-    wanted = pd.unique(wanted[wanted >= 0])
+    wanted = pd.unique(wanted[wanted >= 0])[:MAX_IMAGES]
     files = write_pictures(data, rows[wanted], report / PICTURES)
     wanted, place = wanted[: len(files)], np.full(len(rows) + 1, -1)  # the last for -1, no image
     place[wanted] = np.arange(len(wanted))
     for method in methods:
         method["shown"] = place[method["shown"]].tolist()
         method["images"] = _features_of(method.pop("codes"), method.pop("table"), wanted)
-    labels, shown = data.labels(rows), data.manifest.iloc[rows[wanted]]
-    truth = [""] * len(wanted) if data.truth is None else data.truth["cause"].iloc[rows[wanted]].fillna("")
-    about = (
-        files,
-        data.labels(rows[wanted]).tolist(),
-        *map(cells, (shown["class_name"], shown["path"], pd.Series(truth))),
-    )
+    labels, known = data.labels(rows), data.manifest.assign(cause=None if data.truth is None else data.truth["cause"])
+    about = [cells(known[column].iloc[rows[wanted]]) for column in ("class_name", "path", "cause")]
     content = {
         "run": reader.name,
         "remark": one_line(reader.params("07_results").get("remark", "")),
@@ -67,7 +62,7 @@ def write_page(reader: Reader, report: Path) -> bool:
         "n_images": len(rows),
         "layout": [TOP, FIFTHS, PER_FIFTH],
         "notebooks": sorted(p.name for p in (report / "notebooks").glob("*.html")),
-        "images": list(zip(*about, strict=True)),
+        "images": list(zip(files, labels[wanted].tolist(), *about, strict=True)),
         "methods": methods,
     }
     style, script = ("\n".join((HERE / n).read_text("utf-8") for n in names) for names in (("page.css",), SCRIPTS))
@@ -89,10 +84,9 @@ def _method(reader: Reader, method: str) -> dict:
     first = (~alive["feature"].isin(errors)).sort_values(kind="stable").index[:MAX_FEATURES]
     table = alive.loc[first]
     with np.load(path.with_name("histograms.npz"), allow_pickle=False) as saved:
-        edges, counts = (
-            saved["edges"][table.index],
-            [np.trim_zeros(c, "b").tolist() for c in saved["counts"][table.index]],
-        )
+        edges, counts = saved["edges"][table.index], saved["counts"][table.index]
+    ends = [int(c.nonzero()[0].max(initial=-1)) + 1 for c in counts]  # of each histogram's last bar
+    histograms = [[float(e[n]), c[:n].tolist()] for e, c, n in zip(edges, counts, ends, strict=True)]
     shown, activations = zip(*(choose(codes, feature) for feature in table.index), strict=True)
     return {
         "name": method,
@@ -103,7 +97,7 @@ def _method(reader: Reader, method: str) -> dict:
         "judges": browse.judges_of(reader, verdicts),
         "verdicts": _by_feature(verdicts, table.index, VERDICT),
         "near": _near(reader.features(method, "similar"), table.index),
-        "histograms": [[float(e[len(c)]), c] for e, c in zip(edges, counts, strict=True)],
+        "histograms": histograms,
         "causes": _causes(reader, method),
         "shown": np.stack(shown),  # (features, images of each), -1: none
         "activations": [cells(pd.Series(a)) for a in activations],
@@ -118,9 +112,7 @@ def _causes(reader: Reader, method: str) -> list[list]:
     if "ap_feature" not in frame:
         return []
     own = frame[frame["method"] == method].dropna(subset=["ap_feature"]).drop_duplicates("cause")  # of the first seed
-    return [
-        list(line) for line in zip(*(cells(own[c]) for c in ("cause", "ap_feature", "ap", "ap_probe")), strict=True)
-    ]
+    return list(zip(*(cells(own[c]) for c in ("cause", "ap_feature", "ap", "ap_probe")), strict=True))
 
 
 def cells(column: pd.Series) -> list:
@@ -129,7 +121,7 @@ def cells(column: pd.Series) -> list:
         return column.tolist()
     if pd.api.types.is_numeric_dtype(column):
         return [float(f"{v:.4g}") if np.isfinite(v) else None for v in column]
-    return [None if v is None else v if isinstance(v, bool) else one_line(v) for v in column]
+    return [one_line(v) for v in column.fillna("")]
 
 
 def _by_feature(frame: pd.DataFrame, features: pd.Index, columns: list[str]) -> list[list]:
@@ -142,14 +134,11 @@ def _by_feature(frame: pd.DataFrame, features: pd.Index, columns: list[str]) -> 
 
 def _near(similar: pd.DataFrame, features: pd.Index) -> list[list]:
     """For each feature its neighbours by decoder and by images in common: number, cosine, share of images in common."""
-    orders = {"cosine": ("decoder", "both"), "jaccard": ("together", "both")}
-    ranked = (
-        similar[similar["neighbour"].isin(features) & similar["by"].isin(by)].sort_values(
-            c, ascending=False, kind="stable"
-        )
-        for c, by in orders.items()
-    )
-    kept = pd.concat([part.groupby("feature").head(NEAR) for part in ranked]).drop_duplicates(["feature", "neighbour"])
+    known, parts = similar[similar["neighbour"].isin(features)], []
+    for column, by in (("cosine", "decoder"), ("jaccard", "together")):
+        ranked = known[known["by"].isin([by, "both"])].sort_values(column, ascending=False, kind="stable")
+        parts.append(ranked.groupby("feature").head(NEAR))
+    kept = pd.concat(parts).drop_duplicates(["feature", "neighbour"])
     return _by_feature(kept, features, ["neighbour", "cosine", "jaccard"])
 
 
@@ -203,7 +192,6 @@ def write_pictures(data: Data, rows: np.ndarray, folder: Path) -> list[str]:
         if size > MAX_BYTES:
             break
         names.append(name)
-    for old in folder.glob("*"):
-        if old.name not in set(names):
-            old.unlink()
+    for old in {p.name for p in folder.glob("*")} - set(names):
+        (folder / old).unlink()
     return names or [""] * len(rows)
