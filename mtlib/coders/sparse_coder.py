@@ -154,7 +154,7 @@ class SparseCoder(nn.Module, HubModel):
 
     def _product(self, a: Tensor, w: Tensor) -> Tensor:
         if self.compute_dtype is None:
-            return a @ w
+            return a.to(w.dtype) @ w
         return (a.to(self.compute_dtype) @ w.to(self.compute_dtype)).to(w.dtype)
 
     # ---- inference -------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class SparseCoder(nn.Module, HubModel):
     def encode(self, x: Tensor) -> Tensor:
         """Codes of x; each row's code depends on that row alone, unless config.inference = batch.
 
-        Args: x (B, D) float32, as the embeddings are stored. Returns: (B, S) >= 0.
+        Args: x (B, D), taken as float32, as the embeddings are stored. Returns: (B, S) >= 0.
         Raises: ValueError naming expected and actual shape.
         """
         z_pre = self._pre(x)
@@ -198,7 +198,7 @@ class SparseCoder(nn.Module, HubModel):
         return z_pre.relu() if self.config.relu_first else z_pre
 
     def _inputs(self, x: Tensor) -> Tensor:
-        return scaled(x, self.x_mean, self.x_scale, self.config.scale, self.config.unit_rows)
+        return scaled(x.to(self.enc.dtype), self.x_mean, self.x_scale, self.config.scale, self.config.unit_rows)
 
     def _compared(self, x: Tensor) -> Tensor:
         """The rows whose cosines MonoLoss compares."""

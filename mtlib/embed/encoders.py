@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from mtlib.run.artifacts import ArtifactError
 from mtlib.scenes import clip_path
 
 TIMM, ALEXNET = "timm/", "alexnet:"
+ARRAYS = (".npz", ".npy")  # of other libraries
 AT_A_TIME = 256  # images or texts
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -199,9 +201,9 @@ def _load(name: str, pretrained: str, device: torch.device) -> tuple:
     except EncoderError:
         raise
     except Exception as e:  # network, file, pickle and shape errors of several libraries; all of them mean: no weights
-        first = (str(e).strip().splitlines() or [""])[0][:300]
+        said = " ".join(str(e).split())[:300]
         raise EncoderError(
-            f"encoder = {name!r}, pretrained = {pretrained!r}: the weights cannot be loaded ({type(e).__name__}: {first}). "
+            f"encoder = {name!r}, pretrained = {pretrained!r}: the weights cannot be loaded ({type(e).__name__}: {said}). "
             "Without a network give the path of a local checkpoint as pretrained, or encoder = 'demo'."
         ) from e
     if bad := next((k for k, v in model.state_dict().items() if not torch.isfinite(v).all()), None):
@@ -217,8 +219,21 @@ def _load_open_clip(name: str, pretrained: str) -> tuple:
     return model, preprocess, open_clip.get_tokenizer(full), open_clip.get_model_preprocess_cfg(model)
 
 
+def _image_size(name: str, file: str) -> dict:
+    """The option for the size of images that a vision transformer's checkpoint was made for, where it is not its name's."""
+    state, size = open_clip.factory.load_state_dict(file), open_clip.get_model_config(name)["vision_cfg"]["image_size"]
+    for places, patch in ("positional_embedding", "conv1"), ("trunk.pos_embed", "trunk.patch_embed.proj"):
+        if {f"visual.{places}", f"visual.{patch}.weight"} <= state.keys():
+            side = math.isqrt(state[f"visual.{places}"].shape[-2]) * state[f"visual.{patch}.weight"].shape[-1]
+            return {} if side == size else {"force_image_size": side}
+    return {}
+
+
 def _load_timm(name: str, pretrained: str) -> tuple:
-    """A timm model without its classifier: its pooled features are the embedding."""
+    """A timm model without its classifier: its pooled features are the embedding.
+
+    Of a checkpoint the classifier is left out, whatever it tells apart, and a transformer takes the size of images that it has.
+    """
     short = name.removeprefix(TIMM)
     if not short.startswith("hf-hub:") and not timm.is_model(short):
         near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.4)
@@ -227,11 +242,21 @@ def _load_timm(name: str, pretrained: str) -> tuple:
         )
     if pretrained and not Path(pretrained).is_file():
         raise EncoderError(f"pretrained = {pretrained!r} is no file; leave it empty for timm's published weights")
-    model = timm.create_model(short, pretrained=not pretrained)
-    if pretrained:
-        timm.models.load_checkpoint(model, pretrained, weights_only=True)
+    model, size, state = timm.create_model(short, pretrained=not pretrained), {}, {}
+    if pretrained.endswith(ARRAYS):
+        timm.models.load_checkpoint(model, pretrained)
+    elif pretrained:
+        state = timm.models.load_state_dict(pretrained, weights_only=True)
+        own, theirs = (part["pos_embed"].shape if "pos_embed" in part else () for part in (model.state_dict(), state))
+        if own and theirs and own[1] != theirs[1]:
+            size["img_size"] = model.pretrained_cfg["input_size"][-1] * math.isqrt(theirs[1]) // math.isqrt(own[1])
+        model = timm.create_model(short, **size) if size else model
     model.reset_classifier(0)
-    config = timm.data.resolve_data_config({}, model=model)
+    if state:
+        head = model.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{name}." for name in ([head] if isinstance(head, str) else head))
+        model.load_state_dict({name: value for name, value in state.items() if not name.startswith(heads)})
+    config = timm.data.resolve_data_config(size, model=model)
     return model, timm.data.create_transform(**config, is_training=False), None, config
 
 
@@ -259,7 +284,11 @@ def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:
     if pretrained not in tags:
         if not Path(pretrained).is_file():
             raise EncoderError(f"pretrained = {pretrained!r} is no file and no tag of {name}; its tags: {tags}")
-        return name, {}
+        if f"{cleaned}-quickgelu" in known:
+            print(
+                f"{pretrained}: run with GELU, since a file cannot say; weights of OpenAI's need encoder = '{name}-quickgelu'"
+            )
+        return name, {} if pretrained.endswith(ARRAYS) else _image_size(cleaned, pretrained)
     # some tags (OpenAI's) were trained with another activation than the plain model name says; open_clip only warns
     config, tag = open_clip.get_model_config(cleaned), open_clip.get_pretrained_cfg(cleaned, pretrained)
     quick = bool(tag.get("quick_gelu", False))

@@ -124,7 +124,7 @@ class Classifier(nn.Module):
         """Hidden layer after ReLU. Args: x (B, D). Returns: (B, O) >= 0. Raises: ValueError giving both shapes."""
         if x.shape[-1] != self.d_in:
             raise ValueError(f"classifier: x has shape {tuple(x.shape)}, expected (B, {self.d_in})")
-        return self.hidden_layer((x - self.x_mean) / self.x_scale).relu()
+        return self.hidden_layer((x.to(self.x_mean.dtype) - self.x_mean) / self.x_scale).relu()
 
     def output(self, y: Tensor) -> Tensor:
         """Logits of a hidden layer or its reconstruction. Args: y (B, O). Returns: (B,), or (B, C) for classes."""

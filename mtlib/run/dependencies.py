@@ -25,7 +25,7 @@ INPUT_KEYS += ("second_data", "second_text", "zero_shot_images", "checkpoint", "
 INPUT_KEYS += ("vision_checkpoint", "labels", "val_embeddings", "test_embeddings", "explanations")
 FILE_KEYS = (*INPUT_KEYS, "encoder", "pretrained")  # may name a file or folder, by any name
 ARRAYS = (".npy", ".npz", ".mdb", ".lmdb")  # whose rows a .txt beside them may name
-CHECKPOINTS = (".pt", ".pth")  # whose settings a .json beside them may hold
+CHECKPOINTS = (".pt", ".pth", ".safetensors")  # whose settings a .json beside them may hold
 DOTTED = re.compile(r"^\w+(\.\w+)+$")
 
 

@@ -71,6 +71,13 @@ def test_public_weights_give_the_published_formula(name):
         torch.testing.assert_close(coder.decode(z, level, _x()), y_hat, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_in_float64_get_the_codes_of_float32():
+    coder = SparseCoder(SparseCoderConfig.preset("sae", 6, 6, l0=3, n_latents=12)).eval()
+    x = torch.randn(5, 6)
+    for z, again in ((coder.encode(x), coder.encode(x.double())), (coder.encode_all(x), coder.encode_all(x.double()))):
+        assert torch.equal(z, again) and torch.equal(coder.decode(z), coder.decode(z.double()))
+
+
 def test_rows_by_themselves_know_neither_scale_nor_offset_and_get_them_back():
     coder = _coder("monoloss_jumprelu")
     x, other = _x(), 3 * _x() + 5

@@ -4,12 +4,14 @@ import hashlib
 import os
 
 import numpy as np
+import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from mtlib.embed.embedding import embed_images
-from mtlib.embed.encoders import Encoder, EncoderError
+from mtlib.embed.encoders import Encoder, EncoderError, _checked_name
 from mtlib.embed.images import load_image
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import complete
@@ -183,7 +185,38 @@ def test_checkpoint_holding_code_is_not_executed(tmp_path):
 
 
 def test_openai_tags_switch_to_the_activation_they_were_trained_with():
-    from mtlib.embed.encoders import _checked_name
-
     assert _checked_name("ViT-L-14", "openai") == ("ViT-L-14", {"force_quick_gelu": True})
     assert _checked_name("ViT-B-32", "laion2b_s34b_b79k") == ("ViT-B-32", {})
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+@pytest.mark.parametrize("classes", [0, 3, 1000])
+def test_a_timm_checkpoint_is_read_whatever_its_classifier_and_size_of_images(name, classes, tmp_path):
+    size = {"img_size": 64} if "vit" in name else {}
+    theirs = timm.create_model(name, num_classes=classes, **size).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    found = Encoder.load(f"timm/{name}", str(tmp_path / "theirs.pth"), "cpu")
+    assert found.shape == (3, *size.values(), *size.values()) if size else (3, 224, 224)
+    pixels = torch.randn(2, *found.shape)
+    with torch.no_grad():
+        wanted = theirs.forward_head(theirs.forward_features(pixels), pre_logits=True)
+    assert np.abs(found.encode_tensors(pixels) - wanted.numpy()).max() < 1e-5
+    torch.save(theirs.state_dict() | {"extra.weight": torch.zeros(1)}, tmp_path / "theirs.pth")
+    with pytest.raises(EncoderError, match=r'Unexpected key\(s\) in state_dict: "extra\.weight"'):
+        Encoder.load(f"timm/{name}", str(tmp_path / "theirs.pth"), "cpu")
+
+
+def test_a_clip_checkpoint_has_its_own_size_of_images_and_a_word_on_its_activation(tmp_path, capsys, monkeypatch):
+    theirs, _, _ = open_clip.create_model_and_transforms("ViT-S-32-alt", force_image_size=96)
+    torch.save(theirs.eval().state_dict(), tmp_path / "theirs.pt")
+    found = Encoder.load("ViT-S-32-alt", str(tmp_path / "theirs.pt"), "cpu")
+    assert found.shape == (3, 96, 96) and "GELU" not in capsys.readouterr().out
+    pixels = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        assert np.abs(found.encode_tensors(pixels) - theirs.encode_image(pixels).numpy()).max() < 1e-5
+    monkeypatch.setattr("mtlib.embed.encoders._image_size", lambda name, file: {})
+    _checked_name("ViT-B-32", str(tmp_path / "theirs.pt"))
+    assert (
+        "run with GELU, since a file cannot say; weights of OpenAI's need encoder = 'ViT-B-32-quickgelu'"
+        in capsys.readouterr().out
+    )

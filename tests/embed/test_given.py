@@ -149,15 +149,37 @@ def test_a_folder_of_pt_activations_gives_token_rows(tmp_path):
     assert data.tokens == 4 and np.array_equal(np.asarray(data.x).reshape(24, 4, 6), batch.numpy())
     assert manifest["path"].iloc[3] == "activation_block6_img03_00.pt" and facts["n_rows"] == 96
     assert data.manifest["class_name"].tolist()[4:8] == ["b"] * 4 and len(data.per_image().x) == 24
+    for i in range(24):
+        torch.save(batch[i].double(), folder / f"activation_block6_img{i:02d}_00.pt")
+    assert np.array_equal(taken(tmp_path, embeddings=folder.name)[0].x, data.x)
     torch.save(batch[0, :3], folder / "activation_block6_img07_00.pt")
     with pytest.raises(InputError, match=r"img07_00\.pt has shape \(3, 6\), the first file \(4, 6\)"):
         taken(tmp_path, embeddings=folder.name)
     torch.save({"a": 1}, folder / "activation_block6_img07_00.pt")
-    with pytest.raises(InputError, match=r"img07_00\.pt holds dict, expected a float32 tensor"):
+    with pytest.raises(InputError, match=r"img07_00\.pt holds dict, expected a floating-point tensor"):
         taken(tmp_path, embeddings=folder.name)
     torch.save(EmbedConfig(), folder / "activation_block6_img07_00.pt")
     with pytest.raises(InputError, match=r"img07_00\.pt: holds more than tensors"):
         taken(tmp_path, embeddings=folder.name)
+
+
+def test_a_folder_of_numbered_arrays_is_one_array(tmp_path):
+    (tmp_path / "img_emb").mkdir()
+    for i in range(20):  # in the order of their numbers: 9 before 10
+        np.save(tmp_path / "img_emb" / f"img_emb_{i}.npy", X[2 * i : 2 * i + 2].astype(np.float16))
+    (tmp_path / "l.txt").write_text("\n".join("ab"[c] for c in CLASS))
+    data, _, _ = taken(tmp_path, embeddings="img_emb", labels="l.txt")
+    assert np.array_equal(data.x, X.astype(np.float16)) and data.manifest["class_name"].tolist()[:2] == ["a", "b"]
+    np.save(tmp_path / "img_emb" / "img_emb_3.npy", X[:2, :5])
+    with pytest.raises(InputError, match=r"img_emb_3\.npy holds float32 \(2, 5\), img_emb_0\.npy float16 \(2, 6\)"):
+        taken(tmp_path, embeddings="img_emb")
+    (tmp_path / "img_emb" / "img_emb_3.npy").rename(tmp_path / "img_emb" / "text_emb_3.npy")
+    for _ in range(2):  # with an array of something else, then with one missing
+        with pytest.raises(
+            InputError, match=r"expected parts of one array, name_0\.npy, name_1\.npy, .* without a gap"
+        ):
+            taken(tmp_path, embeddings="img_emb")
+        (tmp_path / "img_emb" / "text_emb_3.npy").unlink(missing_ok=True)
 
 
 def test_xyz_brings_the_classifier_s_layer_and_logits(tmp_path):

@@ -7,6 +7,7 @@ activations_xyz.npz                                Matryoshka Transcoders': x, t
 clip_image_features.lmdb/                          MonoLoss's: keys __len__, __shape__, "0", "1" ... (extra `data`)
 imagenet_clip.json                                 MonoLoss's: train_path, val_path, test_path of such files
 activation_dataset_block6_resid/                   AlexNet-Transformer's: a .pt of (tokens, D) for each image, by name
+img_emb/                                           clip-retrieval's: img_emb_0.npy, img_emb_1.npy ... of the rows one after another
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from mtlib.embed.datasets import extra
 from mtlib.embed.manifest import InputError
-from mtlib.embed.store import write_rows
+from mtlib.embed.store import open_array, write_rows
 
 SIZES = re.compile(r"_(\d+)_(\d+)\.npy$")  # in the name of a file without a header
 SUFFIXES = (".npy", ".npz", ".lmdb", ".mdb")
@@ -31,7 +32,7 @@ OF_SPLITS = {"train": "embeddings", "val": "val_embeddings", "test": "test_embed
 
 def is_features(path: Path) -> bool:
     """Whether a path names a feature file, not images."""
-    return path.suffix in SUFFIXES or (path / "data.mdb").is_file() or bool(tensors(path))
+    return path.suffix in SUFFIXES or (path / "data.mdb").is_file() or bool(tensors(path) or arrays(path))
 
 
 def as_npy(path: Path, scratch: Path, parameter: str = "embeddings") -> Path:
@@ -44,6 +45,8 @@ def as_npy(path: Path, scratch: Path, parameter: str = "embeddings") -> Path:
     if files := tensors(path):
         first = _tensor(files[0], parameter)
         shape, parts = (len(files) * len(first), first.shape[1]), (_tensor(p, parameter, first.shape) for p in files)
+    elif arrays(path):
+        shape, parts = _joined(path, parameter)
     elif path.is_dir() or path.suffix == ".mdb":
         shape, parts = _lmdb(path if path.is_dir() else path.parent, parameter)
     elif path.suffix == ".npz":
@@ -67,6 +70,30 @@ def tensors(path: Path) -> list[Path]:
     return sorted(path.glob("*.pt")) if path.is_dir() else []
 
 
+def arrays(path: Path) -> list[Path]:
+    """The .npy files of a folder that holds nothing else, in the order of the numbers at the end of their names."""
+    found = sorted(path.iterdir()) if path.is_dir() else []
+    npy = all(p.suffix == ".npy" for p in found)
+    return sorted(found, key=lambda p: int(re.search(r"\d*$", p.stem)[0] or -1)) if npy else []
+
+
+def _joined(folder: Path, parameter: str) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
+    """(shape, parts) of the arrays of a folder."""
+    where, files = f"{parameter} = {folder}", arrays(folder)
+    names = [re.fullmatch(r"(.*?)(\d+)", p.stem) or [p.stem, p.stem, -1] for p in files]
+    if [(names[0][1], int(names[0][2]) + i) for i in range(len(files))] != [(m[1], int(m[2])) for m in names]:
+        raise InputError(f"{where}: expected parts of one array, name_0.npy, name_1.npy, ..., without a gap; it has "
+                         f"{', '.join(p.name for p in files[:4])} and {max(0, len(files) - 4)} more")  # fmt: skip
+    opened = [open_array(p, 2) for p in files]
+    for path, x in zip(files, opened, strict=True):
+        if x.dtype.kind != "f" or x.shape[1] != opened[0].shape[1]:
+            raise InputError(
+                f"{where}: {path.name} holds {x.dtype} {x.shape}, {files[0].name} {opened[0].dtype} {opened[0].shape}"
+            )
+    parts = (x[i : i + 65536] for x in opened for i in range(0, len(x), 65536))
+    return (sum(map(len, opened)), opened[0].shape[1]), parts
+
+
 def n_tokens(path: Path) -> int:
     """Rows of each image in a feature file."""
     return len(_tensor(tensors(path)[0], "embeddings")) if tensors(path) else 1
@@ -83,12 +110,12 @@ def _tensor(path: Path, parameter: str, shape: tuple[int, ...] | None = None) ->
         saved = load_torch(path)
     except ValueError as e:
         raise InputError(f"{where}: {e}") from e
-    if not isinstance(saved, torch.Tensor) or saved.ndim != 2 or saved.dtype != torch.float32:
+    if not isinstance(saved, torch.Tensor) or saved.ndim != 2 or not saved.is_floating_point():
         found = f"{saved.dtype} {tuple(saved.shape)}" if isinstance(saved, torch.Tensor) else type(saved).__name__
-        raise InputError(f"{where}: {path.name} holds {found}, expected a float32 tensor (tokens, D)")
+        raise InputError(f"{where}: {path.name} holds {found}, expected a floating-point tensor (tokens, D)")
     if shape is not None and tuple(saved.shape) != shape:
         raise InputError(f"{where}: {path.name} has shape {tuple(saved.shape)}, the first file {shape}")
-    return saved.clone().numpy()
+    return saved.to(torch.float32, copy=True).numpy()
 
 
 def _has_header(path: Path) -> bool:
