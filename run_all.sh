@@ -31,7 +31,7 @@ END
 UV=0.13.8
 VENV=.venv
 
-fail() { echo "error: $*" >&2; exit 2; }
+fail() { echo "error: ${*//[[:cntrl:]]/?}" >&2; exit 2; }
 
 find_python() { # a Python 3.10 to 3.13 on PATH
   local name

@@ -56,7 +56,9 @@ def method_styles(methods: Iterable[str]) -> dict[str, dict]:
 
 def run_styles(train: Path) -> dict[str, dict]:
     """`method_styles` of a run. Args: train: its artifact of 03_train."""
-    return method_styles(pd.read_csv(train / "coders.csv", usecols=["method"], keep_default_na=False)["method"])
+    return method_styles(
+        pd.read_csv(train / "coders.csv", usecols=["method"], dtype=str, keep_default_na=False)["method"]
+    )
 
 
 def base_name(method: str, l0_target: float | None = None) -> str:

@@ -74,8 +74,7 @@ known = pd.DataFrame([(s.name, s.what) for s in sets], columns=["data", "what"])
 stage.table(known, "data", "The other data, beside the run's own test images.", {"data": "data", "what": "what it is"})
 
 # %%
-tables = stage.input("04_evaluate") / "tables"
-metrics = other_data.beside_test(there, pd.read_csv(tables / "04_metrics.csv"), "summary")
+metrics = other_data.beside_test(there, stage.read("04_evaluate", "04_metrics"), "summary")
 headings = {"data": "data", "method": "method", "explained_variance": "R²", "cosine": "cosine", "l0": "L0"}
 headings |= {"cknna": "CKNNA", "mono_score": "MonoScore", "purity": "purity", "probe_kl": "probe KL (nats)"}
 stage.table(metrics, "metrics", "The same coders on other data.", headings | {"probe_agreement": "same argmax"})
@@ -86,7 +85,7 @@ stage.table(metrics, "metrics", "The same coders on other data.", headings | {"p
 # Only the 16, 32, 64 ... largest codes of each row are kept. A Matryoshka coder should degrade gently, also where it was not trained.
 
 # %%
-recovery = other_data.beside_test(there, pd.read_csv(tables / "04_progressive.csv"), "progressive")
+recovery = other_data.beside_test(there, stage.read("04_evaluate", "04_progressive"), "progressive")
 drawn = recovery.assign(target=recovery["data"], fvu=recovery["fvu"].clip(upper=2))
 caption = "FVU against the codes kept per row (1 is the mean; above 2: drawn at 2); dotted: the k of training."
 stage.figure(curves(drawn, "kept", "codes kept per row", styles), "progressive", recovery, caption)

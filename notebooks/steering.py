@@ -64,7 +64,7 @@ named_first = verdicts.drop_duplicates("feature")[["feature", "phrase"]]
 table = table.merge(named_first, how="left").fillna({"phrase": ""})
 
 # %% needs="causes"
-causes = pd.read_csv(stage.input("truth") / "tables" / "04_causes.csv").query("method == @chosen.method")
+causes = stage.read("truth", "04_causes").query("method == @chosen.method")
 groups = choice.groups_of_causes(table, causes)
 
 # %% needs="head labels"

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 
 from mtlib.ask.endpoint import Endpoint
+from mtlib.run import artifacts
 
 MAX_BODY = 2**20  # bytes of a reply; read no further
 MAX_USAGE = 10_000_000  # tokens; a server that reports more is not believed
@@ -204,5 +205,5 @@ def _text(value) -> str:
 
 
 def one_line(words: str) -> str:
-    """Printable words on one line, at most 500 characters: a server's text is shown in tables and terminals."""
-    return " ".join("".join(c if c.isprintable() else " " for c in words).split())[:500]
+    """Words on one line, at most 500 characters: a server's text is shown in tables and terminals."""
+    return artifacts.one_line(" ".join(words.split()))[:500]

@@ -27,7 +27,9 @@ class Layout(NamedTuple):
 
 
 def only(file: str, where: str, found: dict, known: str) -> None:
-    """Raises: ValueError naming a key of `found` that is not among the words of `known`."""
+    """Raises: ValueError naming a key of `found` that is not among the words of `known`, or what it is instead of a dict."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: {where} is of the type {type(found).__name__}; expected a dict")
     for key in found:
         if key not in known.split():
             raise ValueError(f"{file}: {where} holds {key!r}, which is not understood here; known are {known}")
@@ -43,7 +45,8 @@ def need(file: str, saved: dict, *keys: str) -> list[Tensor]:
 
 def agree(file: str, field: str, **said: object) -> None:
     """Raises: ValueError when two places (name -> value, None where one says nothing) say different things of a field."""
-    known = {place: value for place, value in said.items() if value is not None}
+    whole = {p: int(v) for p, v in said.items() if isinstance(v, float) and v.is_integer()}  # 4.0 is 4
+    known = {place: value for place, value in (said | whole).items() if value is not None}
     if len(set(map(str, known.values()))) > 1:
         words = ", ".join(f"{value} in its {place.replace('_', ' ')}" for place, value in known.items())
         raise ValueError(f"{file}: {field} is {words}")
@@ -55,6 +58,15 @@ def setting(file: str, where: str, found: dict, field: str, *types: type):
         words = " or ".join(t.__name__ for t in types)
         raise ValueError(f"{file}: {where} has {field} = {found.get(field)!r}; expected {words}")
     return found[field]
+
+
+def numbers(file: str, found: dict, field: str, n: int = 1) -> Tensor:
+    """One number, or n of them, as (n,) float32. Raises: ValueError naming it when it is something else."""
+    try:
+        return torch.as_tensor(found.get(field), dtype=torch.float32).flatten().expand(n)
+    except (TypeError, ValueError, RuntimeError):
+        many = f", or {n} of them" * (n > 1)
+        raise ValueError(f"{file}: {field} = {str(found.get(field))[:60]}; expected a number{many}") from None
 
 
 MSAE_NAME = re.compile(
@@ -106,8 +118,7 @@ def msae(path: Path, saved: dict, k: int) -> Layout:
         settings |= dict(selection="none", penalty="l1_relative", penalty_weight=float(f"0.{said['k'] or 0}"))
     else:
         raise ValueError(f"{file}: activation {said['activation']!r} is none of ReLU, TopKReLU, BatchTopKReLU")
-    mean = torch.as_tensor(saved["mean_center"], dtype=torch.float32).flatten().expand(D)
-    scale = 1 / torch.as_tensor(saved["scaling_factor"], dtype=torch.float32).flatten().expand(D)
+    mean, scale = numbers(file, saved, "mean_center", D), 1 / numbers(file, saved, "scaling_factor", D)
     tensors = {"enc": encoder, "enc_bias": bias, "dec_bias.0": pre_bias}
     tensors |= {"x_mean": mean, "x_scale": scale, "y_mean": mean, "y_scale": scale}
     tensors |= {} if tied else {"dec.0": need(file, saved["model"], "decoder")[0]}
@@ -173,9 +184,7 @@ def _monoloss_topk(file: str, state: dict, config: dict) -> tuple[dict, dict]:
     if not tied:
         return settings, tensors | {"dec.0": need(file, state, "decoder.weight")[0].T}
     if "decoder.linear.weight" in state and not torch.equal(state["decoder.linear.weight"], enc):
-        raise ValueError(
-            f"{file}: decoder.linear.weight differs from encoder.weight, whose transpose a tied decoder is"
-        )
+        raise ValueError(f"{file}: decoder.linear.weight is not encoder.weight, whose transpose a tied decoder is")
     return settings, tensors
 
 
@@ -214,19 +223,12 @@ def matryoshka_transcoders(path: Path, saved: dict, k: int) -> Layout:
         only(file, "the file", saved, known)
     known = "input_dim output_dim levels topk_per_level level_weights mode latent_dim topk"
     only(file, "config", config, known)
-    enc, bias, gamma, beta = need(
-        file, state, "encoder.0.weight", "encoder.0.bias", "encoder.1.gamma", "encoder.1.beta"
-    )
+    enc, bias = need(file, state, "encoder.0.weight", "encoder.0.bias")
     nested = "decoder.weight" not in state
     several = sum(bool(re.fullmatch(r"decoders\.\d+\.weight", key)) for key in state)
     names = [f"decoders.{i}" for i in range(several)] if nested else ["decoder"]
-    parts = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
-    only(
-        file,
-        "model_state_dict",
-        state,
-        " ".join(["encoder.0.weight encoder.0.bias encoder.1.gamma encoder.1.beta", *parts]),
-    )
+    known = ["encoder.0.weight encoder.0.bias encoder.1.gamma encoder.1.beta", *(f"{n}.weight {n}.bias" for n in names)]
+    only(file, "model_state_dict", state, " ".join(known))
     decoders = [need(file, state, f"{name}.weight", f"{name}.bias") for name in names]
     (S, D), d_out = enc.shape, decoders[0][0].shape[0]
     levels = [weight.shape[1] for weight, _ in decoders]
@@ -235,7 +237,8 @@ def matryoshka_transcoders(path: Path, saved: dict, k: int) -> Layout:
     agree(file, "levels", config=config.get("levels"), decoders=levels if nested else None)
     to_y = config.get("output_dim") is not None if config else d_out != D
     settings = dict(d_in=D, d_out=d_out, n_latents=S, target="y" if to_y else "x", activation="jumprelu_fixed")
-    settings |= dict(gamma=float(gamma), beta=float(beta), penalty="l1_mean", penalty_weight=0.01)
+    settings |= {name: float(numbers(file, state, f"encoder.1.{name}")) for name in ("gamma", "beta")}
+    settings |= dict(penalty="l1_mean", penalty_weight=0.01)
     if ("topk_per_level" if nested else "topk") not in config and not k:
         raise ValueError(f"{file}: has no config that says how many latents a row keeps; give k, or the authors' file")
     if nested:
@@ -243,9 +246,8 @@ def matryoshka_transcoders(path: Path, saved: dict, k: int) -> Layout:
         settings |= dict(selection="block_topk", levels=tuple(levels), ks=tuple(ks), level_weights=tuple(weights))
     else:
         told = setting(file, "config", config, "topk", int, type(None))
-        agree(file, "topk", config=told, argument=k or None)
         agree(file, "latent_dim", config=config.get("latent_dim"), encoder=S)
-        k = k or told
+        k = told or k
         settings |= dict(selection="topk", ks=(k,)) if k and k < S else dict(selection="none")
     tensors = {"enc": enc.T, "enc_bias": bias}
     for i, (weight, dec_bias) in enumerate(decoders):
@@ -261,17 +263,20 @@ def sae_for_clip(path: Path, saved: dict, k: int) -> Layout:
     if state is not saved:
         only(file, "the file", saved, known)
     only(file, "model_state_dict", state, "encoder.weight encoder_bias decoder.weight")
-    yaml = saved.get("sae_config") or saved.get("config") or {}
+    yaml, metrics = saved.get("sae_config") or saved.get("config") or {}, saved.get("metrics") or {}
     only(file, "sae_config", yaml, "clip sae")
-    config, clip = yaml.get("sae", {}), yaml.get("clip", {})
+    config, clip = yaml.get("sae") or {}, yaml.get("clip") or {}
     only(file, "sae_config['sae']", config, "d_model expansion_factor k sparsity_coeff")
     only(file, "sae_config['clip']", clip, "model pretrained layer")
     enc, bias, dec = need(file, state, "encoder.weight", "encoder_bias", "decoder.weight")
     S, D = enc.shape
     agree(file, "d_model", sae_config=config.get("d_model"), encoder=D)
-    agree(file, "k", sae_config=config.get("k"), argument=k or None)
-    assumed = "" if k or "k" in config else "its k, which it does not say, is the authors' default of 500"
-    k = k or setting(file, "sae_config['sae']", {"k": 500} | config, "k", int)
+    wider = None if config.get("expansion_factor") is None else D * float(numbers(file, config, "expansion_factor"))
+    agree(file, "its number of latents", sae_config=wider, metrics=metrics.get("dict_size"), encoder=S)
+    agree(file, "k", sae_config=config.get("k"), metrics=metrics.get("target_l0"))
+    told = {"k": metrics["target_l0"]} | config if "target_l0" in metrics else config
+    assumed = "" if k or "k" in told else "its k, which it does not say, is the authors' default of 500"
+    k = setting(file, "sae_config['sae']", {"k": k or 500} | told, "k", int)
     settings = dict(d_in=D, d_out=D, n_latents=S, decoder_bias=False, unit_norm_decoder=True)
     settings |= dict(selection="topk", ks=(k,)) if k < S else dict(selection="none")
     where = {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", "layer": 11} | clip
@@ -288,6 +293,6 @@ def alexnet(path: Path, saved: dict, k: int) -> Layout:
         raise ValueError(f"{file}: {int((theta < 0).sum())} thresholds are below 0; codes here are >= 0")
     D, S = enc.shape
     settings = dict(d_in=D, d_out=D, n_latents=S, activation="jumprelu", selection="none", penalty="l0_sigmoid")
-    settings |= dict(penalty_weight=1e-3, bandwidth=float(saved.get("epsilon", 1e-3)))
+    settings |= dict(penalty_weight=1e-3, bandwidth=float(numbers(file, {"epsilon": 1e-3} | saved, "epsilon")))
     tensors = {"enc": enc, "enc_bias": bias, "dec.0": dec, "dec_bias.0": dec_bias, "theta": theta}
     return Layout(settings, tensors, "the profile alexnet, whose vision model gives 36 tokens an image")

@@ -42,12 +42,21 @@ def open_coder(name: str, k: int = 0) -> SparseCoder:
         owner, _, rest = name.removeprefix(HUB).partition("/")
         repository, _, file = rest.partition("/")
         if not file:
-            return SparseCoder.from_pretrained(f"{owner}/{repository}")
+            return _with_k(SparseCoder.from_pretrained(f"{owner}/{repository}"), k, name)
         wanted = [file, *(f"{file}/{name}" for name in (libraries.SAE_LENS, libraries.AE, *SETTINGS))]
         wanted += [f"{file.rpartition('/')[0]}/{name}".lstrip("/") for name in SETTINGS]
         path = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=wanted)) / file
     path = _file(path)
-    return SparseCoder.from_pretrained(path) if path.is_dir() else read_published(path, k)
+    return _with_k(SparseCoder.from_pretrained(path), k, name) if path.is_dir() else read_published(path, k)
+
+
+def _with_k(coder: SparseCoder, k: int, name: str) -> SparseCoder:
+    """The coder, if its rows keep the k latents that were asked for (0: whatever they do)."""
+    S, ks = coder.config.n_latents, coder.config.ks
+    if k and min(k, S) != (ks[-1] if ks else S):
+        own = f"k = {', '.join(map(str, ks))}" if ks else "no k"
+        raise ValueError(f"{name}: k = {k} is asked for, but its own settings say {own}; leave k out")
+    return coder
 
 
 def _file(path: Path) -> Path:
@@ -61,7 +70,7 @@ def read_published(path: str | Path, k: int = 0) -> SparseCoder:
     Args:
         path: the file, or the folder of one of the libraries; its layout says who wrote it.
         k:    latents per row, where the file does not say: SAE-for-CLIP before its end (default 500 there), the largest
-            of MSAE's nested k (default all latents).
+            of MSAE's nested k (default all latents). One that the file contradicts is an error.
     Returns: the coder in eval mode; `recorded["checkpoint"]` holds file, reads (the x that it was trained on) and assumed
         (what the file does not say), "" where nothing is to be said.
     Raises: FileNotFoundError; ValueError when the file needs more than tensors and plain values, is of no layout that
@@ -97,4 +106,4 @@ def read_published(path: str | Path, k: int = 0) -> SparseCoder:
         raise ValueError(f"{path.name}: {e}") from e
     fill(coder, coder.state_dict() | {name: value.detach() for name, value in found.tensors.items()}, path.name)
     coder.recorded = {"checkpoint": {"file": path.name, "reads": found.reads, "assumed": found.assumed}}
-    return coder.eval()
+    return _with_k(coder.eval(), k, path.name)

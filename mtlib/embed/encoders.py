@@ -25,6 +25,7 @@ from mtlib.scenes import clip_path
 TIMM, ALEXNET = "timm/", "alexnet:"
 ARRAYS = (".npz", ".npy")  # of other libraries
 AT_A_TIME = 256  # images or texts
+CLEANING = {"clean", "strip_sep_token", "language"}  # what a model's config may tell open_clip's own tokenizer
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -213,6 +214,12 @@ def _load(name: str, pretrained: str, device: torch.device) -> tuple:
 
 def _load_open_clip(name: str, pretrained: str) -> tuple:
     full, options = _checked_name(name, pretrained)
+    config = open_clip.get_model_config(full)
+    passed_on = set((config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}) - CLEANING
+    passed_on |= {"trust_remote_code"} if '"trust_remote_code"' in json.dumps(config) else set()
+    if passed_on:
+        said = f"its open_clip_config.json gives other libraries {', '.join(sorted(passed_on))}"
+        raise EncoderError(f"encoder = {name!r}: {said}, which could open files and run code; remove that")
     model, _, preprocess = open_clip.create_model_and_transforms(
         full, pretrained=pretrained or None, precision="fp32", require_pretrained=True, **options
     )

@@ -24,7 +24,7 @@ from mtlib.embed.images import load_image
 from mtlib.embed.manifest import ALL_SPLITS, unescape
 from mtlib.run import artifacts
 from mtlib.run.artifacts import ArtifactError, atomic, digest, read_meta
-from mtlib.run.stage import Stage
+from mtlib.run.stage import Stage, read_back
 
 ADDED = ("vision_model", "02_classify")  # stages whose artifacts add to the rows of 01
 
@@ -282,7 +282,7 @@ def load_parts(embed: Path, facts: dict) -> Data:
     final = open_array(folder / "embedding.npy", 2) if (folder / "embedding.npy").is_file() else None
     if final is not None and len(final) != len(images):
         raise ArtifactError(f"{folder}/embedding.npy: {len(final)} rows for {len(images)} images")
-    phrases = pd.read_csv(folder / "vocabulary.csv", keep_default_na=False, dtype=str)
+    phrases = read_back(folder / "vocabulary.csv", ["kind"])
     d_out = (x if final is None else final).shape[1]
     vocabulary = open_array(folder / "vocabulary.npy", 2) if len(phrases) else np.zeros((0, d_out), np.float32)
     if vocabulary.shape != (len(phrases), d_out):

@@ -16,7 +16,8 @@ from mtlib.features.choice import by_activity
 from mtlib.features.published_files import COLUMNS, published_name
 from mtlib.judge.settings import JudgeConfig
 from mtlib.judge.verdicts import RULED
-from mtlib.run.artifacts import atomic, write_text
+from mtlib.run.artifacts import write_text
+from mtlib.run.stage import write_csv
 
 RECORDS = ("feature_analysis.jsonl", "error_analysis.jsonl")
 NO_ERROR = "No common errors"
@@ -76,8 +77,7 @@ def write_published(out: Path, verdicts: dict[str, pd.DataFrame], folders: dict[
             write_text(out / f"{name}_{kind}", "".join(dump(_theirs(json.loads(r))) + "\n" for r in written))
         table = pd.read_parquet(folders[method] / "interpretations.parquet")
         table["interpretation"] = table["feature_id"].map(told).fillna("")
-        with atomic(out / f"{name}_interpretations.csv") as tmp:
-            table.to_csv(tmp, index=False, lineterminator="\n")
+        write_csv(out / f"{name}_interpretations.csv", table, floats=None)
 
 
 def _theirs(record: dict) -> dict:

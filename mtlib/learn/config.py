@@ -142,7 +142,7 @@ class Method(Settings):
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
             raise ValueError("only letters, digits, - and _")
         return name
 

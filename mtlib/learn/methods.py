@@ -26,6 +26,7 @@ from mtlib.learn.train import PARTS, read_history, summary
 from mtlib.learn.validation import CHUNK, as_json, calibrate, validate
 from mtlib.plots import legend, log_ticks, method_styles
 from mtlib.run.artifacts import atomic
+from mtlib.run.stage import write_csv
 
 COLUMNS = ["method", "seed", "preset", "target", "status", "reason", "folder", "n_latents", "l0_target", "l0_val"]
 COLUMNS += ["matched", "fvu_val", "dead", "best_step"]
@@ -199,8 +200,7 @@ def log_events(history: pd.DataFrame, folder: str | Path) -> None:
 
 def save_coders(folder: Path, coders: pd.DataFrame) -> None:
     """Write coders.csv, by which later stages find the coders."""
-    with atomic(folder / "coders.csv") as tmp:
-        coders.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
+    write_csv(folder / "coders.csv", coders)
 
 
 def epochs(history: pd.DataFrame) -> pd.DataFrame:

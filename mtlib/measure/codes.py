@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.store import Data
+from mtlib.run.stage import read_back
 
 BATCH = 2048
 SPARSE_BELOW = 0.05  # densities under which a sparse product beats the dense one
@@ -43,8 +44,8 @@ class Subject:
 
 def read_coders(train: Path) -> pd.DataFrame:
     """coders.csv of a finished 03_train artifact: a line per method and seed, in the order of the params; "" where empty."""
-    lines = pd.read_csv(train / "coders.csv", keep_default_na=False)  # "null" is a name like another
-    return lines.assign(l0_target=pd.to_numeric(lines.get("l0_target", np.nan), errors="coerce"))
+    lines = read_back(train / "coders.csv", ["preset", "target", "folder"])
+    return lines.fillna({"preset": "", "folder": ""}).assign(l0_target=lines.get("l0_target", np.nan))
 
 
 def interpreted(train: Path) -> pd.DataFrame:

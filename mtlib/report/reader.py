@@ -7,10 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from mtlib.run.artifacts import META, ROOT, open_run, read_meta
-from mtlib.run.stage import REPORT, Stage, read_report
-
-NAMES = "method judge phrase verdict category status reason cause family generator detail image known explanation"
-NAMES = NAMES.split()  # columns that are text even where a name looks like a number, or like nothing
+from mtlib.run.stage import REPORT, Stage, read_back, read_report, table_of
 
 READ = ("01_embed", "02_classify", "03_train", "05_features", "06_interpret")  # by a stage; a report reads all
 
@@ -64,16 +61,7 @@ class Reader:
     def table(self, name: str) -> pd.DataFrame:
         """tables/<name>.csv of the stage that has it, e.g. "04_causes"; an empty frame when there is none."""
         stage = next((s for s in self.folders if self.find(s, f"tables/{name}.csv")), None)
-        if stage is None:
-            return pd.DataFrame()
-        said = self.declared(stage)
-        own = (i.get("texts", ()) for i in said["items"] if f"{said['prefix']}_{i['name']}" == name)
-        texts = dict.fromkeys({*NAMES}.union(*own), str)
-        path = self.folders[stage] / "tables" / f"{name}.csv"
-        frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-        texts = [c for c in NAMES if c in frame]
-        frame[texts] = frame[texts].fillna("")
-        return frame
+        return pd.DataFrame() if stage is None else table_of(self.folders[stage], name)
 
     def methods(self) -> list[str]:
         """Methods whose features were interpreted (05), in the order of the coders' table (03) where there is one."""
@@ -82,7 +70,7 @@ class Reader:
             return []
         present = {p.parent.name for p in folder.glob("*/features.parquet")}
         coders = self.find("03_train", "coders.csv")
-        order = list(dict.fromkeys(pd.read_csv(coders, dtype=str, keep_default_na=False)["method"])) if coders else []
+        order = list(dict.fromkeys(read_back(coders)["method"])) if coders else []
         return [m for m in order if m in present] + sorted(present - set(order))
 
     def features(self, method: str, name: str = "features") -> pd.DataFrame:

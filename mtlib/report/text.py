@@ -18,17 +18,14 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from mtlib.run.artifacts import one_line
+
 # "$" goes into a span of its own: GitHub and MathJax look for pairs of it within one run of text, also after entities.
 MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "\\`*|~@"} | {"$": "<span>$</span>"})
 EDGE_UNDERSCORE = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # inside a word it is no markup
 LINK = re.compile(r"\](?=[(\[:])")  # "[a](b)", "[a][b]", "[a]:"; any other bracket stays one
 COLON = re.compile(r":(?=\S)")  # ":smile:", "http://"
 START = re.compile(r"^(\s*)([-+=#]|\d+(?=[.)](\s|$)))")  # what would start a list, a heading or an underline
-
-
-def one_line(text) -> str:
-    """The text on one line: control characters become visible escapes ("\\n"), nothing else changes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def escape_html(text) -> str:

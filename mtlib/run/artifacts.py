@@ -16,7 +16,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
+import unicodedata
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +26,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 META = "meta.json"
 MEND = "delete it and run the profile again: finished stages are found where they are"
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that do something instead of being seen
+JOINERS = "\u200c\u200d"  # within words of Persian and within emoji; they do no harm
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 VERSIONED = ("torch", "open_clip_torch", "numpy", "scipy", "scikit-learn", "pandas", "pillow")
 
 
@@ -42,6 +47,18 @@ def sha256(path: Path) -> str:
         while chunk := f.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def one_line(text) -> str:
+    """The text on one line: what a terminal, a spreadsheet or a browser would act on (control characters, line ends, changes of
+    direction, halves of characters) becomes a visible escape ("\\n"), nothing else changes."""
+    seen = (c if unicodedata.category(c) not in UNSEEN or c in JOINERS else repr(c)[1:-1] for c in str(text))
+    return str(text) if str(text).isprintable() else "".join(seen)
+
+
+def visible(text: str) -> str:
+    """A text of several lines as a terminal, a log or a page may have it: colours go, each line and field is as `one_line`."""
+    return re.sub(r"[^\n\t]+", lambda part: one_line(part[0]), COLOUR.sub("", text))
 
 
 @contextlib.contextmanager

@@ -18,12 +18,19 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 from mtlib.run import artifacts
+from mtlib.run.params import ParamsError
 
 NAMED = ("hf:", "hf-hub:", "torchvision:", "wordfreq")  # values that name something else than a path
 INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_images")  # must exist when given
 INPUT_KEYS += ("second_data", "second_text", "zero_shot_images", "checkpoint", "classifier")
 INPUT_KEYS += ("vision_checkpoint", "labels", "val_embeddings", "test_embeddings", "explanations")
 FILE_KEYS = (*INPUT_KEYS, "encoder", "pretrained")  # may name a file or folder, by any name
+SKIPPED_IN = (
+    "images",
+    "label_images",
+    "zero_shot_images",
+    "second_data",
+)  # folders of images: no pipe in them is opened
 ARRAYS = (".npy", ".npz", ".mdb", ".lmdb")  # whose rows a .txt beside them may name
 CHECKPOINTS = (".pt", ".pth", ".safetensors")  # whose settings a .json beside them may hold
 DOTTED = re.compile(r"^\w+(\.\w+)+$")
@@ -73,7 +80,8 @@ def stages_read(notebook: Path, package: Path, earlier: list[str]) -> list[str]:
 
 def fingerprint(path: Path) -> str:
     """A short hash of a user's file (its bytes) or folder (names, sizes, times); of arrays, also the text files beside them, of
-    a checkpoint the JSON files."""
+    a checkpoint the JSON files. Raises: ParamsError for a device or pipe."""
+    _check_ends(path, "")
     lines = [] if path.is_dir() else [f"{path.name} {artifacts.sha256(path)}"]
     for folder, folders, names in os.walk(path):  # links are not followed
         folders.sort()
@@ -110,10 +118,15 @@ def _path(value: str, root: Path) -> Path:
     return root / os.path.expanduser(name)  # unlike Path's, it takes a text that begins with "~5"
 
 
+def _lines(params: dict) -> list[dict]:
+    """The parameters, and the dicts in their lists."""
+    lists = (value for value in params.values() if isinstance(value, list))
+    return [params, *(line for value in lists for line in value if isinstance(line, dict))]
+
+
 def _under(params: dict, key: str) -> list:
     """What stands under a key, as a parameter or in a parameter's list of dicts."""
-    lines = [line for value in params.values() if isinstance(value, list) for line in value if isinstance(line, dict)]
-    return [line.get(key) for line in (params, *lines)]
+    return [line.get(key) for line in _lines(params)]
 
 
 def _texts(value) -> set[str]:
@@ -123,12 +136,23 @@ def _texts(value) -> set[str]:
     return set().union(*map(_texts, values))
 
 
+def _check_ends(path: Path, said: str) -> None:
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ParamsError(f"{said}{path}: a device or pipe may never end; give a file or folder")
+
+
 def check_inputs(params: dict, root: Path) -> None:
-    """Refuse, before anything runs, an input that is not there or a folder without a file: FileNotFoundError, PermissionError."""
-    for key, value in [(k, v) for k in INPUT_KEYS for v in sorted(_texts(_under(params, k)))]:
-        if value.startswith(NAMED) or (key, value) == ("images", "scenes"):  # scenes are drawn
-            continue
+    """Refuse, before anything runs, an input that is not there or a folder without a file: FileNotFoundError, PermissionError;
+    and a device or pipe under any name, or in a folder whose files are opened: ParamsError."""
+    keys = sorted({key for line in _lines(params) for key in line})
+    for key, value in [(k, v) for k in keys for v in sorted(_texts(_under(params, k)))]:
         path = _path(value, root)
+        pictures = key in SKIPPED_IN and not value.startswith("hf:")
+        inside = os.walk(path) if key in FILE_KEYS and not pictures and path != root else ()
+        for file in (path, *(Path(folder, name) for folder, _, names in inside for name in names)):
+            _check_ends(file, f"{key} = ")
+        if key not in INPUT_KEYS or value.startswith(NAMED) or (key, value) == ("images", "scenes"):  # scenes are drawn
+            continue
         if not os.path.exists(path):
             raise FileNotFoundError(f"{key} = {value}: no such file or folder (looked for {path})")
         if not os.access(path, os.R_OK):

@@ -23,7 +23,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from mtlib.run import needs
-from mtlib.run.artifacts import StageFailed
+from mtlib.run.artifacts import StageFailed, visible
 
 # Fixed, so that a run repeats to the last bit on one machine: sums are split by the number of threads.
 KERNEL_ENV = {
@@ -60,7 +60,7 @@ class Progress(logging.Handler):
         self.thread = threading.Thread(target=self._tick, daemon=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = visible(record.getMessage().replace("\r", "\n"))
         if match := re.match(r"(?:Executing|Ending) Cell (\d+)-", text):
             self.cell = int(match[1])
             text = text.replace("-", "")
@@ -116,7 +116,7 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
 
 
 def run_notebook(
-    stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: float
+    stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: int
 ) -> float:
     """Run a notebook with papermill in a fresh kernel.
 
@@ -130,16 +130,17 @@ def run_notebook(
     Raises: StageFailed naming the cell and the reason.
     """
     executed.parent.mkdir(parents=True, exist_ok=True)
+    target = str(executed).replace("{", "{{").replace("}", "}}")  # papermill fills parameters into it
     reason, at, progress = "", None, Progress(stage, log, len(notebook.cells) + 1)
     how = {"kernel_name": "python3", "cwd": str(root), "log_output": True, "progress_bar": False}
     limits = {"execution_timeout": cell_timeout, "start_timeout": 300}
     with progress, _stderr_to(progress.file), mock.patch.dict(os.environ, _kernel_env(root)):
         try:
-            papermill.execute_notebook(notebook, str(executed), parameters, **how, **limits)
+            papermill.execute_notebook(notebook, target, parameters, **how, **limits)
         except PapermillExecutionError as e:
             reason = (f"{e.ename}: {e.evalue}".strip().splitlines() or ["no message"])[-1][:500]
         except CellTimeoutError:
-            reason, at = f"it took longer than the limit of {cell_timeout:g} s a cell", progress.cell - 1
+            reason, at = f"it took longer than the limit of {cell_timeout} s a cell", progress.cell - 1
         except DeadKernelError:
             reason, at = "the kernel died (killed, out of memory, or crashed)", progress.cell - 1
     cells = nbformat.read(executed, as_version=4).cells

@@ -21,11 +21,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from mtlib.run import needs
 
 RESERVED = ("run_dir", "stage_dir")  # filled in by the pipeline
+RUN = "run"  # -p run=NAME names the run, as text
 SMOKE = "smoke"  # key of a profile: values that its --smoke run sets after those of params/smoke.yaml
 MAX_BYTES = 1_000_000
-SECRET_KEY = re.compile(r"(^|_)(api_?key|access_?key|secret|password|passwd|token|credentials?)$", re.IGNORECASE)
+SECRET = r"(api[_-]?key|access[_-]?key|secret|password|passwd|token|credentials?)"
+SECRET_KEY = re.compile(rf"(^|_){SECRET}$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
-SECRET_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)  # user:password@host
+SECRET_IN_URL = (
+    rf"://([^/@\s]*:[^/@\s]+@|\S*[?&;#]([\w-]*[_-])?({SECRET}|key|sig|signature|auth)=)"  # user:password@host, ?key=
+)
+SECRET_IN_URL = re.compile(SECRET_IN_URL, re.IGNORECASE)
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list"}
 KINDS |= {"string": "text (put it in quotes)", "dict": "a dict, e.g. {name: a}"}
 
@@ -167,7 +172,7 @@ def parse_overrides(pairs: list[str]) -> dict:
         if key in values:
             raise ParamsError(f"-p {key}: given twice; keep one")
         _check_plain(key, None, "-p")  # before its value is read, which a message may quote
-        values[key] = parse_yaml(text, f"-p {key}") if text else ""
+        values[key] = parse_yaml(text, f"-p {key}") if text and key != RUN else text  # "2024_01" is a name
         _check_plain(key, values[key], "-p")
     return values
 
@@ -176,7 +181,9 @@ def _check_plain(key, value, where: str, inner: bool = False) -> None:
     """Names that are names, values that are plain data, no secrets (which would be stored in every copy)."""
     if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
         raise ParamsError(f"{where}: {str(key)[:60]!r} is not a parameter name; use letters, digits and _ only")
-    if SECRET_KEY.search(key) or (isinstance(value, str) and (SECRET_VALUE.match(value) or SECRET_IN_URL.match(value))):
+    if SECRET_KEY.search(key) or (
+        isinstance(value, str) and (SECRET_VALUE.match(value) or SECRET_IN_URL.search(value))
+    ):
         raise ParamsError(
             f"{where}: {key} looks like a secret, and parameters are stored in every run; "
             "remove it here and set it in the environment instead, e.g. export OPENAI_API_KEY=..."

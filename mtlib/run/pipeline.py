@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlib.run import artifacts, dependencies, needs, params, publish
-from mtlib.run.artifacts import StageFailed
-from mtlib.run.profiles import Places, forced, load_params, run_name
+from mtlib.run.artifacts import StageFailed, visible
+from mtlib.run.profiles import OWNER, Places, forced, load_params, run_name
 from mtlib.run.stage import SKIPPED, read_report
 
-CELL_TIMEOUT = 6 * 3600.0
+CELL_TIMEOUT = 6 * 3600  # s
 RERUN = "rerun.json"  # of a run: {"stages" that `--from` runs again, "done": folders of those that it has}
 
 
@@ -83,7 +83,7 @@ def run(
     *,
     smoke: bool = False,
     from_stage: str = "",
-    cell_timeout: float = CELL_TIMEOUT,
+    cell_timeout: int = CELL_TIMEOUT,
     places: Places | None = None,
 ) -> Result:
     """Run or skip every stage, then publish the report.
@@ -97,11 +97,14 @@ def run(
     Raises: ParamsError or OSError before anything ran; StageFailed; artifacts.ArtifactError.
     """
     places, overrides = places or Places(), overrides or {}
+    if cell_timeout < 1:
+        raise params.ParamsError(f"--cell-timeout {cell_timeout}: a cell may take at least one second")
     checked = load_params(profile, smoke, overrides, places)
     name = run_name(profile, smoke, overrides, places)
     repeated = forced(from_stage, list(checked))
     run_dir, report, package = (places.root / part for part in (f"runs/{name}", f"reports/{name}", "mtlib"))
     with locked(run_dir):
+        artifacts.write_text(report / OWNER, profile)
         result, folders, metas, record = Result(name, report), {}, {}, run_dir / RERUN
         done = _done_again(record, repeated)
         for stage, values in checked.items():
@@ -142,12 +145,12 @@ def _standing(folder: Path) -> dict | None:
     try:
         return artifacts.verify(folder) if folder.is_dir() else None
     except artifacts.ArtifactError as e:
-        print(f"{str(e).split(';')[0]}; the stage runs again")
+        print(f"{visible(str(e).split(';')[0])}; the stage runs again")
         return None
 
 
 def _run_stage(
-    source: Path, folder: Path, values: dict, provided: set[str], reads: set[str], cell_timeout: float
+    source: Path, folder: Path, values: dict, provided: set[str], reads: set[str], cell_timeout: int
 ) -> dict:
     """Run a notebook in `folder`.part and rename that when it is finished. Returns: its meta.json, with its seconds.
 
@@ -202,7 +205,12 @@ def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
 def clean(places: Places) -> None:
     """Remove what no run uses any more: folders of other hashes than the current ones, and unfinished work."""
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
-        with locked(run_dir):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(run_dir))
+            except BlockingIOError as e:
+                print(f"left as it is: {e}")
+                continue
             keep = set(artifacts.current(run_dir).values())
             (run_dir / RERUN).unlink(missing_ok=True)
             for folder in sorted(run_dir.glob("*-*")):
@@ -218,9 +226,11 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="small and quick: overlay params/smoke.yaml")
     parser.add_argument("--from", dest="from_stage", default="", metavar="NN", help="run stage NN and later ones again")
     parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
-    parser.add_argument("--cell-timeout", type=float, default=CELL_TIMEOUT, metavar="S", help="seconds a cell may take")
+    parser.add_argument("--cell-timeout", type=int, default=CELL_TIMEOUT, metavar="S", help="seconds a cell may take")
     parser.add_argument("--clean", action="store_true", help="only remove stage folders that no run uses any more")
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if more:
+        parser.error(visible(f"unrecognized arguments: {' '.join(more)}"))
     places, start = places or Places(), time.monotonic()
     sys.stdout.reconfigure(line_buffering=True)  # progress is seen at once, also in a pipe
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended, too
@@ -233,7 +243,7 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
         counts = f"{len(result.ran)} stages run, {len(result.unchanged)} unchanged, {time.monotonic() - start:.0f} s"
         print(f"Report: {(result.report / 'README.md').relative_to(places.root)} ({counts})")
         for stage, why in result.nothing.items():
-            print(f"error: {stage} got nothing: {why}", file=sys.stderr)
+            print(visible(f"error: {stage} got nothing: {why}"), file=sys.stderr)
         return 1 if result.nothing else 0
     except (params.ParamsError, FileNotFoundError, PermissionError, BlockingIOError) as e:
         said, code = f"error: {e}", 2
@@ -243,7 +253,7 @@ def main(argv: list[str] | None = None, places: Places | None = None) -> int:
         said, code = "interrupted; the same command resumes", 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(said, file=sys.stderr)
+    print(visible(said), file=sys.stderr)
     return code
 
 

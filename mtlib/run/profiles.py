@@ -15,7 +15,8 @@ from mtlib.run.params import ParamsError
 STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
 NOTEBOOKS = "notebooks"  # key of a profile: unnumbered notebooks that run as stages after the numbered ones
 KEPT = "kept"  # below reports/; the name of no run
-RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+OWNER = ".profile"  # file of a report that names the profile it is of
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,30 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
     if name is None:
         name = f"{profile}-smoke" if smoke else profile
         return f"{name}-{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]}" if plain else name
-    if not isinstance(name, str) or not RUN_NAME.match(name):
-        raise ParamsError(f"-p run={name}: a run's name has letters, digits, _ . - only")
-    if name == KEPT:
+    if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
+        raise ParamsError(
+            f"-p run={name}: a run's name is up to 64 letters, digits and . _ - and starts with one of the former"
+        )
+    if name.lower() == KEPT:
         raise ParamsError(f"-p run={name}: reports/{KEPT}/ holds what is kept of runs; choose another name")
     if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
         return name  # the profile's own run, with what it leaves to be given and nothing else
     if {name, name.removesuffix("-smoke")} & {p.stem for p in (places.root / "params").glob("*.yaml")}:
         raise ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
+    for place in (places.root / kind / name for kind in ("reports", "runs")):
+        owner = place / OWNER
+        if place.exists() and not place.is_dir():
+            raise ParamsError(f"-p run={name}: {place.relative_to(places.root)} is a file; choose another name")
+        if place.parent.name == "reports" and place.is_dir() and not (owner.is_file() and owner.read_text() == profile):
+            raise ParamsError(
+                f"-p run={name}: reports/{name}/ is of another profile; choose another name, or delete it"
+            )
     return name
 
 
 def read(profile: str, places: Places) -> dict:
     """The params file of a profile. Raises ParamsError where there is none."""
-    known = sorted(p.stem for p in (places.root / "params").glob("*.yaml") if p.stem != "smoke")
+    known = sorted(p.stem for p in (places.root / "params").glob("*.yaml") if p.stem != "smoke" and p.is_file())
     if profile not in known:
         raise ParamsError(f"{profile}: no such profile; params/ has {', '.join(known) or 'none'}")
     return params.load_profile(f"params/{profile}.yaml", places.root)

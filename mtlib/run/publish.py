@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtlib.run.artifacts import StageFailed, atomic, write_text
+from mtlib.run.artifacts import StageFailed, atomic, visible, write_text
 from mtlib.run.params import ParamsError
 from mtlib.run.profiles import KEPT, Places
 
@@ -110,4 +110,4 @@ if __name__ == "__main__":
         for name in sys.argv[1:] or [""]:
             print(keep(name, Places()).relative_to(Places().root))
     except ParamsError as e:
-        sys.exit(f"error: {e}")
+        sys.exit(visible(f"error: {e}"))

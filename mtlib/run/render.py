@@ -15,7 +15,7 @@ import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from mtlib.run.artifacts import write_text
+from mtlib.run.artifacts import visible, write_text
 
 KEEP_METADATA = ("kernelspec", "language_info", "widgets")
 PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+it \[|\[\d+:\d+<|\d(it/s|s/it)")
@@ -37,7 +37,7 @@ def clean(executed: Path, root: Path, private: list[str]):
     def hide(text: str) -> str:
         for path, shown in pairs.items():
             text = text.replace(path, shown)
-        return ADDRESS.sub(r"\g<1>0x...", text)
+        return ADDRESS.sub(r"\g<1>0x...", visible(text))
 
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k in KEEP_METADATA}

@@ -10,17 +10,21 @@ these files.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import sys
 from pathlib import Path
 
-from mtlib.run import artifacts
+from mtlib.run import artifacts, dependencies
 from mtlib.run import params as parameters
-from mtlib.run.artifacts import ArtifactError
+from mtlib.run.artifacts import ArtifactError, one_line
 
 REPORT, SKIPPED = "report.json", "skipped.json"
 SCRATCH = ("checkpoint", "shards")  # folders for resuming, removed when a stage finishes
+NAMES = "method judge phrase verdict category status reason cause family generator detail image known explanation"
+NAMES = NAMES.split()  # columns that are text even where a name looks like a number, or like nothing
+FORMULA = re.compile(r"('*)[=+@＝＋＠－-]")  # the start of what a spreadsheet would calculate
 DIGITS = 3  # of the numbers that a notebook shows; the CSV has six
 
 
@@ -47,6 +51,8 @@ class Stage:
         self.interactive = not stage_dir
         self.out = self.root / stage_dir if stage_dir else self.run_dir / f"{name}-interactive"
         self.params, self.inputs, self.items = params or {}, {}, {}
+        if self.interactive:  # as the pipeline does before its first stage
+            dependencies.check_inputs(self.params, self.root)
         if self.interactive and artifacts.current(self.run_dir).get(name) == self.out.name:
             artifacts.set_current(self.run_dir, name, None)  # what it made last time goes, now that it runs again
         if self.interactive and (self.out / artifacts.META).exists():
@@ -76,6 +82,10 @@ class Stage:
         """What an earlier stage recorded about its artifact (d_in, class names, ...)."""
         return artifacts.read_meta(self.input(stage))["facts"]
 
+    def read(self, stage: str, name: str):
+        """tables/<name>.csv of an earlier stage, e.g. "04_metrics"; see `input` and `table_of`."""
+        return table_of(self.input(stage), name)
+
     def table(self, frame, name: str, caption: str = "", headings: dict[str, str] | None = None):
         """Write tables/<NN>_<name>.csv: six significant digits, no index, "\\n" line ends; and declare it.
 
@@ -85,8 +95,7 @@ class Stage:
         """
         from pandas.api.types import infer_dtype
 
-        with artifacts.atomic(self.out / "tables" / f"{self.number}_{name}.csv") as tmp:
-            frame.to_csv(tmp, index=False, float_format="%.6g", lineterminator="\n")
+        write_csv(self.out / "tables" / f"{self.number}_{name}.csv", frame)
         texts = [c for c in frame if infer_dtype(frame[c].astype(object)) == "string"]  # "01" and "NA" among them
         listed = list(headings.items()) if headings else None  # in this order
         self._declare("table", name, caption, headings=listed, texts=texts)
@@ -147,3 +156,51 @@ class Stage:
 def read_report(folder: Path) -> dict:
     """What a finished stage declared. Raises ArtifactError where it is damaged."""
     return artifacts.read_json(folder / REPORT, f"delete {folder} and run the stage again")
+
+
+def write_csv(path: Path, frame, floats: str | None = "%.6g") -> None:
+    """Write a frame without its index; texts are safe to look at: each as `one_line`, and behind ' where a spreadsheet would
+    calculate it ("=1+1", but not "-1"). `read_back` takes that off again. Args: floats: how fractions are written; None: in full."""
+    import pandas as pd
+
+    safe = frame.rename(columns=_quoted)
+    for i, kind in enumerate(frame.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            safe.isetitem(i, pd.Series(list(map(_quoted, frame.iloc[:, i])), index=frame.index, dtype=object))
+    with artifacts.atomic(path) as tmp:
+        safe.to_csv(tmp, index=False, float_format=floats, lineterminator="\n")
+
+
+def _quoted(value):
+    """A cell of a CSV."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        value = one_line(value) if isinstance(value, str) else value
+        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+    return value
+
+
+def read_back(path: Path, texts=()):
+    """What `write_csv` wrote: nothing is missing but an empty field, and a name is text whatever it looks like ("NA", "01").
+
+    Args: texts: columns of text besides NAMES. Returns: frame; empty texts of NAMES are "", others NaN.
+    """
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=dict.fromkeys([*NAMES, *texts], str), keep_default_na=False, na_values=[""])
+    frame = frame.rename(columns=_unquoted)
+    texts = [c for c in frame if not pd.api.types.is_numeric_dtype(frame[c])]
+    frame = frame.assign(**{c: frame[c].map(_unquoted).astype(frame[c].dtype) for c in texts})
+    return frame.fillna({c: "" for c in NAMES if c in frame})
+
+
+def _unquoted(value):
+    return value[1:] if isinstance(value, str) and (found := FORMULA.match(value)) and found[1] else value
+
+
+def table_of(folder: Path, name: str):
+    """tables/<name>.csv of a stage's folder, by `read_back`; which columns are texts is what the stage declared."""
+    said = read_report(folder) if (folder / REPORT).is_file() else {"items": []}
+    own = (item.get("texts", ()) for item in said["items"] if f"{said['prefix']}_{item['name']}" == name)
+    return read_back(folder / "tables" / f"{name}.csv", [c for texts in own for c in texts])

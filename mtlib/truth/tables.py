@@ -18,6 +18,7 @@ from mtlib.embed.store import Data
 from mtlib.measure.codes import Subject, first_seeds, sparse_codes, target_of
 from mtlib.measure.logit import readout, steer
 from mtlib.measure.similarity import copies
+from mtlib.run.stage import read_back
 from mtlib.truth import attributes, causes
 
 CAUSES = ["cause", "captioned", "method", "seed", "target", "l0_target", "ap", "ap_feature", "ap_probe", "ap_x_dim"]
@@ -175,7 +176,7 @@ def captioned_causes(encoder_table: Path) -> dict[str, bool]:
     """cause -> captioned, from 01's report card of the encoder; {} when there is none."""
     if not encoder_table.is_file():
         return {}
-    frame = pd.read_csv(encoder_table, keep_default_na=False, dtype=str).query("cause != ''")
+    frame = read_back(encoder_table, ["captioned"]).query("cause != ''")
     return dict(zip(frame["cause"], frame["captioned"] == "True", strict=True))
 
 

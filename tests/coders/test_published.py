@@ -120,8 +120,58 @@ def test_sae_for_clip(kind, tmp_path):
     if kind == "best":
         assert read_published(tmp_path / "sae_best.pth", k=K).config.l0 == K
     else:
-        with pytest.raises(ValueError, match="k is 4 in its sae config, 5 in its argument"):
-            read_published(tmp_path / "sae_clip_vitb32_layer11_ef64.pth", k=5)
+        path = tmp_path / "sae_clip_vitb32_layer11_ef64.pth"
+        saved = torch.load(path)
+        for place, field, value, said in (
+            ("metrics", "target_l0", 9, "k is 4 in its sae config, 9 in its metrics"),
+            ("metrics", "dict_size", 9, "its number of latents is 40 in its sae config, 9 in its metrics"),
+            ("sae_config", "sae", saved["sae_config"]["sae"] | {"expansion_factor": 8}, "is 80 in its sae config"),
+        ):
+            torch.save(saved | {place: saved.get(place, {}) | {field: value}}, path)
+            with pytest.raises(ValueError, match=said):
+                read_published(path)
+        torch.save(saved | {"metrics": {"target_l0": 4.0}}, path)
+        assert read_published(path, k=4).config.ks == (4,)
+
+
+@pytest.mark.parametrize(
+    ("write", "k", "said"),
+    [
+        (lambda folder: checkpoints.msae(folder, D, S, "TopKReLU_4"), 4, "k = 4"),
+        (lambda folder: checkpoints.msae(folder, D, S, "BatchTopKReLU_4"), 4, "k = 4"),
+        (lambda folder: checkpoints.msae(folder, D, S, "ReLU_003"), S, "no k"),
+        (lambda folder: checkpoints.msae(folder, D, S, "TopKReLU_12_RW"), 16, "k = 12.*"),
+        (lambda folder: checkpoints.monoloss(folder, D, S, "topk"), 4, "k = 4"),
+        (lambda folder: checkpoints.monoloss(folder, D, S, "batch_topk"), 4, "k = 4"),
+        (lambda folder: checkpoints.monoloss(folder, D, S, "jumprelu"), 0, "no k"),
+        (lambda folder: checkpoints.matryoshka_transcoders(folder, D, O, (40,), (6,)), 6, "k = 6"),
+        (lambda folder: checkpoints.matryoshka_transcoders(folder, D, O, (8, 40), (2, 6)), 6, "k = 2, 6"),
+        (lambda folder: checkpoints.sae_for_clip(folder, D, S, "final"), 4, "k = 4"),
+        (lambda folder: checkpoints.alexnet(folder, D, S), 0, "no k"),
+    ],
+)
+def test_a_k_that_the_file_contradicts_is_refused(write, k, said, tmp_path):
+    path = write(tmp_path).path
+    read_published(path, k=k).save_pretrained(tmp_path / "ours")
+    for name in (path, tmp_path / "ours"):
+        with pytest.raises(ValueError, match=f"k = 9 is asked for, but its own settings say {said}; leave k out"):
+            open_coder(str(name), k=9)
+
+
+@pytest.mark.parametrize("value", [None, "x", [1.0, 2.0], {}])
+@pytest.mark.parametrize(
+    ("write", "field"),
+    [
+        (checkpoints.alexnet, "epsilon"),
+        (checkpoints.msae, "scaling_factor"),
+        (checkpoints.msae, "mean_center"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_name(write, field, value, tmp_path):
+    path = write(tmp_path, D, S).path
+    torch.save(torch.load(path, weights_only=False) | {field: value}, path)
+    with pytest.raises(ValueError, match=rf"{path.name}: {field} = .*; expected a number"):
+        read_published(path)
 
 
 def test_alexnet_transformer(tmp_path):
@@ -280,8 +330,6 @@ def test_a_setting_of_another_type_or_that_disagrees_is_refused_by_name(kind, pl
 
 def test_a_k_or_width_of_matryoshka_transcoders_that_disagrees_is_refused(tmp_path):
     path = checkpoints.matryoshka_transcoders(tmp_path, D, O, (40,), (6,)).path
-    with pytest.raises(ValueError, match="topk is 6 in its config, 9 in its argument"):
-        read_published(path, k=9)
     saved = torch.load(path)
     torch.save(saved | {"config": saved["config"] | {"latent_dim": 99}}, path)
     with pytest.raises(ValueError, match="latent_dim is 99 in its config, 40 in its encoder"):

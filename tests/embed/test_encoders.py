@@ -1,6 +1,7 @@
 """One encoder: rows in order, the same whatever the batch, the threads or the orientation; clear errors without weights."""
 
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -150,6 +151,29 @@ def test_texts_are_unit_norm_means_over_templates(tiny):
 def test_unknown_encoder_is_a_clear_error(name, pretrained, say):
     with pytest.raises(EncoderError, match=say):
         Encoder.load(name, pretrained)
+
+
+@pytest.mark.parametrize(
+    ("where", "given", "say"),
+    [
+        ("tokenizer_kwargs", {"trust_remote_code": True}, "gives other libraries trust_remote_code"),
+        ("tokenizer_kwargs", {"cache_dir": "/tmp/x", "clean": "lower"}, "gives other libraries cache_dir"),
+        ("tokenizer_kwargs", {"bpe_path": "/dev/zero"}, "gives other libraries bpe_path"),
+        ("hf_model_config", {"trust_remote_code": True}, "trust_remote_code"),
+    ],
+)
+def test_a_model_folder_cannot_hand_arguments_to_other_libraries(tmp_path, where, given, say):
+    name = write_tiny_clip(tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"] = config["model_cfg"]["text_cfg"] | {where: given}
+    path.write_text(json.dumps(config).replace("trust_remote", r"trus\u0074_remote"))
+    with pytest.raises(EncoderError, match=say):
+        Encoder.load(name, device="cpu")
+    config["model_cfg"]["text_cfg"] = config["model_cfg"]["text_cfg"] | {where: {"clean": "canonicalize"}}
+    if where == "tokenizer_kwargs":
+        path.write_text(json.dumps(config))
+        assert Encoder.load(name, device="cpu").tokenizer.clean_fn("A, b") == "a b"
 
 
 def test_folder_without_weights_and_damaged_weights_are_errors(tiny_name, tmp_path):

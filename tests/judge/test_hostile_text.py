@@ -30,6 +30,8 @@ PHRASES = [
     "\u202eright to left\u202c \u0007 bell",
     "six fingers [six] " * 4000,
     "😀 سلام {shown} {0} %s \\n \\u0000",
+    "\x1b]52;c;aGk=\x07 copied \x1b[2J \x9b31m \x1bPq\x1b\\",
+    "=cmd|' /C calc'!A0",
 ]
 
 
@@ -63,6 +65,7 @@ def run(tmp_path_factory):
     none = pd.DataFrame(columns=["method", "reason"])
     lines = agreement.against_truth({"tc": verdicts}, features, {}, none)
     stage.table(lines, "judges")
+    stage.table(judged.verdicts["tc"], "said", "What it said.", {"feature": "feature", "phrase": "phrase"})
     stage.table(pd.DataFrame([{"method": "tc", "assessed": 5, "answered": 5, "unasked": 1}]), "answers")
     usage = {"model": PHRASES[0], "answers": 5, "tokens_in": 7, "tokens_out": 8, "usd": 0.5}
     stage.table(pd.DataFrame([usage]), "usage", "What it took.", {"model": "model", "answers": "answers"})
@@ -97,6 +100,16 @@ def test_report_shows_it_as_text(run, tmp_path):
     assert dangerous(html) == [] and "&lt;script&gt;" in html
     shown = mistune.html("| a |\n|---|\n| " + escape_markdown(PHRASES[2]) + " |")
     assert "<strong>" not in shown and "<code>" not in shown and "<a " not in shown
+
+
+def test_no_page_or_table_holds_a_formula_or_what_a_terminal_acts_on(run, tmp_path):
+    build.build(run[0], tmp_path)
+    pages = [*tmp_path.rglob("*.md"), *run[0].rglob("*.csv")]
+    assert any("x1b]52;c;aGk=" in page.read_text(encoding="utf-8") for page in pages)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not set(text) & set("\x1b\x07\x9b\u202e"), page
+        assert page.suffix != ".csv" or not re.search(r"(^|[,\"])=", text, re.MULTILINE), page
 
 
 def test_viewer_shows_it_as_text(run):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from mtlib.judge.new_images import errors_first, new_images
 from mtlib.report import browse, relevance_tables
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
-from mtlib.run.stage import Stage
+from mtlib.run.stage import Stage, table_of, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,37 @@ def test_names_that_look_like_nothing_or_like_numbers_come_back_as_they_were(tmp
     assert again["ids"].tolist() == frame["ids"].tolist() and again["share"].isna().tolist() == [False, True] * 5
     shown = markdown_table(again, {"family": "family", "share": "share"})
     assert all(f"| {name} |" in shown for name in ("NA", "null", "nan", "None", "01", "1", "1e3", "True"))
+
+
+def test_texts_of_a_table_are_no_formulas_and_no_commands_to_a_terminal_and_numbers_stay_numbers(tmp_path):
+    names = ["=cmd|' /C calc'!A0", "@SUM(1)", "+1+1", "-2+3", "-1.5", "+3e2", "'=a", "'a", "a=b", "-inf", "＝1", "é 猫"]
+    told = [
+        "'=cmd|' /C calc'!A0",
+        "'@SUM(1)",
+        "'+1+1",
+        "'-2+3",
+        "-1.5",
+        "+3e2",
+        "''=a",
+        "'a",
+        "a=b",
+        "-inf",
+        "'＝1",
+        "é 猫",
+    ]
+    frame = pd.DataFrame(
+        {"family": names, "=kind": pd.Categorical(names), "n": -1.5, "k": -2, "mixed": [-1, None, "=a"] * 4}
+    )
+    stage = Stage("01_embed", str(tmp_path))
+    stage.table(frame, "classes")
+    stage.finish()
+    with open(stage.out / "tables" / "01_classes.csv", encoding="utf-8", newline="") as f:
+        head, *lines = csv.reader(f)
+    assert head == ["family", "'=kind", "n", "k", "mixed"] and [line[0] for line in lines] == told
+    assert lines[0][1:] == [told[0], "-1.5", "-2", "-1"] and [line[4] for line in lines[1:3]] == ["", "'=a"]
+    again = table_of(stage.out, "01_classes")
+    assert again["family"].tolist() == again["=kind"].tolist() == names and again["mixed"].tolist()[2] == "=a"
+    assert again["n"].tolist() == [-1.5] * 12 and again["k"].tolist() == [-2] * 12
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"family": ["\x1b]52;c;aGk=\x07", "a\nb", "\t=1", "\x9b2J", "👩‍👧"]}))
+    said = (tmp_path / "a.csv").read_text(encoding="utf-8")
+    assert said == "family\n\\x1b]52;c;aGk=\\x07\na\\nb\n\\t=1\n\\x9b2J\n👩‍👧\n"

@@ -5,6 +5,8 @@ import os
 import pytest
 
 from mtlib.run import dependencies
+from mtlib.run.params import ParamsError
+from mtlib.run.stage import Stage
 
 
 @pytest.fixture
@@ -143,6 +145,33 @@ def test_check_inputs_names_what_is_missing_or_empty(tmp_path):
     with pytest.raises(FileNotFoundError, match="zero_shot_images = nowhere: no such file or folder"):
         dependencies.check_inputs({"zero_shot_images": ["torchvision:CIFAR10", "nowhere"]}, tmp_path)
     dependencies.check_inputs({"images": "", "judge": "nowhere", "zero_shot_images": []}, tmp_path)
+
+
+def test_a_device_or_pipe_is_refused_under_any_name_and_in_folders_whose_files_are_opened(tmp_path):
+    for folder in ("model", "photos"):
+        (tmp_path / folder).mkdir()
+        os.mkfifo(tmp_path / folder / "pipe.pt")
+    (tmp_path / "link.npy").symlink_to("/dev/zero")
+    (tmp_path / "named.json").write_text('{"train": "model/pipe.pt"}')
+    for given in (
+        {"images": "/dev/zero"},
+        {"remark": "/dev/null"},
+        {"embeddings": "link.npy"},
+        {"encoder": "local-dir:model"},
+        {"checkpoint": "model"},
+        {"images": "hf:photos"},
+        {"templates": ["a", "model/pipe.pt"]},
+        {"methods": [{"name": "a", "checkpoint": "model/pipe.pt"}]},
+    ):
+        with pytest.raises(ParamsError, match="a device or pipe may never end"):
+            dependencies.check_inputs(given, tmp_path)
+    with pytest.raises(ParamsError, match=r"pipe\.pt: a device or pipe"):
+        dependencies.external_inputs({"embeddings": "named.json"}, tmp_path)
+    dependencies.check_inputs(
+        {"images": "photos", "remark": "a / b", "encoder": ".", "pretrained": "nowhere"}, tmp_path
+    )
+    with pytest.raises(ParamsError, match="a device or pipe"):  # in Jupyter, too
+        Stage("01_embed", str(tmp_path / "run"), params={"images": "/dev/zero"})
 
 
 def test_a_table_of_images_stands_for_the_files_beside_it(tree):

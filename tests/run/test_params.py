@@ -75,6 +75,8 @@ def test_words_stay_words():
         ("1: 1", "is not a parameter name"),
         ("api_key: abc", "api_key looks like a secret"),
         ("base_url: https://user:abc@host/v1", "base_url looks like a secret"),
+        ("base_url: https://host/v1?api_key=abc", "base_url looks like a secret"),
+        ("remark: see HTTP://host/a?x=1&Access-Token=abc there", "remark looks like a secret"),
         ("methods: [{OPENAI_API_KEY: abc}]", "looks like a secret"),
         ("stage_dir: x", "stage_dir is filled in by run_all.sh"),
         ("a: !!binary aGVsbG8=", "a is of the type bytes"),
@@ -100,6 +102,8 @@ def test_profile_not_utf8_refused(tmp_path):
 def test_overrides_follow_the_same_rules():
     given = params.parse_overrides(["lr=1e-3", "images=a=b", "seeds=[0, 1]", "name="])
     assert given == {"lr": 0.001, "images": "a=b", "seeds": [0, 1], "name": ""}
+    assert params.parse_overrides(["run=2024_01"]) == {"run": "2024_01"}
+    assert params.parse_overrides(["images=hf:a/b?monkey=1"]) == {"images": "hf:a/b?monkey=1"}
     for pair, message in [("lr", "expected key=value"), ("a b=1", "not a parameter name"), ("x=*a", "aliases")]:
         with pytest.raises(ParamsError, match=message):
             params.parse_overrides([pair])

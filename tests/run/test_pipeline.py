@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def run(places, **settings):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A repository whose demo has been run once. Tests of this module build on one another's runs of it."""
-    places = small.write(tmp_path_factory.mktemp("small"))
+    places = small.write(tmp_path_factory.mktemp("small") / "a {b} {} 'c' \"d\" é 猫 $e #1 [f] %41")
     result, _ = run(places)
     assert result.ran == ["01_make", "02_use"]
     return places
@@ -42,7 +43,9 @@ def test_success_publishes_a_report(done):
     report = done.root / "reports" / "demo"
     files = {p.relative_to(report).as_posix() for p in report.rglob("*") if p.is_file()}
     notebooks = {f"notebooks/{s}{x}" for s in done.stages for x in (".ipynb", ".html")}
-    assert files == {"README.md", "timings.csv", "figures/01_value.txt", "tables/02_product.csv"} | notebooks
+    assert (
+        files == {".profile", "README.md", "timings.csv", "figures/01_value.txt", "tables/02_product.csv"} | notebooks
+    )
     assert (report / "tables/02_product.csv").read_text() == "product\n4.5\n"
     assert (report / "README.md").read_text() == "# demo: 02_product.csv"
     rows = list(csv.DictReader((report / "timings.csv").read_text().splitlines()))
@@ -111,7 +114,10 @@ def test_from_runs_again_and_clean_removes_old_hashes(done):
     run_dir = done.root / "runs/demo"
     current = set(artifacts.current(run_dir).values())
     assert {p.name for p in run_dir.glob("0*")} > current
-    pipeline.clean(done)
+    (busy := done.root / "runs" / "a-busy-run" / "01_old-12345678").mkdir(parents=True)
+    with pipeline.locked(busy.parent), contextlib.redirect_stdout(io.StringIO()) as said:
+        pipeline.clean(done)
+    assert busy.is_dir() and f"left as it is: a-busy-run: process {os.getpid()} is writing" in said.getvalue()
     assert {p.name for p in run_dir.glob("0*")} == current
 
 
@@ -125,9 +131,41 @@ def test_overrides_make_a_run_of_their_own(done):
     assert name("demo", True, {}, done) == "demo-smoke"
     assert name("demo", False, {"run": "mine", "factor": 2}, done) == "mine"
     assert name("demo", True, {"factor": 2}, done).startswith("demo-smoke-")
-    for bad in ("demo", "demo-smoke", "../x", 5, ""):
+    (done.root / "reports" / "README.md").touch()
+    assert name("demo", False, {"run": "a" * 64}, done) == "a" * 64
+    for bad in (
+        "demo",
+        "demo-smoke",
+        "../x",
+        5,
+        "",
+        "kept",
+        "Kept",
+        "README.md",
+        ".a",
+        "-a",
+        "a" * 65,
+        "a\n",
+        "a b",
+        "é",
+    ):
         with pytest.raises(ParamsError, match="-p run="):
             name("demo", False, {"run": bad}, done)
+
+
+def test_a_name_belongs_to_the_profile_that_ran_under_it_first(tmp_path, capfd):
+    places = small.write(tmp_path)
+    (places.root / "params" / "other.yaml").write_text("n: 4\n")
+    assert pipeline.main(["demo", "-p", "run=2024_01"], places) == 0, (
+        "a name is text, also where it looks like a number"
+    )
+    before = (tmp_path / "reports/2024_01/timings.csv").read_bytes()
+    for _ in range(2):
+        assert pipeline.main(["other", "-p", "run=2024_01"], places) == 2
+        assert "reports/2024_01/ is of another profile" in capfd.readouterr().err
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    assert (tmp_path / "reports/2024_01/timings.csv").read_bytes() == before
+    assert profiles.run_name("demo", True, {"run": "2024_01"}, places) == "2024_01"
 
 
 def test_a_profile_that_leaves_its_data_blank_needs_them_and_then_keeps_its_name(tmp_path):
@@ -320,6 +358,7 @@ def test_bad_params_exit_2_before_anything_runs(tmp_path, capfd):
         (["demo", "-p", "n=x"], "-p: n = 'x': expected a whole number like 2"),
         (["dmo"], "dmo: no such profile; params/ has demo"),
         (["demo", "-p", "run=../x"], "-p run=../x"),
+        (["demo", "--cell-timeout", "0"], "--cell-timeout 0: a cell may take at least one second"),
     ]:
         assert pipeline.main(argv, places) == 2
         assert f"error: {message}" in capfd.readouterr().err
@@ -330,7 +369,28 @@ def test_bad_params_exit_2_before_anything_runs(tmp_path, capfd):
     path.write_text(path.read_text().replace('tags=["parameters"]', ""))
     assert pipeline.main([], places) == 2
     assert '02_use.py: 0 cells are tagged "parameters"' in capfd.readouterr().err
+    for argv in (["--cell-timeout", "nan"], ["--cell-timeout", "0.5"], ["demo", "x\x1b]52;c;aGk=\x07"]):
+        with pytest.raises(SystemExit, match="2"):
+            pipeline.main(argv, places)
+        assert "\x1b" not in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_terminal_would_act_on_is_shown(tmp_path, capfd):
+    """Of a cell's error and of what it prints: on the terminal, in the log and in the pages."""
+    odd = r"\x1b]52;c;aGk=\x07 \x1bPq#0\x1b\\ \x9b2J \x1b[31mred\x1b[0m \u202e"
+    places = small.write(
+        tmp_path, make=f"print('{odd}'); import pathlib; assert pathlib.Path('flag').exists(), '{odd}'"
+    )
+    assert pipeline.main(["demo"], places) == 1
+    (tmp_path / "flag").touch()
+    assert pipeline.main(["demo"], places) == 0
+    said, log = capfd.readouterr(), (tmp_path / "runs/demo/logs/01_make.log").read_text()
+    pages = "".join(p.read_text() for p in (tmp_path / "reports/demo/notebooks").glob("01_make.*"))
+    shown = r"\x1b]52;c;aGk=\x07 \x1bPq#0\x1b\ \x9b2J red \u202e"
+    assert f"AssertionError: {shown}" in said.err and shown in log and shown in pages
+    for text in (said.err, said.out, log, pages):
+        assert not set(text) & set("\x1b\x07\x9b\u202e")
 
 
 def start(places, *argv):

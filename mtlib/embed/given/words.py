@@ -11,7 +11,7 @@ from mtlib.embed.datasets import extra
 from mtlib.embed.given.tables import named, read_csv
 from mtlib.embed.manifest import InputError
 from mtlib.embed.store import save_array
-from mtlib.run.artifacts import atomic
+from mtlib.run.stage import write_csv
 
 PHRASES = ("phrase", "kind", "family", "cause")  # columns of a vocabulary
 KINDS = ("error", "normal", "object", "nuisance", "word")
@@ -84,5 +84,4 @@ def write_vocabulary(folder: Path, v: np.ndarray, table: pd.DataFrame) -> None:
     if unknown := set(table["kind"]) - set(KINDS):
         raise ValueError(f"vocabulary: kind {sorted(unknown)[0]!r} is not one of {KINDS}")
     save_array(folder / "vocabulary.npy", v)
-    with atomic(folder / "vocabulary.csv") as tmp:
-        table.to_csv(tmp, index=False, lineterminator="\n")
+    write_csv(folder / "vocabulary.csv", table)
