@@ -214,11 +214,10 @@ def _load(name: str, pretrained: str, device: torch.device) -> tuple:
 
 def _load_open_clip(name: str, pretrained: str) -> tuple:
     full, options = _checked_name(name, pretrained)
-    config = open_clip.get_model_config(full)
-    passed_on = set((config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}) - CLEANING
-    passed_on |= {"trust_remote_code"} if '"trust_remote_code"' in json.dumps(config) else set()
-    if passed_on:
-        said = f"its open_clip_config.json gives other libraries {', '.join(sorted(passed_on))}"
+    config = open_clip.get_model_config(full) or {}
+    given = set((config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}) - CLEANING
+    if given or '"trust_remote_code"' in json.dumps(config):
+        said = f"its open_clip_config.json gives other libraries {', '.join(sorted(given)) or 'trust_remote_code'}"
         raise EncoderError(f"encoder = {name!r}: {said}, which could open files and run code; remove that")
     model, _, preprocess = open_clip.create_model_and_transforms(
         full, pretrained=pretrained or None, precision="fp32", require_pretrained=True, **options
@@ -243,10 +242,8 @@ def _load_timm(name: str, pretrained: str) -> tuple:
     """
     short = name.removeprefix(TIMM)
     if not short.startswith("hf-hub:") and not timm.is_model(short):
-        near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.4)
-        raise EncoderError(
-            f"encoder = {name!r} is no timm model; nearest: {', '.join(TIMM + n for n in near) or 'none'}"
-        )
+        near = [TIMM + n for n in difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.4)]
+        raise EncoderError(f"encoder = {name!r} is no timm model; nearest: {', '.join(near) or 'none'}")
     if pretrained and not Path(pretrained).is_file():
         raise EncoderError(f"pretrained = {pretrained!r} is no file; leave it empty for timm's published weights")
     model, size, state = timm.create_model(short, pretrained=not pretrained), {}, {}
@@ -280,8 +277,7 @@ def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:
         return f"local-dir:{clip_path()}", {}
     if name.startswith(("local-dir:", "hf-hub:")):
         return name, {}
-    known = open_clip.list_models()
-    cleaned = name.replace("/", "-")
+    known, cleaned = open_clip.list_models(), name.replace("/", "-")
     if cleaned not in known:
         near = difflib.get_close_matches(cleaned, known, n=3, cutoff=0.4)
         raise EncoderError(f"encoder = {name!r} is no open_clip model; nearest: {', '.join(near) or 'none'}")
@@ -292,15 +288,13 @@ def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:
         if not Path(pretrained).is_file():
             raise EncoderError(f"pretrained = {pretrained!r} is no file and no tag of {name}; its tags: {tags}")
         if f"{cleaned}-quickgelu" in known:
-            print(
-                f"{pretrained}: run with GELU, since a file cannot say; weights of OpenAI's need encoder = '{name}-quickgelu'"
-            )
+            quick = f"{name}-quickgelu"
+            print(f"{pretrained}: run with GELU, since a file cannot say; weights of OpenAI's need encoder = {quick!r}")
         return name, {} if pretrained.endswith(ARRAYS) else _image_size(cleaned, pretrained)
     # some tags (OpenAI's) were trained with another activation than the plain model name says; open_clip only warns
     config, tag = open_clip.get_model_config(cleaned), open_clip.get_pretrained_cfg(cleaned, pretrained)
     quick = bool(tag.get("quick_gelu", False))
     if config.get("quick_gelu", False) and not quick:
-        raise EncoderError(
-            f"pretrained = {pretrained!r} was not trained with QuickGELU; use encoder = {name.replace('-quickgelu', '')!r}"
-        )
+        plain = name.replace("-quickgelu", "")
+        raise EncoderError(f"pretrained = {pretrained!r} was not trained with QuickGELU; use encoder = {plain!r}")
     return name, {"force_quick_gelu": True} if quick else {}
