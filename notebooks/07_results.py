@@ -135,7 +135,8 @@ stage.figure(figures.labelled_images(explained), "labels", labelled, caption)
 # ## Answer
 #
 # The report answers the question with this run's numbers and states its limits: `reports/<run>/README.md`, written after the
-# last notebook. The [viewer](viewer.ipynb) lets you look at every feature.
+# last notebook. Beside it `index.html` shows every feature and image in any browser; so does the [viewer](viewer.ipynb), which
+# labels images of yours, too.
 
 # %%
 stage.finish(methods=reader.methods())

@@ -55,7 +55,7 @@ def test_addresses_filters_and_keys(report, page):
     page.keyboard.press("Enter")
     assert "plain" in page.inner_text("h1")
     page.keyboard.press("Escape")
-    page.select_option("select >> nth=1", "sae")
+    page.select_option("label:has-text('beside') select", "sae")
     assert page.locator(".column").count() == 2 and "vs=sae" in page.evaluate("location.hash")
     for torn in ("#nothing/7", f"#{METHOD}/999", "#%E0%A4%A", "#:image/x?sort=__proto__&show=toString&vs=none"):
         shared_page.show(page, report / "index.html", torn)

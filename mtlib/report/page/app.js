@@ -3,9 +3,9 @@
 const main = document.getElementById("main"), controls = {}, places = new Map();
 let state = readAddress(location.hash), shown = "";
 
-const select = (key, label, options, empty) => {
-  controls[key] = h("select", {onchange: (e) => go({[key]: e.target.value, ...(key === "method" && {feature: null, image: null})})}, options.map(([value, text]) => h("option", {value}, text)));
-  return h("label", {class: empty ? "wide" : null}, h("span.muted", {}, label), controls[key]);
+const select = (key, label, options) => {
+  controls[key] = h("select", {onchange: (e) => go({[key]: e.target.value})}, options.map(([value, text]) => h("option", {value}, text)));
+  return h("label", {}, h("span.muted", {}, label), controls[key]);
 };
 
 function toolbar() {
@@ -15,7 +15,7 @@ function toolbar() {
   controls.q = h("input", {type: "search", placeholder: "search names, errors, #numbers", "aria-label": "search features", autocomplete: "off", spellcheck: "false", oninput: (e) => search(e.target.value)});
   return h("div.toolbar", {role: "search"},
     h("label.search", {}, controls.q, h("kbd", {}, "/")),
-    select("method", "method", names),
+    METHODS.length > 1 && select("method", "method", names),
     METHODS.length > 1 && select("vs", "beside", [["", "nothing"], ...names]),
     select("show", "show", shows.map(([key, [text]]) => [key, text])),
     select("sort", "sort by", sorts.map(([key, [text]]) => [key, text])),

@@ -39,7 +39,7 @@ function start(state) {
     h("p.over", {}, `run ${DATA.run}`),
     h("h1", {}, DATA.labelled ? "What does this image model get physically wrong?" : "What do the features of this image model stand for?"),
     h("p.lead", {}, found.length
-      ? [h("b", {}, many(found.length, "kind of error", "kinds of error")), ` found by the features of ${many(METHODS.length, "method")}, most certain first. `]
+      ? [h("b", {}, many(found.length, "kind of error", "kinds of error")), ` named by the features of ${many(METHODS.length, "method")}, most certain first. `]
       : DATA.labelled ? "No feature was found to stand for an error. " : `${many(METHODS.length, "method")}, the most active features first. `,
       `All images here are held out: ${count(DATA.n_images)} of which nothing was learned. Click a picture for its features, a feature for its pictures.`),
     DATA.remark && h("p.note", {}, DATA.remark),
@@ -59,7 +59,7 @@ function finding([f, ...others], state) {
     h("div.text", {},
       h("h2", {}, h("a", {href: address(state, {feature: f, image: null}), class: "through"}, nameOf(f, state.judge))),
       certainty(f),
-      f.top_cause && h("p.truth", {}, h("span.muted", {}, "truth: "), f.top_cause, own && [" · ", h("a", {href: address(state, {feature: own.feature, image: null}), title: "the one feature that tells this error best: average precision on all held-out images"}, `one feature tells it, AP ${own.ap.toFixed(2)}`)]),
+      f.top_cause && h("p.truth", {}, h("span.muted", {}, "truth: "), f.top_cause, h("span.muted", {title: "share of the strongest validation images that show it"}, ` in ${percent(f.top_cause_share)} of its strongest`), own && [" · ", h("a", {href: address(state, {feature: own.feature, image: null}), title: "the one feature that tells this error best, chosen on validation images: its average precision among all held-out images"}, `best feature AP ${own.ap.toFixed(2)}`)]),
       h("p.methods", {}, [f, ...others].map((g) => h("a.chip", {href: address(state, {feature: g, image: null})}, `${g.method} #${g.number}`)))));
 }
 

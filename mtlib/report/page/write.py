@@ -41,6 +41,7 @@ def write_page(reader: Reader, report: Path) -> bool:
     """Write a run's page into its report; pictures that are there already stay. Returns: False without features to show."""
     methods = [one for m in reader.methods() if (one := _method(reader, m))]
     if not methods:
+        (report / "index.html").unlink(missing_ok=True)  # of an earlier run of this name
         return False
     data = load_data(reader.folders["01_embed"], *map(reader.folders.get, ADDED))
     rows = data.rows("test")[:: data.tokens]  # (n,) first row of each image, in the order of the codes
