@@ -82,7 +82,7 @@ function featureView(state, order) {
     ["largest activation", number(f.max_activation), `mean ${number(f.mean_activation)}`],
     ["MonoScore", number(f.mono_score), "1: all images alike"],
     ["purity", percent(f.purity), f.dominant_class],
-    ["commonest error", f.top_cause, f.top_cause && `${percent(f.top_cause_share)} of the top images`],
+    ["commonest error", f.top_cause, f.top_cause && `${percent(f.top_cause_share)} of its top val images`],
   ].filter(([, v]) => v && v !== "–");
   const best = f.causes.map((c) => h("p", {}, causeChip(c), h("span.muted", {}, " the method’s best single feature for this error")));
   return [
