@@ -123,8 +123,8 @@ if len(gains):
     stage.say("training", f"{said} {gains.min():.1%} to {gains.max():.1%} of itself.")
 
 # %% [markdown] needs="!checkpoint"
-# The learning rate falls to nearly nothing at the end, so what is gained there is little. Whether *more steps* would gain more, only a
-# longer run tells: the study trains five times as long.
+# The learning rate falls to nothing over the steps, so every coder is best at its last one, and what is gained there is little. *More
+# steps* lower the FVU further, but find no more errors on the demo (three times as many: average precision .994 for .991).
 
 # %% [markdown]
 # ## What each method explains

@@ -49,6 +49,23 @@ reader = Reader.of_stage(stage)
 reader.methods()
 
 # %% [markdown] needs="labels coders"
+# ## Which errors were found?
+#
+# A line for each error that a single feature stands for. Where the truth is known, these are the causes that the best method *finds*:
+# the feature's activation ranks the images with the cause before all others (average precision, AP). Where it is not, they are features
+# that are enriched for implausible images, specific on the validation images, and called an error by the judge, one per name.
+
+# %% needs="labels coders"
+found = relevance_tables.errors_found(reader, data)
+stage.figure(
+    figures.errors_found(found, reader, data) if data.pictures else None,
+    "errors",
+    found,
+    "The errors found: the test images on which the feature of each fires most.",
+)
+found.round(3)
+
+# %% [markdown] needs="labels coders"
 # ## How much of each method is about errors?
 #
 # Three scores, each over *all* latents of a method; a feature that fires on fewer than 10 test images is not assessed and

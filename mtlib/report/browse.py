@@ -44,10 +44,13 @@ def feature_table(reader: Reader, method: str, judge: str = "") -> pd.DataFrame:
 
 
 def error_features(reader: Reader, method: str) -> pd.DataFrame:
-    """The error features of a method to show, as `feature_table`: enriched on test, called an error by its judge, one per
-    name, safest first."""
+    """The error features of a method to show, as `feature_table`: enriched on test, called an error by its judge, specific (from some
+    activation on nearly all val images are implausible, where that could be asked), one per name, safest first."""
     table = feature_table(reader, method)
     keep = table["assessed"].astype(bool) & (table["q_bh"] <= 0.05) & (table["verdict"] == "error")
+    chosen = reader.thresholds(method)
+    if len(chosen):
+        keep &= table["feature"].isin(chosen.loc[chosen["threshold"].notna(), "feature"])
     ordered = table[keep].sort_values(["error_low", "feature"], ascending=[False, True])
     return ordered.drop_duplicates("phrase")
 

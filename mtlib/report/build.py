@@ -47,8 +47,8 @@ def numbers(run: Reader) -> dict:
         "splits": _splits(run),
         "causes": by_cause(known),
         "finders": by_method(known),
-        "repeats": _mean(run.table("04_splitting")),
-        "glance": _mean(run.table("04_metrics")).reset_index(),
+        "errors": errors(run.table("07_errors")),
+        "glance": glance(run),
         "relevance": relevance(run.table("07_relevance")),
         "judges": judge_scores(run.table("06_judges")),
         "fair": fair(run.table("04_comparison")),
@@ -59,6 +59,37 @@ def numbers(run: Reader) -> dict:
         "ENOUGH": ENOUGH,
         "shown": set(),
     }
+
+
+def errors(found: pd.DataFrame) -> pd.DataFrame:
+    """07_errors as text: error, feature (with its number), ap, implausible (share of the images on which it fires), generator."""
+    if found.empty:
+        return found
+    names = [
+        f"{text.shorten(p or 'unnamed', 50)} (#{f})" for p, f in zip(found["phrase"], found["feature"], strict=True)
+    ]
+    ratios = zip(*(found[f"error_{c}"] for c in ("ratio", "low", "high")), found["n_active_test"], strict=True)
+    shares = [f"{text.interval(*ratio)} of {text.number(n)}" for *ratio, n in ratios]
+    out = pd.DataFrame({"feature": names, "implausible": shares})
+    if found["ap"].notna().any():
+        out = out.assign(error=found["error"].str.replace("_", " "), ap=found["ap"])
+    if found["generator"].any():
+        rates = zip(found["generator"], found["rate"], found["least"], strict=True)
+        out["generator"] = [f"{g}: {text.percent(r)} of its images (least: {text.percent(few)})" for g, r, few in rates]
+    return out
+
+
+def glance(run: Reader) -> pd.DataFrame:
+    """The methods on one line each: 04_metrics, means over the seeds; of the known causes found, ap as text with its interval, and
+    copies; f1 of the run's judge."""
+    out, known, judges = map(run.table, ("04_metrics", "04_cause_methods", "06_judges"))
+    out = _mean(out)
+    if len(known):
+        known = with_intervals(known.sort_values("ap", ascending=False, kind="stable"), text.number).set_index("method")
+        out = known[["found", "ap", "copies"]].join(out)
+    if len(judges):
+        out = out.join(judge_scores(judges).drop_duplicates("method").set_index("method")["f1"])
+    return out.dropna(axis=1, how="all").reset_index()
 
 
 def declared(run: Reader, stage: str) -> list[dict]:

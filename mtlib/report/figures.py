@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
-from mtlib.plots import PALETTE, legend
+from mtlib.embed.store import Data
+from mtlib.features.collages import loader
+from mtlib.plots import PALETTE, image_grid, legend
+from mtlib.report.reader import Reader
 from mtlib.report.text import escape_figure, shorten
 
 TITLES = {
@@ -17,6 +23,7 @@ TITLES = {
     "relevance_enriched": "enriched, BH q ≤ 0.05",
     "relevance_enriched_by": "enriched, BY q ≤ 0.05",
 }
+N_STRIP = 8  # images of an error
 N_LABELLED, N_EXPLAINED = 6, 4  # images shown with what explains them, and explanations of each
 
 
@@ -74,6 +81,22 @@ def generator_heatmap(frame: pd.DataFrame) -> Figure | None:
     sns.heatmap(wide, ax=ax, cbar_kws={"label": "images on which it fires (%)", "shrink": 0.9}, **look)
     ax.set(xlabel="", ylabel="")
     return fig
+
+
+def errors_found(frame: pd.DataFrame, reader: Reader, data: Data) -> Figure | None:
+    """A line per error of `relevance_tables.errors_found`: its name, and the images on which its feature fires most."""
+    if frame.empty or data.image_root is None:
+        return None
+    top = reader.features(frame["method"].iloc[0], "top_images").query("split == 'test'").sort_values("rank")
+    rows = [top.loc[top["feature"] == f, "row"].head(N_STRIP) for f in frame["feature"]]
+    load, square = loader(data), ((160, 160), Image.Resampling.LANCZOS, "white")
+    lines = [[load(int(row)) for row in own] for own in rows]  # a word where an image cannot be read: an empty place
+    lines = [[ImageOps.pad(one, *square) if isinstance(one, Image.Image) else None for one in own] for own in lines]
+    names = [
+        fill(escape_figure(shorten(p or e.replace("_", " ") or "unnamed", 60)), 24)
+        for p, e in zip(frame["phrase"], frame["error"], strict=True)
+    ]
+    return image_grid(lines, names=names, side=0.95)
 
 
 def labelled_images(shown: list) -> Figure | None:

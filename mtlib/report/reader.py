@@ -9,7 +9,7 @@ import pandas as pd
 from mtlib.run.artifacts import META, ROOT, open_run, read_meta
 from mtlib.run.stage import REPORT, Stage, read_back, read_report, table_of
 
-READ = ("01_embed", "02_classify", "03_train", "05_features", "06_interpret")  # by a stage; a report reads all
+READ = ("01_embed", "02_classify", "03_train", "truth", "05_features", "06_interpret")  # by a stage; a report reads all
 
 
 class Reader:
@@ -83,6 +83,11 @@ class Reader:
         columns = ["feature", "judge", "phrase", "verdict", "category", "confidence", "detail"]
         frame = pd.DataFrame(columns=columns) if path is None else pd.read_parquet(path)
         return frame.fillna({c: "" for c in ("phrase", "verdict", "category", "detail") if c in frame})
+
+    def thresholds(self, method: str) -> pd.DataFrame:
+        """From which activation on 06 lets each feature of a method label images (`mtlib.judge.thresholds.of_val`); empty without."""
+        path = self.find("06_interpret", f"explanations/{method}/thresholds.parquet")
+        return pd.DataFrame() if path is None else pd.read_parquet(path)
 
     def collages(self, method: str) -> dict[int, Path]:
         """Feature number -> its collage of 05."""

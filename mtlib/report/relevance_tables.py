@@ -10,8 +10,9 @@ from mtlib.embed.store import Data
 from mtlib.measure.codes import interpreted, sparse_codes
 from mtlib.measure.generators import detector_counts, failure_rates, firing_rates
 from mtlib.measure.relevance import permutation_null, relevance_table, same_denominator
-from mtlib.report.browse import error_features
+from mtlib.report.browse import error_features, feature_table
 from mtlib.report.reader import Reader
+from mtlib.truth.tables import by_method
 
 SCORES = {f"relevance_{s}": s for s in ("threshold", "enriched", "enriched_by")}  # of the long table -> in the wide one
 HEADINGS = {  # of the relevance table, as far as a run has the score
@@ -30,6 +31,19 @@ HEADINGS = {  # of the relevance table, as far as a run has the score
 }
 ACCURACIES = {"detection": "feature_accuracy", "shuffled": "feature_accuracy_shuffled", "intruder": "intruder_accuracy"}
 APART = ("refused", "failed", "skipped", "unasked")  # what is no verdict
+ERRORS = [
+    "error",
+    "method",
+    "feature",
+    "ap",
+    "base_rate",
+    "phrase",
+    "error_ratio",
+    "error_low",
+    "error_high",
+    "n_active_test",
+]
+ERRORS += ["generator", "rate", "least"]  # columns of `errors_found`
 N_SHOWN = 12  # error features whose firing on generators' images is counted
 
 
@@ -140,12 +154,58 @@ def generator_features(reader: Reader, data: Data, method: str) -> pd.DataFrame:
     Returns: frame of method, generator, feature, phrase, n, n_fired, rate, low, high; empty without error features.
     """
     shown = error_features(reader, method).head(N_SHOWN)
-    generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
-    rows = np.flatnonzero(generator != "")
-    features = shown["feature"].to_numpy()
-    codes = sparse_codes(load_coder(reader, method), data.x, rows) if len(rows) * len(features) else None
-    active = np.zeros((len(rows), len(features)), bool) if codes is None else codes[:, features].toarray() > 0
-    frame = firing_rates(active, generator[rows], features)
+    frame = _fired(reader, data, method, shown["feature"].to_numpy())
     frame.insert(0, "method", method)
     frame.insert(3, "phrase", frame["feature"].map(shown["phrase"]))
     return frame
+
+
+def _fired(reader: Reader, data: Data, method: str, features: np.ndarray) -> pd.DataFrame:
+    """`firing_rates` of some features of a method on the generators' images."""
+    generator = data.manifest["generator"].fillna("").to_numpy(dtype=str)
+    rows = np.flatnonzero(generator != "")
+    codes = sparse_codes(load_coder(reader, method), data.x, rows) if len(rows) * len(features) else None
+    active = np.zeros((len(rows), len(features)), bool) if codes is None else codes[:, features].toarray() > 0
+    return firing_rates(active, generator[rows], features)
+
+
+# ---- the answer
+
+
+def errors_found(reader: Reader, data: Data) -> pd.DataFrame:
+    """The errors that single features stand for, most certain first: the report's first table.
+
+    Where the truth is known a line for each cause that the best method finds, with the feature of its interpreted seed; else for each
+    error feature of the first method that has them (`browse.error_features`).
+    Returns: frame of error (the cause; "" where it is not known), method, feature, phrase, ap, base_rate, error_ratio, error_low,
+        error_high, n_active_test, generator and rate (on whose images it fires most often), least (the lowest such rate).
+    """
+    known, methods = reader.table("04_causes"), reader.methods()
+    order = [who for who in (by_method(known)["who"] if len(known) else ()) if who in methods]
+    if order:
+        seed = interpreted(reader.folders["03_train"]).set_index("method").loc[order[0], "seed"]
+        own = known[(known["method"] == order[0]) & (known["seed"] == seed) & known["found"].astype(bool)]
+        found = own[["cause", "ap_feature", "ap", "base_rate"]].set_axis(
+            ["error", "feature", "ap", "base_rate"], axis=1
+        )
+        found = found.sort_values("ap", ascending=False, kind="stable").assign(method=order[0]).astype({"feature": int})
+    elif methods:
+        method = first_with_errors(reader)
+        found = (
+            error_features(reader, method)
+            .head(N_SHOWN)[["feature"]]
+            .assign(error="", method=method, ap=np.nan, base_rate=np.nan)
+        )
+    if not methods or found.empty:
+        return pd.DataFrame(columns=ERRORS)
+    own = feature_table(reader, found["method"].iloc[0])[ERRORS[5:10]]
+    found = found.join(own, on="feature")
+    fired = _fired(reader, data, found["method"].iloc[0], found["feature"].to_numpy())
+    wide = fired.pivot_table(index="feature", columns="generator", values="rate", aggfunc="first")
+    most = (
+        pd.DataFrame({"generator": wide.idxmax(axis=1), "rate": wide.max(axis=1), "least": wide.min(axis=1)})
+        if wide.size
+        else None
+    )
+    found = found if most is None else found.join(most, on="feature")
+    return found.reindex(columns=ERRORS).reset_index(drop=True)

@@ -29,6 +29,7 @@ from mtlib.measure.relevance import error_ratios
 from mtlib.measure.scan import activity, top_images_table
 from mtlib.run.artifacts import read_meta
 from mtlib.run.stage import Stage
+from mtlib.truth.causes import standings
 from tests.synthetic import FAMILIES, write_embed_stage
 
 HOSTILE = r"<script>window.hacked=1</script> $\unknown$ [six](http://x) | *b*"
@@ -164,16 +165,19 @@ def _evaluate(run_dir: Path, labels: str, methods: dict) -> None:
     headings = {"method": "method", "target": "target", "l0_target": "L0 aimed at", "fvu": "FVU", "cosine": "cosine"}
     compared = comparison(pd.DataFrame(rows), ["fvu", "cosine", "dead_fraction"])
     stage.table(compared, "comparison", "Means over seeds.", headings)
+    stage.finish()
     if labels == "plausibility":
+        stage = Stage("truth", str(run_dir), prefix="04")
         causes = [
             dict(cause=f"{f}_error", captioned=f != "glass", method=m, seed=0, feature=i, sign=1, auroc=0.8 + 0.03 * i,
                  auroc_all=0.7, f1=0.75, ceiling_x=0.99, ceiling_y=0.98, ceiling=0.99, best_x_dim=0.75, best_y_dim=0.8,
                  ap=0.8 + 0.03 * i, ap_feature=i, ap_probe=0.95, ap_x_dim=0.4, ap_y_unit=0.3, ap_random=0.5, ap_logit=0.1,
-                 base_rate=0.05, n_cause=30, n_plausible=30)
+                 base_rate=0.05, found=i > 1, copies=1, l0_target=8, n_cause=30, n_plausible=30)
             for m in methods for i, f in enumerate(FAMILIES)
         ]  # fmt: skip
         draw(stage, "causes", pd.DataFrame(causes), "Best single feature per cause.")
-    stage.finish()
+        stage.table(standings(pd.DataFrame(causes)), "cause_methods", "One feature for one error.")
+        stage.finish()
 
 
 def _features(run_dir: Path, labels: str, methods: dict) -> None:

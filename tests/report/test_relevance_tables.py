@@ -11,7 +11,7 @@ from PIL import Image
 
 from mtlib.embed.store import open_run
 from mtlib.judge.new_images import errors_first, new_images
-from mtlib.report import browse, relevance_tables
+from mtlib.report import browse, figures, relevance_tables
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
 from mtlib.run.stage import Stage, table_of, write_csv
@@ -56,6 +56,30 @@ def test_error_features_fire_on_generators_and_none_give_an_empty_table(run, rea
         relevance_tables.generator_features(reader, data, method).empty
         and relevance_tables.first_with_errors(reader) == method
     )
+
+
+def test_errors_found_are_causes_where_they_are_known_and_else_error_features(run, reader, monkeypatch):
+    data, known = open_run(run), reader.table("04_causes")
+    found = relevance_tables.errors_found(reader, data)
+    assert found["ap"].is_monotonic_decreasing and found["generator"].isin(["gen_a", "gen_b"]).all()
+    own = known[(known["method"] == found["method"].iloc[0]) & known["found"]]
+    assert dict(zip(found["error"], found["feature"], strict=True)) == dict(
+        zip(own["cause"], own["ap_feature"], strict=True)
+    )
+    assert (found["least"] <= found["rate"]).all()
+    fig = figures.errors_found(found, reader, data)
+    assert len(fig.axes) >= len(found) and sum(bool(ax.images) for ax in fig.axes) > len(found)
+    monkeypatch.setattr(Reader, "table", lambda *_: pd.DataFrame())
+    found = relevance_tables.errors_found(reader, data)
+    shown = browse.error_features(reader, relevance_tables.first_with_errors(reader))
+    assert (
+        found["feature"].tolist() == shown["feature"].tolist()
+        and found["ap"].isna().all()
+        and (found["error"] == "").all()
+    )
+    monkeypatch.setattr(relevance_tables, "error_features", lambda *_: shown.head(0))
+    none = relevance_tables.errors_found(reader, data)
+    assert none.empty and list(none) == relevance_tables.ERRORS and figures.errors_found(none, reader, data) is None
 
 
 def test_null_has_a_line_for_each_method(run, reader):
