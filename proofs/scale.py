@@ -1,10 +1,12 @@
 """Every measure on 100,000 rows of 512 with 8,192 latents: its CPU seconds and its peak memory.
 
     ./run_all.sh prove scale [--rows 100000] [--latents 8192] [--only card]      --only: one process again, the others kept
+    ./run_all.sh prove scale --latents 1024 --memory 50000 100000 200000         what 03 and 04 hold at each number of rows
 
 The rows are made up (nine families, each with one cause, and a nuisance), the coder is a Matryoshka autoencoder with 64
 active latents per row and random weights: what is measured is time and memory, not quality. Each group runs in a process
-of its own, whose peak memory is read at its end. Writes proofs/results/scale.md and scale.json.
+of its own, whose peak memory is read at its end. Writes proofs/results/scale.md and scale.json; with --memory scale_memory.md:
+the memory of the process beyond the pages of the mapped file, at its peak, which the stages are to hold at any number of rows.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import platform
 import resource
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +28,16 @@ import pandas as pd
 import torch
 
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.embed.store import Data
 from mtlib.learn.classifier import Classifier
-from mtlib.measure.codes import CodeCounts, iter_codes, sparse_codes
+from mtlib.learn.config import TrainConfig
+from mtlib.learn.train import fit
+from mtlib.measure.codes import CodeCounts, Subject, iter_codes, sparse_codes
+from mtlib.measure.compare import scan_all
 from mtlib.measure.logit import LogitChange, causal_relevance
 from mtlib.measure.monosemanticity import MonoScore, Purity
 from mtlib.measure.probes import ProbeShift, fit_probe
-from mtlib.measure.reconstruction import Curve, Reconstruction, definition_card, kept_sizes, largest, target_mean
+from mtlib.measure.reconstruction import Curve, Reconstruction, definitions, kept_sizes, largest, target_mean
 from mtlib.measure.reconstruction import levels as at_levels
 from mtlib.measure.relevance import permutation_null
 from mtlib.measure.scan import activity, scan
@@ -142,15 +149,33 @@ def decoders(made: Made) -> dict[str, float]:
     return seconds | _timed("stability of two seeds (Hungarian)", lambda: stability(own, other))
 
 
-def card(made: Made) -> dict[str, float]:
-    def work() -> None:
-        with torch.no_grad():
-            y_hat = np.concatenate(
-                [made.coder.decode(z).numpy() for _, _, z in iter_codes(made.coder, made.x, made.rows)]
-            )
-        definition_card(np.asarray(made.x), y_hat)
+def joined(made: Made) -> Data:
+    """The rows as stages see them: classes are the families, 60 / 20 / 20 in train, val and test."""
+    n = len(made.x)
+    split = np.repeat(["train", "val", "test"], [int(0.6 * n), int(0.2 * n), n - int(0.6 * n) - int(0.2 * n)])
+    shared = dict(status="ok", duplicate_of="", generator="", label=pd.array([pd.NA] * n, "Int64"), row=made.rows)
+    manifest = pd.DataFrame({"class_name": made.truth["family"], "split": split, **shared})
+    return Data(made.x, manifest, np.zeros((0, WIDTH), np.float32), pd.DataFrame({"phrase": []}), {"labels": "classes"})
 
-    return _timed("definition card", work)
+
+def card(made: Made) -> dict[str, float]:
+    data = joined(made)
+    everything = Data(data.x, data.manifest.assign(split="test"), data.vocabulary, data.phrases, data.facts)
+    return _timed("definition card", lambda: definitions(everything, [Subject("ours", 0, "", "x", made.coder)]))
+
+
+def training(made: Made) -> dict[str, float]:
+    """03: one coder, validated twice."""
+    data, config = joined(made), SparseCoderConfig(d_in=WIDTH, d_out=WIDTH, n_latents=made.coder.n_latents, ks=(32,))
+    how = TrainConfig(steps=20, batch=1024, val_every=10)
+    with tempfile.TemporaryDirectory() as folder:
+        return _timed("03", lambda: fit(config, data.x, None, data.rows("train"), data.rows("val"), how, folder))
+
+
+def measuring(made: Made) -> dict[str, float]:
+    """04: everything of one coder on all splits, with a probe, purity and the definition card."""
+    data, subjects = joined(made), [Subject("ours", 0, "", "x", made.coder)]
+    return _timed("04", lambda: (scan_all(data, subjects, None), definitions(data, subjects)))
 
 
 def features(made: Made) -> dict[str, float]:
@@ -181,6 +206,7 @@ def against_truth(made: Made) -> dict[str, float]:
     return seconds | _timed("splitting and absorption", lambda: attributes.splitting(truly[0], codes["test"], labels[1], best))  # fmt: skip
 
 
+STAGES = {"03_train": training, "04_evaluate": measuring}
 GROUPS = {f.__name__: f for f in (one_pass, all_at_once, decoders, card, features, against_truth)}
 
 
@@ -190,13 +216,64 @@ def _timed(name: str, work) -> dict[str, float]:
     return {name: time.process_time() - start}
 
 
-def _in_process(path: Path, n_latents: int, name: str, out) -> None:
-    """One group in this process: its seconds and the process's peak memory in GB."""
+def _made(path: Path, n_latents: int) -> Made:
     x = np.load(path, mmap_mode="r")
     torch.manual_seed(0)
-    made = Made(x, make_truth(len(x)), coder(n_latents), Classifier(WIDTH, HIDDEN).eval())
-    seconds = GROUPS[name](made)
+    return Made(x, make_truth(len(x)), coder(n_latents), Classifier(WIDTH, HIDDEN).eval())
+
+
+def _in_process(path: Path, n_latents: int, name: str, out) -> None:
+    """One group in this process: its seconds and the process's peak memory in GB."""
+    seconds = GROUPS[name](_made(path, n_latents))
     out.put((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+
+
+def _held(path: Path, n_latents: int, name: str, out) -> None:
+    """One stage in this process: by how much its memory without pages of files grows at most, in MB."""
+    made, done, seen = _made(path, n_latents), threading.Event(), []
+
+    def watch() -> None:
+        while not done.wait(0.02) or not seen:
+            seen.append(int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    seconds = STAGES[name](made)[name[:2]]
+    done.set()
+    watcher.join()
+    out.put((max(seen) - seen[0], seconds))
+
+
+def memory(sizes: list[int], n_latents: int) -> int:
+    """Write scale_memory.md. Returns 0 when no stage's memory grows by more than 500 bytes a row at the last two sizes."""
+    spawn, lines = multiprocessing.get_context("spawn"), []
+    for n in sizes:
+        with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+            write_rows(Path(folder) / "x.npy", n)
+            for name in STAGES:
+                out = spawn.SimpleQueue()
+                process = spawn.Process(target=_held, args=(Path(folder) / "x.npy", n_latents, name, out))
+                process.start()
+                process.join()
+                if process.exitcode:
+                    return 1
+                held, seconds = out.get()
+                lines.append(
+                    {"stage": name, "rows": n, "file": n * WIDTH * 4 / 2**20, "held": held, "seconds": seconds}
+                )
+                print(lines[-1], flush=True)
+    table = pd.DataFrame(lines).sort_values(["stage", "rows"], ignore_index=True)
+    more = table.groupby("stage")[["held", "rows"]].agg(lambda column: column.diff().iloc[-1])
+    slope = more["held"] * 2**20 / more["rows"]
+    columns = {"stage": "stage", "rows": "rows", "file": "mapped file, MB", "held": "beyond it at the peak, MB"}
+    head = f"# What one coder of {n_latents:,} latents needs beyond the mapped rows of {WIDTH}\n\n"
+    head += ", ".join(f"{name}: {value:.0f} bytes more a row" for name, value in slope.items())
+    head += " between the last two sizes; before, blocks of rows are not yet full.\n\n"
+    columns["seconds"] = "CPU seconds"
+    text = head + markdown_table(table, columns, max_rows=99) + "\n"
+    print(text)
+    write_text(ROOT / "proofs" / "results" / "scale_memory.md", text)
+    return 0 if slope.max() <= 500 else 1
 
 
 def main() -> int:
@@ -205,7 +282,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--latents", type=int, default=8192)
     parser.add_argument("--only", default="", choices=["", *GROUPS])
+    parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS")
     args = parser.parse_args()
+    if args.memory:
+        return memory(args.memory, args.latents)
     results, spawn = ROOT / "proofs" / "results", multiprocessing.get_context("spawn")
     kept = json.loads((results / "scale.json").read_text(encoding="utf-8")) if args.only else {"lines": []}
     if args.only and (kept["rows"], kept["latents"]) != (args.rows, args.latents):

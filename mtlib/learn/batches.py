@@ -18,7 +18,6 @@ CLOSE, FLOOR = (
     5,
     0.02,
 )  # neighbours whose differences are the spread within a kind; share of its mean below which none counts
-RESIDENT_BYTES = 2 << 30  # arrays up to this size are copied to the device once; larger ones are gathered per batch
 
 
 def device_for(name: str, group=None) -> torch.device:
@@ -31,15 +30,12 @@ def device_for(name: str, group=None) -> torch.device:
 
 
 def fits(array, rows: np.ndarray, device: torch.device) -> bool:
-    """Whether the rows of `array` are small enough to stay on the device (half its free memory on a GPU)."""
-    needed = len(rows) * array.shape[1] * 4
-    if device.type == "cuda":
-        return needed < torch.cuda.mem_get_info(device)[0] // 2
-    return needed < RESIDENT_BYTES
+    """Whether the rows of `array` fit into half the free memory of a GPU; a CPU has them in the array already."""
+    return device.type == "cuda" and len(rows) * array.shape[1] * 4 < torch.cuda.mem_get_info(device)[0] // 2
 
 
 class Rows:
-    """Rows of a (N, D) array, in memory when they fit, otherwise read from the memory map batch by batch.
+    """Rows of a (N, D) array, on a GPU when they fit, otherwise read from the array batch by batch: no copy of them all.
 
     Args:
         array:    (N, D) float, an array or a memory map; never changed.
@@ -57,7 +53,7 @@ class Rows:
         return len(self.rows)
 
     def _read(self, rows: np.ndarray) -> Tensor:
-        values = np.array(self.array[rows], dtype=np.float32)
+        values = np.ascontiguousarray(self.array[rows], dtype=np.float32)  # a copy already, of chosen rows
         return torch.from_numpy(values).to(self.device)
 
     def __getitem__(self, positions: np.ndarray) -> Tensor:

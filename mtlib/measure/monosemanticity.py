@@ -115,7 +115,7 @@ class Purity:
         self.n_permutations = int(max(1, min(n_permutations, NULL_CELLS // cells)))
         rng = np.random.default_rng(seed)
         known = np.asarray(rows)[np.asarray(classes)[rows] >= 0]
-        self.classes = np.full((1 + self.n_permutations, len(classes)), -1, np.int64)
+        self.classes = np.full((1 + self.n_permutations, len(classes)), -1, np.min_scalar_type(-1 - self.n_classes))
         self.classes[0, known] = classes[known]
         for p in range(self.n_permutations):
             self.classes[1 + p, known] = rng.permutation(classes[known])

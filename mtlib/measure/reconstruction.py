@@ -18,6 +18,7 @@ from mtlib.measure.codes import Subject, first_seeds, iter_codes, keep_largest, 
 
 TINY = 1e-12  # a target unit whose variance over the split is at most this is counted as constant
 FIRST_KEPT = 16
+BLOCK, BATCHES = 4096, (32, 256)  # rows of the definition card at a time; the sizes of others' batches
 
 
 def target_mean(target: np.ndarray, rows: np.ndarray, batch: int = 8192) -> np.ndarray:
@@ -163,7 +164,7 @@ def kept_sizes(n_latents: int) -> list[int]:
 # --- the definition card -----------------------------------------------------------------------------------------
 
 
-def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] = (32, 256)) -> pd.DataFrame:
+def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] = BATCHES) -> pd.DataFrame:
     """Our FVU and explained variance beside the peers' conventions on y_hat, y_hat + 1 sd, and the mean predictor.
 
     The published conventions: the mean over batches of each batch's FVU around its own mean; squared error over sum(y^2)
@@ -176,65 +177,80 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
     Returns: frame with convention, quantity (fvu | explained_variance), reconstruction, shifted, mean_predictor. The
         shift is one root mean square standard deviation of the units, added to every unit.
     """
-    mean = np.mean(y, axis=0, dtype=np.float64)
-    shift = float(np.sqrt(sum(((a - mean) ** 2).sum() for a, _ in _blocks(y, y)) / y.size))
-    all_apart = sum(((a - mean.mean()) ** 2).sum() for a, _ in _blocks(y, y)) / (y.size - 1) * y.size
-    candidates = {  # made one at a time
-        "reconstruction": lambda: y_hat,
-        "shifted": lambda: np.add(y_hat, shift, dtype=np.float64),
-        "mean_predictor": lambda: np.broadcast_to(mean, y.shape),
+    rows = np.arange(len(y))
+    pairs = ((y[i : i + BLOCK], y_hat[i : i + BLOCK]) for i in range(0, len(y), BLOCK))
+    return _card(pairs, _Spread(y, rows), batches)
+
+
+class _Spread:
+    """How far rows of a target (N, O) lie from their means, summed: around each unit's mean, and around that of all numbers."""
+
+    def __init__(self, target: np.ndarray, rows: np.ndarray):
+        self.mean, self.around, self.apart = target_mean(target, rows), 0.0, 0.0
+        for start in range(0, len(rows), BLOCK):
+            some = np.asarray(target[rows[start : start + BLOCK]], np.float64)
+            self.around += ((some - self.mean) ** 2).sum()
+            self.apart += ((some - self.mean.mean()) ** 2).sum()
+        size = len(rows) * target.shape[1]
+        self.shift, self.apart = float(np.sqrt(self.around / size)), self.apart / (size - 1) * size
+
+
+def _card(pairs: Iterable[tuple[np.ndarray, np.ndarray]], of_y: _Spread, batches: tuple[int, ...]) -> pd.DataFrame:
+    """`definition_card` from one pass over blocks (y, y_hat), each of whole batches but the last."""
+    made = {
+        "reconstruction": lambda b: b,
+        "shifted": lambda b: b + of_y.shift,
+        "mean_predictor": lambda b: np.broadcast_to(of_y.mean, b.shape),
     }
-    ours = "exact over the split (this repo)"
+    sums = {name: dict.fromkeys(("error", "off", "rows", *batches), 0.0) for name in made}
+    n, spread, squares, counted = 0, 0.0, 0.0, dict.fromkeys(batches, 0)
+    for block in pairs:
+        y, y_hat = (np.asarray(part, np.float64) for part in block)
+        n, spread, squares = n + len(y), spread + ((y - of_y.mean) ** 2).sum(0), squares + (y**2).sum()
+        parts = {
+            b: [y[i : i + b] for i in range(0, len(y), b) if i + 1 < len(y)] for b in batches
+        }  # a row alone has no spread
+        for b in batches:
+            counted[b] += len(parts[b])
+        for name, make in made.items():
+            error, found = y - make(y_hat), sums[name]
+            found["off"] += error.sum(0)  # (O,) by how much each unit is too small
+            found["error"] += (error**2).sum(0)
+            found["rows"] += (error.var(1) / y.var(1)).sum()
+            for b in batches:  # the last, smaller batch counts as much as the others
+                each = zip(parts[b], range(0, len(y), b), strict=False)
+                found[b] += sum((error[i : i + b] ** 2).sum() / ((a - a.mean(0)) ** 2).sum() for a, i in each)
+    ours, ok = "exact over the split (this repo)", spread > 0
     lines = [(ours, "fvu"), *((f"mean over batches of {b}", "fvu") for b in batches), ("variance about zero", "fvu")]
     lines += [("one variance of all numbers", "fvu"), ("mean over rows, across their units", "fvu")]
     lines += [(ours, "explained_variance"), ("shift-blind", "explained_variance")]
     lines += [("mean of R2 per dimension", "explained_variance")]
     table = pd.DataFrame(lines, columns=["convention", "quantity"])
-    for name, make in candidates.items():
-        candidate = make()
-        whole, zero, blind, r2 = _whole(y, candidate, mean)
-        rows = [((a - b).var(1) / a.var(1)).sum() for a, b in _blocks(y, candidate)]
-        square = sum(((a - b) ** 2).sum() for a, b in _blocks(y, candidate))
-        parts = [_per_batch(y, candidate, b) for b in batches]
-        values = [whole, *parts, zero, square / all_apart, sum(rows) / len(y), 1 - whole, blind, r2]
+    for name, found in sums.items():
+        error, total = found["error"], found["error"].sum()
+        whole, blind = total / spread.sum(), 1 - (total - (found["off"] ** 2).sum() / n) / spread.sum()
+        values = [
+            whole,
+            *(found[b] / counted[b] for b in batches),
+            total / squares,
+            total / of_y.apart,
+            found["rows"] / n,
+        ]
+        values += [1 - whole, blind, (1 - error[ok] / spread[ok]).mean()]
         table[name] = [round(float(value), 12) + 0.0 for value in values]  # no -1e-16 for 0
     return table
 
 
-def _blocks(y: np.ndarray, y_hat: np.ndarray, size: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same rows of both in float64, `size` at a time."""
-    for i in range(0, len(y), size):
-        yield np.asarray(y[i : i + size], np.float64), np.asarray(y_hat[i : i + size], np.float64)
-
-
-def _per_batch(y: np.ndarray, y_hat: np.ndarray, batch: int) -> float:
-    """The last, smaller batch counts as much as the others."""
-    parts = _blocks(y, y_hat, batch)
-    return float(np.mean([((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum() for a, b in parts if len(a) > 1]))
-
-
-def _whole(y: np.ndarray, y_hat: np.ndarray, mean: np.ndarray) -> tuple[float, float, float, float]:
-    """FVU, FVU about zero, shift-blind explained variance and mean R2, from one pass over blocks of rows."""
-    error, spread, squares = np.zeros(y.shape[1]), np.zeros(y.shape[1]), 0.0
-    off = sum((a - b).sum(0) for a, b in _blocks(y, y_hat)) / len(y)  # (O,) by how much each unit is too small
-    apart = np.zeros(y.shape[1])
-    for a, b in _blocks(y, y_hat):
-        error += ((a - b) ** 2).sum(0)
-        apart += ((a - b - off) ** 2).sum(0)
-        spread += ((a - mean) ** 2).sum(0)
-        squares += (a**2).sum()
-    ok = spread > 0
-    whole = error.sum() / spread.sum()
-    return whole, error.sum() / squares, 1 - apart.sum() / spread.sum(), (1 - error[ok] / spread[ok]).mean()
-
-
 def definitions(data: Data, subjects: list[Subject]) -> pd.DataFrame:
     """The definition card of each method's first seed on the test rows: method and target before its columns."""
-    rows, out = data.rows("test"), []
+    rows, out, spreads = data.rows("test"), [], {}
     for s in first_seeds(subjects):
+        target = target_of(data, s)
+        if s.target not in spreads:
+            spreads[s.target] = _Spread(target, rows)
         with torch.no_grad():
             codes = iter_codes(s.coder, data.x, rows)
-            y_hat = np.concatenate([s.coder.decode(z, -1, x).cpu().numpy() for _, x, z in codes])
-        card = definition_card(np.asarray(target_of(data, s)[rows]), y_hat)
+            pairs = ((target[some], s.coder.decode(z, -1, x).cpu().numpy()) for some, x, z in codes)
+            card = _card(pairs, spreads[s.target], BATCHES)
         out.append(card.assign(method=s.method, target=s.target)[["method", "target", *card]])
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=["method", "target", "convention"])

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from mtlib.coders.sparse_coder import SparseCoder
-from mtlib.learn import batches
 from mtlib.learn.batches import Rows
 from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit, products_in, summary
@@ -63,14 +62,13 @@ class _Counted(np.memmap):
         return super().__getitem__(index)
 
 
-def test_data_that_does_not_fit_is_never_read_whole(tmp_path, monkeypatch):
+def test_data_is_never_read_whole(tmp_path):
     x = np.random.default_rng(0).normal(size=(30_000, 16)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r").view(_Counted)
     train, val, how = np.arange(20_000), np.arange(20_000, 30_000), TrainConfig(steps=3, batch=64, val_every=3)
     config = _config("sae")
-    a = fit(config, x, None, train, val, how, tmp_path / "resident")
-    monkeypatch.setattr(batches, "RESIDENT_BYTES", 0)
+    a = fit(config, x, None, train, val, how, tmp_path / "array")
     b = fit(config, mapped, None, train, val, how, tmp_path / "mapped")
     assert 64 < _Counted.most <= 8192  # the blocks of statistics and validation
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))

@@ -211,12 +211,11 @@ def test_logit_scale_makes_errors_count_by_their_weight_in_the_logit():
     assert logit_scale(rows, np.stack([w, w], 1)).shape == (O,)
 
 
-def test_memory_map_and_resident_data_train_to_the_same_weights(tmp_path, monkeypatch):
+def test_memory_map_and_array_train_to_the_same_weights(tmp_path):
     x, y = _data()
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     a = fit(_config(), x, y, TRAIN, VAL, TrainConfig(steps=15), tmp_path / "a")
-    monkeypatch.setattr("mtlib.learn.batches.RESIDENT_BYTES", 0)
     b = fit(_config(), mapped, y, TRAIN, VAL, TrainConfig(steps=15), tmp_path / "b")
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
