@@ -7,6 +7,7 @@ numbers or texts, or a column of a .csv or .parquet.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,7 +189,7 @@ def read_labels(path: Path, parameter: str, n: int) -> list[str]:
         )
     if len(values) != n:
         raise InputError(f"{where}: {len(values)} labels for {n} rows")
-    return ["" if v is None or (isinstance(v, int) and v < 0) else str(v).strip() for v in values]
+    return ["" if v is None or re.fullmatch(r"\s*-\d+\s*", str(v)) else str(v).strip() for v in values]
 
 
 def _column(table: pd.DataFrame, where: str) -> pd.Series:

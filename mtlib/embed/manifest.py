@@ -90,6 +90,9 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
         out["split"] = np.where(ok & first.notna(), [ALL_SPLITS[int(i)] if i == i else "" for i in first], out["split"])
         moved = given.notna() & (given != out["split"])
         out.loc[moved, "detail"] = "given to " + given[moved] + ", moved to the split of its group"
+        for name, n in given[moved].value_counts().items():
+            why = "moved to an earlier split, where their bytes or their group are, too"
+            print(f"{n} of {(given == name).sum()} images given to {name}: {why}")
         rated = rated & first.isna().to_numpy()
     if rated.any():
         out.loc[rated, "split"] = assign_splits(out.loc[rated, "group"], _strata(out[rated]), fractions, seed)

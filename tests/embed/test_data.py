@@ -196,6 +196,13 @@ def test_what_was_given_to_no_image_is_cut_out_of_train(given, expected, capsys)
     assert ("cut out of the train images" in capsys.readouterr().out) == (not kept.all())
 
 
+def test_given_images_that_train_has_too_are_said(capsys):
+    splits = ["train"] * 100 + ["val"] * 40 + ["test"] * 60
+    complete(*listed(splits, [f"g{i % 120}" for i in range(200)]), SHARES, 0)
+    said = capsys.readouterr().out
+    assert "20 of 40 images given to val: moved to an earlier split" in said and "60 of 60 images given to test" in said
+
+
 def test_nothing_is_cut_where_the_rest_fills_it_or_no_share_is_wanted():
     manifest = complete(*listed(["train"] * 100 + ["test"] * 20 + [""] * 80), SHARES, 0)
     assert (manifest["split"][:100] == "train").all() and (manifest["split"][120:] == "val").sum() == 16

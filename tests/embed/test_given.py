@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mtlib.embed import sources, store
+from mtlib.embed import arrays, sources, store
 from mtlib.embed.manifest import InputError, image_classes
 from mtlib.embed.sources import EmbedConfig
 from mtlib.measure.probes import encoder_card, fit_probe
@@ -56,6 +56,18 @@ def test_labels_that_say_plausible_are_plausibility(tmp_path):
     (tmp_path / "l.txt").write_text("\n".join(np.array(["human_correct", "human_error"])[CLASS]))
     data, _, facts = taken(tmp_path, embeddings="x.npy", labels="l.txt")
     assert facts["labels"] == "plausibility" and (data.labels() == CLASS).all()
+
+
+def test_a_negative_number_is_no_class_in_any_file(tmp_path):
+    values = [-1, 3, 0]
+    np.save(tmp_path / "l.npy", values)
+    (tmp_path / "l.txt").write_text("-1\n3\n0\n")
+    pd.DataFrame({"label": values}).to_csv(tmp_path / "l.csv", index=False)
+    pd.DataFrame({"label": values}).to_parquet(tmp_path / "l.parquet")
+    for path in tmp_path.iterdir():
+        assert arrays.read_labels(path, "labels", 3) == ["", "3", "0"], path
+    (tmp_path / "l.txt").write_text("-1.5\n-a\n - 1\n")
+    assert arrays.read_labels(tmp_path / "l.txt", "labels", 3) == ["-1.5", "-a", "- 1"]
 
 
 def test_labels_that_do_not_fit_are_refused_with_their_file(tmp_path):
