@@ -65,6 +65,13 @@ def pareto(methods, styles=None):
     return compare.fvu_against_l0(lines(methods), styles or plots.method_styles(methods))
 
 
+def test_a_name_that_ends_in_two_numbers_loses_only_its_l0():
+    frame = lines(["near_20_8", "near_20_32"])
+    frame["l0_target"] = frame["method"].str.rsplit("_", n=1).str[-1].astype(int)
+    fig = compare.fvu_against_l0(frame, plots.method_styles(frame["method"]))
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["near_20"]
+
+
 WITH_KEY = pytest.mark.parametrize("draw", [training, progressive, quantiles, probing, pareto])
 
 

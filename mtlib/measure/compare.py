@@ -194,7 +194,7 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
 def fvu_against_l0(metrics: pd.DataFrame, styles: dict[str, dict]) -> Figure:
     """FVU against measured L0: a line per method through its L0, a small point per seed, one panel per target."""
     ok = metrics[metrics["status"] == "ok"]
-    frame = ok.assign(trained=ok["method"], method=base_names(ok), l0_target=np.nan)  # all L0 of a method share a panel
+    frame = ok.assign(trained=ok["method"], method=base_names(ok), l0_target=0)  # all L0 of a method share a panel
     return curves(frame, "l0", "measured L0 (latents per image)", styles, "trained")
 
 
