@@ -52,6 +52,7 @@ from mtlib import plots
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.store import unit_rows
 from mtlib.measure.probes import fit_probe
+from mtlib.run.artifacts import close, standing
 from mtlib.run.stage import Stage
 from mtlib.scenes import clip_training as terms
 from mtlib.scenes.captions import CONTEXT_LENGTH, caption, phrases, tokenizer
@@ -147,9 +148,9 @@ def learning_rate(step):
 groups = [{"params": [p for p in clip.parameters() if p.ndim > 1], "weight_decay": 0.05}]
 groups += [{"params": [p for p in clip.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
 optimizer = torch.optim.AdamW(groups, lr=clip_lr, betas=(0.9, 0.98))
-checkpoint, first, history = stage.out / "checkpoint" / "checkpoint.pt", 0, []
-if checkpoint.exists():
-    saved = torch.load(checkpoint, weights_only=True)
+folder, first, history = stage.out / "checkpoint", 0, []
+if found := standing(folder, "the training starts anew", folder / "last.json"):
+    saved = torch.load(folder / f"{found['step']}.pt", weights_only=True)
     clip.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     first, history = saved["step"], saved["history"]
@@ -172,8 +173,9 @@ for step in tqdm(range(first, clip_steps), mininterval=5.0):
     history.append({"step": step + 1} | {name: value.item() for name, value in parts.items()})
     if (step + 1) % clip_save_every == 0:
         saved = {"model": clip.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "history": history}
-        torch.save(saved, checkpoint.with_suffix(".tmp"))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
+        torch.save(saved, folder / f"{step + 1}.pt")
+        close(folder, folder / "last.json", [f"{step + 1}.pt"], step=step + 1)  # from now on that one counts
+        (folder / f"{step + 1 - clip_save_every}.pt").unlink(missing_ok=True)
 
 # %%
 curve = pd.DataFrame(history).ewm(alpha=0.05, adjust=False).mean().assign(step=lambda f: range(1, len(f) + 1))

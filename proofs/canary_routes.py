@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mtlib.ask.asker import Asker
 from mtlib.ask.endpoint import Endpoint, Question
-from mtlib.run.artifacts import current, provided
+from mtlib.run.artifacts import current, read_meta
 from mtlib.run.notebook import StageFailed, prepare, run_notebook
 from tests.ask.asked import endpoint, parse, question
 from tests.ask.hostile import CASES, serve, status
@@ -111,7 +111,8 @@ def notebook(base_url: str, *switches: str) -> None:
     name = "-".join(["06", *switches, str(os.getpid())])
     try:
         run_dir = ROOT / given["run_dir"]
-        have = provided(run_dir / folder for folder in current(run_dir).values())
+        metas = [read_meta(run_dir / folder) for folder in current(run_dir).values()]
+        have = {need for meta in metas for need in meta["facts"].get("provides", [])}
         source, executed = ROOT / "notebooks" / "06_interpret.py", logs / f"{name}.ipynb"
         run_notebook("06_interpret", prepare(source, have, given)[0], executed, logs / f"{name}.log", given, ROOT, 600)
     except StageFailed as e:

@@ -98,7 +98,7 @@ def main() -> int:
         steps = killed(start, broken, args.kills, random.Random(args.seed))
         names = sorted(p.name for p in whole.iterdir())
         same = {name: (broken / name).is_file() and sha256(whole / name) == sha256(broken / name) for name in names}
-    ok = child.exitcode == 0 and len(steps) == args.kills and len(same) == 3 and all(same.values())
+    ok = child.exitcode == 0 and len(steps) == args.kills and len(same) == 4 and all(same.values())
     made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
     lines = ["# A training that is killed and resumed", "", f"{STEPS} steps, {len(steps)} SIGKILLs. {made_with}.", ""]
     lines += [f"Last checkpoint before each kill, in steps: {', '.join(map(str, steps))}.", ""]

@@ -22,7 +22,7 @@ import pandas as pd
 from mtlib.embed.store import open_run
 from mtlib.learn.scores import wilson
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import current, provided, write_json, write_text
+from mtlib.run.artifacts import current, read_meta, set_current, write_text
 from mtlib.run.notebook import prepare, run_notebook
 from tests.ask.lmm_server import MODEL, LmmServer
 from tests.ask.looking_server import Looker
@@ -35,9 +35,9 @@ NEAR_CHANCE = 0.06
 def linked_run(run: Path, folder: Path) -> Path:
     """A run folder of its own that shows the stages of `run` before 06."""
     done = {s: name for s, name in current(run).items() if s < "06"}
-    for name in done.values():
+    for stage, name in done.items():
         (folder / name).symlink_to(run / name, target_is_directory=True)
-    write_json(folder / "stages.json", done)
+        set_current(folder, stage, name)
     return folder
 
 
@@ -45,7 +45,7 @@ def interpret(run: Path, base_url: str, out: Path, **parameters) -> tuple[dict[s
     """Run notebook 06 in a fresh kernel. Returns its tables and the seconds it took."""
     values = {"run_dir": str(run), "judge": "lmm", "base_url": base_url, "model": MODEL} | parameters
     notebook = ROOT / "notebooks" / "06_interpret.py"
-    have = provided(run / folder for folder in current(run).values())
+    have = {need for name in current(run).values() for need in read_meta(run / name)["facts"].get("provides", [])}
     seconds = run_notebook(
         "06_interpret", prepare(notebook, have, values)[0], out / "06.ipynb", out / "06.log", values, ROOT, 3600
     )

@@ -1,6 +1,6 @@
 """The ledger: every answer that was ever paid for, on disk before it counts, and replayed instead of being asked again.
 
-    runs/<run>/answers/answers.sqlite     answers: one line per answer or refusal, only ever added to
+    runs/<run>/answers/answers.sqlite     answers: one line per answer or refusal with its sha256, only ever added to
                                           attempts: what failed, for reading only, never replayed
 
 It lives beside the stage folders, since those are made anew when a stage runs again; each stage keeps a copy of the answers
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mtlib.ask.endpoint import Endpoint, Question
-from mtlib.run.artifacts import write_text
+from mtlib.run.artifacts import json_hash, write_text
 
 RECORDED = ("answered", "refused")
 WAIT_S = 0.5  # for another process that is only reading
@@ -27,7 +27,7 @@ SETUP = (  # one process alone; every answer is synced to a log of changes, kept
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA wal_autocheckpoint=100",
-    "CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, key TEXT NOT NULL, record TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, key TEXT NOT NULL, record TEXT NOT NULL, sha256 TEXT)",
     "CREATE TABLE IF NOT EXISTS attempts (number INTEGER PRIMARY KEY, key TEXT, question TEXT, reason TEXT)",
 )
 
@@ -77,10 +77,14 @@ class Ledger:
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+            self._db.text_factory = bytes  # what is damaged may be no text
             for command in SETUP:
                 self._db.execute(command)
-            lines = self._db.execute("SELECT key, record FROM answers ORDER BY number")
-            self.records = {key: json.loads(record) for key, record in lines}
+            if (found := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != b"ok":
+                raise sqlite3.DatabaseError(found.decode())
+            if b"sha256" not in [column[1] for column in self._db.execute("PRAGMA table_info(answers)")]:
+                self._db.execute("ALTER TABLE answers ADD COLUMN sha256 TEXT")  # answers from before stay without
+            self.records = dict(map(_read, self._db.execute("SELECT * FROM answers ORDER BY number")))
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -101,7 +105,8 @@ class Ledger:
             raise ValueError(f"no record of an answer: {sorted(record)}")
         if record != self.records.get(record["key"]):
             with self._told():
-                self._db.execute("INSERT INTO answers (key, record) VALUES (?, ?)", (record["key"], dump(record)))
+                values = record["key"], dump(record)
+                self._db.execute("INSERT INTO answers VALUES (NULL, ?, ?, ?)", (*values, json_hash(values)))
             self.records[record["key"]] = record
 
     def log(self, key: str, question: str, reason: str) -> None:
@@ -121,6 +126,18 @@ class Ledger:
                 self._db.execute("PRAGMA journal_mode=DELETE")
             self._db.close()
             self._db = None
+
+
+def _read(line: tuple) -> tuple[str, dict]:
+    """Key and record of a line of answers. Raises: sqlite3.DatabaseError when it is not as it was written."""
+    number, *values, known = line
+    with contextlib.suppress(ValueError, AttributeError):
+        key, record = (value.decode() for value in values)
+        if known is None or known.decode() == json_hash([key, record]):
+            return key, json.loads(record)
+    raise sqlite3.DatabaseError(
+        f"sha256 mismatch in answer {number} (DELETE FROM answers WHERE number = {number} drops it)"
+    )
 
 
 def dump(record: dict) -> str:

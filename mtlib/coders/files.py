@@ -5,6 +5,7 @@ Both are checked when they are read; never pickle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -25,6 +26,15 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     """Write tensors atomically in safetensors format (contiguous copies on the CPU)."""
     with atomic(path) as tmp:  # bytes, because save_file makes files that only their owner can read
         tmp.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
+
+
+def tensors_hash(tensors: dict[str, torch.Tensor]) -> str:
+    """Hex sha256 of tensors: names, types, shapes and bytes, whatever their order."""
+    whole = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 def save_model(folder: Path, model: nn.Module, config, **extra) -> None:

@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import inspect
 import io
-import json
 import re
 import shutil
 import tarfile
@@ -26,7 +25,7 @@ import pandas as pd
 
 from mtlib.embed.given.folders import split_of
 from mtlib.embed.manifest import InputError
-from mtlib.run.artifacts import atomic, write_json
+from mtlib.run import artifacts
 
 SCHEMES = ("hf:", "torchvision:")
 CLASS_COLUMNS = ("label", "labels", "class", "class_name", "classes", "category", "target", "fine_label")
@@ -43,8 +42,8 @@ def import_images(source: str, folder: Path, shard_bytes: int = SHARD_BYTES) -> 
     Returns: path of the table, for `find_images`.
     Raises: InputError when the data set cannot be had or holds no image.
     """
-    table, done = folder / "images.parquet", folder / "source.json"
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == {"source": source} and table.is_file():
+    table = folder / "images.parquet"
+    if artifacts.standing(folder, "the images are copied again").get("source") == source:
         return table
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -59,9 +58,9 @@ def import_images(source: str, folder: Path, shard_bytes: int = SHARD_BYTES) -> 
         raise InputError(f"images = {source}: cannot be read ({type(e).__name__}: {str(e)[:300]})") from e
     if not lines:
         raise InputError(f"images = {source}: no image in it")
-    with atomic(table) as tmp:
+    with artifacts.atomic(table) as tmp:
         pd.DataFrame(lines).to_parquet(tmp, index=False)
-    write_json(done, {"source": source})
+    artifacts.close(folder, source=source)
     return table
 
 

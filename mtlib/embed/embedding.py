@@ -251,10 +251,12 @@ class Shards:
         """Concatenate the shards into folder/<name>.npy (float32; tokens of an image become rows), one in memory at a time.
 
         Returns: frame of n_files lines with the columns OUTCOME.
-        Raises: ArtifactError when a shard is missing or no file was embedded.
+        Raises: ArtifactError when a shard is missing or damaged, or no file was embedded.
         """
-        if missing := [i for i in self.indices if not self._path(i).is_file()]:
-            raise ArtifactError(f"{self.folder}: shard {missing[0]} and {len(missing) - 1} more are not written")
+        if missing := self.todo():
+            raise ArtifactError(
+                f"{self._path(missing[0])}: missing or damaged; run the stage again, it is embedded anew"
+            )
         lines = [line for i in self.indices for line in json.loads(self._load(i, "outcomes").tobytes())]
         outcomes = pd.DataFrame(lines, columns=list(OUTCOME))
         n_ok = int((outcomes["status"] == "ok").sum())

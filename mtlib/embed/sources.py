@@ -5,7 +5,6 @@ Each source writes the artifact's embeddings folder. What loads an encoder's lib
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -32,7 +31,7 @@ from mtlib.embed.manifest import (
     sample,
 )
 from mtlib.embed.store import Data, save_array, write_manifest, write_rows
-from mtlib.run.artifacts import write_json
+from mtlib.run import artifacts
 from mtlib.run.params import Settings
 
 if TYPE_CHECKING:
@@ -117,13 +116,13 @@ def render_scenes(config: EmbedConfig, out: Path) -> pd.DataFrame:
     from mtlib.scenes.dataset import write_dataset
 
     wanted = {"n_scenes": config.n_scenes, "seed": config.seed, "n_per_generator": config.n_per_generator}
-    done, images = out / "shards" / "scenes.json", out / "images"
-    if not done.is_file() or json.loads(done.read_text()) != wanted:
+    done, images, truth = out / "shards" / "scenes.json", out / "images", out / "truth.parquet"
+    if artifacts.standing(out, "the scenes are drawn again", done).get("scenes") != wanted:
         shutil.rmtree(images, ignore_errors=True)
         write_dataset(images, **wanted, workers=config.workers)
-        os.replace(images / "truth.parquet", out / "truth.parquet")
-        write_json(done, wanted)
-    return pd.read_parquet(out / "truth.parquet")
+        os.replace(images / truth.name, truth)
+        artifacts.close(out, done, [images.name, truth.name], scenes=wanted)
+    return pd.read_parquet(truth)
 
 
 def from_images(

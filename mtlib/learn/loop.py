@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from mtlib.coders.files import CONFIG, WEIGHTS, save_tensors
-from mtlib.run.artifacts import atomic
+from mtlib.coders.files import save_tensors, tensors_hash
+from mtlib.run import artifacts
 
 NAME, HISTORY = "state.safetensors", "history.parquet"
 
@@ -23,7 +23,9 @@ NAME, HISTORY = "state.safetensors", "history.parquet"
 def save(folder: Path, parts: dict[str, dict[str, Tensor]], record: dict) -> None:
     """Write state.safetensors atomically: tensors under the names of their parts, and JSON values (floats exactly)."""
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    save_tensors(folder / NAME, tensors | {"rng": torch.get_rng_state()}, {"record": json.dumps(record)})
+    tensors["rng"] = torch.get_rng_state()
+    record = artifacts.sealed(record | {"tensors": tensors_hash(tensors)})
+    save_tensors(folder / NAME, tensors, {"record": json.dumps(record)})
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
@@ -36,15 +38,18 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
         return None
     try:
         with safe_open(path, "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["record"])  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as e:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+            record = artifacts.unsealed(json.loads(f.metadata()["record"]))
+        if record.pop("tensors") != tensors_hash(tensors):
+            raise ValueError("sha256 mismatch")
+        return tensors, record
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: damaged checkpoint ({e}); delete {folder} and train again") from e
 
 
 def finished(folder: Path, key: str) -> bool:
-    """Whether a fit of these settings and data is done in `folder`."""
-    needed = [folder / name for name in (WEIGHTS, CONFIG, HISTORY)]
-    return all(p.is_file() for p in needed) and json.loads(needed[1].read_text(encoding="utf-8")).get("fit") == key
+    """Whether a fit of these settings and data is done in `folder`, and undamaged."""
+    return artifacts.standing(folder, "it is trained again").get("fit") == key
 
 
 class Loop:
@@ -97,7 +102,8 @@ class Loop:
     def finish(self, folder: Path) -> pd.DataFrame:
         """Put the best weights into the model and write history.parquet to `folder`. Returns: the history."""
         history = pd.DataFrame(self.history)
-        with atomic(folder / HISTORY) as tmp:
+        (folder / artifacts.META).unlink(missing_ok=True)  # of another fit
+        with artifacts.atomic(folder / HISTORY) as tmp:
             history.to_parquet(tmp, index=False)
         self.model.load_state_dict(self.best)
         return history

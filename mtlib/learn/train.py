@@ -25,6 +25,7 @@ from mtlib.learn.loop import HISTORY, Loop, finished
 from mtlib.learn.optimiser import AdamW
 from mtlib.learn.parallel import Group
 from mtlib.learn.validation import as_json, calibrate, matched, validate
+from mtlib.run import artifacts
 
 PARTS = ("reconstruction", "penalty", "mono", "aux")  # of the loss
 STEER_EVERY, STEER_RATE = 10, 0.25  # how often and how strongly the penalty follows the L0 target
@@ -81,7 +82,7 @@ def fit(
         config:     the coder. With train_config.l0_target its k are set to that L0.
         x:          (N, D) float array or memory map. t: (N, O) target, the same array for an autoencoder (or None).
         rows_train: rows of x to learn from. rows_val: rows that choose the best step and the frozen threshold.
-        folder:     gets weights.safetensors, config.json, history.parquet; an interrupted fit goes on from its
+        folder:     gets weights.safetensors, config.json, history.parquet, meta.json; an interrupted fit goes on from its
             checkpoint/ to the same bytes; a finished one with the same settings and data is loaded, not repeated.
         y_scale:    (O,) positive, for target_scale = "logit": see `logit_scale`.
         label:      name on the progress bar.
@@ -108,13 +109,15 @@ def fit(
     loop.finish(folder)
     result = as_json(loop.best_val) | {"matched": matched(loop.best_val["l0"], train_config.l0_target)}
     coder = loop.coder.cpu().eval()
-    coder.save_pretrained(folder, fit=key, train=train_config.model_dump(), result=result)
+    coder.save_pretrained(folder, train=train_config.model_dump(), result=result)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    artifacts.close(folder, fit=key)
     return coder
 
 
 def summary(folder: str | Path) -> dict:
-    """What a finished fit recorded: step, loss, fvu, l0 and dead of the best validation; matched (L0 within 5%)."""
+    """What a finished fit (verified) recorded: step, loss, fvu, l0 and dead of the best validation; matched (L0 within 5%)."""
+    artifacts.verify(folder)
     return json.loads((Path(folder) / files.CONFIG).read_text(encoding="utf-8"))["result"]
 
 

@@ -25,7 +25,7 @@ from mtlib.learn.batches import Sampler, device_for
 from mtlib.learn.config import TrainConfig, VisionTraining
 from mtlib.learn.loop import HISTORY, Loop, finished
 from mtlib.learn.optimiser import AdamW
-from mtlib.run.artifacts import ArtifactError, atomic
+from mtlib.run.artifacts import ArtifactError, atomic, close, json_hash, standing
 
 AT_A_TIME, BATCH = 256, 64  # images that are decoded, that the model sees when it does not learn
 
@@ -47,8 +47,8 @@ def fit_vision(
         pixels:     (N, 3, side, side) uint8, an array or memory map.
         labels:     (N,) int, 0 .. n_classes - 1 on the rows that are used.
         rows_train: images to learn from. rows_val: images that choose the epoch.
-        folder:     gets weights.safetensors, config.json, history.parquet; a finished fit of the same settings and images
-            is loaded, not repeated.
+        folder:     gets weights.safetensors, config.json, history.parquet, meta.json; a finished fit of the same settings
+            and images is loaded, not repeated.
         scratch:    where checkpoints are kept while it trains; None: folder/checkpoint. A killed fit goes on from there.
     Returns: the model in eval mode on its device; history: epoch, train_loss and val_loss in nats, train_accuracy
         (with dropout on) and val_accuracy, lr.
@@ -67,8 +67,9 @@ def fit_vision(
         loop = _Loop(config, pixels, labels, rows_train, rows_val, training, scratch, key)
         loop.run("vision")
     history = loop.finish(folder)
-    files.save_model(folder, loop.model, config, fit=key, training=training.model_dump(), best=loop.best_val)
+    files.save_model(folder, loop.model, config, training=training.model_dump(), best=loop.best_val)
     shutil.rmtree(scratch, ignore_errors=True)
+    close(folder, fit=key)
     return loop.model.eval(), history
 
 
@@ -181,7 +182,7 @@ def read_pixels(data: Data, path: Path, config: VisionConfig) -> np.ndarray:
 
     Args:
         data:     one row per image, with files.
-        path:     the .npy file to write; one of the right shape that is already there is kept.
+        path:     the .npy file to write; what is already there of the same images and settings is kept.
         config:   of the model that is to see them.
     Returns: (N, 3, side, side) uint8, read-only.
     Raises: ArtifactError when there are no files, or one is not the one that was embedded.
@@ -197,7 +198,8 @@ def read_pixels(data: Data, path: Path, config: VisionConfig) -> np.ndarray:
         except ImageRefused as e:
             raise ArtifactError(f"{data.images(row).name}: {e}; run 01_embed again") from e
 
-    if not path.is_file() or open_array(path).shape != shape:
+    done, key = path.with_suffix(".json"), json_hash([hashes.tolist(), config.model_dump()])
+    if standing(path.parent, "the pixels are read again", done).get("of") != key:
         with atomic(path) as tmp, ThreadPoolExecutor(2) as pool, _bar(shape[0], "pixels") as bar:
             out = np.lib.format.open_memmap(tmp, "w+", np.uint8, shape)
             for start in range(0, shape[0], AT_A_TIME):  # the pool holds no more decoded images than these
@@ -206,6 +208,7 @@ def read_pixels(data: Data, path: Path, config: VisionConfig) -> np.ndarray:
                     bar.update()
             out.flush()
             del out
+        close(path.parent, done, [path.name], of=key)
     return open_array(path, 4)
 
 

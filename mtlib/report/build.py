@@ -17,7 +17,7 @@ from mtlib.measure.compare import fair_tables
 from mtlib.report import browse, text
 from mtlib.report.page.write import write_page
 from mtlib.report.reader import Reader
-from mtlib.run.artifacts import MEND, read_json, write_text
+from mtlib.run.artifacts import MEND, read_record, write_text
 from mtlib.truth.causes import FOUND
 from mtlib.truth.tables import by_cause, by_method
 
@@ -172,7 +172,7 @@ def _splits(run: Reader) -> dict[str, int]:
 def _left_out(run: Reader) -> list[dict]:
     """Whole notebooks and sections that the pipeline left out: stage, title, reason."""
     path = run.run_dir / "left_out.json"
-    whole = read_json(path, MEND) if path.is_file() else {}
+    whole = read_record(path, MEND) if path.is_file() else {}
     lines = [{"stage": stage, "title": stage, "reason": reason} for stage, reason in whole.items()]
     return lines + [{"stage": s} | line for s in run.folders for line in run.declared(s)["skipped"]]
 

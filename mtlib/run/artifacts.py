@@ -2,9 +2,11 @@
 
 A stage (one notebook) writes into a working folder. `Stage.finish` hashes every file, writes `meta.json`
 last, and from then on the folder is an artifact: `verify` recomputes every hash. The pipeline renames the folder to
-its final name; in an interactive session the folder keeps a name of its own, `<stage>-interactive`.
+its final name; in an interactive session the folder keeps a name of its own, `<stage>-interactive`. What is kept for a resumed
+stage (trained coders, copied data) is such a folder inside it. Records are JSON that holds its own sha256.
 
-    runs/<run>/stages.json                  which folder holds each stage's current artifact
+    runs/<run>/stages.json                  which folder holds each stage's current artifact, and its meta.json's sha256
+    runs/<run>/published.json               what the report's files were when they were written
     runs/<run>/02_classify-1a2b3c4d/        an artifact: meta.json, its files, figures/, tables/
     runs/<run>/02_classify-1a2b3c4d.part/   the same while it is being written (interrupted work resumes here)
 """
@@ -24,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-META = "meta.json"
+META, NOTEBOOKS, SEAL = "meta.json", "notebooks", "sha256"  # SEAL: a record's key
 MEND = "delete it and run the profile again: finished stages are found where they are"
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that do something instead of being seen
 JOINERS = "\u200c\u200d"  # within words of Persian and within emoji; they do no harm
@@ -95,15 +97,49 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder` except its meta.json, by POSIX relative path, sorted."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / META)
+def json_hash(value) -> str:
+    """Hex sha256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(record: dict) -> dict:
+    """A record as it is read back, with the hash of all of it."""
+    plain = json.loads(json.dumps(record))
+    return plain | {SEAL: json_hash(plain)}
+
+
+def unsealed(record: dict) -> dict:
+    """The record that was `sealed`. Raises: ValueError when it is another one."""
+    plain = {k: v for k, v in record.items() if k != SEAL}
+    if record.get(SEAL) != json_hash(plain):
+        raise ValueError("sha256 mismatch")
+    return plain
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write a record, `sealed`, atomically."""
+    write_json(path, sealed(record))
+
+
+def read_record(path: Path, mend: str) -> dict:
+    """A record that `write_record` wrote. Raises: ArtifactError with what to do when it is another one, or none."""
+    try:
+        return unsealed(read_json(path, mend))
+    except ValueError as e:
+        raise ArtifactError(f"{e}: {path}; {mend}") from None
+
+
+def hash_files(folder: Path, parts: Iterable[str] = (".",)) -> dict[str, str]:
+    """sha256 of every file of `folder` (of some files and folders in it) except its meta.json, by POSIX relative path."""
+    found = (p for part in parts for p in (folder / part, *(folder / part).rglob("*")))
+    files = sorted(p for p in found if p.is_file() and p != folder / META)
     return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
 
 
 def digest(meta: dict) -> str:
-    """One hash for a finished artifact: of its files' hashes and its facts, never of times or the commit."""
-    return hashlib.sha256(json.dumps([meta["files"], meta["facts"]], sort_keys=True).encode()).hexdigest()
+    """One hash for a finished artifact: of its files' hashes and its facts, never of times, the commit or what a notebook showed."""
+    files = {name: hashed for name, hashed in meta["files"].items() if not name.startswith(f"{NOTEBOOKS}/")}
+    return json_hash([files, meta["facts"]])
 
 
 def read_json(path: Path, mend: str) -> dict:
@@ -117,31 +153,57 @@ def read_json(path: Path, mend: str) -> dict:
     return found
 
 
+def close(folder: Path, record: Path | None = None, parts: Iterable[str] = (".",), **facts) -> None:
+    """Write what is known of a folder, with the hashes of its files (of some `parts`): its meta.json, or a record elsewhere."""
+    write_record(record or folder / META, facts | {"files": hash_files(folder, parts)})
+
+
 def read_meta(folder: Path) -> dict:
     """The meta.json of an artifact. Raises ArtifactError when the folder is not a finished artifact."""
-    path = Path(folder) / META
+    path, mend = Path(folder) / META, f"delete {folder} and run the stage again"
     if not path.is_file():
         raise ArtifactError(f"{folder}: no {META}, so the stage that writes it did not finish; run it again")
-    return read_json(path, f"delete {folder} and run the stage again")
+    meta, recorded = read_record(path, mend), dict(_stages(path.parents[1]).values())
+    if recorded.get(path.parent.name) not in (None, sha256(path)):
+        raise ArtifactError(f"sha256 mismatch: {path} is not the one in stages.json; {mend}")
+    return meta
 
 
-def verify(folder: Path) -> dict:
-    """The meta.json of an artifact whose files are as recorded. Raises ArtifactError naming the first that is not."""
+def verify(folder: Path, record: Path | None = None, mend: str = "") -> dict:
+    """The meta.json of an artifact that is as recorded, or its `record` elsewhere, which tells nothing of further files.
+
+    Raises: ArtifactError naming the first file that is not.
+    """
     folder = Path(folder)
-    meta, found = read_meta(folder), hash_files(folder)
+    mend = mend or f"artifacts are write-once, delete {folder} and run the stage again"
+    meta = read_meta(folder) if record is None else read_record(record, mend)
+    found = hash_files(folder, (".",) if record is None else meta["files"])
     for name, _ in sorted(meta["files"].items() ^ found.items()):
         fault = (
             "unexpected file" if name not in meta["files"] else "sha256 mismatch" if name in found else "missing file"
         )
-        mend = f"artifacts are write-once, delete {folder} and run the stage again"
         raise ArtifactError(f"{fault}: {folder / name}; {mend}")
     return meta
 
 
+def standing(folder: Path, else_: str, record: Path | None = None) -> dict:
+    """What `verify` returns; {} where nothing is recorded, or something is damaged, which is said with what happens `else_`."""
+    try:
+        return verify(folder, record) if (record or folder / META).is_file() else {}
+    except ArtifactError as e:
+        print(f"{visible(str(e).split(';')[0])}; {else_}")
+        return {}
+
+
+def _stages(run_dir: Path) -> dict[str, list[str]]:
+    """Stage -> [folder name, sha256 of its meta.json]."""
+    path = Path(run_dir) / "stages.json"
+    return read_record(path, MEND) if path.is_file() else {}
+
+
 def current(run_dir: Path) -> dict[str, str]:
     """Folder name of each finished stage of a run, e.g. {"01_embed": "01_embed-1a2b3c4d"}."""
-    path = Path(run_dir) / "stages.json"
-    return read_json(path, MEND) if path.is_file() else {}
+    return {stage: name for stage, (name, _) in _stages(run_dir).items()}
 
 
 def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]:
@@ -163,10 +225,11 @@ def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]
 
 def set_current(run_dir: Path, stage: str, folder_name: str | None) -> None:
     """Record that `folder_name` now holds the artifact of `stage`; None: that it has none."""
-    before = current(run_dir)
-    after = {s: f for s, f in (before | {stage: folder_name}).items() if f is not None}
+    before, run_dir = _stages(run_dir), Path(run_dir)
+    after = {s: f for s, f in before.items() if s != stage}
+    after |= {stage: [folder_name, sha256(run_dir / folder_name / META)]} if folder_name else {}
     if after != before:
-        write_json(Path(run_dir) / "stages.json", after)
+        write_record(run_dir / "stages.json", after)
 
 
 def git_commit() -> str:

@@ -66,14 +66,14 @@ def _done_again(record: Path, stages: set[str]) -> list[str]:
     over, and removes what earlier runs left of its stages unfinished.
     """
     try:
-        before = artifacts.read_json(record, "")
-    except artifacts.ArtifactError:  # there is none, or it is torn
+        before = artifacts.read_record(record, "")
+    except artifacts.ArtifactError:  # there is none, or it is damaged
         before = {}
     if stages and before.get("stages") != sorted(stages):
         for part in (part for stage in stages for part in record.parent.glob(f"{stage}-*.part")):
             shutil.rmtree(part)
         before = {"stages": sorted(stages), "done": []}
-        artifacts.write_json(record, before)
+        artifacts.write_record(record, before)
     return before.get("done", [])
 
 
@@ -107,6 +107,7 @@ def run(
         artifacts.write_text(report / OWNER, profile)
         result, folders, metas, record = Result(name, report), {}, {}, run_dir / RERUN
         done = _done_again(record, repeated)
+        artifacts.current(run_dir)  # a damaged list of stages ends the run before it does any work
         for stage, values in checked.items():
             notebook = places.root / "notebooks" / f"{stage}.py"
             provided = set().union(*(meta["facts"].get("provides", []) for meta in metas.values()))
@@ -120,33 +121,25 @@ def run(
             met = needs.answers(notebook, provided, values)
             key = dependencies.stage_hash(notebook, package, values, inputs, places.root, met)
             folder = run_dir / f"{stage}-{key}"
-            standing = _standing(folder) if stage not in repeated or folder.name in done else None
-            if (meta := standing) and not meta["facts"].get("nothing"):
+            kept = stage not in repeated or folder.name in done
+            meta = artifacts.standing(folder, "the stage runs again") if kept else {}
+            if meta and not meta["facts"].get("nothing"):
                 print(f"{stage:<14} unchanged, {meta['seconds']:.0f} s when it ran")
                 result.unchanged.append(stage)
             else:
                 meta = _run_stage(notebook, folder, values, provided, set(read), cell_timeout)
                 if stage in repeated:
                     done.append(folder.name)
-                    artifacts.write_json(record, {"stages": sorted(repeated), "done": done})
+                    artifacts.write_record(record, {"stages": sorted(repeated), "done": done})
                 print(f"{stage:<14} done in {meta['seconds']:.0f} s, {meta['peak_mb']:.0f} MB")
                 result.ran.append(stage)
             artifacts.set_current(run_dir, stage, folder.name)
             folders[stage], metas[stage] = folder, meta
             result.nothing |= {stage: meta["facts"]["nothing"]} if meta["facts"].get("nothing") else {}
-        artifacts.write_json(run_dir / "left_out.json", result.left_out)
+        artifacts.write_record(run_dir / "left_out.json", result.left_out)
         publish.publish(report, folders, run_dir, metas, places)
         record.unlink(missing_ok=True)  # the next --from starts anew
     return result
-
-
-def _standing(folder: Path) -> dict | None:
-    """The meta.json of a finished, undamaged artifact, or None; damage is said aloud."""
-    try:
-        return artifacts.verify(folder) if folder.is_dir() else None
-    except artifacts.ArtifactError as e:
-        print(f"{visible(str(e).split(';')[0])}; the stage runs again")
-        return None
 
 
 def _run_stage(
@@ -169,12 +162,13 @@ def _run_stage(
     given = values | {"run_dir": run_dir.relative_to(root).as_posix(), "stage_dir": part.relative_to(root).as_posix()}
     try:
         prepared, left_out = notebook.prepare(source, provided, values)
-        artifacts.write_json(part / SKIPPED, left_out)
+        artifacts.write_record(part / SKIPPED, {"skipped": left_out})
         seconds = notebook.run_notebook(stage, prepared, executed, log, given, root, cell_timeout)
         meta = _check_finished(stage, part, reads) | {"seconds": round(seconds, 1)}
-        artifacts.write_json(part / artifacts.META, meta)
         private = list(dependencies.external_inputs(values, root))
-        render.render(executed, run_dir / "rendered" / folder.name, root, private)
+        render.render(executed, part / artifacts.NOTEBOOKS / stage, root, private)
+        meta["files"] |= artifacts.hash_files(part, [artifacts.NOTEBOOKS])
+        artifacts.write_record(part / artifacts.META, meta)
     except StageFailed as e:
         raise StageFailed(f"{e}\n  log: {log.relative_to(root)}  notebook: {executed.relative_to(root)}") from None
     if folder.exists():

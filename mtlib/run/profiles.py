@@ -48,7 +48,11 @@ def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
         owner = place / OWNER
         if place.exists() and not place.is_dir():
             raise ParamsError(f"-p run={name}: {place.relative_to(places.root)} is a file; choose another name")
-        if place.parent.name == "reports" and place.is_dir() and not (owner.is_file() and owner.read_text() == profile):
+        if (
+            place.parent.name == "reports"
+            and place.is_dir()
+            and not (owner.is_file() and owner.read_bytes() == profile.encode())
+        ):
             raise ParamsError(
                 f"-p run={name}: reports/{name}/ is of another profile; choose another name, or delete it"
             )

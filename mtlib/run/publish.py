@@ -8,6 +8,7 @@ notebooks. Links to what is not kept become plain text.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import re
 import shutil
@@ -15,12 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtlib.run.artifacts import StageFailed, atomic, visible, write_text
+from mtlib.run import artifacts
+from mtlib.run.artifacts import NOTEBOOKS, ArtifactError, StageFailed, atomic, visible, write_text
 from mtlib.run.params import ParamsError
 from mtlib.run.profiles import KEPT, Places
 
 DECLARED = ("figures", "tables", "collages")  # folders of a stage
 PUBLISHED = "published"  # a stage's folder of files as the published systems write them, with names of their own
+COPIED = (*DECLARED, PUBLISHED, NOTEBOOKS)
+RECORD = "published.json"  # of a run
 TABLE_BYTES, REPORT_BYTES, DEMO_BYTES = 50_000, 1_000_000, 5_000_000
 PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -34,12 +38,10 @@ def check_names(stage: str, folder: Path, prefix: str) -> None:
                 raise ValueError(f"{stage} wrote {kind}/{file.name}; its name must start with {prefix}_")
 
 
-def published_files(stage: str, folder: Path, rendered: Path) -> dict[str, Path]:
+def published_files(folder: Path) -> dict[str, Path]:
     """Path in the report -> file, for everything that a finished stage publishes."""
-    files = {p.relative_to(folder).as_posix(): p for kind in DECLARED for p in (folder / kind).rglob("*")}
+    files = {p.relative_to(folder).as_posix(): p for kind in COPIED for p in (folder / kind).rglob("*")}
     files |= {f"collages/{p.parents[1].name}/{p.name}": p for p in folder.glob("features/*/collages/*")}
-    files |= {p.relative_to(folder).as_posix(): p for p in (folder / PUBLISHED).rglob("*")}
-    files |= {f"notebooks/{stage}{suffix}": rendered / f"{folder.name}{suffix}" for suffix in (".ipynb", ".html")}
     return {name: files[name] for name in sorted(files) if files[name].is_file()}
 
 
@@ -50,12 +52,16 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
 
     Args:
         folders: stage -> its artifact's folder.
-        run_dir: runs/<run>; the executed notebooks' copies are in `rendered` there.
+        run_dir: runs/<run>; gets published.json, the hashes of the report's files.
         timings: stage -> its meta.json, or what else has seconds and peak_mb.
     """
-    own = (published_files(stage, folder, run_dir / "rendered") for stage, folder in folders.items())
-    files = {name: file for one in own for name, file in one.items()}
-    for old in (p for kind in (*DECLARED, PUBLISHED, "notebooks") for p in list((report / kind).rglob("*"))):
+    files = {name: file for folder in folders.values() for name, file in published_files(folder).items()}
+    with contextlib.suppress(ArtifactError):  # no report yet, or all of it is written again
+        known = artifacts.read_record(run_dir / RECORD, "")["files"]
+        for name in (name for name, found in artifacts.hash_files(report, known).items() if found != known[name]):
+            print(f"sha256 mismatch: {report / name}; it is written again")
+            (report / name).unlink()
+    for old in (p for kind in COPIED for p in list((report / kind).rglob("*"))):
         if old.is_file() and old.relative_to(report).as_posix() not in files:
             old.unlink()
     for name, file in files.items():
@@ -73,6 +79,7 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise StageFailed(f"the report could not be written: {said}")
+    artifacts.close(report, run_dir / RECORD)
 
 
 def keep(run: str, places: Places) -> Path:
@@ -81,6 +88,7 @@ def keep(run: str, places: Places) -> Path:
     pages = sorted(report.glob("*.md"))
     if not pages:
         raise ParamsError(f"keep {run}: reports/{run}/ holds no page; run the profile first")
+    artifacts.verify(report, places.root / "runs" / run / RECORD, "run the profile again, it writes the report anew")
     texts = {page.name: page.read_text(encoding="utf-8") for page in pages}
     shown = {a or b for text in texts.values() for a, b in PICTURE.findall(text)}
     files = {name for name in shown if (report / name).is_file()} | set(texts)
@@ -109,5 +117,5 @@ if __name__ == "__main__":
     try:
         for name in sys.argv[1:] or [""]:
             print(keep(name, Places()).relative_to(Places().root))
-    except ParamsError as e:
+    except (ParamsError, ArtifactError) as e:
         sys.exit(visible(f"error: {e}"))

@@ -9,7 +9,6 @@ these files.
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import shutil
@@ -133,9 +132,9 @@ class Stage:
         for left in self.out.rglob(".*.tmp*"):  # of a process that was killed within `atomic`
             left.unlink()
         skipped = self.out / SKIPPED
-        left_out = json.loads(skipped.read_text(encoding="utf-8")) if skipped.is_file() else []
+        left_out = artifacts.read_record(skipped, "run the stage again") if skipped.is_file() else {"skipped": []}
         skipped.unlink(missing_ok=True)
-        declared = {"stage": self.name, "prefix": self.number, "items": list(self.items.values()), "skipped": left_out}
+        declared = {"stage": self.name, "prefix": self.number, "items": list(self.items.values())} | left_out
         artifacts.write_json(self.out / REPORT, declared)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         meta = {
@@ -143,12 +142,11 @@ class Stage:
             "params": self.params,
             "inputs": self.inputs,
             "facts": facts | ({"provides": sorted(provides)} if provides else {}),
-            "files": artifacts.hash_files(self.out),
             "versions": artifacts.versions(),
             "git_commit": artifacts.git_commit(),
             "peak_mb": round(peak / (1024 if sys.platform != "darwin" else 1024**2)),
         }
-        artifacts.write_json(self.out / artifacts.META, meta)
+        artifacts.close(self.out, **meta)
         if self.interactive:
             artifacts.set_current(self.run_dir, self.name, self.out.name)
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from mtlib.run.artifacts import close, standing
 from mtlib.scenes.captions import phrases, tokenizer
 from mtlib.scenes.causes import CAUSE_OF, CAUSES
 from mtlib.scenes.dataset import FAMILIES, SCENES_PER_SEED, Spec, render
@@ -38,9 +39,9 @@ def draw_scenes(n_scenes, seed, workers, folder):
 
     Returns: (pixels (n_scenes, 4, 64, 64, 3) uint8, facts, a list of n_scenes lists of 4 dicts).
     """
-    stem = folder / f"scenes-{seed}-{n_scenes}"
-    if stem.with_suffix(".json").exists():
-        return np.load(stem.with_suffix(".npy")), json.loads(stem.with_suffix(".json").read_text())
+    record, images, told = (folder / f"scenes-{seed}-{n_scenes}.{kind}" for kind in ("record", "npy", "json"))
+    if standing(folder, "the scenes are drawn again", record):
+        return np.load(images), json.loads(told.read_text())
     pixels, facts = np.empty((n_scenes, 4, SIDE, SIDE, 3), np.uint8), []
     draw = partial(draw_scene, seed * SCENES_PER_SEED)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -49,8 +50,9 @@ def draw_scenes(n_scenes, seed, workers, folder):
             pixels[i] = x
             facts.append(f)
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(stem.with_suffix(".npy"), pixels)
-    stem.with_suffix(".json").write_text(json.dumps(facts))
+    np.save(images, pixels)
+    told.write_text(json.dumps(facts))
+    close(folder, record, [images.name, told.name])
     return pixels, facts
 
 

@@ -129,6 +129,35 @@ def test_an_answer_is_there_whole_or_not_at_all(tmp_path):
     assert found == sorted(found) and set(found) == {0, 1, 2, 3, 4}
 
 
+def test_a_flipped_answer_is_never_replayed_and_answers_without_a_hash_are(tmp_path):
+    book, record = Ledger(tmp_path / "a.sqlite"), {"status": "answered", "text": "two of these", "usage": {}}
+    book.open()
+    for n in range(3):
+        book.add(record | {"key": f"{n:064x}"})
+    book.close()
+    whole, places = (tmp_path / "a.sqlite").read_bytes(), []
+    while (at := whole.find(b"two of these", places[-1] + 1 if places else 0)) >= 0:
+        places.append(at)
+    for at in places:
+        for bit in range(8):
+            (tmp_path / "a.sqlite").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            with pytest.raises(
+                LedgerError, match=r"a\.sqlite: sha256 mismatch in answer \d .DELETE FROM answers WHERE"
+            ):
+                Ledger(tmp_path / "a.sqlite")
+    assert len(places) == 3
+    db = sqlite3.connect(tmp_path / "old.sqlite")  # as it was before answers had a hash
+    db.execute("CREATE TABLE answers (number INTEGER PRIMARY KEY, key TEXT NOT NULL, record TEXT NOT NULL)")
+    db.execute("INSERT INTO answers VALUES (1, ?, ?)", ("ab", json.dumps(record | {"key": "ab"})))
+    db.commit()
+    db.close()
+    old = Ledger(tmp_path / "old.sqlite")
+    old.open()
+    old.add(record | {"key": "cd"})
+    old.close()
+    assert list(Ledger(tmp_path / "old.sqlite").records) == ["ab", "cd"]
+
+
 def test_a_file_that_is_no_ledger_is_named(tmp_path):
     (tmp_path / "a.sqlite").write_bytes(b"something else" * 500)
     with pytest.raises(LedgerError, match=r"a\.sqlite: .*; move the file away"):

@@ -155,7 +155,7 @@ def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tm
         "train-00000.tar",
         "val-00000.tar",
         "images.parquet",
-        "source.json",
+        "meta.json",
     }
     by_path = data.manifest.set_index("path")
     for i, content in enumerate(encoded):

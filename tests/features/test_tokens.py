@@ -57,6 +57,7 @@ def test_scratch_is_gone_and_the_model_stays(run):
     assert sorted(p.name for p in (classify / "vision").iterdir()) == [
         "config.json",
         "history.parquet",
+        "meta.json",
         "weights.safetensors",
     ]
 

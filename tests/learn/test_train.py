@@ -1,5 +1,6 @@
 """The training loop: statistics, seeds, exact resume after SIGKILL, L0 targets, thresholds that move."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from mtlib.learn.batches import Rows, Sampler, logit_scale, moments, neighbour_m
 from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit, read_history, summary
 from mtlib.measure.scan import scan
+from mtlib.run.artifacts import ArtifactError
 
 D, O, N = 16, 12, 700  # noqa: E741
 TRAIN, VAL = np.arange(0, 500), np.arange(500, 700)
@@ -46,7 +48,8 @@ def _bytes(folder) -> dict[str, bytes]:
 
 def test_training_improves_and_writes_its_files(tmp_path):
     coder = _fit(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "history.parquet", "weights.safetensors"]
+    files = ["config.json", "history.parquet", "meta.json", "weights.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
     history, best = read_history(tmp_path), summary(tmp_path)
     val = history[history["split"] == "val"]
     assert val["fvu"].iloc[-1] < 0.6 * val["fvu"].iloc[0] < 1
@@ -73,6 +76,19 @@ def test_finished_fit_is_loaded_and_changed_settings_are_not(tmp_path):
     assert (tmp_path / "weights.safetensors").stat().st_mtime_ns == before
     _fit(tmp_path, steps=61)
     assert (tmp_path / "weights.safetensors").stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.json", "history.parquet", "meta.json"])
+def test_a_damaged_fit_is_said_and_trained_again_to_the_same_bytes(name, tmp_path, capsys):
+    _fit(tmp_path)
+    before = _bytes(tmp_path)
+    raw = bytearray(before[name])
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ArtifactError, match=name):
+        summary(tmp_path)
+    _fit(tmp_path)
+    assert f"{name}; it is trained again" in capsys.readouterr().out and _bytes(tmp_path) == before
 
 
 def _fit_slowly(folder: str, config: dict, settings: dict) -> None:
@@ -125,6 +141,17 @@ def test_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoint" / loop.NAME).write_bytes(b"torn")
     with pytest.raises(ValueError, match="damaged checkpoint"):
         _fit(tmp_path)
+    parts = {"model": {"w": torch.arange(12.0).view(3, 4)}, "sums": {"any": torch.tensor(True)}}
+    loop.save(tmp_path / "checkpoint", parts, {"key": "k", "step": 20, "history": [{"loss": 0.5}], "best_val": None})
+    path, (_, whole) = tmp_path / "checkpoint" / loop.NAME, loop.load(tmp_path / "checkpoint")
+    before = path.read_bytes()
+    for i in range(0, 8 * len(before), 13):
+        flipped = bytearray(before)
+        flipped[i // 8] ^= 1 << i % 8
+        path.write_bytes(flipped)
+        with contextlib.suppress(ValueError):
+            tensors, record = loop.load(tmp_path / "checkpoint")
+            assert record == whole and torch.equal(tensors["model.w"], parts["model"]["w"]), "it changes nothing"
 
 
 @pytest.mark.parametrize("name", ["transcoder", "matryoshka_sae", "batch_topk", "matryoshka_transcoder_shared"])

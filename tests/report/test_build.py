@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -45,8 +44,9 @@ def published(run: Path, folder: Path, remark: str = "", left_out: dict | None =
     for artifact, seconds, peak in (("01_embed", 12.0, 345), ("07_results", 3.4, 200)):  # as the pipeline adds them
         of_stage = artifacts.open_run(folder / "demo")[artifact]
         timed = artifacts.read_meta(of_stage) | {"seconds": seconds, "peak_mb": peak}
-        artifacts.write_json(of_stage / "meta.json", timed)
-    (folder / "demo/left_out.json").write_text(json.dumps(left_out or {}))
+        artifacts.write_record(of_stage / "meta.json", timed)
+        artifacts.set_current(folder / "demo", artifact, of_stage.name)
+    artifacts.write_record(folder / "demo/left_out.json", left_out or {})
     report, reader = folder / "report", Reader.of_run(folder / "demo")
     for artifact in reader.folders.values():
         for kind in ("figures", "tables"):
@@ -187,7 +187,7 @@ def test_sections_that_were_left_out_are_grouped_by_reason(labelled, tmp_path):
     copy = shutil.copytree(reader.run_dir, tmp_path / "demo")
     stage = Stage("08_more", str(copy))
     lines = [{"title": t, "needs": ["tower"], "reason": "it needs a text tower"} for t in ("Names", "Search")]
-    (stage.out / "skipped.json").write_text(json.dumps(lines))
+    artifacts.write_record(stage.out / "skipped.json", {"skipped": lines})
     stage.finish()
     build.build(copy, tmp_path / "report")
     left = section(page(tmp_path / "report", "appendix.md"), "Left out")

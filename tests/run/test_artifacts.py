@@ -43,6 +43,37 @@ def test_flipped_bit_missing_and_added_file_are_named(folder):
         artifacts.verify(folder)
 
 
+@pytest.mark.parametrize("name", ["01_embed-interactive/meta.json", "stages.json"])
+def test_a_flipped_bit_of_a_record_is_refused_by_name_or_changes_nothing(folder, name):
+    path = folder.parent / name
+    before, whole = path.read_bytes(), artifacts.open_run(folder.parent)
+    torn = [
+        before[:-9],
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"",
+        before.replace(b'"files"', b'"giles"').replace(b"01_embed", b"02_x"),
+    ]
+    for i in range(0, 8 * len(before), 7):
+        flipped = bytearray(before)
+        flipped[i // 8] ^= 1 << i % 8
+        torn.append(bytes(flipped))
+    for text in torn:
+        path.write_bytes(text)
+        try:
+            assert artifacts.open_run(folder.parent) == whole and name == "stages.json", "the same in another spelling"
+        except ArtifactError as e:
+            assert path.name in str(e) and "again" in str(e)
+
+
+def test_the_meta_of_another_run_is_refused(folder, tmp_path):
+    """Whole in itself, but not the one that the run recorded."""
+    artifacts.close(folder, stage="01_embed", facts={"n_rows": 99}, inputs={})
+    with pytest.raises(ArtifactError, match=r"sha256 mismatch: .*meta\.json is not the one in stages\.json"):
+        artifacts.verify(folder)
+
+
 def test_input_verifies_and_records(folder):
     stage = Stage("02_classify", str(folder.parent))
     assert stage.facts("01_embed") == {"n_rows": 100}

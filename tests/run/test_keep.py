@@ -2,7 +2,8 @@
 
 import pytest
 
-from mtlib.run import publish
+from mtlib.run import artifacts, publish
+from mtlib.run.artifacts import ArtifactError
 from mtlib.run.params import ParamsError
 from mtlib.run.profiles import Places
 
@@ -13,6 +14,7 @@ def report(root, name: str, text: str, **sizes: int):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(b"x" * size)
     (folder / "README.md").write_text(text)
+    artifacts.close(folder, root / "runs" / name / publish.RECORD)
 
 
 TEXT = "![a](figures/01_a.png) [all](tables/big.csv) [small](tables/small.csv) [page](notebooks/01_a.html) [web](https://x.y)"
@@ -29,6 +31,13 @@ def test_pages_shown_pictures_and_small_tables_are_kept_and_dead_links_are_text(
     report(tmp_path, "mine", "nothing")
     files = {p.name for p in publish.keep("mine", Places(tmp_path)).rglob("*") if p.is_file()}
     assert files == {"README.md", "small.csv"}, "what was kept before is replaced"
+
+
+def test_a_page_that_is_not_as_it_was_published_is_refused(tmp_path):
+    report(tmp_path, "mine", TEXT, **FILES)
+    (tmp_path / "reports/mine/README.md").write_bytes(b"\xff" + TEXT.encode())
+    with pytest.raises(ArtifactError, match=r"sha256 mismatch: .*README\.md; run the profile again"):
+        publish.keep("mine", Places(tmp_path))
 
 
 def test_the_demos_executed_notebooks_are_kept(tmp_path):

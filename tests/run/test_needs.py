@@ -1,7 +1,5 @@
 """What a notebook needs: sections and whole notebooks are left out, and it is said why."""
 
-import json
-
 import pytest
 
 from mtlib.run import artifacts, needs, params, pipeline, profiles
@@ -68,7 +66,7 @@ def test_a_stage_without_what_it_needs_is_skipped_and_runs_when_it_is_there(tmp_
     assert (first.ran, first.left_out) == (["01_make"], {"02_use": needs.reason(["labels"])})
     assert any("left out" in line and "plausible" in line for line in capsys.readouterr().out.splitlines())
     assert set(artifacts.current(tmp_path / "runs/demo")) == {"01_make"}
-    assert json.loads((tmp_path / "runs/demo/left_out.json").read_text()) == first.left_out
+    assert artifacts.read_record(tmp_path / "runs/demo/left_out.json", "") == first.left_out
     make = places.root / "notebooks" / "01_make.py"
     make.write_text(make.read_text().replace("stage.finish(n=n)", 'stage.finish(provides=["labels"], n=n)'))
     assert pipeline.run("demo", places=places).ran == ["01_make", "02_use"]

@@ -104,6 +104,18 @@ def test_flipped_bit_is_said_and_made_again(done):
     assert file.read_text() == "product\n4.5\n"
 
 
+@pytest.mark.parametrize("name", ["meta.json", "notebooks/02_use.html"])
+def test_a_flipped_bit_of_the_record_or_of_a_page_is_said_and_made_again(done, name):
+    before = (done.root / "reports/demo/notebooks/02_use.html").read_bytes()
+    file = done.root / "runs/demo" / artifacts.current(done.root / "runs/demo")["02_use"] / name
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    result, lines = run(done)
+    assert result.ran == ["02_use"] and any(f"{file.name}" in line and "runs again" in line for line in lines)
+    assert (done.root / "reports/demo/notebooks/02_use.html").read_bytes() == before
+
+
 def test_from_runs_again_and_clean_removes_old_hashes(done):
     before = dict(os.environ)
     result, _ = run(done, from_stage="02")

@@ -17,14 +17,14 @@ def make(root, name, files):
 
 
 def test_publish_replaces_what_a_stage_published_before(tmp_path):
-    first = make(tmp_path, "01_a-1", {"figures/01_x.png": "x", "tables/01_x.csv": "x", "weights.bin": "w"})
+    files = {"figures/01_x.png": "x", "tables/01_x.csv": "x", "notebooks/01_a.html": "h", "weights.bin": "w"}
+    first = make(tmp_path, "01_a-1", files)
     features = make(tmp_path, "05_features-1", {"features/topk/collages/7.jpg": "7"})
     report = make(
         tmp_path, "report", {"figures/01_old.png": "o", "figures/08_other.png": "o", "collages/gone/1.jpg": "o"}
     )
-    rendered = make(tmp_path, "rendered", {"01_a-1.html": "h", "01_a-0.html": "old"})
     make(tmp_path, "mtlib", {"__init__.py": "", "report/__init__.py": "", "report/build.py": small.BUILD})
-    publish.publish(report, {"01_a": first, "05_features": features}, rendered.parent, TIMINGS, Places(tmp_path))
+    publish.publish(report, {"01_a": first, "05_features": features}, tmp_path, TIMINGS, Places(tmp_path))
     files = {p.relative_to(report).as_posix() for p in report.rglob("*") if p.is_file()}
     assert files == {
         "figures/01_x.png",
