@@ -74,8 +74,9 @@ methods = tables.by_method(causes)
 methods.round(3)
 
 # %% [markdown]
-# Which method has one feature each for most errors? With 95% intervals over the causes, and how far the first method is ahead of the
-# others, the same cause and seed compared. *Copies*: features whose codes correlate above 0.9 with that of the cause, itself counted.
+# Which method has one feature each for most errors? With 95% intervals over the causes, and how far the first method of each L0 is ahead
+# of the others there, the same cause and seed compared. *Copies*: features whose codes correlate above 0.9 with that of the cause, itself
+# counted.
 
 # %%
 found = standings(causes)

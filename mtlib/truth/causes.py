@@ -157,20 +157,29 @@ def random_directions(task_list: list[Task], x: dict[str, np.ndarray], n: int, s
 
 
 def standings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """How well one feature of each method stands for a cause, and how far the first method is ahead, cause by cause, seed by seed.
+    """How well one feature of each method stands for a cause, and how far the first method of its L0 is ahead, cause by cause, seed by seed.
 
     Args: table: frame of cause, method, seed, l0_target, ap, ap_probe, copies, the first method first.
     Returns: frame of method, l0_target, found (causes whose ap, mean over seeds, is FOUND of the probe's), ap (mean over causes and
-        seeds) and ahead (of the first method's ap; seeds that only one of the two has are left out), both with _low and _high (95%:
-        BCa bootstrap of the causes, each with the mean of its seeds), copies (median over causes and seeds), n_causes, n_seeds.
+        seeds) and ahead (by which the first method with its l0_target has more; seeds that only one of the two has are left out), both
+        with _low and _high (95%: BCa bootstrap of the causes, each with the mean of its seeds), copies (median over causes and seeds),
+        n_causes, n_seeds.
     """
     ap = table.pivot_table(index=["cause", "seed"], columns="method", values="ap", sort=False)
     probe, lines = table.groupby("cause")["ap_probe"].first(), []
-    for i, method in enumerate(ap.columns):
-        own = table[table["method"] == method]
-        each, off = (v.dropna().groupby("cause").mean() for v in (ap[method], ap.iloc[:, 0] - ap[method]))
+    first = table.drop_duplicates("method").set_index("method")["l0_target"]
+    for method in ap.columns:
+        own, same = (
+            table[table["method"] == method],
+            first.index[(first == first[method]) | first.isna() & pd.isna(first[method])],
+        )
+        each, off = (v.dropna().groupby("cause").mean() for v in (ap[method], ap[same[0]] - ap[method]))
         line = {"method": method, "l0_target": own["l0_target"].iloc[0], "found": int((each >= FOUND * probe).sum())}
-        line |= _mean(each, "ap", seed) | (_mean(off, "ahead", seed) if i else {}) | {"copies": own["copies"].median()}
+        line |= (
+            _mean(each, "ap", seed)
+            | (_mean(off, "ahead", seed) if method != same[0] else {})
+            | {"copies": own["copies"].median()}
+        )
         lines.append(line | {"n_causes": len(each), "n_seeds": own["seed"].nunique()})
     return pd.DataFrame(lines)
 

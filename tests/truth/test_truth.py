@@ -218,6 +218,8 @@ def test_the_lead_of_the_first_method_is_paired_over_causes_and_seeds():
     assert (b["method"], b["n_causes"], b["n_seeds"], b["copies"]) == ("b", 2, 2, 2)
     assert a["ap"] == pytest.approx(0.7) and np.isnan(a["ahead"])
     assert b["ap"] == pytest.approx(0.65) and b["ap_low"] < 0.65 < b["ap_high"]
+    of_other_l0 = causes.standings(table.assign(l0_target=[8, 8, 8, 8, 8, 8, 32, 32, 32, 32]))
+    assert "ahead" not in of_other_l0  # nothing to compare b with
     assert b["ahead"] == pytest.approx(0.2) and np.isnan(
         b["ahead_low"]
     )  # both causes lead by .2: no spread to draw from
