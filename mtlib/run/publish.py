@@ -2,8 +2,8 @@
 
 Every file belongs to one stage, told by the prefix that its name starts with (those in published/ aside). Publishing
 happens once, after the last stage, so that a report never mixes two runs. `./run_all.sh keep <run>` copies what is worth
-keeping, small enough for git, into reports/kept/<run>/: the pages, the pictures that they show, and tables up to 50 kB; of the demo also the executed
-notebooks. Links to what is not kept become plain text.
+keeping, small enough for git, into reports/kept/<run>/: the pages, the pictures of the first one, those of others up to
+60 kB and tables up to 50 kB; of the demo all pictures and the executed notebooks. Links to what is not kept become plain text.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ DECLARED = ("figures", "tables", "collages")  # folders of a stage
 PUBLISHED = "published"  # a stage's folder of files as the published systems write them, with names of their own
 COPIED = (*DECLARED, PUBLISHED, NOTEBOOKS)
 RECORD = "published.json"  # of a run
-TABLE_BYTES, REPORT_BYTES, DEMO_BYTES = 50_000, 1_000_000, 5_000_000
+TABLE_BYTES, PICTURE_BYTES, REPORT_BYTES, DEMO_BYTES = 50_000, 60_000, 1_000_000, 5_000_000
 PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def check_names(stage: str, folder: Path, prefix: str) -> None:
@@ -90,8 +90,9 @@ def keep(run: str, places: Places) -> Path:
         raise ParamsError(f"keep {run}: reports/{run}/ holds no page; run the profile first")
     artifacts.verify(report, places.root / "runs" / run / RECORD, "run the profile again, it writes the report anew")
     texts = {page.name: page.read_text(encoding="utf-8") for page in pages}
-    shown = {a or b for text in texts.values() for a, b in PICTURE.findall(text)}
-    files = {name for name in shown if (report / name).is_file()} | set(texts)
+    shown = {a or b: name == pages[0].name for name, text in reversed(texts.items()) for a, b in PICTURE.findall(text)}
+    sizes = {name: (report / name).stat().st_size for name in shown if (report / name).is_file()}
+    files = {name for name, n in sizes.items() if run == "demo" or shown[name] or n <= PICTURE_BYTES} | set(texts)
     files |= {f"tables/{p.name}" for p in (report / "tables").glob("*.csv") if p.stat().st_size <= TABLE_BYTES}
     files |= {f"notebooks/{p.name}" for p in (report / "notebooks").glob("*.ipynb") if run == "demo"}
     limit = DEMO_BYTES if run == "demo" else REPORT_BYTES

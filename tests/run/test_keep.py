@@ -33,6 +33,16 @@ def test_pages_shown_pictures_and_small_tables_are_kept_and_dead_links_are_text(
     assert files == {"README.md", "small.csv"}, "what was kept before is replaced"
 
 
+def test_of_a_further_page_only_small_pictures_are_kept(tmp_path):
+    sizes = {"figures/01_a.png": 70_000, "figures/01_b.png": 70_000, "figures/01_c.png": 10, "appendix.md": 0}
+    report(tmp_path, "mine", "![a](figures/01_a.png)", **sizes)
+    (tmp_path / "reports/mine/appendix.md").write_text("![b](figures/01_b.png) ![c](figures/01_c.png)")
+    artifacts.close(tmp_path / "reports/mine", tmp_path / "runs/mine" / publish.RECORD)
+    target = publish.keep("mine", Places(tmp_path))
+    assert sorted(p.name for p in (target / "figures").iterdir()) == ["01_a.png", "01_c.png"]
+    assert (target / "appendix.md").read_text() == "b ![c](figures/01_c.png)"
+
+
 def test_a_page_that_is_not_as_it_was_published_is_refused(tmp_path):
     report(tmp_path, "mine", TEXT, **FILES)
     (tmp_path / "reports/mine/README.md").write_bytes(b"\xff" + TEXT.encode())
