@@ -25,7 +25,7 @@ STAGES = stages_of(PROFILE, {}, Places())
 PARTS = ("mtlib", "notebooks", "params", "run_all.sh", "requirements.lock", "pyproject.toml")
 TABLES = ("01_encoder", "04_metrics", "04_causes", "06_judges", "07_relevance", "07_generators")
 FILE_NAME = re.compile(r"^[\w<>./-]*\w\.(npy|npz|parquet|csv|jsonl|safetensors)$")
-NOT_ARTIFACTS = {"x.npy", "x.png"}
+NOT_ARTIFACTS = {"x.npy", "x.png", "sae_weights.safetensors"}
 # Names that code spells out but a run need not hold: the user's own input, or what only an LMM or an interruption makes.
 OPTIONAL = {"phrases.csv", "answers.jsonl", ".attempts.jsonl", "state.safetensors"}
 OPTIONAL |= {"embedding.npy", "labels.npy"}  # a layer is read; the null of permuted labels
