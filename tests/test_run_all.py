@@ -279,4 +279,4 @@ def test_three_images_end_with_a_report(copy, tmp_path):
     assert "04_evaluate    left out: it needs a trained coder and two different test images" in done.stdout
     coders = Reader.of_run(copy / "runs" / "three").table("03_coders")
     assert coders["status"].tolist() == ["ok"] and coders["fvu_val"].isna().all()
-    assert "two different test images" in (copy / "reports" / "three" / "README.md").read_text(encoding="utf-8")
+    assert "two different test images" in (copy / "reports" / "three" / "appendix.md").read_text(encoding="utf-8")

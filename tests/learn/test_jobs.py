@@ -50,7 +50,7 @@ def test_workers_write_the_same_bytes_as_one_after_another(one_thread, tmp_path)
     run_all(_fits(tmp_path / "serial", names))
     run_all(_fits(tmp_path / "pool", names), fits_at_once=2)
     assert _bytes(tmp_path / "pool") == _bytes(tmp_path / "serial")
-    assert len(_bytes(tmp_path / "pool")) == 6  # and nothing is left of the jobs
+    assert len(_bytes(tmp_path / "pool")) == 8  # and nothing is left of the jobs
 
 
 def _rank(rank: int, folder: Path) -> None:
