@@ -1,12 +1,12 @@
 """With labels permuted before anything is trained, (almost) no feature is enriched for errors.
 
-    ./run_all.sh prove permuted [--smoke] [--run demo-permuted]
+    ./run_all.sh prove permuted [profile] [--smoke]
 
-Runs the demo with `permute_labels=true`: within every family and split the labels plausible and implausible are dealt out
+Runs the demo, or `inner`, with `permute_labels=true`: within every family and split the labels plausible and implausible are dealt out
 anew, then classifier, coders, features, names and relevance are made as always. Whatever is enriched now is chance. The
 truth of the scenes is left alone, so causes are still looked for: autoencoders may find them, since they never see a
 label; transcoders only as far as a hidden layer that learned nothing keeps them, beside them the best random directions.
-With the causes themselves dealt out anew no feature detects one better than the base rate. Writes proofs/results/permuted.md.
+With the causes themselves dealt out anew no feature detects one better than the base rate. Writes proofs/results/permuted.md, or permuted_inner.md.
 """
 
 from __future__ import annotations
@@ -66,18 +66,21 @@ def main() -> int:
     """Returns 0 when at most 1% of the assessed features are enriched, else 1."""
     parser = argparse.ArgumentParser(prog="prove permuted", description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--run", default="demo-permuted")
+    parser.add_argument(
+        "profile", nargs="?", default="demo", help="demo, or inner: the layer where causes are entangled"
+    )
     args = parser.parse_args()
-    command = ["demo", *["--smoke"] * args.smoke, "-p", "permute_labels=true", "-p", f"run={args.run}"]
+    name = f"{args.profile}-permuted"
+    command = [args.profile, *["--smoke"] * args.smoke, "-p", "permute_labels=true", "-p", f"run={name}"]
     subprocess.run([sys.executable, "-m", "mtlib.run.pipeline", *command], cwd=ROOT, check=True)
-    reader = Reader.of_run(ROOT / "runs" / args.run)
+    reader = Reader.of_run(ROOT / "runs" / name)
     frame, classifier = (
-        results(reader).merge(shuffled(ROOT / "runs" / args.run), on="method", how="left"),
+        results(reader).merge(shuffled(ROOT / "runs" / name), on="method", how="left"),
         reader.table("02_metrics").iloc[0],
     )
     share = frame["enriched"].sum() / max(frame["assessed"].sum(), 1)
     between = f"[{percent(classifier['accuracy_low'])}, {percent(classifier['accuracy_high'])}]"
-    text = "# The demo with labels permuted before anything is trained\n\n"
+    text = f"# {args.profile.capitalize()} with labels permuted before anything is trained\n\n"
     text += f"`./run_all.sh {' '.join(command)}`; {', '.join(f'{k} {v}' for k, v in versions().items())}.\n\n"
     text += f"Classifier on test: {percent(classifier['accuracy'])} {between}; chance is 50%. "
     text += f"Enriched: **{number(int(frame['enriched'].sum()))} of {number(int(frame['assessed'].sum()))}** assessed features "
@@ -106,7 +109,10 @@ def main() -> int:
     text += markdown_table(frame, names) + "\n"
     print(text)
     if not args.smoke:
-        write_text(ROOT / "proofs" / "results" / "permuted.md", text)
+        write_text(
+            ROOT / "proofs" / "results" / ("permuted.md" if args.profile == "demo" else f"permuted_{args.profile}.md"),
+            text,
+        )
     return 0 if share <= GOAL else 1
 
 

@@ -3,7 +3,7 @@
 Every file belongs to one stage, told by the prefix that its name starts with (those in published/ aside). Publishing
 happens once, after the last stage, so that a report never mixes two runs. `./run_all.sh keep <run>` copies what is worth
 keeping, small enough for git, into reports/kept/<run>/: the pages, the pictures of the first one, those of others up to
-60 kB and tables up to 50 kB; of the demo all pictures and the executed notebooks. Links to what is not kept become plain text.
+60 kB and tables up to 50 kB; of the demo also the executed notebooks. Links to what is not kept become plain text.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def keep(run: str, places: Places) -> Path:
     texts = {page.name: page.read_text(encoding="utf-8") for page in pages}
     shown = {a or b: name == pages[0].name for name, text in reversed(texts.items()) for a, b in PICTURE.findall(text)}
     sizes = {name: (report / name).stat().st_size for name in shown if (report / name).is_file()}
-    files = {name for name, n in sizes.items() if run == "demo" or shown[name] or n <= PICTURE_BYTES} | set(texts)
+    files = {name for name, n in sizes.items() if shown[name] or n <= PICTURE_BYTES} | set(texts)
     files |= {f"tables/{p.name}" for p in (report / "tables").glob("*.csv") if p.stat().st_size <= TABLE_BYTES}
     files |= {f"notebooks/{p.name}" for p in (report / "notebooks").glob("*.ipynb") if run == "demo"}
     limit = DEMO_BYTES if run == "demo" else REPORT_BYTES
