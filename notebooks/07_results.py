@@ -63,7 +63,7 @@ stage.figure(
     found,
     "The errors found: the test images on which the feature of each fires most.",
 )
-found.round(3)
+found[["error", "phrase", "feature", "ap", "error_ratio", "n_active_test", "generator", "rate"]].round(3)
 
 # %% [markdown] needs="labels coders"
 # ## How much of each method is about errors?
