@@ -19,6 +19,7 @@ from mtlib.measure.codes import Subject, first_seeds, iter_codes, keep_largest, 
 TINY = 1e-12  # a target unit whose variance over the split is at most this is counted as constant
 FIRST_KEPT = 16
 BLOCK, BATCHES = 4096, (32, 256)  # rows of the definition card at a time; the sizes of others' batches
+SHOWN = ("reconstruction", "shifted", "mean_predictor")  # columns of the definition card
 
 
 def target_mean(target: np.ndarray, rows: np.ndarray, batch: int = 8192) -> np.ndarray:
@@ -177,50 +178,40 @@ def definition_card(y: np.ndarray, y_hat: np.ndarray, batches: tuple[int, ...] =
     Returns: frame with convention, quantity (fvu | explained_variance), reconstruction, shifted, mean_predictor. The
         shift is one root mean square standard deviation of the units, added to every unit.
     """
-    rows = np.arange(len(y))
     pairs = ((y[i : i + BLOCK], y_hat[i : i + BLOCK]) for i in range(0, len(y), BLOCK))
-    return _card(pairs, _Spread(y, rows), batches)
+    return _card(pairs, len(y), _spread(y, np.arange(len(y))), batches)
 
 
-class _Spread:
-    """How far rows of a target (N, O) lie from their means, summed: around each unit's mean, and around that of all numbers."""
-
-    def __init__(self, target: np.ndarray, rows: np.ndarray):
-        self.mean, self.around, self.apart = target_mean(target, rows), 0.0, 0.0
-        for start in range(0, len(rows), BLOCK):
-            some = np.asarray(target[rows[start : start + BLOCK]], np.float64)
-            self.around += ((some - self.mean) ** 2).sum()
-            self.apart += ((some - self.mean.mean()) ** 2).sum()
-        size = len(rows) * target.shape[1]
-        self.shift, self.apart = float(np.sqrt(self.around / size)), self.apart / (size - 1) * size
+def _spread(target: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each unit of a target (N, O) its mean over rows and the sum of squares around it: (O,), (O,) float64."""
+    mean = target_mean(target, rows)
+    blocks = (np.asarray(target[rows[i : i + BLOCK]], np.float64) for i in range(0, len(rows), BLOCK))
+    return mean, sum(((block - mean) ** 2).sum(0) for block in blocks)
 
 
-def _card(pairs: Iterable[tuple[np.ndarray, np.ndarray]], of_y: _Spread, batches: tuple[int, ...]) -> pd.DataFrame:
-    """`definition_card` from one pass over blocks (y, y_hat), each of whole batches but the last."""
-    made = {
-        "reconstruction": lambda b: b,
-        "shifted": lambda b: b + of_y.shift,
-        "mean_predictor": lambda b: np.broadcast_to(of_y.mean, b.shape),
-    }
-    sums = {name: dict.fromkeys(("error", "off", "rows", *batches), 0.0) for name in made}
-    n, spread, squares, counted = 0, 0.0, 0.0, dict.fromkeys(batches, 0)
+def _card(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], n: int, of_y: tuple, batches: tuple[int, ...]
+) -> pd.DataFrame:
+    """`definition_card` from one pass over blocks (y, y_hat) of n rows, each of whole batches but the last. of_y: `_spread`."""
+    mean, spread = of_y
+    size, ok = n * len(mean), spread > 0
+    shift, apart = np.sqrt(spread.sum() / size), spread.sum() + n * ((mean - mean.mean()) ** 2).sum()
+    sums = {name: dict.fromkeys(("error", "off", "rows", *batches), 0.0) for name in SHOWN}
+    squares, counted = 0.0, dict.fromkeys(batches, 0)
     for block in pairs:
         y, y_hat = (np.asarray(part, np.float64) for part in block)
-        n, spread, squares = n + len(y), spread + ((y - of_y.mean) ** 2).sum(0), squares + (y**2).sum()
-        parts = {
-            b: [y[i : i + b] for i in range(0, len(y), b) if i + 1 < len(y)] for b in batches
-        }  # a row alone has no spread
-        for b in batches:
-            counted[b] += len(parts[b])
-        for name, make in made.items():
-            error, found = y - make(y_hat), sums[name]
+        squares += (y**2).sum()
+        starts = {b: range(0, len(y) - 1, b) for b in batches}  # of each batch; a row alone has no spread
+        own = {b: [((y[i : i + b] - y[i : i + b].mean(0)) ** 2).sum() for i in starts[b]] for b in batches}
+        for found, shown in zip(sums.values(), (y_hat, y_hat + shift, mean), strict=True):
+            error = y - shown
             found["off"] += error.sum(0)  # (O,) by how much each unit is too small
             found["error"] += (error**2).sum(0)
             found["rows"] += (error.var(1) / y.var(1)).sum()
             for b in batches:  # the last, smaller batch counts as much as the others
-                each = zip(parts[b], range(0, len(y), b), strict=False)
-                found[b] += sum((error[i : i + b] ** 2).sum() / ((a - a.mean(0)) ** 2).sum() for a, i in each)
-    ours, ok = "exact over the split (this repo)", spread > 0
+                found[b] += sum((error[i : i + b] ** 2).sum() / s for i, s in zip(starts[b], own[b], strict=True))
+        counted = {b: counted[b] + len(starts[b]) for b in batches}
+    ours = "exact over the split (this repo)"
     lines = [(ours, "fvu"), *((f"mean over batches of {b}", "fvu") for b in batches), ("variance about zero", "fvu")]
     lines += [("one variance of all numbers", "fvu"), ("mean over rows, across their units", "fvu")]
     lines += [(ours, "explained_variance"), ("shift-blind", "explained_variance")]
@@ -229,13 +220,8 @@ def _card(pairs: Iterable[tuple[np.ndarray, np.ndarray]], of_y: _Spread, batches
     for name, found in sums.items():
         error, total = found["error"], found["error"].sum()
         whole, blind = total / spread.sum(), 1 - (total - (found["off"] ** 2).sum() / n) / spread.sum()
-        values = [
-            whole,
-            *(found[b] / counted[b] for b in batches),
-            total / squares,
-            total / of_y.apart,
-            found["rows"] / n,
-        ]
+        values = [whole, *(found[b] / counted[b] for b in batches), total / squares]
+        values += [total / apart / size * (size - 1), found["rows"] / n]
         values += [1 - whole, blind, (1 - error[ok] / spread[ok]).mean()]
         table[name] = [round(float(value), 12) + 0.0 for value in values]  # no -1e-16 for 0
     return table
@@ -247,10 +233,10 @@ def definitions(data: Data, subjects: list[Subject]) -> pd.DataFrame:
     for s in first_seeds(subjects):
         target = target_of(data, s)
         if s.target not in spreads:
-            spreads[s.target] = _Spread(target, rows)
+            spreads[s.target] = _spread(target, rows)
         with torch.no_grad():
             codes = iter_codes(s.coder, data.x, rows)
             pairs = ((target[some], s.coder.decode(z, -1, x).cpu().numpy()) for some, x, z in codes)
-            card = _card(pairs, spreads[s.target], BATCHES)
+            card = _card(pairs, len(rows), spreads[s.target], BATCHES)
         out.append(card.assign(method=s.method, target=s.target)[["method", "target", *card]])
     return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=["method", "target", "convention"])
