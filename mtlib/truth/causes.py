@@ -166,33 +166,25 @@ def standings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         n_causes, n_seeds.
     """
     ap = table.pivot_table(index=["cause", "seed"], columns="method", values="ap", sort=False)
-    probe, lines = table.groupby("cause")["ap_probe"].first(), []
-    first = table.drop_duplicates("method").set_index("method")["l0_target"]
+    probe, first, lines = table.groupby("cause")["ap_probe"].first(), {}, []
     for method in ap.columns:
-        own, same = (
-            table[table["method"] == method],
-            first.index[(first == first[method]) | first.isna() & pd.isna(first[method])],
-        )
-        each, off = (v.dropna().groupby("cause").mean() for v in (ap[method], ap[same[0]] - ap[method]))
-        line = {"method": method, "l0_target": own["l0_target"].iloc[0], "found": int((each >= FOUND * probe).sum())}
-        line |= (
-            _mean(each, "ap", seed)
-            | (_mean(off, "ahead", seed) if method != same[0] else {})
-            | {"copies": own["copies"].median()}
-        )
-        lines.append(line | {"n_causes": len(each), "n_seeds": own["seed"].nunique()})
+        own = table[table["method"] == method]
+        l0 = own["l0_target"].iloc[0]
+        leader = first.setdefault(str(l0), method)
+        each, off = (v.dropna().groupby("cause").mean() for v in (ap[method], ap[leader] - ap[method]))
+        line = {"method": method, "l0_target": l0, "found": int((each >= FOUND * probe).sum())}
+        line |= _mean(each, "ap", seed) | (_mean(off, "ahead", seed) if method != leader else {})
+        lines.append(line | dict(copies=own["copies"].median(), n_causes=len(each), n_seeds=own["seed"].nunique()))
     return pd.DataFrame(lines)
 
 
 def _mean(each: pd.Series, name: str, seed: int) -> dict:
     """The mean as `name`, its interval as name_low and name_high: nan where the values do not differ."""
-    line = {name: each.mean(), f"{name}_low": np.nan, f"{name}_high": np.nan}
+    low, high = np.nan, np.nan
     if each.nunique() > 1:
         how = dict(rng=np.random.default_rng(seed), n_resamples=9999, method="BCa")
-        line |= dict(
-            zip(list(line)[1:], stats.bootstrap((each.to_numpy(),), np.mean, **how).confidence_interval, strict=True)
-        )
-    return line
+        low, high = stats.bootstrap((each.to_numpy(),), np.mean, **how).confidence_interval
+    return {name: each.mean(), f"{name}_low": low, f"{name}_high": high}
 
 
 def sparse_probe(task: Task, parts: dict[str, np.ndarray], ks: tuple[int, ...] = SPARSE_K) -> dict[int, float]:

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from mtlib.plots import base_names, legend, method_styles, panels
-from mtlib.truth.tables import CONTROLS, KINDS, by_cause
+from mtlib.truth.tables import KINDS, by_cause, by_method
 
 
 def causes_figure(table: pd.DataFrame) -> Figure:
@@ -34,29 +34,19 @@ def levels_figure(found: pd.DataFrame, table: pd.DataFrame, styles: dict[str, di
 
     Args: found: of `causes.standings`. table: 04_causes, whose controls are the dashed lines. Returns: None without such a method.
     """
-    found = found.assign(base=base_names(found)).dropna(subset=["l0_target"])
-    found = found[found["base"].ne(found["method"]) & found.duplicated("base", keep=False)].sort_values(
-        "l0_target", kind="stable"
-    )
+    found = found.assign(base=base_names(found)).dropna(subset=["l0_target"]).sort_values("l0_target", kind="stable")
+    found = found[found["base"].ne(found["method"]) & found.duplicated("base", keep=False)]
     if found.empty:
         return None
     fig, ax = plt.subplots(figsize=(6.4, 4.2))
     for base, own in found.groupby("base", sort=False):
         ax.plot(own["l0_target"], own["ap"], label=base, **styles[base] | {"linestyle": "-"})
         ax.fill_between(own["l0_target"], own["ap_low"], own["ap_high"], color=styles[base]["color"], alpha=0.12, lw=0)
-    for column, who in CONTROLS.items():
-        if table[column].notna().any():
-            level = table.drop_duplicates("cause")[column].mean()
-            ax.axhline(level, color="0.4", lw=0.9, ls="--")
-            ax.annotate(
-                who,
-                (1, level),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+    right = dict(xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    controls = by_method(table).query("control")
+    for who, level in zip(controls["who"], controls["mean"], strict=True):
+        ax.axhline(level, color="0.4", lw=0.9, ls="--")
+        ax.annotate(who, (1, level), **right)
     ticks = sorted(set(found["l0_target"]))
     ax.set(xscale="log", xlabel="features per image (L0)", ylabel="mean average precision", ylim=(0, 1.02))
     ax.set_xticks(ticks, [f"{t:.0f}" for t in ticks])

@@ -22,19 +22,8 @@ from mtlib.run.stage import read_back
 from mtlib.truth import attributes, causes
 
 CAUSES = ["cause", "captioned", "method", "seed", "target", "l0_target", "ap", "ap_feature", "ap_probe", "ap_x_dim"]
-CAUSES += [
-    "ap_y_unit",
-    "ap_random",
-    "ap_logit",
-    "base_rate",
-    "found",
-    "copies",
-    "feature",
-    "sign",
-    "auroc",
-    "auroc_all",
-    "f1",
-]
+CAUSES += ["ap_y_unit", "ap_random", "ap_logit", "base_rate", "found", "copies", "feature", "sign"]
+CAUSES += ["auroc", "auroc_all", "f1"]
 CAUSES += ["ceiling_x", "ceiling_y", "ceiling", "best_x_dim", "best_y_dim", "n_cause", "n_plausible"]
 CAUSES += ["share_of_ceiling", "status", "reason"]
 CONTROLS = {  # columns of 04_causes that are no feature's, as the tables call them
