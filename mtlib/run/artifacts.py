@@ -179,9 +179,8 @@ def verify(folder: Path, record: Path | None = None, mend: str = "") -> dict:
     meta = read_meta(folder) if record is None else read_record(record, mend)
     found = hash_files(folder, (".",) if record is None else meta["files"])
     for name, _ in sorted(meta["files"].items() ^ found.items()):
-        fault = (
-            "unexpected file" if name not in meta["files"] else "sha256 mismatch" if name in found else "missing file"
-        )
+        known = "sha256 mismatch" if name in found else "missing file"
+        fault = known if name in meta["files"] else "unexpected file"
         raise ArtifactError(f"{fault}: {folder / name}; {mend}")
     return meta
 

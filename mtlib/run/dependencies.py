@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 import os
 import re
 from importlib.util import resolve_name
@@ -25,12 +24,7 @@ INPUT_KEYS = ("images", "embeddings", "vocabulary", "vocabulary_names", "label_i
 INPUT_KEYS += ("second_data", "second_text", "zero_shot_images", "checkpoint", "classifier")
 INPUT_KEYS += ("vision_checkpoint", "labels", "val_embeddings", "test_embeddings", "explanations")
 FILE_KEYS = (*INPUT_KEYS, "encoder", "pretrained")  # may name a file or folder, by any name
-SKIPPED_IN = (
-    "images",
-    "label_images",
-    "zero_shot_images",
-    "second_data",
-)  # folders of images: no pipe in them is opened
+IMAGE_KEYS = ("images", "label_images", "zero_shot_images", "second_data")  # of their folders no pipe is opened
 ARRAYS = (".npy", ".npz", ".mdb", ".lmdb")  # whose rows a .txt beside them may name
 CHECKPOINTS = (".pt", ".pth", ".safetensors")  # whose settings a .json beside them may hold
 DOTTED = re.compile(r"^\w+(\.\w+)+$")
@@ -98,9 +92,8 @@ def fingerprint(path: Path) -> str:
 def external_inputs(params: dict, root: Path) -> dict[str, str]:
     """Fingerprints of the files and folders that parameters name, by value: FILE_KEYS by any text, others by one with / or ."""
     images = _texts([params.get("images"), params.get("zero_shot_images")])
-    any_name = _texts([_under(params, key) for key in FILE_KEYS])
     found = {}
-    for value in sorted(any_name | {v for v in _texts(params) if "/" in v or "." in v}):
+    for value in sorted({v for key, v in _named(params) if key in FILE_KEYS or "/" in v or "." in v}):
         path = _path(value, root)
         if path != root and os.path.exists(path):  # unlike Path's, of a text that is too long for a name it says no
             found[value] = fingerprint(path)
@@ -118,15 +111,11 @@ def _path(value: str, root: Path) -> Path:
     return root / os.path.expanduser(name)  # unlike Path's, it takes a text that begins with "~5"
 
 
-def _lines(params: dict) -> list[dict]:
-    """The parameters, and the dicts in their lists."""
-    lists = (value for value in params.values() if isinstance(value, list))
-    return [params, *(line for value in lists for line in value if isinstance(line, dict))]
-
-
-def _under(params: dict, key: str) -> list:
-    """What stands under a key, as a parameter or in a parameter's list of dicts."""
-    return [line.get(key) for line in _lines(params)]
+def _named(params: dict) -> set[tuple[str, str]]:
+    """(key, text) of all texts in the parameters; those in a list of dicts stand under their own keys, too."""
+    lists = [value for value in params.values() if isinstance(value, list)]
+    lines = [params, *(line for value in lists for line in value if isinstance(line, dict))]
+    return {(key, text) for line in lines for key, value in line.items() for text in _texts(value)}
 
 
 def _texts(value) -> set[str]:
@@ -144,10 +133,9 @@ def _check_ends(path: Path, said: str) -> None:
 def check_inputs(params: dict, root: Path) -> None:
     """Refuse, before anything runs, an input that is not there or a folder without a file: FileNotFoundError, PermissionError;
     and a device or pipe under any name, or in a folder whose files are opened: ParamsError."""
-    keys = sorted({key for line in _lines(params) for key in line})
-    for key, value in [(k, v) for k in keys for v in sorted(_texts(_under(params, k)))]:
+    for key, value in sorted(_named(params)):
         path = _path(value, root)
-        pictures = key in SKIPPED_IN and not value.startswith("hf:")
+        pictures = key in IMAGE_KEYS and not value.startswith("hf:")
         inside = os.walk(path) if key in FILE_KEYS and not pictures and path != root else ()
         for file in (path, *(Path(folder, name) for folder, _, names in inside for name in names)):
             _check_ends(file, f"{key} = ")
@@ -173,4 +161,4 @@ def stage_hash(
         "external": external_inputs(params, root),
         "needs": needs,
     }
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]
+    return artifacts.json_hash(body)[:8]

@@ -27,10 +27,8 @@ MAX_BYTES = 1_000_000
 SECRET = r"(api[_-]?key|access[_-]?key|secret|password|passwd|token|credentials?)"
 SECRET_KEY = re.compile(rf"(^|_){SECRET}$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"^(sk-|hf_|ghp_|xox[bp]-)[A-Za-z0-9_-]{12,}$")
-SECRET_IN_URL = (
-    rf"://([^/@\s]*:[^/@\s]+@|\S*[?&;#]([\w-]*[_-])?({SECRET}|key|sig|signature|auth)=)"  # user:password@host, ?key=
-)
-SECRET_IN_URL = re.compile(SECRET_IN_URL, re.IGNORECASE)
+QUERY = rf"\S*[?&;#]([\w-]*[_-])?({SECRET}|key|sig|signature|auth)="  # ?key=
+SECRET_IN_URL = re.compile(rf"://([^/@\s]*:[^/@\s]+@|{QUERY})", re.IGNORECASE)  # user:password@host
 KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list"}
 KINDS |= {"string": "text (put it in quotes)", "dict": "a dict, e.g. {name: a}"}
 
@@ -181,9 +179,8 @@ def _check_plain(key, value, where: str, inner: bool = False) -> None:
     """Names that are names, values that are plain data, no secrets (which would be stored in every copy)."""
     if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
         raise ParamsError(f"{where}: {str(key)[:60]!r} is not a parameter name; use letters, digits and _ only")
-    if SECRET_KEY.search(key) or (
-        isinstance(value, str) and (SECRET_VALUE.match(value) or SECRET_IN_URL.search(value))
-    ):
+    text = value if isinstance(value, str) else ""
+    if SECRET_KEY.search(key) or SECRET_VALUE.match(text) or SECRET_IN_URL.search(text):
         raise ParamsError(
             f"{where}: {key} looks like a secret, and parameters are stored in every run; "
             "remove it here and set it in the environment instead, e.g. export OPENAI_API_KEY=..."

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtlib.run import dependencies, needs, params
-from mtlib.run.artifacts import ROOT
+from mtlib.run.artifacts import ROOT, json_hash
 from mtlib.run.params import ParamsError
 
 STAGES = ("01_embed", "02_classify", "03_train", "04_evaluate", "05_features", "06_interpret", "07_results")
@@ -29,33 +27,27 @@ class Places:
 
 def run_name(profile: str, smoke: bool, overrides: dict, places: Places) -> str:
     """The run's name: the profile, `-smoke`, and a hash of the overrides, unless `run=` names it."""
-    plain = {k: v for k, v in overrides.items() if k != "run"}
-    name = overrides.get("run")
+    plain = {k: v for k, v in overrides.items() if k != params.RUN}
+    name = overrides.get(params.RUN)
     if name is None:
         name = f"{profile}-smoke" if smoke else profile
-        return f"{name}-{hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]}" if plain else name
+        return f"{name}-{json_hash(plain)[:8]}" if plain else name
     if not isinstance(name, str) or not RUN_NAME.fullmatch(name):
-        raise ParamsError(
-            f"-p run={name}: a run's name is up to 64 letters, digits and . _ - and starts with one of the former"
-        )
+        shape = "up to 64 letters, digits and . _ - and starts with one of the former"
+        raise ParamsError(f"-p run={name}: a run's name is {shape}")
     if name.lower() == KEPT:
         raise ParamsError(f"-p run={name}: reports/{KEPT}/ holds what is kept of runs; choose another name")
     if name == profile and not smoke and plain and set(plain) == set(asked_for(profile, places)):
         return name  # the profile's own run, with what it leaves to be given and nothing else
     if {name, name.removesuffix("-smoke")} & {p.stem for p in (places.root / "params").glob("*.yaml")}:
         raise ParamsError(f"-p run={name}: that name belongs to the profile {name}; choose another")
-    for place in (places.root / kind / name for kind in ("reports", "runs")):
-        owner = place / OWNER
+    report, run_dir = (places.root / kind / name for kind in ("reports", "runs"))
+    for place in (report, run_dir):
         if place.exists() and not place.is_dir():
             raise ParamsError(f"-p run={name}: {place.relative_to(places.root)} is a file; choose another name")
-        if (
-            place.parent.name == "reports"
-            and place.is_dir()
-            and not (owner.is_file() and owner.read_bytes() == profile.encode())
-        ):
-            raise ParamsError(
-                f"-p run={name}: reports/{name}/ is of another profile; choose another name, or delete it"
-            )
+    owner = report / OWNER
+    if report.is_dir() and not (owner.is_file() and owner.read_bytes() == profile.encode()):
+        raise ParamsError(f"-p run={name}: reports/{name}/ is of another profile; choose another name, or delete it")
     return name
 
 
@@ -91,7 +83,7 @@ def load_params(profile: str, smoke: bool, overrides: dict, places: Places) -> d
         every, overlay = _parameters([*places.stages, *unnumbered(places)], places), "params/smoke.yaml"
         layers.append((params.load_profile(overlay, places.root), every, overlay))
         layers.append((own.get(params.SMOKE, {}), listed, f"{where}: {params.SMOKE}"))
-    plain = {k: v for k, v in overrides.items() if k not in ("run", NOTEBOOKS)}
+    plain = {k: v for k, v in overrides.items() if k not in (params.RUN, NOTEBOOKS)}
     if missing := [] if smoke else not_given(asked_for(profile, places), plain):
         raise ParamsError(f"{where}: {missing[0]} is yours to give, -p {missing[0]}=...")
     given, origin = {}, {}
