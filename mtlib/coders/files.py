@@ -6,7 +6,6 @@ Both are checked when they are read; never pickle.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from mtlib.run.artifacts import atomic, write_json
+from mtlib.run.artifacts import atomic, json_object, write_json
 from mtlib.run.params import Settings
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -45,11 +44,7 @@ def save_model(folder: Path, model: nn.Module, config, **extra) -> None:
 
 def read_config(folder: Path, config_class: type[Settings]) -> Settings:
     """The settings saved in `folder`; values beside the fields are ignored."""
-    path = Path(folder) / CONFIG
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: not valid JSON ({e})") from e
+    saved = json_object(Path(folder) / CONFIG)
     return config_class(**{k: v for k, v in saved.items() if k in config_class.model_fields})
 
 
@@ -122,6 +117,6 @@ class HubModel(ModelHubMixin):
             folder = Path(snapshot_download(folder_or_repo, allow_patterns=[WEIGHTS, CONFIG], **hub))
         model = cls(read_config(folder, cls.config_class))
         load_weights(folder, model)
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        saved = json_object(folder / CONFIG)
         model.recorded = {k: v for k, v in saved.items() if k not in cls.config_class.model_fields}
         return model.eval()

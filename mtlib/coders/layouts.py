@@ -6,7 +6,6 @@ lists and does not use (optimiser state, counters, paths, logging) has no part i
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mtlib.coders.presets import PRESETS
+from mtlib.run.artifacts import json_object
 
 
 class Layout(NamedTuple):
@@ -149,7 +149,7 @@ def monoloss(path: Path, saved: dict, k: int) -> Layout:
     """
     file, state = path.name, saved.get("model_state_dict", saved)
     inside, beside = saved.get("config") or {}, path.parent / "training_config.json"
-    outside = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    outside = json_object(beside) if beside.is_file() else {}
     if state is not saved:
         only(file, "the file", saved, "epoch step model_state_dict optimizer_state_dict config")
     only(file, "config", inside, MONOLOSS_CONFIG)

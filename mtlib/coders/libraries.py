@@ -6,13 +6,13 @@ dictionary_learning   ae.pt of CLASSES, with config.json beside it where the ten
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from torch import Tensor
 
 from mtlib.coders.layouts import Layout, agree, need, only, setting
+from mtlib.run.artifacts import json_object
 
 SAE_LENS, AE = "sae_weights.safetensors", "ae.pt"
 KINDS = ("standard", "topk", "jumprelu")
@@ -56,7 +56,7 @@ def sae_lens(path: Path, saved: dict, k: int) -> Layout:
     file, beside = path.name, path.parent / "cfg.json"
     if not beside.is_file():
         raise ValueError(f"{file}: a SAELens coder needs cfg.json beside it")
-    cfg = json.loads(beside.read_text(encoding="utf-8"))
+    cfg = json_object(beside)
     kind, activation = cfg.get("architecture"), cfg.get("activation_fn_str", "relu")
     if kind not in KINDS or activation not in ("relu", "topk"):
         read = f"read are {', '.join(KINDS)}, as save_inference_model writes them"
@@ -92,7 +92,7 @@ def dictionary_learning(path: Path, saved: dict, k: int) -> Layout:
     Of config.json only the class, the sizes and k have a part in them.
     """
     file, beside, kinds = path.name, path.parent / "config.json", classes(saved)
-    said = json.loads(beside.read_text(encoding="utf-8")).get("trainer", {}) if beside.is_file() else {}
+    said = json_object(beside).get("trainer", {}) if beside.is_file() else {}
     kind = said.get("dict_class", kinds[0])
     agree(file, "its class", config_json=kind, tensors=kind if kind in kinds else " or ".join(kinds))
     if kind == "GatedAutoEncoder":

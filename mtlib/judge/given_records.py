@@ -11,7 +11,6 @@ that failed) replaces no answer.
 
 from __future__ import annotations
 
-import difflib
 import json
 import warnings
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtlib.embed.given.tables import NEAR
+from mtlib.embed.given.tables import refuse_near
 from mtlib.learn.scores import wilson
 
 COUNTED = ("wrong_ratio", "wrong_count", "total_count")
@@ -67,8 +66,7 @@ def read(paths: Sequence[str | Path], n_latents: int) -> dict[int, dict]:
 def _record(line: dict, n_latents: int) -> tuple[int, dict | None]:
     """(feature, what a line says of it; None for a failed call)."""
     for name in sorted(line.keys() - FIELDS):
-        if near := difflib.get_close_matches(name.strip().lower(), sorted(FIELDS - line.keys()), 1, NEAR):
-            raise ValueError(f"field {name[:40]!r} is nearly {near[0]!r}; rename it to that, or to something else")
+        refuse_near("field", name, sorted(FIELDS - line.keys()))
     number, answer = str(line.get("feature_num", "")).strip(), line.get("explanation", line.get("commonality"))
     if not (number.isascii() and number.isdigit() and int(number) < n_latents):
         raise ValueError(f"feature_num = {number[:40]!r}: expected a whole number from 0 to {n_latents - 1}")

@@ -14,10 +14,6 @@ from mtlib.coders.scaling import row_moments
 from mtlib.coders.sparse_coder import SparseCoder
 
 REFERENCES = 20_000  # rows of one label among which neighbours are looked for, at most
-CLOSE, FLOOR = (
-    5,
-    0.02,
-)  # neighbours whose differences are the spread within a kind; share of its mean below which none counts
 
 
 def device_for(name: str, group=None) -> torch.device:

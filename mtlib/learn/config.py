@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.presets import PRESETS
-from mtlib.run.params import Settings
+from mtlib.run.params import Settings, nearest
 
 
 class TrainConfig(Settings):
@@ -150,7 +149,7 @@ class Method(Settings):
     @classmethod
     def _known(cls, name: str) -> str:
         if name and name not in PRESETS:
-            raise ValueError(f"no such preset{_nearest(name, PRESETS)}")
+            raise ValueError(f"no such preset; {nearest(name, PRESETS)}")
         return name
 
     @model_validator(mode="after")
@@ -159,7 +158,8 @@ class Method(Settings):
         known = [n for n in fields if n not in OF_A_RUN]
         for name in self.model_extra:
             if name not in known:
-                raise ValueError(f"{name} is no setting of a method{_nearest(name, [*known, 'k', 'l0', 'n_latents'])}")
+                meant = nearest(name, [*known, "k", "l0", "n_latents"])
+                raise ValueError(f"{name} is no setting of a method; {meant}")
         if not self.preset and not self.checkpoint:
             raise ValueError("preset is missing")
         if self.checkpoint and (more := sorted(self.model_fields_set - {"name", "checkpoint", "k"})):
@@ -255,8 +255,3 @@ class MethodsConfig(Settings):
             {n: v for n in names if (v := getattr(self, n)) not in ("", 0)} for names in (FOR_CODERS, FOR_TRAINING)
         )
         return method.configs(d_in, d_out, coder, train)
-
-
-def _nearest(word: str, known) -> str:
-    near = difflib.get_close_matches(str(word), known, 1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"

@@ -118,7 +118,7 @@ def fit(
 def summary(folder: str | Path) -> dict:
     """What a finished fit (verified) recorded: step, loss, fvu, l0 and dead of the best validation; matched (L0 within 5%)."""
     artifacts.verify(folder)
-    return json.loads((Path(folder) / files.CONFIG).read_text(encoding="utf-8"))["result"]
+    return artifacts.json_object(Path(folder) / files.CONFIG)["result"]
 
 
 def read_history(folder: str | Path) -> pd.DataFrame:

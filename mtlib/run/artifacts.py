@@ -142,15 +142,23 @@ def digest(meta: dict) -> str:
     return json_hash([files, meta["facts"]])
 
 
-def read_json(path: Path, mend: str) -> dict:
-    """A JSON object. Raises ArtifactError with what to do when the file holds none."""
+def json_object(path: Path) -> dict:
+    """The JSON object in a file (UTF-8). Raises: OSError; ValueError naming the file when it holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ArtifactError(f"{path}: not valid JSON ({e}); {mend}") from e
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as e:
+        raise ValueError(f"{path}: not valid JSON ({e})") from e
     if not isinstance(found, dict):
-        raise ArtifactError(f"{path}: not a JSON object; {mend}")
+        raise ValueError(f"{path}: not a JSON object")
     return found
+
+
+def read_json(path: Path, mend: str) -> dict:
+    """`json_object` of a file that was written here. Raises: ArtifactError with what to do when it is none."""
+    try:
+        return json_object(path)
+    except (OSError, ValueError) as e:
+        raise ArtifactError(f"{e}; {mend}") from e
 
 
 def close(folder: Path, record: Path | None = None, parts: Iterable[str] = (".",), **facts) -> None:

@@ -49,6 +49,10 @@ def test_a_sae_lens_coder_that_cannot_be_read_is_named_as_one(given, say, tmp_pa
 
 def test_a_sae_lens_coder_without_its_settings_and_one_of_its_first_versions_are_named(tmp_path):
     path = checkpoints.sae_lens(tmp_path, D, S).path
+    for text, say in (("{", "not valid JSON"), ("[]", "not a JSON object")):
+        (tmp_path / "cfg.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"cfg\.json: {say}"):
+            read_published(path)
     (tmp_path / "cfg.json").unlink()
     with pytest.raises(ValueError, match=r"a SAELens coder needs cfg\.json beside it"):
         read_published(path)

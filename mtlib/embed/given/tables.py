@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import TextIO
 
@@ -88,13 +89,15 @@ def named(
         if n > 1 and name in known:
             raise InputError(f"{where}: {n} columns are called {name}")
     wanted = [name for name in (*known, *aliases) if aliases.get(name, name) not in meant.values()]
-    for c, name in meant.items():
-        near = [] if name in known else difflib.get_close_matches(name, wanted, 1, NEAR)
-        if near:
-            raise InputError(
-                f"{where}: column {str(c)!r} is nearly {near[0]!r}; rename it to that, or to something else"
-            )
+    for c in (c for c, name in meant.items() if name not in known):
+        refuse_near(f"{where}: column", str(c), wanted)
     return table.rename(columns={c: name if name in known else str(c) for c, name in meant.items()})
+
+
+def refuse_near(what: str, name: str, wanted: Iterable[str]) -> None:
+    """Raises: InputError when a name, whatever its spaces and capitals, is nearly a wanted one. Args: what: it is, for the message."""
+    if near := difflib.get_close_matches(_plain(name), list(wanted), 1, NEAR):
+        raise InputError(f"{what} {name[:40]!r} is nearly {near[0]!r}; rename it to that, or to something else")
 
 
 def read_table(path: Path) -> pd.DataFrame:
