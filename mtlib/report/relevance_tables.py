@@ -31,19 +31,8 @@ HEADINGS = {  # of the relevance table, as far as a run has the score
 }
 ACCURACIES = {"detection": "feature_accuracy", "shuffled": "feature_accuracy_shuffled", "intruder": "intruder_accuracy"}
 APART = ("refused", "failed", "skipped", "unasked")  # what is no verdict
-ERRORS = [
-    "error",
-    "method",
-    "feature",
-    "ap",
-    "base_rate",
-    "phrase",
-    "error_ratio",
-    "error_low",
-    "error_high",
-    "n_active_test",
-]
-ERRORS += ["generator", "rate", "least"]  # columns of `errors_found`
+SAID = ["phrase", "error_ratio", "error_low", "error_high", "n_active_test"]  # of a feature of `errors_found`
+ERRORS = ["error", "method", "feature", "ap", "base_rate", *SAID, "generator", "rate", "least"]  # its columns
 N_SHOWN = 12  # error features whose firing on generators' images is counted
 
 
@@ -181,31 +170,21 @@ def errors_found(reader: Reader, data: Data) -> pd.DataFrame:
         error_high, n_active_test, generator and rate (on whose images it fires most often), least (the lowest such rate).
     """
     known, methods = reader.table("04_causes"), reader.methods()
-    order = [who for who in (by_method(known)["who"] if len(known) else ()) if who in methods]
-    if order:
-        seed = interpreted(reader.folders["03_train"]).set_index("method").loc[order[0], "seed"]
-        own = known[(known["method"] == order[0]) & (known["seed"] == seed) & known["found"].astype(bool)]
-        found = own[["cause", "ap_feature", "ap", "base_rate"]].set_axis(
-            ["error", "feature", "ap", "base_rate"], axis=1
-        )
-        found = found.sort_values("ap", ascending=False, kind="stable").assign(method=order[0]).astype({"feature": int})
-    elif methods:
-        method = first_with_errors(reader)
-        found = (
-            error_features(reader, method)
-            .head(N_SHOWN)[["feature"]]
-            .assign(error="", method=method, ap=np.nan, base_rate=np.nan)
-        )
-    if not methods or found.empty:
+    if not methods:
         return pd.DataFrame(columns=ERRORS)
-    own = feature_table(reader, found["method"].iloc[0])[ERRORS[5:10]]
-    found = found.join(own, on="feature")
-    fired = _fired(reader, data, found["method"].iloc[0], found["feature"].to_numpy())
-    wide = fired.pivot_table(index="feature", columns="generator", values="rate", aggfunc="first")
-    most = (
-        pd.DataFrame({"generator": wide.idxmax(axis=1), "rate": wide.max(axis=1), "least": wide.min(axis=1)})
-        if wide.size
-        else None
+    if order := [who for who in by_method(known).get("who", ()) if who in methods]:
+        method = order[0]
+        seed = interpreted(reader.folders["03_train"]).set_index("method").loc[method, "seed"]
+        own = known[(known["method"] == method) & (known["seed"] == seed) & known["found"].astype(bool)]
+        own = own.assign(error=own["cause"], feature=own["ap_feature"].astype(int))
+        found = own.sort_values("ap", ascending=False, kind="stable")
+    else:
+        method = first_with_errors(reader)
+        found = error_features(reader, method).head(N_SHOWN)[["feature"]].assign(error="", method=method)
+    found = found.join(feature_table(reader, method)[SAID], on="feature")
+    fired = _fired(reader, data, method, found["feature"].to_numpy()).sort_values(
+        "rate", ascending=False, kind="stable"
     )
-    found = found if most is None else found.join(most, on="feature")
+    rates = dict(generator=("generator", "first"), rate=("rate", "first"), least=("rate", "last"))
+    found = found.join(fired.astype({"feature": int}).groupby("feature").agg(**rates), on="feature")
     return found.reindex(columns=ERRORS).reset_index(drop=True)

@@ -21,8 +21,7 @@ from mtlib.embed.images import ImageRefused, load_image
 from mtlib.embed.store import ADDED, Data, load_data
 from mtlib.report import browse
 from mtlib.report.reader import Reader
-from mtlib.report.text import one_line
-from mtlib.run.artifacts import atomic, write_text
+from mtlib.run.artifacts import atomic, one_line, write_text
 
 HERE, PICTURES = Path(__file__).parent, "page"
 SCRIPTS = ("model.js", "parts.js", "views.js", "app.js")
