@@ -27,7 +27,8 @@ from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import Subject, first_seeds, open_subjects
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import atomic, versions, write_text
+from mtlib.run.artifacts import atomic, write_text
+from proofs import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "proofs" / "results"
@@ -97,7 +98,7 @@ def main() -> int:
     ]
     text += ["one constant token; agreement: the same decision with the coder as without.", ""]
     text += [", ".join(f"{stage} {s:.0f} s" for stage, s in seconds.items()) + "."]
-    text += [", ".join(f"{k} {v}" for k, v in versions().items()) + "."]
+    text += [made_with() + "."]
     print("\n".join(text))
     if not args.smoke:
         shown = {"alexnet_curves": "tokens_curves", "alexnet_token": "tokens_features"}

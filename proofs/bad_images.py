@@ -28,9 +28,8 @@ from mtlib.embed.encoders import Encoder
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import check_bad_fraction, complete
 from mtlib.embed.store import open_array
-from mtlib.run.artifacts import versions, write_text
+from proofs import conclude, made_with
 
-ROOT = Path(__file__).resolve().parents[1]
 N, N_BAD = 1000, 100
 
 
@@ -147,7 +146,7 @@ def main() -> int:
     lines = [
         "# Bad images",
         "",
-        f"{N} files, {N_BAD} of them bad. {', '.join(f'{k} {v}' for k, v in versions().items())}.",
+        f"{N} files, {N_BAD} of them bad. {made_with()}.",
         "",
     ]
     lines += ["| expected | files | found so |", "|---|---:|---:|"]
@@ -157,13 +156,9 @@ def main() -> int:
     lines += [f"Good rows with the bytes that they have when good images stand in the bad ones' places: {identical}."]
     lines += [f"Largest difference to the rows of a folder without the bad files: {apart:.1e} of the largest value."]
     lines += [f"Peak memory with the bad files: {max(0, peaks['bad'] - peaks['good']):.0f} MB above that without.", ""]
-    lines += ["Holds." if ok else "Does not hold."]
-    text = "\n".join(lines) + "\n"
-    print(text)
     if not ok:
         print(pd.DataFrame({"expected": expected, "found": status})[status != expected].to_string())
-    write_text(ROOT / "proofs" / "results" / "bad_images.md", text)
-    return 0 if ok else 1
+    return conclude("bad_images", "\n".join(lines), ok)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.listing import find_images
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import versions, write_text
+from mtlib.run.artifacts import write_text
 from mtlib.scenes.dataset import write_dataset
+from proofs import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = (("local", 1), ("local", 3), ("processes", 1), ("processes", 2), ("ray", 1), ("ray", 2), ("ray", 8))
@@ -57,7 +58,7 @@ def main() -> int:
     same = table["hash"].nunique() == 1
     text = "# Every engine gives the same bytes\n\n"
     text += f"{lines[0]['files']} files, one of them unreadable, on {os.cpu_count()} cores with {torch.get_num_threads()} threads in this process; "
-    text += f"Ray {ray.__version__}, {', '.join(f'{k} {v}' for k, v in versions().items())}. "
+    text += f"Ray {ray.__version__}, {made_with()}. "
     text += f"{'All hashes are equal' if same else '**The hashes differ**'}. Starting workers is most of the time of so few images.\n\n"
     names = {
         "engine": "engine",

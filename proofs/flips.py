@@ -44,7 +44,8 @@ from mtlib.learn.config import TrainConfig
 from mtlib.learn.train import fit
 from mtlib.report.text import markdown_table
 from mtlib.run import artifacts, pipeline, publish
-from mtlib.run.artifacts import ArtifactError, versions, write_text
+from mtlib.run.artifacts import ArtifactError
+from proofs import conclude, made_with
 from tests.run import small
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,14 +231,10 @@ def main() -> int:
     table = pd.DataFrame(lines)
     everything = pd.DataFrame([{"kind": "all"} | table.drop(columns="kind").sum().to_dict()])
     bad = int(table[["silent", "traceback"]].to_numpy().sum())
-    made_with = ", ".join(f"{name} {version}" for name, version in versions().items())
-    text = f"# Flipped bits\n\n`./run_all.sh prove flips --flips {args.flips} --whole {args.whole}`, {time.monotonic() - start:.0f} s. {made_with}.\n\n"
+    text = f"# Flipped bits\n\n`./run_all.sh prove flips --flips {args.flips} --whole {args.whole}`, {time.monotonic() - start:.0f} s. {made_with()}.\n\n"
     text += markdown_table(pd.concat([table, everything]), max_rows=len(table) + 1) + "\n\n"
     text += "Caught: the error (or what is said before it is made again) names the file and what to do. Harmless: what is read is the same.\n\n"
-    text += "Does not hold.\n" if bad else "Holds.\n"
-    print(text)
-    write_text(ROOT / "proofs" / "results" / "flips.md", text)
-    return 1 if bad else 0
+    return conclude("flips", text, not bad)
 
 
 if __name__ == "__main__":

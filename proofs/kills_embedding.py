@@ -28,9 +28,9 @@ from mtlib.embed.encoders import Encoder
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import complete
 from mtlib.embed.store import open_array, write_manifest
-from mtlib.run.artifacts import sha256, versions, write_text
+from mtlib.run.artifacts import sha256
+from proofs import conclude, made_with
 
-ROOT = Path(__file__).resolve().parents[1]
 N, N_BAD, BATCH, SHARD = 400, 20, 8, 16
 FILES = ("x.npy", "manifest.parquet")
 
@@ -106,8 +106,7 @@ def main() -> int:
         stray = [p for i in range(ended) for p in (Path(tmp) / f"run-{i}").glob(".*tmp*")]
     zero, distinct = int((x == 0).all(axis=1).sum()), len(np.unique(x, axis=0))
     ok = kills == args.kills and same == ended and len(x) == N - N_BAD == distinct and zero == 0
-    made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
-    lines = ["# An embedding that is killed and resumed", "", f"{N} images, {N_BAD} of them bad. {made_with}.", ""]
+    lines = ["# An embedding that is killed and resumed", "", f"{N} images, {N_BAD} of them bad. {made_with()}.", ""]
     lines += [
         "| what | count |",
         "|---|---:|",
@@ -125,13 +124,8 @@ def main() -> int:
     ]
     lines += [
         f"| temporary files left beside x.npy (removed when the stage finishes) | {len(stray)} |",
-        "",
-        "Holds." if ok else "Does not hold.",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    write_text(ROOT / "proofs" / "results" / "kills_embedding.md", text)
-    return 0 if ok else 1
+    return conclude("kills_embedding", "\n".join(lines), ok)
 
 
 if __name__ == "__main__":

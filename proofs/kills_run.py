@@ -20,7 +20,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from mtlib.run.artifacts import current, read_meta, versions, write_text
+from mtlib.run.artifacts import current, read_meta
+from proofs import conclude, made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -105,19 +106,15 @@ def main() -> int:
     killed = lives(args.kills, args.seed, list(seconds), seconds)
     bad = compare()
     ok = len(killed) >= args.kills - 2 and len(killed) >= 20 and not bad
-    made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
     text = [
         f"# A whole run that is killed {len(killed)} times",
         "",
-        f"The run takes {alone:.0f} s alone. {made_with}.",
+        f"The run takes {alone:.0f} s alone. {made_with()}.",
         "",
     ]
     text += ["| killed in | times |", "|---|---:|", *(f"| {p} | {n} |" for p, n in Counter(killed).items()), ""]
     text += [f"{len(bad)} files differ.", *(f"- {b}" for b in bad[:20]), ""]
-    text += ["Holds." if ok else "Does not hold."]
-    print("\n".join(text))
-    write_text(ROOT / "proofs" / "results" / "kills_run.md", "\n".join(text) + "\n")
-    return 0 if ok else 1
+    return conclude("kills_run", "\n".join(text), ok)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from mtlib.coders.config import SparseCoderConfig
 from mtlib.learn.config import TrainConfig
 from mtlib.learn.loop import NAME
 from mtlib.learn.train import fit
-from mtlib.run.artifacts import sha256, versions, write_text
+from mtlib.run.artifacts import sha256
+from proofs import conclude, made_with
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS, D, O, N = 1500, 48, 32, 3000  # noqa: E741
 
 
@@ -99,16 +99,11 @@ def main() -> int:
         names = sorted(p.name for p in whole.iterdir())
         same = {name: (broken / name).is_file() and sha256(whole / name) == sha256(broken / name) for name in names}
     ok = child.exitcode == 0 and len(steps) == args.kills and len(same) == 4 and all(same.values())
-    made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
-    lines = ["# A training that is killed and resumed", "", f"{STEPS} steps, {len(steps)} SIGKILLs. {made_with}.", ""]
+    lines = ["# A training that is killed and resumed", "", f"{STEPS} steps, {len(steps)} SIGKILLs. {made_with()}.", ""]
     lines += [f"Last checkpoint before each kill, in steps: {', '.join(map(str, steps))}.", ""]
     lines += ["| file | after the kills |", "|---|---|"]
     lines += [f"| {name} | {'identical bytes' if equal else 'differs'} |" for name, equal in same.items()]
-    lines += ["", "Holds." if ok else "Does not hold."]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    write_text(ROOT / "proofs" / "results" / "kills_training.md", text)
-    return 0 if ok else 1
+    return conclude("kills_training", "\n".join(lines), ok)
 
 
 if __name__ == "__main__":

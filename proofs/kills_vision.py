@@ -22,7 +22,8 @@ import torch
 from mtlib.embed.vision import VisionConfig
 from mtlib.learn.config import VisionTraining
 from mtlib.learn.vision import fit_vision
-from mtlib.run.artifacts import sha256, versions, write_text
+from mtlib.run.artifacts import sha256, write_text
+from proofs import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = VisionConfig(n_classes=2, variant="positions", blocks=2, heads=4, layer=1, side=95)
@@ -76,11 +77,10 @@ def main() -> int:
                 break
         train(stopped, steps)
         same = {name: sha256(whole / name) == sha256(stopped / name) for name in FILES}
-    made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
     lines = ["# The vision model's training, killed", ""]
     lines += [f"{steps} steps, {kills} times SIGKILL at a random moment, resumed each time.", ""]
     lines += [f"- `{name}`: {'identical' if equal else 'differs'}" for name, equal in same.items()]
-    text = "\n".join([*lines, "", f"{made_with}."]) + "\n"
+    text = "\n".join([*lines, "", f"{made_with()}."]) + "\n"
     print(text)
     write_text(ROOT / "proofs" / "results" / "kills_vision.md", text)
     return 0 if all(same.values()) and kills >= min(args.kills, 1) else 1

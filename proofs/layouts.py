@@ -18,9 +18,8 @@ from PIL import Image
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import LISTED, InputError
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import write_text
+from proofs import conclude
 
-ROOT = Path(__file__).resolve().parents[1]
 MAC = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(60)  # what an archive made on a Mac holds beside every file
 CAT_DOG = {"cat": 3, "dog": 3}
 IMG = {"img": 4}
@@ -159,10 +158,7 @@ def main() -> int:
     wrong = int((table["right"] != "yes").sum())
     text = f"# Layouts\n\n{markdown_table(table, max_rows=len(table))}\n\n"
     text += f"{len(table)} layouts, {wrong} not understood as they are meant.\n"
-    text += "Does not hold.\n" if wrong else "Holds.\n"
-    print(text)
-    write_text(ROOT / "proofs" / "results" / "layouts.md", text)
-    return 1 if wrong else 0
+    return conclude("layouts", text, not wrong)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ from mtlib.measure.codes import open_subjects
 from mtlib.report.reader import Reader
 from mtlib.report.text import markdown_table, number, percent
 from mtlib.run import artifacts
-from mtlib.run.artifacts import versions, write_text
+from mtlib.run.artifacts import write_text
 from mtlib.truth import causes
 from mtlib.truth.tables import Known
+from proofs import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 0.01  # share of the assessed features that may be enriched
@@ -81,7 +82,7 @@ def main() -> int:
     share = frame["enriched"].sum() / max(frame["assessed"].sum(), 1)
     between = f"[{percent(classifier['accuracy_low'])}, {percent(classifier['accuracy_high'])}]"
     text = f"# {args.profile.capitalize()} with labels permuted before anything is trained\n\n"
-    text += f"`./run_all.sh {' '.join(command)}`; {', '.join(f'{k} {v}' for k, v in versions().items())}.\n\n"
+    text += f"`./run_all.sh {' '.join(command)}`; {made_with()}.\n\n"
     text += f"Classifier on test: {percent(classifier['accuracy'])} {between}; chance is 50%. "
     text += f"Enriched: **{number(int(frame['enriched'].sum()))} of {number(int(frame['assessed'].sum()))}** assessed features "
     text += f"({percent(share)}; goal: at most {percent(GOAL)}).\n\n"

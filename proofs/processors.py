@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import versions, write_text
+from mtlib.run.artifacts import write_text
+from proofs import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = tuple(f"tests/{name}" for name in ("coders", "learn", "measure", "truth", "features", "embed", "judge"))
@@ -128,7 +129,7 @@ def main() -> int:
         failures += [f"- {name}: {test}" for test in names]
         print({k: v for k, v in lines[-1].items() if v != ""}, flush=True)
     text = "# The tests under other instructions and threads\n\n"
-    text += f"`pytest {' '.join(paths)}`; {', '.join(f'{k} {v}' for k, v in versions().items())}.\n\n"
+    text += f"`pytest {' '.join(paths)}`; {made_with()}.\n\n"
     columns = {name: name for name in ("setting", "passed", "failed", "skipped", "seconds")}
     text += markdown_table(pd.DataFrame(lines), columns | {"other": "ends in other digits"}) + "\n"
     text += "\n".join(["", *failures, ""]) if failures else ""

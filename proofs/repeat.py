@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mtlib.run.artifacts import sha256, versions, write_text
+from mtlib.run.artifacts import sha256, write_text
+from proofs import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("tables", "figures", "collages")
@@ -56,10 +57,9 @@ def summary(verdicts: list[tuple[str, str]], command: str, seconds: list[float])
         "",
         f"`{command}`, run twice: {', '.join(f'{s:.0f} s' for s in seconds)}.",
     ]
-    made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
     threads = os.environ.get("OMP_NUM_THREADS", "the default number of")
     lines += [
-        f"{platform.machine()}, {threads} threads, {made_with}.",
+        f"{platform.machine()}, {threads} threads, {made_with()}.",
         "",
         "| kind | files | identical |",
         "|---|---:|---:|",

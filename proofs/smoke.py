@@ -21,7 +21,8 @@ import pandas as pd
 from PIL import Image
 
 from mtlib.report.text import markdown_table
-from mtlib.run.artifacts import atomic, versions, write_json, write_text
+from mtlib.run.artifacts import atomic, write_json, write_text
+from proofs import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "proofs" / "results"
@@ -101,7 +102,7 @@ def write_result(found: list[dict]) -> None:
         "would have failed. Seconds are of the wall clock; where they are far more than those of CPU, the machine was doing "
         f"other work. Threads: {os.environ.get('OMP_NUM_THREADS', '2')}. Not run here: {', '.join(left) or 'none'}.",
         markdown_table(pd.DataFrame(found), columns),
-        ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
+        made_with() + ".",
     ]
     write_text(RESULTS / "smoke.md", "\n\n".join(lines) + "\n")
 

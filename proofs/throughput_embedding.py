@@ -31,7 +31,7 @@ from mtlib.embed.embedding import embed_images
 from mtlib.embed.encoders import Encoder
 from mtlib.embed.images import load_image
 from mtlib.embed.listing import find_images
-from mtlib.run.artifacts import versions, write_text
+from proofs import conclude, made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -145,7 +145,7 @@ def main() -> int:
     lines = [
         "# Throughput of embedding",
         "",
-        f"{threads} threads. {', '.join(f'{k} {v}' for k, v in versions().items())}.",
+        f"{threads} threads. {made_with()}.",
     ]
     lines += ["Milliseconds per image, medians of interleaved rounds; CPU is the time of all threads.", ""]
     lines += [
@@ -181,11 +181,7 @@ def main() -> int:
     lines += [
         f"Largest memory of the process: {before:.0f} MB for 1,000 images, {more:.1f} MB more for {args.images:,}."
     ]
-    lines += ["", "Holds." if ok else "Does not hold."]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    write_text(ROOT / "proofs" / "results" / "throughput_embedding.md", text)
-    return 0 if ok else 1
+    return conclude("throughput_embedding", "\n".join(lines), ok)
 
 
 if __name__ == "__main__":
