@@ -59,7 +59,8 @@ def place(run_dir: Path) -> Path:
 class Ledger:
     """Answers by key, in memory and on disk. While it is open for writing, no other process can use the file.
 
-    Raises: LedgerError when another process has it open; OSError when it cannot be read or written.
+    Raises: LedgerError when another process has it open, or an answer is not as it was written; OSError when it cannot be read
+        or written.
     """
 
     def __init__(self, path: Path):

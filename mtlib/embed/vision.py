@@ -10,7 +10,6 @@ of its authors, with a block number as `layer`, and `tokens = "patches"`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from mtlib.embed.layers import Layer
+from mtlib.run.artifacts import json_object
 from mtlib.run.params import Settings
 from mtlib.run.torch_files import load_tensors
 
@@ -203,9 +203,7 @@ def load_alexnet(path: Path) -> AlexNetTransformer:
     """
     if path.is_file():
         return _read_published(path)
-    saved = {"variant": "positions"} | json.loads(
-        (path / "config.json").read_text(encoding="utf-8")
-    )  # once the only one
+    saved = {"variant": "positions"} | json_object(path / "config.json")  # once the only one
     model = AlexNetTransformer(VisionConfig(**{k: v for k, v in saved.items() if k in VisionConfig.model_fields}))
     try:
         model.load_state_dict(load_file(path / "weights.safetensors"))

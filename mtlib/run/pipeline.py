@@ -199,18 +199,16 @@ def _check_finished(stage: str, part: Path, declared: set[str]) -> dict:
 def clean(places: Places) -> None:
     """Remove what no run uses any more: folders of other hashes than the current ones, and unfinished work."""
     for run_dir in sorted(p for p in (places.root / "runs").glob("*") if p.is_dir()):
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(locked(run_dir))
-            except BlockingIOError as e:
-                print(f"left as it is: {e}")
-                continue
-            keep = set(artifacts.current(run_dir).values())
-            (run_dir / RERUN).unlink(missing_ok=True)
-            for folder in sorted(run_dir.glob("*-*")):
-                if folder.is_dir() and folder.name not in keep and re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
-                    shutil.rmtree(folder)
-                    print(f"removed {folder.relative_to(places.root)}")
+        try:
+            with locked(run_dir):
+                keep = set(artifacts.current(run_dir).values())
+                (run_dir / RERUN).unlink(missing_ok=True)
+                for folder in sorted(p for p in run_dir.glob("*-*") if p.is_dir() and p.name not in keep):
+                    if re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
+                        shutil.rmtree(folder)
+                        print(f"removed {folder.relative_to(places.root)}")
+        except BlockingIOError as e:
+            print(f"left as it is: {e}")
 
 
 def main(argv: list[str] | None = None, places: Places | None = None) -> int:

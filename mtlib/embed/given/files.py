@@ -45,8 +45,8 @@ def as_npy(path: Path, scratch: Path, parameter: str = "embeddings") -> Path:
     if files := tensors(path):
         first = _tensor(files[0], parameter)
         shape, parts = (len(files) * len(first), first.shape[1]), (_tensor(p, parameter, first.shape) for p in files)
-    elif arrays(path):
-        shape, parts = _joined(path, parameter)
+    elif files := arrays(path):
+        shape, parts = _joined(files, f"{parameter} = {path}")
     elif path.is_dir() or path.suffix == ".mdb":
         shape, parts = _lmdb(path if path.is_dir() else path.parent, parameter)
     elif path.suffix == ".npz":
@@ -77,19 +77,19 @@ def arrays(path: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(re.search(r"\d*$", p.stem)[0] or -1)) if npy else []
 
 
-def _joined(folder: Path, parameter: str) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
+def _joined(files: list[Path], where: str) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
     """(shape, parts) of the arrays of a folder."""
-    where, files = f"{parameter} = {folder}", arrays(folder)
     names = [re.fullmatch(r"(.*?)(\d+)", p.stem) or [p.stem, p.stem, -1] for p in files]
     if [(names[0][1], int(names[0][2]) + i) for i in range(len(files))] != [(m[1], int(m[2])) for m in names]:
-        raise InputError(f"{where}: expected parts of one array, name_0.npy, name_1.npy, ..., without a gap; it has "
-                         f"{', '.join(p.name for p in files[:4])} and {max(0, len(files) - 4)} more")  # fmt: skip
+        has = f"{', '.join(p.name for p in files[:4])} and {max(0, len(files) - 4)} more"
+        raise InputError(
+            f"{where}: expected parts of one array, name_0.npy, name_1.npy, ..., without a gap; it has {has}"
+        )
     opened = [open_array(p, 2) for p in files]
     for path, x in zip(files, opened, strict=True):
         if x.dtype.kind != "f" or x.shape[1] != opened[0].shape[1]:
-            raise InputError(
-                f"{where}: {path.name} holds {x.dtype} {x.shape}, {files[0].name} {opened[0].dtype} {opened[0].shape}"
-            )
+            first = f"{files[0].name} {opened[0].dtype} {opened[0].shape}"
+            raise InputError(f"{where}: {path.name} holds {x.dtype} {x.shape}, {first}")
     parts = (x[i : i + 65536] for x in opened for i in range(0, len(x), 65536))
     return (sum(map(len, opened)), opened[0].shape[1]), parts
 
