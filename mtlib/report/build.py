@@ -47,7 +47,8 @@ def numbers(run: Reader) -> dict:
         "splits": _splits(run),
         "causes": by_cause(known),
         "finders": by_method(known),
-        "errors": errors(run.table("07_errors")),
+        "drawings": drawings(run),
+        "errors": errors(run.table("07_errors"), named=not drawings(run)),
         "glance": glance(run),
         "relevance": relevance(run.table("07_relevance")),
         "judges": judge_scores(run.table("06_judges")),
@@ -61,13 +62,18 @@ def numbers(run: Reader) -> dict:
     }
 
 
-def errors(found: pd.DataFrame) -> pd.DataFrame:
-    """07_errors as text: error, feature (with its number), ap, implausible (share of the images on which it fires), generator."""
+def drawings(run: Reader) -> bool:
+    """Whether images that are no scenes were read by the bundled encoder and named by its text tower."""
+    facts, judge = run.facts("01_embed"), run.facts("06_interpret").get("judge", "keyless")
+    return (facts.get("source"), (facts.get("encoder") or {}).get("name"), judge) == ("images", "demo", "keyless")
+
+
+def errors(found: pd.DataFrame, named: bool = True) -> pd.DataFrame:
+    """07_errors as text: error, feature (its name, where features are `named`, and number), ap, implausible (share of the images on which it fires), generator."""
     if found.empty:
         return found
-    names = [
-        f"{text.shorten(p or 'unnamed', 50)} (#{f})" for p, f in zip(found["phrase"], found["feature"], strict=True)
-    ]
+    phrases = found["phrase"] if named else [""] * len(found)
+    names = [f"{text.shorten(p or 'unnamed', 50)} (#{f})" for p, f in zip(phrases, found["feature"], strict=True)]
     ratios = zip(*(found[f"error_{c}"] for c in ("ratio", "low", "high")), found["n_active_test"], strict=True)
     shares = [f"{text.interval(*ratio)} of {text.number(n)}" for *ratio, n in ratios]
     out = pd.DataFrame({"feature": names, "implausible": shares})

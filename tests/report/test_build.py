@@ -230,6 +230,22 @@ def test_names_mean_nothing_where_the_text_tower_is_at_chance():
     assert build.chance(card(0.5)) == {} and build.chance(pd.DataFrame()) == {}
 
 
+def test_photographs_are_not_named_by_an_encoder_of_drawings(labelled, tmp_path, monkeypatch):
+    reader, _ = labelled
+    facts = Reader.facts
+    bundled = {"source": "images", "encoder": {"name": "demo"}}
+    monkeypatch.setattr(Reader, "facts", lambda self, s: facts(self, s) | (bundled if s == "01_embed" else {}))
+    named = [p for p in reader.table("07_errors")["phrase"] if p]
+    build.build(reader.run_dir, tmp_path)
+    text = page(tmp_path)
+    assert (
+        "only ever seen drawings" in text
+        and named
+        and not any(f"{p} (#" in text for p in named)
+        and "unnamed (#" in text
+    )
+
+
 def test_an_aimed_l0_of_all_latents_is_none():
     frame = pd.DataFrame({"method": ["a", "b"], "target": "x", "l0_target": [8.0, 64.0], "n_latents": 64})
     keys = list(build.fair(frame.assign(matched="matched", fvu=0.5)))
