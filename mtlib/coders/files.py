@@ -115,6 +115,12 @@ class HubModel(ModelHubMixin):
             if isinstance(folder_or_repo, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", folder_or_repo):
                 raise FileNotFoundError(f"{folder}: no such folder, and not a hub repository owner/name")
             folder = Path(snapshot_download(folder_or_repo, allow_patterns=[WEIGHTS, CONFIG], **hub))
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                others = "published.open_coder reads those of other systems and libraries"
+                raise FileNotFoundError(
+                    f"{folder_or_repo}: no {name}, so no coder that save_pretrained wrote; {others}"
+                )
         model = cls(read_config(folder, cls.config_class))
         load_weights(folder, model)
         saved = json_object(folder / CONFIG)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mtlib.coders.published import open_coder, read_published
+from mtlib.coders.sparse_coder import SparseCoder
 from tests.coders import checkpoints, hub_server
 from tests.coders.test_hub import _run
 from tests.coders.test_published import D, S, _same
@@ -28,6 +29,15 @@ def test_sae_lens(kind, more, bias, normalize, tmp_path):
     coder = _same(checkpoints.sae_lens(tmp_path, D, S, kind, **given), tmp_path)
     assert coder.recorded["checkpoint"]["reads"] == "vit blocks.6"
     assert torch.equal(open_coder(str(tmp_path)).enc, coder.enc)
+
+
+def test_from_pretrained_of_a_folder_of_theirs_names_what_reads_it(tmp_path):
+    checkpoints.sae_lens(tmp_path, D, S)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json, .*; published\.open_coder reads those of other"):
+        SparseCoder.from_pretrained(tmp_path)
+    checkpoints.dictionary_learning(tmp_path, D, S, "AutoEncoder")
+    with pytest.raises(FileNotFoundError, match=r"no weights\.safetensors, .*; published\.open_coder reads"):
+        SparseCoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
