@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from proofs.same_tables import BEFORE
-
 ROOT = Path(__file__).resolve().parents[1]
+BEFORE = "2d93e3b56f14885c9d2b7bf7ddd8b828d61cc79c"
 OLD_ORDER = ("run", "scenes", "embed", "learn", "measure", "features", "explain", "report")
 ORDER = ("plots", "run", "scenes", "embed", "coders", "learn", "measure", "truth", "features", "ask", "judge", "report")
 MAX_FILES, MAX_LINES, WORDS = 12, 300, 6
