@@ -122,7 +122,8 @@ stage.table(metrics, "metrics", "The classifier on test images, with 95% interva
 # %% needs="targets"
 whole = metrics.iloc[0]
 interval = f"[{whole.accuracy_low:.3f}, {whole.accuracy_high:.3f}]"
-stage.say("accuracy", f"Test accuracy {whole.accuracy:.3f} {interval} of {whole.n} images.")
+at_chance = f"always saying the commonest label: {whole.commonest:.3f}"
+stage.say("accuracy", f"Test accuracy {whole.accuracy:.3f} {interval} of {whole.n} images; {at_chance}.")
 
 # %% [markdown] needs="targets"
 # A family far below the others is one whose errors the encoder hardly sees: nothing downstream can find them.

@@ -26,7 +26,7 @@ from mtlib.learn.config import ClassifierConfig
 
 BINS, HELD_OUT = 10, 0.15
 HEADINGS = {"fold": "fold", "group": "images", "n": "n"}  # of `scores` and `folds`
-HEADINGS |= {"accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high"}
+HEADINGS |= {"accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high", "commonest": "one label alone"}
 HEADINGS |= {"auroc": "AUROC", "auroc_low": "AUROC low", "auroc_high": "AUROC high", "ece": "calibration error"}
 
 
@@ -139,8 +139,8 @@ def scores(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = N
     Args:
         labels: (n,) int >= 0. logits: (n,) or (n, C). groups: (n,) names (families, classes), or None; a
             single one is no group.
-    Returns: frame: group ("all" first), n, accuracy, accuracy_low, accuracy_high, auroc, auroc_low, auroc_high,
-        log_loss, ece.
+    Returns: frame: group ("all" first), n, accuracy, accuracy_low, accuracy_high, commonest (accuracy of always saying the
+        commonest label), auroc, auroc_low, auroc_high, log_loss, ece.
     """
     p = probabilities(logits)
     parts = [("all", np.arange(len(labels)))]
@@ -151,6 +151,7 @@ def scores(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = N
         correct = p[at].argmax(1) == labels[at]
         low, high = wilson(correct.sum(), len(at))
         row = {"group": name, "n": len(at), "accuracy": correct.mean(), "accuracy_low": low, "accuracy_high": high}
+        row["commonest"] = np.bincount(labels[at]).max() / len(at)
         if logits.ndim == 1:
             row |= zip(("auroc", "auroc_low", "auroc_high"), auroc_interval(logits[at], labels[at] == 1), strict=True)
         bins = reliability(p[at].max(1), correct)

@@ -191,6 +191,11 @@ def test_folds_that_agree_are_no_certainty():
     assert mean["auroc"] == 1 and mean["auroc_low"] < 1 and mean["accuracy"] == 1 and mean["accuracy_low"] < 0.95
 
 
+def test_the_commonest_label_alone_is_right_in_its_share():
+    found = scores(np.array([0, 0, 0, 1]), np.full(4, -1.0), np.array(["a", "a", "b", "b"]))
+    assert found["accuracy"].tolist() == found["commonest"].tolist() == [0.75, 1, 0.5]
+
+
 def test_calibration_error_and_reliability_by_hand():
     every = np.full(40, np.log(3))  # a probability of 0.75; in each bin of 4 every second image is positive
     assert scores(np.tile([1, 1, 0, 0], 10), every)["ece"].tolist() == pytest.approx([0.25])
