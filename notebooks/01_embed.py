@@ -36,7 +36,7 @@ test_embeddings = ""  # rows of the test split in a file of their own; may be th
 vocabulary = ""  # with embeddings: .npy (V, D) of texts in the same space, or words for their encoder; else phrases (.txt, .csv) or "wordfreq:20000"; empty: packaged
 vocabulary_names = ""  # text file with a line per row of vocabulary; empty: the .txt beside it that fits
 templates = []  # prompts around the phrases, e.g. "a photo of {}"; empty: the packaged ones
-encoder = "demo"  # "demo", an open_clip model name, "timm/<name>", "local-dir:<folder>", "hf-hub:<repository>" or "alexnet:<folder or file>"
+encoder = ""  # an open_clip model name, "demo" (bundled, of drawings; scenes need no other), "timm/<name>", "local-dir:<folder>", "hf-hub:<repository>" or "alexnet:<folder or file>"
 pretrained = ""  # for an open_clip name: one of its tags, or the path of a checkpoint
 encoder_precision = "float32"  # or "bf16": faster on many processors
 layer = ""  # empty: the final embedding; a block number ("11", "-1") or a module's path: its activations
@@ -59,7 +59,6 @@ from sklearn.decomposition import PCA
 
 from mtlib import plots
 from mtlib.embed import sources, store
-from mtlib.embed.encoders import Encoder
 from mtlib.embed.given.folders import understood
 from mtlib.embed.listing import find_images
 from mtlib.embed.manifest import NOT_READ
@@ -89,7 +88,7 @@ caption = "What the names of files, folders and columns were taken for."
 stage.table(understood(*found), "understood", caption, {"what": "what", "count": "count", "which": "which"})
 
 # %% needs="!embeddings"
-tower = Encoder.load(encoder, pretrained, precision=encoder_precision, layer=layer, tokens=tokens)
+tower = config.tower()
 manifest, facts = sources.from_images(config, tower, folder, stage.out, truth, found)
 
 # %% needs="embeddings"

@@ -67,11 +67,14 @@ from mtlib.ask.parse import parse
 from mtlib.ask.shown_images import ShownImages
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed import store
+from mtlib.embed.encoders import Encoder
+from mtlib.features import familiar
 from mtlib.judge import agreement, keyless, lmm, records, scoring, thresholds, verdicts
 from mtlib.judge.settings import JudgeConfig
+from mtlib.judge.text_space import naming
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import interpreted
-from mtlib.run.stage import Stage
+from mtlib.run.stage import Stage, table_of
 from mtlib.truth.tables import captioned_causes
 
 # %%
@@ -102,9 +105,26 @@ def load(method):
 
 
 on_val = {m: thresholds.of_val(load(m), tops[m], data, config) for m in features}
+usual = familiar.of_images(data, stage.out)
+if usual:
+    stage.say("familiar", usual)
+
+# %% [markdown] needs="text"
+# ## May the text tower name anything here?
+#
+# Some word is the nearest to any picture, also for an encoder that cannot read it. So before a name is shown it is measured, on what the
+# run knows of its own images, how often the nearest text is right; an error phrase must also go with the labels.
+
+# %%
+card = table_of(stage.input("01_embed"), "01_encoder")
+may = naming(data, card, lambda: Encoder.of(data.facts))
+if len(may.measured):
+    stage.table(may.measured, "naming", "Whether words may name features here.", {c: c for c in may.measured})
+
+# %%
 said, nothing = {}, ""
 for method, table in features.items():
-    own = keyless.by_text(table, tops[method], data, config, on_val[method])
+    own = keyless.by_text(table, tops[method], data, config, on_val[method], may[:2])
     said[method] = [verdicts.only_first(own, table, config.max_features)]
 
 # %% [markdown] needs="text"
@@ -391,5 +411,11 @@ records.write_published(stage.out / "published", spoken, folders, config.main)
 
 # %%
 stage.finish(
-    config.provides, nothing=nothing, judge=config.main, methods=list(spoken), has_truth=data.truth is not None
+    config.provides,
+    nothing=nothing,
+    judge=config.main,
+    methods=list(spoken),
+    has_truth=data.truth is not None,
+    unnamed=may.names,
+    errors_unnamed=may.errors,
 )

@@ -92,7 +92,7 @@ def test_bad_parameter_exits_2_with_the_nearest_name(copy):
     assert done.returncode == 2
     assert "error: -p: n_scnes is no parameter of any notebook; did you mean n_scenes?" in done.stderr
     assert "Traceback" not in done.stderr
-    missing = run_all(copy, "demo", "-p", "images=no/such/folder")
+    missing = run_all(copy, "demo", "-p", "images=no/such/folder", "-p", "encoder=demo")
     assert missing.returncode == 2
     assert "images = no/such/folder: no such file or folder" in missing.stderr
 

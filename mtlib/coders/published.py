@@ -8,7 +8,7 @@ reconstructions.
     AlexNet-Transformer      a state dict {W_enc, W_dec, b_enc, b_dec, theta, epsilon}
     SAELens                  sae_weights.safetensors and cfg.json; dictionary_learning: ae.pt and config.json (libraries.py)
 
-Files are read without running anything in them (run/torch_files.py). A coder so read can be saved with `save_pretrained`.
+Files are read without running anything in them (embed/given/torch_files.py). A coder so read can be saved with `save_pretrained`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mtlib.coders import layouts, libraries
 from mtlib.coders.config import SparseCoderConfig
 from mtlib.coders.files import fill, read_tensors
 from mtlib.coders.sparse_coder import SparseCoder
-from mtlib.run.torch_files import load_tensors
+from mtlib.embed.given.torch_files import load_tensors
 
 HUB = "hf-hub:"
 SETTINGS = ("cfg.json", "config.json", "training_config.json")  # files that may stand beside a checkpoint

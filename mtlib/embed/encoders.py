@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import open_clip
-import timm
 import torch
 from PIL import Image
 
@@ -20,7 +18,7 @@ from mtlib.embed import vision
 from mtlib.embed.layers import Layer
 from mtlib.embed.store import unit_rows
 from mtlib.run.artifacts import ArtifactError
-from mtlib.scenes import clip_path
+from mtlib.scenes import BUNDLED, clip_path
 
 TIMM, ALEXNET = "timm/", "alexnet:"
 ARRAYS = (".npz", ".npy")  # of other libraries
@@ -213,7 +211,9 @@ def _load(name: str, pretrained: str, device: torch.device) -> tuple:
 
 
 def _load_open_clip(name: str, pretrained: str) -> tuple:
-    full, options = _checked_name(name, pretrained)
+    import open_clip
+
+    full, options = _checked_name(open_clip, name, pretrained)
     config = open_clip.get_model_config(full) or {}
     given = set((config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}) - CLEANING
     if given or '"trust_remote_code"' in json.dumps(config):
@@ -225,7 +225,7 @@ def _load_open_clip(name: str, pretrained: str) -> tuple:
     return model, preprocess, open_clip.get_tokenizer(full), open_clip.get_model_preprocess_cfg(model)
 
 
-def _image_size(name: str, file: str) -> dict:
+def _image_size(open_clip, name: str, file: str) -> dict:
     """The option for the size of images that a vision transformer's checkpoint was made for, where it is not its name's."""
     state, size = open_clip.factory.load_state_dict(file), open_clip.get_model_config(name)["vision_cfg"]["image_size"]
     for places, patch in ("positional_embedding", "conv1"), ("trunk.pos_embed", "trunk.patch_embed.proj"):
@@ -236,10 +236,9 @@ def _image_size(name: str, file: str) -> dict:
 
 
 def _load_timm(name: str, pretrained: str) -> tuple:
-    """A timm model without its classifier: its pooled features are the embedding.
+    """A timm model without its classifier, also of a checkpoint, whose size of images it takes: its pooled features are the embedding."""
+    import timm
 
-    Of a checkpoint the classifier is left out, whatever it tells apart, and a transformer takes the size of images that it has.
-    """
     short = name.removeprefix(TIMM)
     if not short.startswith("hf-hub:") and not timm.is_model(short):
         near = [TIMM + n for n in difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.4)]
@@ -271,9 +270,9 @@ def _load_alexnet(name: str, pretrained: str) -> tuple:
     return model, lambda image: torch.tensor(vision.square(image, side, shorter)).float(), None, preprocessing
 
 
-def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:
+def _checked_name(open_clip, name: str, pretrained: str) -> tuple[str, dict]:
     """(name for open_clip, options), after checking what can be checked without a network."""
-    if name == "demo":
+    if name == BUNDLED:
         return f"local-dir:{clip_path()}", {}
     if name.startswith(("local-dir:", "hf-hub:")):
         return name, {}
@@ -290,8 +289,8 @@ def _checked_name(name: str, pretrained: str) -> tuple[str, dict]:
         if f"{cleaned}-quickgelu" in known:
             quick = f"{name}-quickgelu"
             print(f"{pretrained}: run with GELU, since a file cannot say; weights of OpenAI's need encoder = {quick!r}")
-        return name, {} if pretrained.endswith(ARRAYS) else _image_size(cleaned, pretrained)
-    # some tags (OpenAI's) were trained with another activation than the plain model name says; open_clip only warns
+        return name, {} if pretrained.endswith(ARRAYS) else _image_size(open_clip, cleaned, pretrained)
+    # some tags (OpenAI's) were trained with another activation than the plain name says; open_clip only warns
     config, tag = open_clip.get_model_config(cleaned), open_clip.get_pretrained_cfg(cleaned, pretrained)
     quick = bool(tag.get("quick_gelu", False))
     if config.get("quick_gelu", False) and not quick:

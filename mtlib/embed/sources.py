@@ -33,6 +33,7 @@ from mtlib.embed.manifest import (
 from mtlib.embed.store import Data, save_array, write_manifest, write_rows
 from mtlib.run import artifacts
 from mtlib.run.params import Settings
+from mtlib.scenes import BUNDLED
 
 if TYPE_CHECKING:
     from mtlib.embed.encoders import Encoder
@@ -52,7 +53,7 @@ class EmbedConfig(Settings):
     vocabulary: str = ""
     vocabulary_names: str = ""
     templates: list[str] = []
-    encoder: str = "demo"
+    encoder: str = ""
     pretrained: str = ""
     encoder_precision: Literal["float32", "bf16"] = "float32"
     layer: str = ""
@@ -77,10 +78,15 @@ class EmbedConfig(Settings):
                 "vocabulary = ....npy goes with embeddings = ...; for images the encoder embeds the phrases itself "
                 "(vocabulary = a list of phrases, or wordfreq:20000)"
             )
+        if self.source == "images" and not self.encoder:
+            raise ValueError(
+                f"images = {self.images!r} needs an encoder: a CLIP of the web (encoder = ViT-L-14, pretrained = openai, or the path "
+                f"of a checkpoint), or encoder = {BUNDLED}, the bundled one, which has only ever seen drawings"
+            )
         for name in (n for n in BESIDE if getattr(self, n) and not self.embeddings):
             raise ValueError(f"{name} = {getattr(self, name)!r} goes with embeddings = ...")
         words = self.vocabulary and self.embeddings and not self.vocabulary.endswith(".npy")
-        if words and self.encoder == "demo":
+        if words and self.encoder in ("", BUNDLED):
             raise ValueError(
                 f"vocabulary = {self.vocabulary!r}: words beside embeddings need the encoder that made these (encoder = "
                 "..., pretrained = ...), to embed them; or give a .npy of text embeddings in the same space"
@@ -97,6 +103,18 @@ class EmbedConfig(Settings):
         """ "scenes" (images is empty, or says so), "images" or "arrays"."""
         given = "images" if self.images else "arrays" if self.embeddings else "scenes"
         return "scenes" if self.images == "scenes" else given
+
+    def tower(self) -> Encoder:
+        """The encoder asked for; the bundled one for scenes."""
+        from mtlib.embed.encoders import Encoder
+
+        options = {"precision": self.encoder_precision, "layer": self.layer, "tokens": self.tokens}
+        if self.source == "images" and self.encoder == BUNDLED:
+            print(
+                "The bundled encoder has only ever seen drawings: what it makes of other images is to be doubted.",
+                flush=True,
+            )
+        return Encoder.load(self.encoder or BUNDLED, self.pretrained, **options)
 
 
 def images_of(config: EmbedConfig, root: Path, out: Path) -> tuple[Path, pd.DataFrame | None]:

@@ -23,12 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import functional as transforms
 
+from mtlib.embed.given.torch_files import load_tensors
 from mtlib.embed.layers import Layer
 from mtlib.run.artifacts import json_object
 from mtlib.run.params import Settings
-from mtlib.run.torch_files import load_tensors
 
 CHANNELS = (96, 256, 384, 384, 256)  # AlexNet's
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, as usual
@@ -259,6 +258,8 @@ def square(image: Image.Image, side: int, shorter: int = 0) -> np.ndarray:
     """(3, side, side) uint8: the middle of an RGB image, whose shorter side is scaled to `shorter` pixels before, bilinear as
     published; 0: the largest square, scaled to `side`."""
     if shorter:
+        from torchvision.transforms import functional as transforms  # takes seconds to import
+
         cut = transforms.center_crop(transforms.resize(image, shorter), side)
     else:
         cut = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)

@@ -84,7 +84,8 @@ def second_images(data: Data, given: str, root: Path, out: Path) -> OtherData | 
     from mtlib.embed import sources  # both take seconds to import, and only a folder of images needs them
     from mtlib.embed.encoders import Encoder
 
-    _, facts = sources.from_images(sources.EmbedConfig(images=given), Encoder.of(data.facts), path, out)
+    encoder = Encoder.of(data.facts)
+    _, facts = sources.from_images(sources.EmbedConfig(images=given, encoder=encoder.name), encoder, path, out)
     other = load_parts(out, facts)
     rows = other.rows("all")
     what = f"{len(rows)} images of {path.name}"

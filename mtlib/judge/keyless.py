@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mtlib.judge.settings import JudgeConfig
-from mtlib.judge.text_space import TextSpace, ZeroShot, spaces
+from mtlib.judge.text_space import NO_WORDS, TextSpace, ZeroShot, spaces
 from mtlib.judge.verdicts import COLUMNS, NOTHING, UNASSESSED, skipped
 
 NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and for their absence"
@@ -37,7 +37,12 @@ def text_sight(data) -> pd.DataFrame:
 
 
 def by_text(
-    features: pd.DataFrame, top: pd.DataFrame, data, config: JudgeConfig | None = None, val: pd.DataFrame | None = None
+    features: pd.DataFrame,
+    top: pd.DataFrame,
+    data,
+    config: JudgeConfig | None = None,
+    val: pd.DataFrame | None = None,
+    unnamed: tuple[str, str] = ("", ""),
 ) -> pd.DataFrame:
     """Names by the encoder's text tower, and verdicts over each feature's top val images.
 
@@ -46,12 +51,15 @@ def by_text(
         top:      top_images.parquet; only split "val" is used.
         data:     `mtlib.embed.store.Data`, for x, vocabulary, phrases, the labels of val images and facts["labels"].
         val:      what `thresholds.of_val` returned (feature, enriched). None, or no lines: no label is read, the text alone rules.
+        unnamed:  why no feature, and why no error, is named here (`text_space.naming`); "": they are.
     Returns: one line per feature with COLUMNS. Features with too few images, or not assessed, are "skipped" with the
         reason; where nothing can be judged they still get names.
     """
     config = config or JudgeConfig()
     if len(data.phrases) == 0:
-        return skipped(features, "keyless", "no vocabulary: nothing to name features with")
+        return skipped(features, "keyless", NO_WORDS)
+    if unnamed[0]:
+        return skipped(features, "keyless", f"not named: {unnamed[0]}")
     space, zero_shot = spaces(data)
     reason = "" if data.facts["labels"] == "plausibility" else NOTHING
     reason = reason or ("" if zero_shot.possible else NO_TEXT)
@@ -67,13 +75,16 @@ def by_text(
         if len(images) < config.keyless_min_images:
             lines.append(head | {"detail": f"only {len(images)} images activate it"})
         elif reason or not line.assessed:
-            lines.append(head | _named(images, space, np.arange(len(space.text))) | {"detail": reason or UNASSESSED})
+            lines.append(head | _named(images, space, space.neutral) | {"detail": reason or UNASSESSED})
         else:
-            lines.append(head | _ruled(images, space, zero_shot, labels, enriched.get(line.feature, True), config))
+            ruled = _ruled(images, space, zero_shot, labels, enriched.get(line.feature, True), config)
+            lines.append(head | (ruled | {"phrase": ""} if unnamed[1] and ruled["verdict"] == "error" else ruled))
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def _named(images: pd.DataFrame, space: TextSpace, among: np.ndarray) -> dict:
+    if len(among) == 0:
+        return {"phrase": "", "category": ""}
     phrase = space.phrases.iloc[space.name(images["row"].to_numpy(), images["activation"].to_numpy(), among)]
     return {"phrase": str(phrase["phrase"]), "category": category(phrase)}
 
@@ -91,7 +102,7 @@ def _ruled(
     unseen = zero_shot.blind[f] and (labels[rows] < 0).any()
     detail += "; the phrases hardly tell its errors from its normal state" if unseen else ""
     detail += "" if enriched else "; not more of its images than of all are implausible"
-    said = _named(images, space, np.flatnonzero((space.phrases["kind"] != "error").to_numpy()))
+    said = _named(images, space, space.plain)
     said |= {"verdict": "no_error", "category": family, "detail": detail}
     return said | {"confidence": 0.5 if unseen else 1 - share}
 

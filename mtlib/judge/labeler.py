@@ -17,8 +17,10 @@ from torch import Tensor
 from mtlib.coders.layouts import need, only
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.encoders import Encoder
+from mtlib.embed.given.torch_files import load_tensors
 from mtlib.embed.images import from_pil, load_image
 from mtlib.embed.vision import vision_tokens
+from mtlib.features.familiar import Familiar
 from mtlib.judge import given_records, thresholds
 from mtlib.judge.given_records import UNVERIFIED, VERIFIED
 from mtlib.learn.classifier import Classifier
@@ -26,7 +28,6 @@ from mtlib.learn.vision import load_vision
 from mtlib.measure.codes import interpreted
 from mtlib.measure.logit import pushes
 from mtlib.run.artifacts import open_run, read_meta
-from mtlib.run.torch_files import load_tensors
 
 STAGES = ("01_embed", "03_train", "05_features", "06_interpret")
 
@@ -35,7 +36,8 @@ class Labeler:
     """What a finished run says about an image it has not seen. Every artifact is verified when it is opened.
 
     Where val images are labelled plausible or implausible, a feature is named only if they bear it out (thresholds.py): it is
-    enriched, specific above a threshold of its own, called an error by the judge, and pushes this image's logit up.
+    enriched, specific above a threshold of its own, called an error by the judge, and pushes this image's logit up. Of an image
+    that is unlike the run's own (familiar.py) nothing is said.
 
     Args:
         run_dir:   folder of the run, e.g. "runs/demo"; relative paths are taken from the repository root.
@@ -55,6 +57,7 @@ class Labeler:
     given: dict[int, dict] | None = None  # what records say, by feature
     chosen: pd.DataFrame | None = None  # the features that may label an image, by feature; None: nothing is left out
     as_published = False
+    familiar: Familiar | None = None  # None where the run has too few images to know what is usual
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Labeler:
         self.features = pd.read_parquet(folders["05_features"] / "features" / self.method / "features.parquet")
         explanations = folders["06_interpret"] / "explanations" / self.method
         verdicts = pd.read_parquet(explanations / "verdicts.parquet")
+        self.familiar = Familiar.load(folders["06_interpret"])
         self.judge = judge or read_meta(folders["06_interpret"])["facts"].get("judge", "keyless")
         if self.judge not in set(verdicts["judge"]):
             raise ValueError(f"judge = {self.judge!r}: 06 has verdicts of {sorted(set(verdicts['judge']))}")
@@ -145,6 +149,16 @@ class Labeler:
             return self.encoder.encode_images([picture])[0].astype(np.float32)
         return self.encoder.encode_layer([picture]).reshape(self._shape)
 
+    def distance(self, image: str | Path | Image.Image | np.ndarray) -> float | None:
+        """How unlike the run's own images one is, in units of the distance that 98% of its val images keep; above 1 nothing is said
+        of it. None where the run has too few images to tell. Args: as of `embed`."""
+        if self.familiar is None:
+            return None
+        return float(self.familiar.distance(np.atleast_2d(self.embed(image)).mean(axis=0, keepdims=True))[0])
+
+    def _silent(self, distance: float | None) -> bool:
+        return distance is not None and distance > 1 and not self.as_published
+
     @property
     def _shape(self) -> tuple[int, ...]:
         tokens, width = self.facts.get("tokens_per_image", 1), self.facts["d_in"]
@@ -161,9 +175,12 @@ class Labeler:
             logit_push (what the feature adds to this image's logit of being implausible; None without that classifier),
             precision (share of the val images this strong on which the label is right; None unless verified) and check: "verified"
             where labels chose the features, "unverified" where there are none; with records also "contradicted". With as_published
-            neither, without records.
+            neither, without records. None at all for an image whose `distance` is above 1.
         """
-        tokens = torch.from_numpy(np.atleast_2d(self.embed(image)))
+        x = self.embed(image)
+        if self._silent(self.distance(x)):
+            return []
+        tokens = torch.from_numpy(np.atleast_2d(x))
         z = self.coder.encode(tokens).amax(dim=0)
         above = self.threshold
         if self.chosen is not None:
@@ -210,14 +227,15 @@ class Labeler:
     def label(self, image: str | Path | Image.Image | np.ndarray) -> dict:
         """What the run says about one image.
 
-        Returns: probability (of being implausible; None without such a classifier), predicted ("implausible" |
+        Returns: distance (how unlike the run's images it is; above 1 all else is empty); probability (of being implausible; None
+            without such a classifier), predicted ("implausible" |
             "plausible" | a class name | ""), reasons (of an image predicted implausible: explanations of the features
             with verdict "error" that push the logit up, the strongest push first), explanations (all).
         """
         x = self.embed(image)
-        explanations = self.get_explanations(x)
-        out = {"probability": None, "predicted": ""}
-        if self.classifier is not None:
+        distance, explanations = self.distance(x), self.get_explanations(x)
+        out = {"distance": distance, "probability": None, "predicted": ""}
+        if self.classifier is not None and not self._silent(distance):
             logits = self.classifier(torch.from_numpy(x)[None])[0]
             if self.facts["labels"] == "plausibility":
                 out["probability"] = float(torch.sigmoid(logits))
@@ -227,7 +245,7 @@ class Labeler:
                 out["predicted"] = self.classes[best] if best < len(self.classes) else str(best)
         errors = [e for e in explanations if e["verdict"] == "error" and (e["logit_push"] or 0) > 0]
         errors = sorted(errors, key=lambda e: -e["logit_push"]) if out["predicted"] == "implausible" else []
-        reasons = [e["explanation"] for e in errors]
+        reasons = [e["explanation"] for e in errors if e["explanation"]]
         return out | {"reasons": list(dict.fromkeys(reasons)), "explanations": explanations}
 
 

@@ -18,6 +18,7 @@ from mtlib.run.artifacts import atomic, write_text
 SAID = ("activation", "explanation", "verdict", "wrong_ratio", "wrong_count", "total_count", "logit_push")
 PUBLISHED_KEYS = ("feature_num", "activation", "explanation", "wrong_ratio", "wrong_count", "total_count", "check")
 N_LISTED = 12
+UNLIKE = "unlike the run's images"
 
 
 def new_images(data: Data, folder: str, root: Path, n: int, seed: int = 0) -> list[tuple[str, Path, str]]:
@@ -60,7 +61,7 @@ def label_table(labeler, images: list[tuple[str, Path, str]]) -> tuple[pd.DataFr
     Args:
         labeler: has method and label(PIL image) -> dict of probability, predicted, explanations.
         images:  what `new_images` returned.
-    Returns: frame of method, image, known, status, probability, predicted, n_present (explanations), rank, feature,
+    Returns: frame of method, image, known, status, distance, probability, predicted, n_present (explanations), rank, feature,
         activation, explanation, verdict, wrong_ratio, wrong_count, total_count, logit_push, and where a line has them precision
         and check; N_LISTED features per image, errors first (an image without any, or that cannot be read, has one line that
         says so); list of (name, known, PIL image, what the labeler said).
@@ -76,12 +77,25 @@ def label_table(labeler, images: list[tuple[str, Path, str]]) -> tuple[pd.DataFr
         said = labeler.label(image)
         said["explanations"] = found = errors_first(said["explanations"])
         shown.append((name, known, image, said))
-        head |= {"probability": said["probability"], "predicted": said["predicted"], "n_present": len(found)}
+        head |= {"probability": said["probability"], "predicted": said["predicted"], "distance": said["distance"]}
+        head["n_present"] = len(found)
         for rank, d in enumerate(found[:N_LISTED], 1):
             lines.append(head | {"status": "ok", "rank": rank, "feature": d["feature_num"]} | d)
         if not found:
-            lines.append(head | {"status": "no explanation"})
-    columns = ["method", "image", "known", "status", "probability", "predicted", "n_present", "rank", "feature", *SAID]
+            lines.append(head | {"status": UNLIKE if (said["distance"] or 0) > 1 else "no explanation"})
+    columns = [
+        "method",
+        "image",
+        "known",
+        "status",
+        "distance",
+        "probability",
+        "predicted",
+        "n_present",
+        "rank",
+        "feature",
+        *SAID,
+    ]
     columns += [c for c in ("precision", "check") if any(c in line for line in lines)]
     whole = dict.fromkeys(["n_present", "rank", "feature", "wrong_count", "total_count"], "Int64")
     return pd.DataFrame(lines).reindex(columns=columns).astype(whole), shown

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlib.coders import files
+from mtlib.embed.given.torch_files import load_tensors
 from mtlib.embed.store import Data, with_labels
 from mtlib.learn.batches import Rows, Sampler, moments
 from mtlib.learn.config import ClassifierConfig, TrainConfig
 from mtlib.learn.optimiser import AdamW
 from mtlib.run.params import Settings
-from mtlib.run.torch_files import load_tensors
 
 FOLDS = 5
 FEW = 2000  # labelled images below which five folds are made as well

@@ -215,7 +215,7 @@ def read_other(source: str, encoder: Encoder, out: Path, root: Path, n: int, see
     """Images of another data set, embedded like the run's, into the folder `out`."""
     from mtlib.embed import sources  # takes seconds to import
 
-    config = sources.EmbedConfig(images=source, max_images=n, seed=seed)
+    config = sources.EmbedConfig(images=source, encoder=encoder.name, max_images=n, seed=seed)
     folder, _ = sources.images_of(config, root, out)
     _, facts = sources.from_images(config, encoder, folder, out)
     return load_parts(out, facts)

@@ -47,33 +47,25 @@ def numbers(run: Reader) -> dict:
         "splits": _splits(run),
         "causes": by_cause(known),
         "finders": by_method(known),
-        "drawings": drawings(run),
-        "errors": errors(run.table("07_errors"), named=not drawings(run)),
+        "errors": errors(run.table("07_errors")),
         "glance": glance(run),
         "relevance": relevance(run.table("07_relevance")),
         "judges": judge_scores(run.table("06_judges")),
         "fair": fair(run.table("04_comparison")),
         "gallery": browse.gallery(run, n=4),
         "names": names(run),
-        "chance": chance(run.table("01_encoder")),
         "FOUND": FOUND,
         "ENOUGH": ENOUGH,
         "shown": set(),
     }
 
 
-def drawings(run: Reader) -> bool:
-    """Whether images that are no scenes were read by the bundled encoder and named by its text tower."""
-    facts, judge = run.facts("01_embed"), run.facts("06_interpret").get("judge", "keyless")
-    return (facts.get("source"), (facts.get("encoder") or {}).get("name"), judge) == ("images", "demo", "keyless")
-
-
-def errors(found: pd.DataFrame, named: bool = True) -> pd.DataFrame:
-    """07_errors as text: error, feature (its name, where features are `named`, and number), ap, implausible (share of the images on which it fires), generator."""
+def errors(found: pd.DataFrame) -> pd.DataFrame:
+    """07_errors as text: error, feature (its name and number), ap, implausible (share of the images on which it fires), generator."""
     if found.empty:
         return found
-    phrases = found["phrase"] if named else [""] * len(found)
-    names = [f"{text.shorten(p or 'unnamed', 50)} (#{f})" for p, f in zip(phrases, found["feature"], strict=True)]
+    pairs = zip(found["phrase"], found["feature"], strict=True)
+    names = [f"{text.shorten(p or 'unnamed', 50)} (#{f})" for p, f in pairs]
     ratios = zip(*(found[f"error_{c}"] for c in ("ratio", "low", "high")), found["n_active_test"], strict=True)
     shares = [f"{text.interval(*ratio)} of {text.number(n)}" for *ratio, n in ratios]
     out = pd.DataFrame({"feature": names, "implausible": shares})
@@ -146,17 +138,6 @@ def names(run: Reader) -> list[str]:
     """Five names of the first method's most active features."""
     phrases = browse.most_active(run, run.methods()[0])["phrase"] if run.methods() else []
     return [p for p in dict.fromkeys(phrases) if p][:5]
-
-
-def chance(frame: pd.DataFrame) -> dict:
-    """Of 01_encoder: share and number of classes where the text tower names them no better than chance would; else {}."""
-    whole = frame[frame["family"] == "all"] if "zero_shot_family" in frame else frame[:0]
-    n = frame["family"].nunique() - 1 if len(whole) else 0
-    if n < 2 or whole["zero_shot_family"].isna().all():
-        return {}
-    share, images = float(whole["zero_shot_family"].iloc[0]), max(int(whole["n_test"].iloc[0]), 1)
-    by_chance = 1 / n + 2 * ((1 - 1 / n) / n / images) ** 0.5
-    return {"share": share, "classes": n} if share <= by_chance else {}
 
 
 def _mean(frame: pd.DataFrame) -> pd.DataFrame:

@@ -40,7 +40,7 @@ LOGGER.setLevel(logging.INFO)
 LOGGER.propagate = False
 
 
-def _kernel_env(root: Path) -> dict[str, str]:
+def kernel_env(root: Path) -> dict[str, str]:
     """What the kernel inherits besides; the caller's own OMP_NUM_THREADS is kept."""
     threads = os.environ.get("OMP_NUM_THREADS", DEFAULT_THREADS)
     rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(root)]
@@ -116,7 +116,7 @@ def prepare(source: Path, provided: set[str] = frozenset(), values: dict | None 
 
 
 def run_notebook(
-    stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: int
+    stage: str, notebook, executed: Path, log: Path, parameters: dict, root: Path, cell_timeout: int, forge=None
 ) -> float:
     """Run a notebook with papermill in a fresh kernel.
 
@@ -126,6 +126,7 @@ def run_notebook(
         log:        where the kernel's output goes, line by line as it comes.
         parameters: names and values injected after the `parameters` cell.
         root:       working directory of the kernel.
+        forge:      a `kernels.Forge` that its kernel comes from; None: an ordinary one.
     Returns: seconds it took.
     Raises: StageFailed naming the cell and the reason.
     """
@@ -133,8 +134,9 @@ def run_notebook(
     target = str(executed).replace("{", "{{").replace("}", "}}")  # papermill fills parameters into it
     reason, at, progress = "", None, Progress(stage, log, len(notebook.cells) + 1)
     how = {"kernel_name": "python3", "cwd": str(root), "log_output": True, "progress_bar": False}
+    how |= {"kernel_manager_class": forge.manager()} if forge else {}
     limits = {"execution_timeout": cell_timeout, "start_timeout": 300}
-    with progress, _stderr_to(progress.file), mock.patch.dict(os.environ, _kernel_env(root)):
+    with progress, _stderr_to(progress.file), mock.patch.dict(os.environ, kernel_env(root)):
         try:
             papermill.execute_notebook(notebook, target, parameters, **how, **limits)
         except PapermillExecutionError as e:

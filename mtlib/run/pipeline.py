@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtlib.run import artifacts, dependencies, needs, params, publish
+from mtlib.run import artifacts, dependencies, kernels, needs, params, publish
 from mtlib.run.artifacts import StageFailed, visible
 from mtlib.run.profiles import OWNER, Places, forced, load_params, run_name
 from mtlib.run.stage import SKIPPED, read_report
@@ -103,10 +103,10 @@ def run(
     name = run_name(profile, smoke, overrides, places)
     repeated = forced(from_stage, list(checked))
     run_dir, report, package = (places.root / part for part in (f"runs/{name}", f"reports/{name}", "mtlib"))
-    with locked(run_dir):
+    with locked(run_dir), contextlib.ExitStack() as forges:
         artifacts.write_text(report / OWNER, profile)
         result, folders, metas, record = Result(name, report), {}, {}, run_dir / RERUN
-        done = _done_again(record, repeated)
+        done, forge = _done_again(record, repeated), None
         artifacts.current(run_dir)  # a damaged list of stages ends the run before it does any work
         for stage, values in checked.items():
             notebook = places.root / "notebooks" / f"{stage}.py"
@@ -127,7 +127,9 @@ def run(
                 print(f"{stage:<14} unchanged, {meta['seconds']:.0f} s when it ran")
                 result.unchanged.append(stage)
             else:
-                meta = _run_stage(notebook, folder, values, provided, set(read), cell_timeout)
+                if forge is None:
+                    forge = forges.enter_context(_forge(checked, places.root))
+                meta = _run_stage(notebook, folder, values, provided, set(read), cell_timeout, forge)
                 if stage in repeated:
                     done.append(folder.name)
                     artifacts.write_record(record, {"stages": sorted(repeated), "done": done})
@@ -142,8 +144,16 @@ def run(
     return result
 
 
+def _forge(checked: dict[str, dict], root: Path):
+    """What the kernels are forked from, with the encoders' libraries where images are read."""
+    from mtlib.run.notebook import kernel_env
+
+    images = not checked.get("01_embed", {}).get("embeddings", "-")
+    return kernels.forge(os.environ | kernel_env(root), kernels.LIBRARIES + kernels.ENCODERS * images)
+
+
 def _run_stage(
-    source: Path, folder: Path, values: dict, provided: set[str], reads: set[str], cell_timeout: int
+    source: Path, folder: Path, values: dict, provided: set[str], reads: set[str], cell_timeout: int, forge
 ) -> dict:
     """Run a notebook in `folder`.part and rename that when it is finished. Returns: its meta.json, with its seconds.
 
@@ -163,7 +173,7 @@ def _run_stage(
     try:
         prepared, left_out = notebook.prepare(source, provided, values)
         artifacts.write_record(part / SKIPPED, {"skipped": left_out})
-        seconds = notebook.run_notebook(stage, prepared, executed, log, given, root, cell_timeout)
+        seconds = notebook.run_notebook(stage, prepared, executed, log, given, root, cell_timeout, forge)
         meta = _check_finished(stage, part, reads) | {"seconds": round(seconds, 1)}
         private = list(dependencies.external_inputs(values, root))
         render.render(executed, part / artifacts.NOTEBOOKS / stage, root, private)

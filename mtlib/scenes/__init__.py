@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+BUNDLED = "demo"  # what the encoder of clip_path() is called
+
 
 def clip_path():
     """Folder of the bundled encoder, loadable as `open_clip.create_model_and_transforms(f"local-dir:{clip_path()}")`.

@@ -10,7 +10,7 @@ import torch
 
 from mtlib.coders.published import open_coder, read_published
 from mtlib.coders.sparse_coder import SparseCoder
-from mtlib.run.torch_files import load_torch
+from mtlib.embed.given.torch_files import load_torch
 from tests.coders import checkpoints, hub_server
 from tests.coders.test_hub import _run
 

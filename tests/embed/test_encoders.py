@@ -209,8 +209,8 @@ def test_checkpoint_holding_code_is_not_executed(tmp_path):
 
 
 def test_openai_tags_switch_to_the_activation_they_were_trained_with():
-    assert _checked_name("ViT-L-14", "openai") == ("ViT-L-14", {"force_quick_gelu": True})
-    assert _checked_name("ViT-B-32", "laion2b_s34b_b79k") == ("ViT-B-32", {})
+    assert _checked_name(open_clip, "ViT-L-14", "openai") == ("ViT-L-14", {"force_quick_gelu": True})
+    assert _checked_name(open_clip, "ViT-B-32", "laion2b_s34b_b79k") == ("ViT-B-32", {})
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
@@ -238,8 +238,8 @@ def test_a_clip_checkpoint_has_its_own_size_of_images_and_a_word_on_its_activati
     pixels = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         assert np.abs(found.encode_tensors(pixels) - theirs.encode_image(pixels).numpy()).max() < 1e-5
-    monkeypatch.setattr("mtlib.embed.encoders._image_size", lambda name, file: {})
-    _checked_name("ViT-B-32", str(tmp_path / "theirs.pt"))
+    monkeypatch.setattr("mtlib.embed.encoders._image_size", lambda *given: {})
+    _checked_name(open_clip, "ViT-B-32", str(tmp_path / "theirs.pt"))
     assert (
         "run with GELU, since a file cannot say; weights of OpenAI's need encoder = 'ViT-B-32-quickgelu'"
         in capsys.readouterr().out

@@ -144,7 +144,7 @@ def hugging_face(folder):
 
 def test_hugging_face_folder_becomes_shards_with_its_splits_and_classes(tiny, tmp_path):
     encoded = hugging_face(tmp_path / "set")
-    config = EmbedConfig(images=f"hf:{tmp_path / 'set'}", batch_size=8)
+    config = EmbedConfig(images=f"hf:{tmp_path / 'set'}", encoder="demo", batch_size=8)
     table, _ = sources.images_of(config, tmp_path, tmp_path / "out")
     before = {p.name: p.read_bytes() for p in table.parent.iterdir()}
     _, facts = sources.from_images(config, tiny, table, tmp_path / "out")
@@ -264,7 +264,9 @@ def test_templates_are_checked_and_used(tiny, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(4):
         image(i).save(tmp_path / "in" / f"{i}.png")
-    config = EmbedConfig(images="in", vocabulary=str(tmp_path / "words.txt"), templates=["a drawing of {}"])
+    config = EmbedConfig(
+        images="in", encoder="demo", vocabulary=str(tmp_path / "words.txt"), templates=["a drawing of {}"]
+    )
     _, facts = sources.from_images(config, tiny, tmp_path / "in", tmp_path / "out")
     data = store.load_parts(tmp_path / "out", facts)
     wanted = tiny.encode_texts(["a drawing of a hand", "a drawing of a glass"])

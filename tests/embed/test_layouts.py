@@ -62,7 +62,9 @@ def test_what_was_understood_stands_in_one_table(tmp_path):
 
 def test_hidden_files_are_not_held_against_a_folder(tiny, tmp_path):
     layouts.write(tmp_path / "in", dict(layouts.CASES[[name for name, *_ in layouts.CASES].index("__MACOSX")][1]))
-    manifest, facts = sources.from_images(EmbedConfig(images="x"), tiny, tmp_path / "in", tmp_path / "out")
+    manifest, facts = sources.from_images(
+        EmbedConfig(images="x", encoder="demo"), tiny, tmp_path / "in", tmp_path / "out"
+    )
     assert (
         facts["n_bad"] == 0 and facts["class_names"] == ["cat", "dog"] and (manifest["status"] == "hidden").sum() == 6
     )
@@ -75,7 +77,7 @@ def test_equal_bytes_under_two_labels_have_none(tiny, tmp_path, capsys, folders,
     layouts.write(tmp_path / "in", dict.fromkeys(folders, 8))
     first, second = (tmp_path / "in" / folder / "0.png" for folder in folders)
     second.write_bytes(first.read_bytes())
-    manifest, _ = sources.from_images(EmbedConfig(images="x"), tiny, tmp_path / "in", tmp_path / "out")
+    manifest, _ = sources.from_images(EmbedConfig(images="x", encoder="demo"), tiny, tmp_path / "in", tmp_path / "out")
     both = manifest[manifest["path"].str.endswith("/0.png")]
     assert (
         both[name].replace("", None).isna().all()
@@ -89,7 +91,7 @@ def test_equal_bytes_under_two_labels_have_none(tiny, tmp_path, capsys, folders,
     for path in (tmp_path / "in").rglob("*.png"):
         path.write_bytes(first.read_bytes())
     with pytest.raises(InputError, match="same bytes as one with another"):
-        sources.from_images(EmbedConfig(images="x"), tiny, tmp_path / "in", tmp_path / "out2")
+        sources.from_images(EmbedConfig(images="x", encoder="demo"), tiny, tmp_path / "in", tmp_path / "out2")
 
 
 def png(value: int) -> bytes:
@@ -130,7 +132,7 @@ def test_hugging_face_columns_of_any_kind_are_used_or_named(tmp_path, capsys, im
 
 def test_splits_of_folders_reach_the_rows(tiny, tmp_path):
     layouts.write(tmp_path / "in", layouts.splits("train", "val", "test"))
-    _, facts = sources.from_images(EmbedConfig(images="x"), tiny, tmp_path / "in", tmp_path / "out")
+    _, facts = sources.from_images(EmbedConfig(images="x", encoder="demo"), tiny, tmp_path / "in", tmp_path / "out")
     data = store.load_parts(tmp_path / "out", facts)
     path = data.manifest["path"].str.split("/").str[0]
     assert (data.manifest["split"] == path).all() and facts["class_names"] == ["cat", "dog"]

@@ -47,7 +47,7 @@ def shards(folder, n=12):
 
 
 def embed(tiny, images, out, **options):
-    config = EmbedConfig(images=str(images), **{"batch_size": 8} | options)
+    config = EmbedConfig(images=str(images), encoder="demo", **{"batch_size": 8} | options)
     _, facts = sources.from_images(config, tiny, images, out)
     return store.load_parts(out, facts)
 

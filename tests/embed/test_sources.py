@@ -19,7 +19,9 @@ from mtlib.scenes.dataset import twins
 
 
 def embed_folder(tiny, folder, out, truth=None, **options):
-    config = EmbedConfig(images="" if truth is not None else str(folder), **{"batch_size": 64} | options)
+    config = EmbedConfig(
+        images="" if truth is not None else str(folder), **{"batch_size": 64, "encoder": "demo"} | options
+    )
     _, facts = sources.from_images(config, tiny, folder, out, truth)
     return store.load_parts(out, facts)
 
@@ -102,6 +104,7 @@ def test_a_file_that_changed_later_is_not_shown_as_if_it_were_embedded(tiny, tmp
         ({"max_bad_fraction": 1.5}, "max_bad_fraction = 1.5"),
         ({"engine": "spark"}, "engine = 'spark': should be 'local', 'processes' or 'ray'"),
         ({"splits": [0.5, 0.5]}, "three shares"),
+        ({"images": "photos"}, "needs an encoder: a CLIP of the web .* or encoder = demo"),
     ],
 )
 def test_config_out_of_range_is_refused(options, say):

@@ -30,7 +30,9 @@ def data(tiny_name, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise).save(path)
     encoder = Encoder.load(tiny_name, device="cpu", layer="0", tokens="patches")
-    _, facts = sources.from_images(EmbedConfig(images="in", batch_size=8), encoder, tmp / "in", tmp / "out")
+    _, facts = sources.from_images(
+        EmbedConfig(images="in", encoder="demo", batch_size=8), encoder, tmp / "in", tmp / "out"
+    )
     return store.load_parts(tmp / "out", facts)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 from mtlib.embed.images import ImageRefused
 from mtlib.embed.store import open_run
+from mtlib.features.familiar import Familiar
 from mtlib.judge import thresholds
 from mtlib.judge.labeler import Labeler
 from mtlib.run.artifacts import ArtifactError, current, set_current
@@ -213,7 +214,13 @@ def test_published_probes_label_as_their_authors_do(tmp_path):
     assert 0 < len(order) < 5
     assert [{k: line[k] for k in lines[0]} for line in found] == [lines[i] for i in order]
     assert [line["activation"] for line in found] == pytest.approx([a[i] for i in order], rel=1e-5)
-    assert labeler.label(x) == {"probability": None, "predicted": "", "reasons": [], "explanations": found}
+    assert labeler.label(x) == {
+        "distance": None,
+        "probability": None,
+        "predicted": "",
+        "reasons": [],
+        "explanations": found,
+    }
     labeler = Labeler.of_probes(
         tmp_path / "relevant_features_probe.pth", info, SimpleNamespace(d_in=16, encode_images=lambda images: x[None])
     )
@@ -227,3 +234,17 @@ def test_published_probes_label_as_their_authors_do(tmp_path):
     torch.save(state | {"encoder.0.weight": t(2, 2)}, tmp_path / "coder.pth")
     with pytest.raises(ValueError, match=r"coder\.pth: the file holds 'encoder\.0\.weight', which is not understood"):
         Labeler.of_probes(tmp_path / "coder.pth", info)
+
+
+def test_of_an_image_unlike_those_of_the_run_nothing_is_said(run, labeler):
+    data, unsure = open_run(run), Labeler(run)
+    near, far = np.array(data.x[data.rows("train")[0]]), np.full(data.x.shape[1], -1.0, np.float32)
+    assert unsure.label(far)["distance"] is None and unsure.label(far)["predicted"]
+    sure = Labeler(run)
+    sure.familiar = Familiar.fit(*(np.asarray(data.x[data.rows(split)]) for split in ("train", "val")))
+    assert sure.distance(far) > 1 > sure.distance(near) and sure.get_explanations(far) == []
+    silent = {"probability": None, "predicted": "", "reasons": [], "explanations": []}
+    assert sure.label(far) == silent | {"distance": sure.distance(far)}
+    assert sure.label(near) == unsure.label(near) | {"distance": sure.distance(near)}
+    sure.as_published, sure.chosen = True, None  # leaves nothing out
+    assert sure.get_explanations(far) == labeler.get_explanations(far) != []

@@ -221,29 +221,18 @@ def test_a_judge_of_too_few_features_is_not_scored():
     assert out.loc["enough", "recall_uncaptioned"] == 0.5
 
 
-def test_names_mean_nothing_where_the_text_tower_is_at_chance():
-    def card(share: float) -> pd.DataFrame:
-        lines = [("all", share, 400)] + [(f, share, 100) for f in "abcd"]
-        return pd.DataFrame(lines, columns=["family", "zero_shot_family", "n_test"])
-
-    assert build.chance(card(0.26)) == {"share": 0.26, "classes": 4}
-    assert build.chance(card(0.5)) == {} and build.chance(pd.DataFrame()) == {}
-
-
-def test_photographs_are_not_named_by_an_encoder_of_drawings(labelled, tmp_path, monkeypatch):
+def test_a_run_whose_words_were_at_chance_says_so_first(labelled, tmp_path, monkeypatch):
     reader, _ = labelled
     facts = Reader.facts
-    bundled = {"source": "images", "encoder": {"name": "demo"}}
-    monkeypatch.setattr(Reader, "facts", lambda self, s: facts(self, s) | (bundled if s == "01_embed" else {}))
-    named = [p for p in reader.table("07_errors")["phrase"] if p]
+    said = {
+        "01_embed": {"source": "images", "encoder": {"name": "demo"}},
+        "06_interpret": {"unnamed": "words are chance"},
+    }
+    monkeypatch.setattr(Reader, "facts", lambda self, s: facts(self, s) | said.get(s, {}))
     build.build(reader.run_dir, tmp_path)
-    text = page(tmp_path)
-    assert (
-        "only ever seen drawings" in text
-        and named
-        and not any(f"{p} (#" in text for p in named)
-        and "unnamed (#" in text
-    )
+    head = page(tmp_path).split("**Answer.**")[0]
+    assert "only ever seen drawings" in head and "Features have no names: words are chance." in head
+    assert "only ever seen drawings" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_an_aimed_l0_of_all_latents_is_none():

@@ -31,6 +31,6 @@ def test_scenes_are_images_that_can_be_asked_for_by_name():
     values = profiles.load_params("matryoshka_transcoders", False, given, profiles.Places())
     assert values["01_embed"]["images"] == "scenes" and values["03_train"]["n_latents"] == 0  # as published
     assert EmbedConfig(images="scenes").source == EmbedConfig().source == "scenes"
-    assert EmbedConfig(images="./scenes").source == "images"
+    assert EmbedConfig(images="./scenes", encoder="demo").source == "images"
     with pytest.raises(FileNotFoundError, match="label_images = scenes: no such file"):
         profiles.load_params("demo", False, {"label_images": "scenes"}, profiles.Places())

@@ -103,7 +103,7 @@ def _tensor(path: Path, parameter: str, shape: tuple[int, ...] | None = None) ->
     """(T, D) float32 of a .pt file; of a saved view its own numbers, whose storage may hold a whole batch."""
     import torch
 
-    from mtlib.run.torch_files import load_torch
+    from mtlib.embed.given.torch_files import load_torch
 
     where = f"{parameter} = {path.parent}"
     try:

@@ -42,6 +42,7 @@ function start(state) {
       ? [h("b", {}, many(found.length, "kind of error", "kinds of error")), ` named by the features of ${many(METHODS.length, "method")}, most certain first. `]
       : DATA.labelled ? "No feature was found to stand for an error. " : `${many(METHODS.length, "method")}, the most active features first. `,
       `All images here are held out: ${count(DATA.n_images)} of which nothing was learned. Click a picture for its features, a feature for its pictures.`),
+    DATA.note && h("p.note", {}, DATA.note),
     DATA.remark && h("p.note", {}, DATA.remark),
     smoke && h("p.note", {}, "A smoke run: it shows that every step runs, and nothing else."));
   const cards = found.map((group) => finding(group, state));

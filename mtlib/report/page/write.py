@@ -56,6 +56,7 @@ def write_page(reader: Reader, report: Path) -> bool:
     about = [cells(known[column].iloc[rows[wanted]]) for column in ("class_name", "path", "cause")]
     content = {
         "run": reader.name,
+        "note": reader.note,
         "remark": one_line(reader.params("07_results").get("remark", "")),
         "labelled": reader.facts("01_embed").get("labels") == "plausibility",
         "base_rate": float(labels[labels >= 0].mean().round(4)) if (labels >= 0).any() else None,

@@ -1,0 +1,141 @@
+"""Kernels that start with their libraries in memory: forked from one process that has imported them once (Linux).
+
+Every stage still has a process of its own. Of this package nothing is imported before the fork, so that an edit counts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+LIBRARIES = ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.linear_model", "sklearn.model_selection"]
+LIBRARIES += ["sklearn.neighbors", "matplotlib.pyplot", "seaborn", "pydantic", "safetensors.torch", "tqdm"]
+LIBRARIES += ["ipykernel.kernelapp", "matplotlib_inline.backend_inline"]
+ENCODERS = ["open_clip"]  # and with it timm and torchvision: seconds more
+MAX_MESSAGE = 1 << 20  # bytes
+
+
+class Forge:
+    """The process from which kernels are forked; it ends with the one that started it.
+
+    Args: env: of the forge and of all kernels. libraries: that it imports; the first kernel waits for them.
+    """
+
+    def __init__(self, env: dict[str, str], libraries: list[str]):
+        self._folder = tempfile.TemporaryDirectory(prefix="kernels-")  # of mode 700: nobody else may ask
+        self.address = str(Path(self._folder.name) / "socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            command = [sys.executable, __file__, "forge", *libraries]
+            given = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "start_new_session": True}
+            fd = listener.fileno()
+            self._process = subprocess.Popen([*command, str(fd)], env=env, pass_fds=[fd], **given)
+
+    def close(self) -> None:
+        """End it. Kernels end with whoever asked for them."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def manager(self) -> type:
+        """A kernel manager for nbclient whose kernels are forked here."""
+        from jupyter_client.manager import AsyncKernelManager
+
+        asked = [sys.executable, "-S", "-E", __file__, "ask", self.address]
+
+        class Forked(AsyncKernelManager):
+            def format_kernel_cmd(self, extra_arguments=None):
+                return [*asked, *super().format_kernel_cmd(extra_arguments)]
+
+        return Forked
+
+
+@contextlib.contextmanager
+def forge(env: dict[str, str], libraries: list[str]):
+    """A Forge, or None where processes cannot be forked safely (anything but Linux)."""
+    if not sys.platform.startswith("linux"):
+        yield None
+        return
+    one = Forge(env, libraries)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def _forge(libraries: list[str], fd: int) -> None:
+    """Import, then fork a kernel for each that asks, until standard input ends: whoever started this is gone."""
+    listener = socket.socket(fileno=fd)
+    for name in libraries:
+        with contextlib.suppress(ImportError):  # the kernel says so, if it needs it
+            importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the ended leave nothing behind
+    while True:
+        ready, _, _ = select.select([listener, 0], [], [])
+        if 0 in ready:
+            return
+        asker, _ = listener.accept()
+        message, fds, _, _ = socket.recv_fds(asker, MAX_MESSAGE, 2)
+        if os.fork() == 0:
+            listener.close()
+            _become_kernel(asker, fds, **json.loads(message))
+        for one in fds:
+            os.close(one)
+        asker.close()
+
+
+def _become_kernel(asker: socket.socket, fds: list[int], command: list[str], env: dict[str, str], cwd: str) -> None:
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for fd, place in zip([os.open(os.devnull, os.O_RDONLY), *fds], (0, 1, 2), strict=True):
+        os.dup2(fd, place)
+        os.close(fd)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+
+    def end_with_asker() -> None:
+        asker.recv(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    asker.send(str(os.getpid()).encode())
+    threading.Thread(target=end_with_asker, daemon=True).start()
+    from ipykernel.kernelapp import launch_new_instance
+
+    sys.argv = [*command[command.index("ipykernel_launcher") :], f"--IPKernelApp.parent_handle={os.getppid()}"]
+    launch_new_instance()
+    os._exit(0)
+
+
+def _ask(address: str, command: list[str]) -> None:
+    """Ask for a kernel and live as long as it does; where no forge is left, become an ordinary kernel. Ends with its parent."""
+    parent, asked = os.getppid(), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    message = json.dumps({"command": command, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+    try:
+        asked.connect(address)
+        socket.send_fds(asked, [message], [1, 2])
+    except OSError:
+        os.execv(command[0], command)
+    kernel = int(asked.recv(64) or 0)
+    signal.signal(signal.SIGINT, lambda *_: kernel and os.kill(kernel, signal.SIGINT))
+    while os.getppid() == parent and not select.select([asked], [], [], 1.0)[0]:
+        pass
+
+
+if __name__ == "__main__":
+    role, *given = sys.argv[1:]
+    if role == "forge":
+        _forge(given[:-1], int(given[-1]))
+    else:
+        _ask(given[0], given[1:])
