@@ -52,7 +52,7 @@ def step_of(folder: Path) -> int:
     state = folder / "checkpoint" / NAME
     if not state.exists():
         return 0
-    with safe_open(state, "pt") as f:
+    with safe_open(state, "np") as f:  # "pt" opens the file twice, and may find the next one
         return json.loads(f.metadata()["record"])["step"]
 
 

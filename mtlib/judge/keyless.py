@@ -15,7 +15,7 @@ import pandas as pd
 
 from mtlib.judge.settings import JudgeConfig
 from mtlib.judge.text_space import NO_WORDS, TextSpace, ZeroShot, spaces
-from mtlib.judge.verdicts import COLUMNS, NOTHING, UNASSESSED, skipped
+from mtlib.judge.verdicts import COLUMNS, NOTHING, ONE_LABEL, UNASSESSED, skipped
 
 NO_TEXT = "nothing to judge with: the vocabulary has no phrases for errors and for their absence"
 
@@ -50,7 +50,7 @@ def by_text(
         features: features.parquet (feature, assessed).
         top:      top_images.parquet; only split "val" is used.
         data:     `mtlib.embed.store.Data`, for x, vocabulary, phrases, the labels of val images and facts["labels"].
-        val:      what `thresholds.of_val` returned (feature, enriched). None, or no lines: no label is read, the text alone rules.
+        val:      what `thresholds.of_val` returned (feature, base_rate_val, enriched). None, or no lines: no label is read, the text alone rules.
         unnamed:  why no feature, and why no error, is named here (`text_space.naming`); "": they are.
     Returns: one line per feature with COLUMNS. Features with too few images, or not assessed, are "skipped" with the
         reason; where nothing can be judged they still get names.
@@ -65,6 +65,8 @@ def by_text(
     reason = reason or ("" if zero_shot.possible else NO_TEXT)
     lists = {int(f): part for f, part in top[top["split"] == "val"].sort_values("rank").groupby("feature")}
     known = val is not None and len(val) > 0
+    if known and val["base_rate_val"].isin([0, 1]).all():
+        reason = reason or ONE_LABEL.format("val")
     labels = data.labels() if known else np.full(len(data.manifest), -1)
     enriched = dict(zip(val["feature"], val["enriched"], strict=True)) if known else {}
     lines = []

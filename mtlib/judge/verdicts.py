@@ -19,6 +19,7 @@ VERDICTS = ("error", "no_error", "refused", "failed", "skipped", "unasked")
 RULED = ("error", "no_error")
 COLUMNS = ["feature", "judge", "phrase", "verdict", "category", "confidence", "detail"]
 NOTHING = "nothing to judge: the images have no plausibility labels"
+ONE_LABEL = "nothing to judge: the {} images are of one label"
 
 
 def skipped(features: pd.DataFrame, judge: str, reason: str) -> pd.DataFrame:
@@ -42,6 +43,8 @@ def by_threshold(features: pd.DataFrame) -> pd.DataFrame:
     ratio = features["error_ratio"]
     if ratio.isna().all():
         return skipped(features, "threshold", NOTHING)
+    if features["base_rate"].isin([0, 1]).all():
+        return skipped(features, "threshold", ONE_LABEL.format("test"))
     return _ruled(features, "threshold", ratio >= PUBLISHED_RATIO, "").assign(confidence=ratio)
 
 

@@ -62,7 +62,7 @@ def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame 
         when copies, see `similarity.copies`, count once), n_assessed, assessed_rate, judge: a line for
         relevance_threshold, relevance_enriched, relevance_enriched_by, and for relevance_judge of each judge, with n_refused,
         n_failed, n_skipped (and n_unasked, of a run that stopped at a limit) counted apart, never as no; a judge without one
-        verdict has no share (NaN).
+        verdict has no share (NaN), and on test images of one label only judges have.
     """
     n, assessed = len(features), features["assessed"].to_numpy(bool)
     first = features["copy_of"].to_numpy() == features["feature"].to_numpy()
@@ -89,7 +89,9 @@ def relevance_table(method: str, features: pd.DataFrame, verdicts: pd.DataFrame 
         int(features.loc[features["feature"].isin(own), "copy_of"].nunique()) for _, own, _, _ in lines
     ]
     frame = frame.assign(share_distinct=frame["n_distinct"] / first.sum(), n_assessed=[line[2] for line in lines])
-    silent = (frame["score"] == "relevance_judge") & (frame["n_assessed"] == 0)
+    silent = np.where(
+        frame["score"] == "relevance_judge", frame["n_assessed"] == 0, features["base_rate"].isin([0, 1]).all()
+    )
     frame.loc[silent, ["share", "low", "high", "share_distinct"]] = np.nan
     return frame.assign(assessed_rate=frame["n_assessed"] / n).join(pd.DataFrame([line[3] for line in lines]))
 

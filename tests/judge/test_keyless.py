@@ -89,7 +89,7 @@ def contradictions(said, phrases):
 
 def on_val(enriched):
     """What `thresholds.of_val` says of enrichment."""
-    return pd.DataFrame({"feature": range(len(enriched)), "enriched": enriched})
+    return pd.DataFrame({"feature": range(len(enriched)), "enriched": enriched, "base_rate_val": 0.5})
 
 
 def glass_unseen(data):
@@ -148,6 +148,13 @@ def test_keyless_reads_no_labels_when_none_were_counted():
     data.manifest["label"] = pd.array(1 - label, dtype="Int64")
     after = keyless.by_text(features.assign(error_ratio=0.1), top.assign(label=0), data)
     pd.testing.assert_frame_equal(before, after)
+
+
+def test_val_images_of_one_label_give_names_but_no_verdicts():
+    data, f, label = planted()
+    out = keyless.by_text(*feature_lists(data, f, label), data, val=on_val([False] * 9).assign(base_rate_val=0.0))
+    assert set(out["verdict"]) == {"skipped"} and out["phrase"][0]
+    assert out["detail"][0] == "nothing to judge: the val images are of one label"
 
 
 @pytest.mark.parametrize("labels", ["none", "classes"])

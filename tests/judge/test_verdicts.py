@@ -15,6 +15,7 @@ def table():
             "assessed": [True, True, True, False],
             "density": [0.1, 0.2, 0.3, 0.0],
             "error_ratio": [0.97, 0.4, 0.95, 1.0],
+            "base_rate": 0.5,
             "error_low": [0.8, 0.3, 0.85, 0.2],
             "is_error": [True, False, False, False],
             "top_cause": ["hand_error", "", "face_error", ""],

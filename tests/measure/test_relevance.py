@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, false_discovery_control, fisher_exact
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
-from mtlib.judge import agreement
+from mtlib.judge import agreement, verdicts
 from mtlib.measure import relevance
 
 
@@ -80,6 +80,15 @@ def test_a_judge_without_one_verdict_has_no_share():
     judge = got.loc["relevance_judge"]
     assert judge[["share", "low", "high", "share_distinct"]].isna().all() and judge["n_failed"] == 3
     assert got.drop(index="relevance_judge")["share"].notna().all()
+
+
+@pytest.mark.parametrize(("n_error", "n_positive"), [(np.zeros(5, int), 0), (counts()[1], 200)])
+def test_test_images_of_one_label_give_no_share(n_error, n_positive):
+    features = relevance.error_ratios(n_error, counts()[1], n_positive, 200).assign(copy_of=range(5))
+    said = pd.DataFrame({"feature": range(5), "judge": "lmm", "verdict": "error"})
+    got = relevance.relevance_table("a", features, said).set_index("score")["share"]
+    assert got.drop("relevance_judge").isna().all() and got["relevance_judge"] == 1
+    assert set(verdicts.by_threshold(features)["verdict"]) == {"skipped"}
 
 
 def test_mixed_denominators_are_refused():
