@@ -13,7 +13,7 @@ Instead of a folder a table may be given, .csv, .tsv or .parquet (given/tables.p
     class       (or class_name) name of its class, or of the kind of error
     split       train | val | test | unlabelled, empty: assigned here; val and test are cut out of train where none is given
     group       images that belong together, e.g. of one person or scene
-    generator   the model that drew it; such images stay unlabelled
+    generator   the model that drew it; such images stay unlabelled, a label is refused
 Other columns (attributes) are kept in the manifest as they are.
 """
 
@@ -134,7 +134,6 @@ def _of_table(path: Path) -> tuple[pd.DataFrame, str]:
     for i, name in enumerate(LINE[1:5], start=1):
         frame[name] = [line[i] for line in lines]
     frame["path"] = frame["path"].map(escape)
-    frame.loc[frame["generator"] != "", "label"] = pd.NA
     known = frame["label"].dropna()
     if known.nunique() == 1:
         raise InputError(f"images = {path}: every label is {known.iloc[0]}; both 0 and 1 are needed")

@@ -205,6 +205,10 @@ def test_tables_may_leave_the_splits_to_us_and_lead_into_archives(tmp_path):
         ("path,row\na.png,1\n", "column row is written here"),
         ("path,label\na.png,0\nb.png,0\n", "every label is 0"),
         ("path,label\na.png,0\n,1\n", "line 3: empty path"),
+        (
+            "path,label,generator\na.png,0,\nb.png,1,NA\n",
+            r"line 3: label and generator of b\.png: images of a generator stay",
+        ),
         (b"\xff\xfe\x00", "no readable table"),
     ],
 )

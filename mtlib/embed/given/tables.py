@@ -129,6 +129,11 @@ def read_table(path: Path) -> pd.DataFrame:
         _refuse(where, wrong, name + " = " + table[name].map(repr) + " is not one of " + ", ".join(words) + mend)
         table[name] = lower.map(words)
     table["label"] = table["label"].astype("Int64")
+    both = table["label"].notna() & (table["generator"] != "")
+    mend = (
+        "images of a generator stay unlabelled; leave one of the two empty, or give the column generator another name"
+    )
+    _refuse(where, both, "label and generator of " + table["path"] + f": {mend}")
     table["split"] = table["split"].astype(object).fillna("")
     table["path"] = [_beside(path.parent, name).removeprefix("./") for name in table["path"]]
     _refuse(where, table["path"].duplicated(), table["path"] + " is listed twice")
