@@ -18,7 +18,7 @@ usage() {
 ./run_all.sh keep run ...                copy what is worth keeping of reports/<run>/ into reports/kept/<run>/
 ./run_all.sh prove [name]                one of the long proofs (without a name: list them)
 ./run_all.sh bench [name]                one of the benchmarks (without a name: list them)
-./run_all.sh viewer                      JupyterLab, opened on the feature viewer
+./run_all.sh viewer [run]                the feature viewer of a run (default: the newest) as an app in the browser
 ./run_all.sh pair                        make notebooks/*.ipynb from notebooks/*.py
 ./run_all.sh lock                        resolve pyproject.toml again into requirements.lock
 
@@ -121,7 +121,7 @@ main() {
       ;;
     viewer)
       set_up viewer
-      exec "$PY" -m jupyterlab notebooks/viewer.ipynb "${@:2}"
+      exec "$PY" -m mtlib.report.serve "${@:2}"
       ;;
     pair)
       set_up

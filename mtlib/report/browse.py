@@ -115,9 +115,9 @@ def select(
     return ordered.index.to_numpy(dtype=np.int64)
 
 
-def list_line(record: pd.Series, sort: str) -> str:
-    """One line of the list: verdict mark, number, the value sorted by, name."""
+def list_line(record: pd.Series, sort: str, n: int = 1) -> str:
+    """One line of the list: verdict mark, number, the value sorted by, how many copies it stands for (n), name."""
     value = record.get("error_ratio" if sort in ("verdict", "feature number") else SORTS[sort], np.nan)
     shown = "    –" if pd.isna(value) else f"{value:5.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.0e}"
     name = shorten(record["phrase"] or "(no name)", 44)
-    return f"{MARKS.get(record['verdict'], ' ')} {record['feature']:>4} {shown}  {name}"
+    return f"{MARKS.get(record['verdict'], ' ')} {record['feature']:>4} {shown} {f'×{n}' if n > 1 else '':<3} {name}"

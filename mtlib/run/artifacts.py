@@ -25,6 +25,8 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from mtlib.run.params import nearest
+
 ROOT = Path(__file__).resolve().parents[2]
 META, NOTEBOOKS, SEAL = "meta.json", "notebooks", "sha256"  # SEAL: a record's key
 MEND = "delete it and run the profile again: finished stages are found where they are"
@@ -228,6 +230,23 @@ def open_run(run_dir: str | Path, needed: Iterable[str] = ()) -> dict[str, Path]
     for name in names.values():
         verify(run_dir / name)
     return {stage: run_dir / name for stage, name in names.items()}
+
+
+def finished_runs(run_dir: str | Path = "") -> list[Path]:
+    """Runs that have features to show (05), the newest first.
+
+    Args: run_dir: one that must be among them, e.g. "runs/demo", from the repository's root; the others lie beside it. "": all of runs/.
+    Raises: ArtifactError when that one is none of them, or there are none.
+    """
+    wanted = ROOT / (run_dir or "runs/")
+    records = (wanted.parent if run_dir else wanted).glob("*/stages.json")
+    records = sorted(records, key=lambda path: -path.stat().st_mtime)
+    runs = [path.parent for path in records if any(path.parent.glob("05_features-*"))]
+    if not runs:
+        raise ArtifactError("no run has features yet; ./run_all.sh makes one")
+    if run_dir and wanted not in runs:
+        raise ArtifactError(f"{wanted.name}: no finished run; {nearest(wanted.name, [run.name for run in runs])}")
+    return runs
 
 
 def set_current(run_dir: Path, stage: str, folder_name: str | None) -> None:

@@ -1,4 +1,4 @@
-"""JupyterLab and a headless Chromium for tests: started with an empty home and profile, stopped afterwards."""
+"""The viewer as an app and a headless Chromium for tests: started with an empty home and profile, stopped afterwards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from mtlib.report import serve
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -21,7 +21,7 @@ FLAGS += ["--disable-background-networking", "--disable-component-update", "--di
 
 def missing() -> str:
     """Why the browser tests cannot run here, or ""."""
-    for module in ("playwright", "jupyterlab"):
+    for module in ("playwright", "voila"):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed; pip install -e '.[browser]'"
     return "" if chromium() else "no chromium found; install it, or set CHROMIUM to its path"
@@ -34,22 +34,19 @@ def chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
-    """JupyterLab serving `folder` on a free local port, with no token, driven by its command API.
+def viewer(run: Path, home: Path) -> Iterator[str]:
+    """What `./run_all.sh viewer` starts, for a run anywhere, on a free local port.
 
-    Yields: its address. Raises: RuntimeError with the end of its log when it is not up within a minute.
+    Yields: its address. Raises: RuntimeError with the end of its log when it is not up within minutes.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.token=", "--ServerApp.password=", "--ServerApp.port_retries=0"]
-    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None", "--allow-root"]
-    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", f"--ServerApp.root_dir={folder}"]
+    command = [sys.executable, *serve.VOILA, "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}"]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON"))}
-    env = kept | {"HOME": str(home), "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
+    env = kept | {"HOME": str(home), "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1", serve.RUN: str(run)}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    log = home / "jupyterlab.log"
+    log = home / "viewer.log"
     with open(log, "wb") as out:
         server = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
@@ -65,14 +62,16 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
 
 
 def _wait(address: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            urllib.request.urlopen(f"{address}/api", timeout=5).read()
+    for _ in range(1200):
+        with (
+            contextlib.suppress(ConnectionError),
+            socket.create_connection(("127.0.0.1", int(address.split(":")[-1])), 5),
+        ):
             return
         if server.poll() is not None:
             break
         time.sleep(0.25)
-    raise RuntimeError(f"JupyterLab is not up: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"Voilà is not up: {log.read_text(errors='replace')[-2000:]}")
 
 
 @contextlib.contextmanager
@@ -97,30 +96,7 @@ def page(home: Path, width: int = 1600, height: int = 1400) -> Iterator:
 
 
 def _seen(shown, home: Path) -> str:
-    """What the page shows and what JupyterLab logged, for the report of a failed test."""
-    try:
-        state = shown.evaluate(
-            "(() => { const w = window.jupyterapp?.shell.currentWidget; return [w?.title.label,"
-            " w?.sessionContext?.kernelDisplayStatus, w?.content?.model?.cells.length, document.body.innerText]; })()"
-        )
-    except Exception as error:
-        state = repr(error)
-    log = home / "jupyterlab.log"
+    """What the page shows and what Voilà logged, for the report of a failed test."""
+    log = home / "viewer.log"
     logged = log.read_text(errors="replace")[-3000:] if log.exists() else ""
-    return f"page: {state}\nerrors: {shown.errors}\nJupyterLab: {logged}"
-
-
-def run_all(shown, address: str, notebook: str) -> None:
-    """Open a notebook (path from the served folder) and run all its cells."""
-    shown.goto(f"{address}/lab/tree/{notebook}?reset")
-    shown.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget")
-    shown.wait_for_function(
-        "(() => { const w = window.jupyterapp.shell.currentWidget;"
-        " return w && w.sessionContext && w.sessionContext.isReady && w.content && w.content.model"
-        " && w.content.model.cells.length > 1; })()"
-    )
-    shown.evaluate(
-        "async () => { const app = window.jupyterapp; const w = app.shell.currentWidget;"
-        " await w.sessionContext.ready; app.shell.collapseLeft && app.shell.collapseLeft();"
-        " await app.commands.execute('runmenu:run-all'); }"
-    )
+    return f"page: {shown.inner_text('body')[:2000]}\nerrors: {shown.errors}\nVoilà: {logged}"
