@@ -155,11 +155,14 @@ def test_viewer_labels_an_uploaded_image(viewer, monkeypatch):
     upload(viewer, "mine.png", png())
     shown = [b for b in viewer.on.labels if b.layout.display != "none"]
     preview = viewer.on.preview.value
-    assert shown and "Predicted: " in preview and "data:image/png" in preview
+    assert shown and "Predicted: " in preview and "data:image/webp" in preview
     assert shown[0].feature == found[0]["feature_num"]
     shown[0].click()
     assert viewer.feature == shown[0].feature
     assert shown[0].description.split("#")[1].startswith(str(viewer.feature))
+    monkeypatch.setattr(Labeler, "distance", lambda self, image: 1.5)  # further away than the run's images
+    assert viewer.label(png()) == [] and "Unlike the images of this run (1.5 " in viewer.on.preview.value
+    assert all(b.layout.display == "none" for b in viewer.on.labels)
 
 
 def test_viewer_says_why_an_upload_cannot_be_used(viewer):
