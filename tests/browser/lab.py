@@ -19,9 +19,9 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
-def missing() -> str:
-    """Why the browser tests cannot run here, or ""."""
-    for module in ("playwright", "voila"):
+def missing(*more: str) -> str:
+    """Why browser tests that need these modules too cannot run here, or ""."""
+    for module in ("playwright", *more):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed; pip install -e '.[browser]'"
     return "" if chromium() else "no chromium found; install it, or set CHROMIUM to its path"

@@ -7,7 +7,10 @@ import pytest
 from tests.browser import lab
 from tests.report.synthetic_run import write_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(lab.missing()), reason=lab.missing() or "present")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(lab.missing("voila")), reason=lab.missing("voila") or "present"),
+]
 OPTIONS = "document.querySelectorAll('.mtv-list select option').length"
 
 
