@@ -112,11 +112,12 @@ main() {
       ;;
     prove)
       set_up test
+      case " ${*:2} " in *" --dry "*) ;; " gpu "*) set_up_bench ;; esac
       named proofs "${@:2}"
       ;;
     bench)
       set_up test
-      case " ${*:2} " in "  " | *" --quick "* | *" --help "*) ;; *) set_up_bench ;; esac # our own part needs no others
+      case " ${*:2} " in "  " | *" --quick "* | *" --dry "* | *" --help "*) ;; *) set_up_bench ;; esac # our own part needs no others
       named benchmarks "${@:2}"
       ;;
     viewer)

@@ -1,6 +1,6 @@
 """Training steps of eai-sparsify, overcomplete, sae-lens and dictionary-learning, by their own public classes.
 
-Each function returns method name -> step. "own": the peer's whole training step with its own optimiser, beside the
+Each function returns method name -> step, on the device of x. "own": the peer's whole training step with its own optimiser, beside the
 step with the fused AdamW that everyone gets.
 """
 
@@ -24,11 +24,12 @@ def _both(name: str, loss: Callable[[], Tensor], model: torch.nn.Module) -> dict
 
 
 def sparsify_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its CPU decoder, which is an embedding bag too
+    if x.device.type == "cpu":
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its CPU decoder, which is an embedding bag too
     from sparsify.config import SparseCoderConfig
     from sparsify.sparse_coder import SparseCoder
 
-    coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=S, k=k))
+    coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=S, k=k), device=x.device)
     return _both("eai-sparsify", lambda: coder(x).fvu, coder)
 
 
@@ -49,18 +50,19 @@ def _overcomplete(model: torch.nn.Module, x: Tensor) -> dict[str, Step]:
 
 
 def overcomplete_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
-    return _overcomplete(_overcomplete_sae().TopKSAE(x.shape[1], S, top_k=k), x)
+    return _overcomplete(_overcomplete_sae().TopKSAE(x.shape[1], S, top_k=k, device=str(x.device)), x)
 
 
 def overcomplete_batch_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
-    return _overcomplete(_overcomplete_sae().BatchTopKSAE(x.shape[1], S, top_k=k * len(x)), x)
+    sae = _overcomplete_sae().BatchTopKSAE(x.shape[1], S, top_k=k * len(x), device=str(x.device))
+    return _overcomplete(sae, x)
 
 
 def _sae_lens(kind: str, x: Tensor, density: float = 0.0, **settings) -> dict[str, Step]:
     import sae_lens
     from sae_lens.saes.sae import TrainStepInput
 
-    config = getattr(sae_lens, f"{kind}TrainingSAEConfig")(d_in=x.shape[1], **settings)
+    config = getattr(sae_lens, f"{kind}TrainingSAEConfig")(d_in=x.shape[1], device=str(x.device), **settings)
     sae = getattr(sae_lens, f"{kind}TrainingSAE")(config)
     if density:
         sae.threshold.data.fill_(_threshold(sae, x, density))
@@ -83,7 +85,7 @@ def sae_lens_matryoshka(x: Tensor, levels: tuple[int, ...], k: int) -> dict[str,
 
 def _threshold(coder: torch.nn.Module, x: Tensor, density: float) -> float:
     """The threshold that `density` of a coder's first pre-activations exceed."""
-    z_pre = (x @ coder.W_enc + coder.b_enc).detach().numpy()
+    z_pre = (x @ coder.W_enc + coder.b_enc).detach().cpu().numpy()
     return float(np.quantile(z_pre, 1 - density))
 
 
@@ -99,32 +101,32 @@ def _dictionary_learning(trainer, x: Tensor) -> dict[str, Step]:
     }
 
 
-_COMMON = dict(steps=10**6, layer=0, lm_name="none", device="cpu")
+def _common(x: Tensor, S: int) -> dict:
+    return dict(steps=10**6, layer=0, lm_name="none", device=str(x.device), activation_dim=x.shape[1], dict_size=S)
 
 
 def dictionary_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    return _dictionary_learning(TopKTrainer(activation_dim=x.shape[1], dict_size=S, k=k, **_COMMON), x)
+    return _dictionary_learning(TopKTrainer(k=k, **_common(x, S)), x)
 
 
 def dictionary_batch_topk(x: Tensor, S: int, k: int) -> dict[str, Step]:
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 
-    return _dictionary_learning(BatchTopKTrainer(activation_dim=x.shape[1], dict_size=S, k=k, **_COMMON), x)
+    return _dictionary_learning(BatchTopKTrainer(k=k, **_common(x, S)), x)
 
 
 def dictionary_matryoshka(x: Tensor, levels: tuple[int, ...], k: int) -> dict[str, Step]:
     from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 
     shares = [(b - a) / levels[-1] for a, b in zip((0, *levels[:-1]), levels, strict=True)]
-    settings = dict(activation_dim=x.shape[1], dict_size=levels[-1], k=k, group_fractions=shares)
-    return _dictionary_learning(MatryoshkaBatchTopKTrainer(**settings, **_COMMON), x)
+    return _dictionary_learning(MatryoshkaBatchTopKTrainer(k=k, group_fractions=shares, **_common(x, levels[-1])), x)
 
 
 def dictionary_jumprelu(x: Tensor, S: int, density: float) -> dict[str, Step]:
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 
-    trainer = JumpReluTrainer(activation_dim=x.shape[1], dict_size=S, **_COMMON)
+    trainer = JumpReluTrainer(**_common(x, S))
     trainer.ae.threshold.data.fill_(_threshold(trainer.ae, x, density))
     return _dictionary_learning(trainer, x)

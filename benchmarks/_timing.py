@@ -1,4 +1,4 @@
-"""Interleaved CPU-time measurements and the rows of results.json."""
+"""Interleaved CPU-time measurements and the rows of results.json; times on a device."""
 
 from __future__ import annotations
 
@@ -49,6 +49,27 @@ def interleaved(steps: dict[str, Step], rounds: int, warm: int = 2) -> dict[str,
             step()
             seconds[name].append(time.process_time() - start)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def on_device(step: Step, seconds: float, most: int = 20, warm: int = 3) -> np.ndarray:
+    """Milliseconds of up to `most` calls by the device's own events, for about as many seconds; on a CPU by the clock."""
+    gpu, found = torch.cuda.is_available(), []
+    for _ in range(warm):
+        step()
+    until = time.perf_counter() + seconds
+    while len(found) < most and (not found or time.perf_counter() < until):
+        if gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            end.record()
+            end.synchronize()
+            found.append(start.elapsed_time(end))
+        else:
+            start = time.perf_counter()
+            step()
+            found.append(1000 * (time.perf_counter() - start))
+    return np.array(found)
 
 
 def rows(what: str, shape: str, samples: int, seconds: dict[str, np.ndarray], ours: str = "ours") -> list[dict]:

@@ -179,8 +179,7 @@ class DenseCodes:
 
     def aux(self, error: Tensor, dead: Tensor, frame: Frame) -> Tensor:
         c = self.coder.config
-        here = dead.device.type == "cpu"  # on a device the answer would cost a synchronisation
-        if here and not c.aux_biased and not dead.any():
+        if sparsity.on_cpu(dead) and not c.aux_biased and not dead.any():
             return error.new_zeros(())
         codes = aux_codes(self.z_pre, dead, self.coder.aux_k)
         error_hat = self.coder._product(codes, self.coder._decoder(-1))

@@ -47,7 +47,6 @@ class SparseCoder(nn.Module, HubModel):
     """
 
     fast = "auto"  # "auto": the loss from the active latents alone where that pays (fast/); "off": always plain
-
     config_class = SparseCoderConfig
 
     def __init__(self, config: SparseCoderConfig, seed: int = 0):
@@ -81,6 +80,7 @@ class SparseCoder(nn.Module, HubModel):
         }.items():
             self.register_buffer(name, value)
         self.compute_dtype: torch.dtype | None = None  # of the products with enc and dec; None = that of the weights
+        self.most_dead: int | None = None  # no more latents are dead in the next loss (asked on a GPU); None: unknown
         self.batch = losses.WHOLE  # the rows of a training step: all here, or shared among processes (parallel.py)
 
     # ---- the coder in the units of x and y -------------------------------------------------------------------------
@@ -193,9 +193,14 @@ class SparseCoder(nn.Module, HubModel):
         if x.ndim < 2 or x.shape[-1] != self.config.d_in:
             raise ValueError(f"encode: x has shape {tuple(x.shape)}, expected (B, {self.config.d_in})")
         x = self._inputs(x).flatten(0, -2)
-        bias, plain = self._encoder_bias(), self.compute_dtype is None
-        z_pre = torch.addmm(bias, x, self.enc) if plain else self._product(x, self.enc) + bias
+        z_pre = self._affine(x, self.enc, self._encoder_bias())
         return z_pre.relu() if self.config.relu_first else z_pre
+
+    def _affine(self, a: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+        """a @ w + bias; the sum is float32 also where the product is not."""
+        if self.compute_dtype is None:
+            return torch.addmm(bias, a, w)
+        return a.to(self.compute_dtype) @ w.to(self.compute_dtype) + bias
 
     def _inputs(self, x: Tensor) -> Tensor:
         return scaled(x.to(self.enc.dtype), self.x_mean, self.x_scale, self.config.scale, self.config.unit_rows)

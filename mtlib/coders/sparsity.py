@@ -22,6 +22,11 @@ import torch
 from torch import Tensor
 
 
+def on_cpu(t: Tensor) -> bool:
+    """Whether the host holds the numbers of t. It must not ask a device for one: it would wait for all work given so far."""
+    return t.device.type == "cpu"
+
+
 def jumprelu_fixed(z_pre: Tensor, gamma: float, beta: float) -> Tensor:
     """max(z_pre, 0) + beta where z_pre > gamma.
 

@@ -121,18 +121,20 @@ def embed_shards(
 
 
 def _forward_batches(encoder: Encoder, job: Job, todo: list[int], workers: int) -> Iterator[Batch]:
-    """The arrays and outcomes of every batch of some shards; the next AHEAD batches are decoded meanwhile."""
-    waiting: deque[list[Future]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    """The arrays and outcomes of every batch of some shards; the next AHEAD batches are decoded and put together meanwhile."""
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as together:
         try:
             for lines in (lines for shard in todo for lines in job.batches(shard)):
-                waiting.append([pool.submit(_read, encoder, job.folder, *line) for line in lines])
+                read = [pool.submit(_read, encoder, job.folder, *line) for line in lines]
+                waiting.append(together.submit(_stacked, encoder, read))
                 if len(waiting) > AHEAD:
-                    yield _forward(encoder, [future.result() for future in waiting.popleft()])
+                    yield _forward(encoder, *waiting.popleft().result())
             while waiting:
-                yield _forward(encoder, [future.result() for future in waiting.popleft()])
+                yield _forward(encoder, *waiting.popleft().result())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            together.shutdown(wait=True, cancel_futures=True)
 
 
 def _read(encoder: Encoder, folder: Path, path: str, size: int, mtime_ns: int) -> tuple[torch.Tensor | None, tuple]:
@@ -143,12 +145,18 @@ def _read(encoder: Encoder, folder: Path, path: str, size: int, mtime_ns: int) -
         return None, (e.reason, e.detail, "")
 
 
-def _forward(encoder: Encoder, read: list[tuple[torch.Tensor | None, tuple]]) -> Batch:
-    outcomes = pd.DataFrame([outcome for _, outcome in read], columns=list(OUTCOME))
-    batch = torch.zeros((len(read), *encoder.shape))
-    for place, (pixels, _) in zip(batch, read, strict=True):
+def _stacked(encoder: Encoder, read: list[Future]) -> tuple[torch.Tensor, pd.DataFrame]:
+    """The images of a batch, in pinned memory for a GPU, and what became of each file."""
+    batch, outcomes = torch.zeros((len(read), *encoder.shape), pin_memory=encoder.device.type == "cuda"), []
+    for place, future in zip(batch, read, strict=True):
+        pixels, outcome = future.result()
+        outcomes.append(outcome)
         if pixels is not None:
             place.copy_(pixels)
+    return batch, pd.DataFrame(outcomes, columns=list(OUTCOME))
+
+
+def _forward(encoder: Encoder, batch: torch.Tensor, outcomes: pd.DataFrame) -> Batch:
     ok = (outcomes["status"] == "ok").to_numpy()
     return {name: x[ok] for name, x in encoder.encode_arrays(batch).items()}, outcomes
 

@@ -4,6 +4,7 @@ a coder centres and scales input and target; and targets that are means over nei
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ def fits(array, rows: np.ndarray, device: torch.device) -> bool:
 class Rows:
     """Rows of a (N, D) array, on a GPU when they fit, otherwise read from the array batch by batch: no copy of them all.
 
+    What goes to a GPU goes through pinned memory, so that the host need not wait for it.
+
     Args:
         array:    (N, D) float, an array or a memory map; never changed.
         rows:     (n,) int, the rows to use; position p means array[rows[p]].
@@ -43,20 +46,32 @@ class Rows:
         self.array, self.rows, self.device = array, np.asarray(rows), device
         if resident is None:
             resident = fits(array, self.rows, device)
-        self.tensor = self._read(self.rows) if resident else None
+        self.tensor = torch.from_numpy(self._read(self.rows)).to(device) if resident else None
+        self._pool: ThreadPoolExecutor | None = None
+        self._coming: tuple[np.ndarray | None, Future | None] = None, None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _read(self, rows: np.ndarray) -> Tensor:
-        values = np.ascontiguousarray(self.array[rows], dtype=np.float32)  # a copy already, of chosen rows
-        return torch.from_numpy(values).to(self.device)
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(self.array[rows], dtype=np.float32)  # a copy already, of chosen rows
+
+    def _staged(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).pin_memory() if self.device.type == "cuda" else torch.from_numpy(values)
+
+    def ahead(self, positions: np.ndarray) -> None:
+        """Begin to read what will be asked for next, where that is done batch by batch for a GPU."""
+        if self.tensor is None and self.device.type == "cuda":
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            self._coming = positions, self._pool.submit(lambda: self._staged(self._read(self.rows[positions])))
 
     def __getitem__(self, positions: np.ndarray) -> Tensor:
         """(len(positions), D) float32 on the device."""
-        if self.tensor is None:
-            return self._read(self.rows[positions])
-        return self.tensor[torch.from_numpy(positions).to(self.device)]
+        known, coming = self._coming
+        if self.tensor is not None:
+            return self.tensor[self._staged(positions).to(self.device, non_blocking=True)]
+        found = coming.result() if np.array_equal(known, positions) else self._staged(self._read(self.rows[positions]))
+        return found.to(self.device, non_blocking=True)
 
     def chunks(self, size: int, limit: int | None = None):
         """Blocks of at most `size` rows, in order: of all, or of `limit` rows that lie evenly over all of them."""

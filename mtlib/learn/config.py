@@ -48,7 +48,7 @@ class TrainConfig(Settings):
     checkpoint_steps: int = Field(0, ge=0)  # steps between checkpoints; 0 = by time only
     checkpoint_seconds: float = Field(60.0, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of products; tf32: CUDA; all else stays float32
+    precision: Literal["float32", "tf32", "bf16"] = "tf32"  # of products; tf32: CUDA; all else stays float32
     compile: bool = False  # torch.compile the loss; worth its half minute on a GPU
 
     @staticmethod

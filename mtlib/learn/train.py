@@ -104,6 +104,7 @@ def fit(
         return SparseCoder.from_pretrained(folder)
     loop = _Loop(config, x, t, rows_train, rows_val, train_config, y_scale, folder / "checkpoint", key, group, tokens)
     loop.run(label)
+    loop.coder.most_dead = None
     if not loop.first:
         return loop.coder.cpu().eval()
     loop.finish(folder)
@@ -150,6 +151,7 @@ class _Loop(Loop):
         sums = {"penalty_scale": torch.ones((), device=self.device), "steer": self._zero(), "n": self._zero()}
         often, first = (c.checkpoint_steps, c.checkpoint_seconds), group is None or group.rank == 0
         super().__init__(self.coder, optimiser, steps, sums, folder, key, *often, first)
+        self._bound_dead(int(self._soon_dead()))
 
     def _zero(self) -> torch.Tensor:
         return torch.zeros((), device=self.device)
@@ -174,10 +176,11 @@ class _Loop(Loop):
         return shown
 
     def _train_step(self) -> None:
-        c, coder, positions = self.config, self.coder, self.sampler(self.step)
+        c, coder, parts = self.config, self.coder, self._parts(self.step)
         coder.train()
         self.optimiser.zero_grad()
-        l0 = sum(self._add(part, len(part) / len(positions)) for part in np.array_split(positions, c.accumulate))
+        following = [*parts[1:], self._parts(self.step + 1)[0]]
+        l0 = sum(self._add(*both, sum(map(len, parts))) for both in zip(parts, following, strict=True))
         if self.group is not None:
             self.group.sum_gradients(coder)
         if c.clip_when == "first":
@@ -192,11 +195,16 @@ class _Loop(Loop):
         self._sum("n", torch.ones_like(l0))
         self._steer(l0)
 
-    def _add(self, positions: np.ndarray, share: float) -> torch.Tensor:
-        """Add the gradients of a part of the batch and what it measured. Returns: its part of the batch's L0."""
-        mine = positions if self.group is None else self.group.share(positions)
-        x = self.x[mine]
+    def _parts(self, step: int) -> list[np.ndarray]:
+        return np.array_split(self.sampler(step), self.config.accumulate)
+
+    def _add(self, positions: np.ndarray, following: np.ndarray, rows: int) -> torch.Tensor:
+        """Add the gradients of a part of a batch of `rows` and what it measured. Returns: its part of the batch's L0."""
+        later, mine = (p if self.group is None else self.group.share(p) for p in (following, positions))
+        share, x = len(positions) / rows, self.x[mine]
         y = x if self.y is self.x else self.y[mine]
+        for data in {self.x, self.y}:
+            data.ahead(later)
         with products_in(self.coder, self.config.precision):
             loss, parts = self.loss(x, y, self.sums["penalty_scale"])
             (share * loss).backward()
@@ -243,19 +251,32 @@ class _Loop(Loop):
     def _log(self) -> dict[str, str]:
         """One history row of the steps since the last one; the only place where train numbers leave the device."""
         keep = {k: self.sums[k] for k in ("penalty_scale", "steer")}
-        mean = {k: float(v / self.sums["n"]) for k, v in self.sums.items() if k not in keep}
+        measured = {k: v / self.sums["n"] for k, v in self.sums.items() if k not in keep}
+        measured |= {"dead": self.coder.dead.double().mean(), "all": self.sums["rows"], "soon": self._soon_dead()}
+        read = torch.stack([v.double() for v in measured.values()]).tolist()  # at once
+        mean = dict(zip(measured, read, strict=True))
+        self._bound_dead(int(mean["soon"]))
         if not math.isfinite(mean["loss"]):
             raise ValueError(f"step {self.step}: the loss is {mean['loss']}; lower lr (now {self.config.lr})")
         row = {"step": self.step, "split": "train", "loss": mean["loss"]}
         row["fvu"] = mean["error"] / (mean["rows"] * self.coder.config.d_out * self.spread)
-        row |= {"l0": mean["l0"], "dead": float(self.coder.dead.double().mean())}
+        row |= {"l0": mean["l0"], "dead": mean["dead"]}
         row |= {k: mean.get(k, 0.0) for k in PARTS}
         self.history.append(row | {"lr": self._lr(self.step - 1)})
         seconds, self.logged = time.monotonic() - self.logged, time.monotonic()
-        rate = float(self.sums["rows"]) / max(seconds, 1e-9)
+        rate = mean["all"] / max(seconds, 1e-9)
         self.sums = keep | {"n": self._zero()}
         shown = {name: f"{row[name]:.{digits}}" for name, digits in SHOWN.items()}
         return shown | {"rows/s": f"{rate:.3g}"}
+
+    def _soon_dead(self) -> torch.Tensor:
+        """(): how many latents can be dead before the next log."""
+        rows = self.config.log_every * self.sampler.batch
+        return (self.coder.rows_since_fired + rows >= self.coder.config.dead_after).sum()
+
+    def _bound_dead(self, n: int) -> None:
+        """Let no later step ask the device how many latents are dead; in steps of 256, so that shapes seldom change."""
+        self.coder.most_dead = min(self.coder.n_latents, -(-n // 256) * 256)
 
     def _validate(self) -> None:
         if self.first:

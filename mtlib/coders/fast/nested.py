@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtlib.coders import sparsity
 from mtlib.coders.fast import select
-from mtlib.coders.fast.pairs import Pairs, SumBags, pair_dots
+from mtlib.coders.fast.pairs import Pairs, SumBags, dense_from, pair_dots
 
 WIDE = 0.15  # share of the latents from which on a segment's gradient is a dense product (measured: 0.13)
 
@@ -25,22 +26,24 @@ def ranked(z: Tensor, k: int) -> Tensor:
     if 4 * k <= z.shape[1]:
         latents = select.top_rows(z, k)
         return latents.gather(1, z.gather(1, latents).sort(dim=1, descending=True, stable=True).indices)
-    if z.device.type == "cpu":  # twice as fast as torch.sort
+    if sparsity.on_cpu(z):  # twice as fast as torch.sort
         return torch.from_numpy(np.argsort(-z.numpy(), axis=1)[:, :k].copy())
-    return z.topk(k, dim=1).indices
+    return z.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def ranked_pairs(z_pre: Tensor, k: int) -> Pairs | None:
-    """Pairs of the k largest of each row that are positive in any row, by rank; None for numbers that are not finite.
+def ranked_pairs(z_pre: Tensor, k: int, rounding: torch.dtype | None = None) -> Pairs | None:
+    """Pairs of the k largest of each row by rank; on a CPU of those that are positive in any row, None for numbers that are
+    not finite.
 
     Args: z_pre (B, S). Returns: the same number of pairs in every row.
     """
     B, S = z_pre.shape
-    if not torch.isfinite(z_pre.sum()):
-        return None
-    k = min(k, max(1, int((z_pre > 0).sum(1).max())))
-    row = torch.arange(B, device=z_pre.device).repeat_interleave(k)
-    return Pairs(row, ranked(z_pre, k).flatten(), B, S)
+    if sparsity.on_cpu(z_pre):
+        if not torch.isfinite(z_pre.sum()):
+            return None
+        k = min(k, max(1, int((z_pre > 0).sum(1).max())))
+    row = torch.arange(B, device=z_pre.device)[:, None].expand(B, k)
+    return Pairs(row.flatten(), ranked(z_pre, k).flatten(), B, S, rounding)
 
 
 def level_sums(pairs: Pairs, weight: Tensor, table: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
@@ -49,16 +52,20 @@ def level_sums(pairs: Pairs, weight: Tensor, table: Tensor, ks: tuple[int, ...])
     Args: pairs, weight (n,): by rank, as of `ranked_pairs`; table (S, O); ks: growing. Returns: L of (B, O).
     """
     B, L = pairs.n_bags, len(ks)
-    width = len(pairs.item) // B
+    width, host = len(pairs.item) // B, sparsity.on_cpu(table)
     bounds = tuple(min(k, width) for k in (0, *ks))
-    ends, rank, row = torch.tensor(bounds[1:]), torch.arange(width), torch.arange(B)
-    segment = torch.searchsorted(ends, rank, right=True)
-    bag = (row[:, None] * L + segment).flatten().to(table.device)
-    dots = partial(rank_dots, bounds=bounds)
-    sums = SumBags.apply(weight, table, Pairs(bag, pairs.item, B * L, pairs.n_items), dots)
-    levels: list[Tensor] = []
-    for y in sums.view(B, L, -1).unbind(1):
-        levels.append(y + levels[-1] if levels else y)
+    wide = [not host and b - a > dense_from(pairs.rounding) * pairs.n_items for a, b in pairwise(bounds)]
+    starts = [n for n in range(L) if not n or wide[n] or wide[n - 1]]  # a wide level is decoded alone
+    dots = partial(rank_dots, bounds=bounds) if host else pair_dots
+    row, levels = torch.arange(B, device=table.device)[:, None], []
+    for first, end in pairwise([*starts, L]):
+        a, b, n = bounds[first], bounds[end], end - first
+        rank = torch.arange(a, b, device=table.device)
+        segment = sum(((rank >= bound).long() for bound in bounds[first + 1 : end]), torch.zeros_like(rank))
+        item, own = (t.view(B, width)[:, a:b].flatten() for t in (pairs.item, weight))
+        some = Pairs((row * n + segment).flatten(), item, B * n, pairs.n_items, pairs.rounding)
+        for y in SumBags.apply(own, table, some, dots).view(B, n, -1).unbind(1):
+            levels.append(y + levels[-1] if levels else y)
     return levels
 
 

@@ -5,25 +5,37 @@ With w the weight of each pair, M the sparse matrix of w (n_bags, n_items), and 
     sum_bags          M @ T                           one gather per pair
     d w               dot(d out[bag], T[item])        one gather per pair
     d T               M.T @ d out                     sum_bags of the transposed pairs, sorted once
+
+On a GPU each is a kernel over the pairs (kernels.py), or from a share of pairs on a product with M written out, where the
+products run in `rounding`. Both take their sums in a fixed order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from mtlib.coders import sparsity
+
+# Share of pairs from which products are quicker on a GPU: per pair a gather moves 4 O bytes, at about 4 TB/s, and a product
+# takes 2 O flops for every place of M, at about 50, 350 and 700 TFLOP/s. Reckoned, not measured.
+DENSE_FROM = {"float32": 1 / 25, "tf32": 1 / 175, "bf16": 1 / 350}
+
 
 @dataclass(eq=False)
 class Pairs:
-    """n pairs in the order of their bags: bag (n,) int64 growing, item (n,) int64; no weights."""
+    """n pairs in the order of their bags, no two alike: bag (n,) int64 growing, item (n,) int64; no weights."""
 
     bag: Tensor
     item: Tensor
     n_bags: int
     n_items: int
+    rounding: torch.dtype | None = None  # of both factors of a dense product; None: that of the table
 
     def __post_init__(self):
         self.bag, self.item = self.bag.contiguous(), self.item.contiguous()  # the kernels read them without strides
@@ -43,7 +55,38 @@ class Pairs:
     def transposed(self) -> Pairs:
         """Items as bags; its pair i is this one's pair order[i]."""
         item, bag = (t.index_select(0, self.order) for t in (self.item, self.bag))
-        return Pairs(item, bag, self.n_items, self.n_bags)
+        return Pairs(item, bag, self.n_items, self.n_bags, self.rounding)
+
+    def dense(self, weight: Tensor) -> Tensor:
+        """(n_bags, n_items), in `rounding`: the weights (n,) of the pairs, and zeros."""
+        weight = weight.detach().to(self.rounding or weight.dtype)
+        matrix = weight.new_zeros(self.n_bags * self.n_items)
+        return matrix.scatter_(0, self.bag * self.n_items + self.item, weight).view(self.n_bags, -1)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b without a gradient, factors in `rounding`, in the type of b."""
+        return (a.to(self.rounding or b.dtype) @ b.detach().to(self.rounding or b.dtype)).to(b.dtype)
+
+
+def dense_from(rounding: torch.dtype | None) -> float:
+    """The share of pairs from which a GPU takes products."""
+    kind = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+    return DENSE_FROM["bf16" if rounding == torch.bfloat16 else kind]
+
+
+def dense_pays(pairs: Pairs, table: Tensor) -> bool:
+    wanted = dense_from(pairs.rounding) * pairs.n_bags * pairs.n_items
+    return not sparsity.on_cpu(table) and len(pairs.item) > wanted
+
+
+@cache
+def _triton():
+    return import_module("mtlib.coders.fast.kernels") if find_spec("triton") else None
+
+
+def kernels(t: Tensor):
+    """The module of Triton's kernels for tensors like t; None on a CPU, and where there is no Triton: torch's own then do."""
+    return None if sparsity.on_cpu(t) else _triton()
 
 
 def bag_sums(pairs: Pairs, weight: Tensor, table: Tensor) -> Tensor:
@@ -53,6 +96,10 @@ def bag_sums(pairs: Pairs, weight: Tensor, table: Tensor) -> Tensor:
     """
     if not len(weight):
         return table.new_zeros(pairs.n_bags, table.shape[1])
+    if dense_pays(pairs, table):
+        return pairs.product(pairs.dense(weight), table)
+    if own := kernels(table):
+        return own.bag_sums(pairs, weight.detach(), table.detach())
     bag_of = torch.ops.aten._embedding_bag_forward_only
     return bag_of(table.detach(), pairs.item, pairs.start, False, 0, False, weight.detach())[0]
 
@@ -64,18 +111,33 @@ def pair_dots(pairs: Pairs, left: Tensor, table: Tensor) -> Tensor:
     """
     if not len(pairs.item):
         return table.new_zeros(0)
+    if dense_pays(pairs, table):
+        return pairs.product(left, table.T).flatten().index_select(0, pairs.bag * pairs.n_items + pairs.item)
+    if own := kernels(table):
+        return own.pair_dots(pairs, left, table.detach())
     dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
     return dots(left.contiguous(), table.detach(), pairs.item, pairs.start, pairs.bag, 0)
 
 
 def item_sums(pairs: Pairs, weight: Tensor, left: Tensor) -> Tensor:
     """sum over each item of weight * left[bag]: the transposed product. left (n_bags, O). Returns: (n_items, O)."""
+    if dense_pays(pairs, left):
+        return pairs.product(pairs.dense(weight).T, left)
     return bag_sums(pairs.transposed, weight.index_select(0, pairs.order), left)
 
 
 def weight_sums(item: Tensor, weight: Tensor, n_items: int) -> Tensor:
     """(n_items,): sum of the weights of each item; weight (n,)."""
     return weight.new_zeros(n_items).index_add_(0, item, weight)
+
+
+def item_totals(pairs: Pairs, weight: Tensor) -> Tensor:
+    """`weight_sums` of the pairs without a gradient; on a GPU index_add_ would take its sums in any order."""
+    if sparsity.on_cpu(weight):
+        return weight_sums(pairs.item, weight, pairs.n_items)
+    if dense_pays(pairs, weight):
+        return pairs.dense(weight).sum(0, dtype=weight.dtype)
+    return item_sums(pairs, weight, weight.new_ones(pairs.n_bags, 1))[:, 0]
 
 
 class SumBags(torch.autograd.Function):
@@ -138,6 +200,6 @@ class EncodePairs(torch.autograd.Function):
     def backward(ctx, g: Tensor):
         enc, x = ctx.saved_tensors
         d_enc = item_sums(ctx.pairs, g, x).T  # (D, S)
-        d_bias = weight_sums(ctx.pairs.item, g, enc.shape[1])
+        d_bias = item_totals(ctx.pairs, g)
         d_pre = -(enc @ d_bias) if ctx.needs_input_grad[2] else None
         return d_enc, d_bias, d_pre, None, None, None

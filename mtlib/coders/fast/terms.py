@@ -55,13 +55,18 @@ def fast_codes(coder, x: Tensor) -> PairCodes | losses.DenseCodes | None:
 def applies(coder, x: Tensor) -> bool:
     """Whether a coder's settings and the numbers' types leave something to gain."""
     c = coder.config
-    types = {x.dtype, coder.enc.dtype}
+    types, host = {x.dtype, coder.enc.dtype}, sparsity.on_cpu(x)
     if types not in ({torch.float32}, {torch.float64}) or x.shape != (len(x), c.d_in) or x.requires_grad or not len(x):
         return False
-    if coder.batch.size > 1 or coder.compute_dtype is not None or c.aux_biased or _window_below_zero(coder):
+    if coder.batch.size > 1 or c.aux_biased or (host and coder.compute_dtype is not None):
+        return False
+    if host and _window_below_zero(coder):
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
+    if not host:  # what has as many pairs in every batch, so that nobody must count them
+        sparse = c.ks and (c.l0 <= DENSE * c.n_latents or c.selection == "nested_topk")
+        return bool(sparse) and c.activation != "jumprelu" and (c.decoder == "shared" or len(c.levels) == 1)
     if c.selection in ("topk", "block_topk", "batch_topk"):
         return c.activation != "jumprelu" and (c.l0 <= DENSE * c.n_latents or _dense_codes_do(c))
     return c.selection == "none" or (c.selection == "nested_topk" and c.activation != "jumprelu")
@@ -84,23 +89,27 @@ def _dense_codes_do(c) -> bool:
 
 
 def _pre_chunks(coder, inputs: Tensor):
-    bias = coder._encoder_bias()
+    """z_pre (b, S) of some rows and None; of all rows on a GPU, and the bias that is not yet in it: a pass less over (B, S)."""
+    bias, rounding = coder._encoder_bias(), coder.compute_dtype or inputs.dtype
+    if not sparsity.on_cpu(inputs):
+        yield inputs.to(rounding) @ coder.enc.to(rounding), bias
+        return
     for part in inputs.split(max(1, CHUNK // coder.n_latents)):
-        yield torch.addmm(bias, part, coder.enc)
+        yield torch.addmm(bias, part, coder.enc), None
 
 
-def _pairs(places: Tensor, B: int, S: int) -> Pairs:
-    row = places // S
-    return Pairs(row, places - row * S, B, S)
+def _pairs(coder, places: Tensor, B: int) -> Pairs:
+    row = places // coder.n_latents
+    return Pairs(row, places - row * coder.n_latents, B, coder.n_latents, coder.compute_dtype)
 
 
 # Each finds what is active, or returns None: too few candidates were kept, or a number is not finite.
 
 
 def _ranks(coder, inputs: Tensor) -> Found | None:
-    z_pre = torch.addmm(coder._encoder_bias(), inputs, coder.enc)
-    pairs = ranked_pairs(z_pre, coder.config.ks[-1])
-    if pairs is None or len(pairs.item) > DENSE * z_pre.numel():
+    z_pre = coder._affine(inputs, coder.enc, coder._encoder_bias())
+    pairs = ranked_pairs(z_pre, coder.config.ks[-1], coder.compute_dtype)
+    if pairs is None or (sparsity.on_cpu(z_pre) and len(pairs.item) > DENSE * z_pre.numel()):
         return pairs and Found(z_pre, pairs)
     return Found(z_pre.gather(1, pairs.item.view(len(inputs), -1)).flatten(), pairs)
 
@@ -114,27 +123,36 @@ def _top_of_rows(coder, inputs: Tensor) -> Found | None:
             z.add_(torch.gt(z, c.gamma, out=torch.empty_like(z)), alpha=c.beta)
         return slope if slope is None else Found(z, slope=slope)
     latents, values = [], []
-    for z in _pre_chunks(coder, inputs):
+    for z, bias in _pre_chunks(coder, inputs):
         blocks = zip(c.blocks, c.ks, strict=True)
-        latent = torch.cat([a + select.top_rows(z[:, a:b], k) for (a, b), k in blocks], 1)  # (b, l0)
+        own = [a + select.top_rows(z[:, a:b], k, None if bias is None else bias[a:b]) for (a, b), k in blocks]
+        latent = torch.cat(own, 1)  # (b, l0)
         latents.append(latent)
-        values.append(z.gather(1, latent))
+        value = z.gather(1, latent)
+        values.append(value if bias is None else value + bias[latent])
     item = torch.cat(latents).flatten()
-    row = torch.arange(len(inputs), device=item.device).repeat_interleave(c.l0)
-    return Found(torch.cat(values).flatten(), Pairs(row, item, len(inputs), S))
+    row = torch.arange(len(inputs), device=item.device)[:, None].expand(-1, c.l0).flatten()
+    return Found(torch.cat(values).flatten(), Pairs(row, item, len(inputs), S, coder.compute_dtype))
 
 
 def _top_of_batch(coder, inputs: Tensor) -> Found | None:
     c, B, S = coder.config, len(inputs), coder.n_latents
+    if not sparsity.on_cpu(inputs):
+        z, places = coder._affine(inputs, coder.enc, coder._encoder_bias()), []
+        for (a, b), k in zip(c.blocks, c.ks, strict=True):
+            at = z[:, a:b].flatten().topk(k * B, sorted=False).indices
+            places.append(at + at // (b - a) * (S - b + a) + a)
+        places = torch.cat(places).sort().values
+        return Found(z.flatten().index_select(0, places), _pairs(coder, places, B))
     bound, found, values, start = None, [], [], 0
-    for z in _pre_chunks(coder, inputs):
+    for z, _ in _pre_chunks(coder, inputs):
         bound = select.sampled_bound(z, c.blocks, c.ks) if bound is None else bound
         places = select.true_places((z <= bound).logical_not_())  # NaN counts as large, as in torch.topk
         found.append(places + start * S)
         values.append(z.flatten().index_select(0, places))
         start += len(z)
     places, values = torch.cat(found), torch.cat(values)
-    pairs = _pairs(places, B, S)
+    pairs = _pairs(coder, places, B)
     kept = torch.zeros_like(places, dtype=torch.bool)
     for (a, b), k in zip(c.blocks, c.ks, strict=True):
         own = select.true_places((pairs.item >= a) & (pairs.item < b)) if len(c.ks) > 1 else slice(None)
@@ -143,11 +161,11 @@ def _top_of_batch(coder, inputs: Tensor) -> Found | None:
             return None
         kept[own] = best
     kept = select.true_places(kept)
-    return Found(values.index_select(0, kept), _pairs(places.index_select(0, kept), B, S))
+    return Found(values.index_select(0, kept), _pairs(coder, places.index_select(0, kept), B))
 
 
 def _above(coder, inputs: Tensor) -> Found:
-    c, S = coder.config, coder.n_latents
+    c = coder.config
     z_pre = torch.addmm(coder._encoder_bias(), inputs, coder.enc)
     margin = SATURATED * c.bandwidth if c.penalty == "l0_sigmoid" else 0.0
     margin = c.bandwidth / 2 if c.penalty.startswith("l0_rectangle") else margin
@@ -155,7 +173,7 @@ def _above(coder, inputs: Tensor) -> Found:
     places = select.true_places((z_pre <= bound).logical_not_())
     if len(places) > DENSE * z_pre.numel():
         return Found(z_pre)
-    return Found(z_pre.flatten().index_select(0, places), _pairs(places, len(inputs), S))
+    return Found(z_pre.flatten().index_select(0, places), _pairs(coder, places, len(inputs)))
 
 
 FIND = {"none": _above, "topk": _top_of_rows, "block_topk": _top_of_rows}
@@ -186,28 +204,32 @@ class PairCodes:
         return losses.mono_loss(*mono_scores(self.coder._compared(self.x), self.pairs, self.z))
 
     def aux(self, error: Tensor, dead: Tensor, frame: losses.Frame) -> Tensor:
-        """A small dense coder of the dead latents alone; no work when none is dead."""
-        coder = self.coder
-        places = select.true_places(dead)
+        """A small dense coder of the dead latents alone; no work when none is dead.
+
+        On a GPU of as many latents as may be dead, the dead ones among them.
+        """
+        coder, host = self.coder, sparsity.on_cpu(dead)
+        most = coder.n_latents if coder.most_dead is None else coder.most_dead
+        places = select.true_places(dead) if host else dead.int().topk(most).indices
         if not len(places):
             return error.new_zeros(())
         enc, bias = coder.enc.index_select(1, places), coder._encoder_bias().index_select(0, places)
-        z = torch.addmm(bias, self.inputs, enc).relu()  # (B, n_dead)
-        error_hat = sparsity.topk(z, coder.aux_k) @ coder._decoder(-1).index_select(0, places)
+        z = coder._affine(self.inputs, enc, bias).relu()  # (B, n_dead)
+        z = z if host else z * dead.index_select(0, places)
+        error_hat = coder._product(sparsity.topk(z, coder.aux_k), coder._decoder(-1).index_select(0, places))
         return losses.aux(error, error_hat * frame.gain, dead, kind=coder.config.aux_error)
 
     def fired(self) -> tuple[Tensor, Tensor]:
-        active = select.true_places(self.z.detach() != 0)
-        fired = torch.zeros(self.coder.n_latents, dtype=torch.bool, device=self.x.device)
-        fired.index_fill_(0, self.pairs.item.index_select(0, active), True)
-        return fired, torch.tensor(len(active), device=self.x.device)
+        active = self.z.detach() != 0
+        return weight_sums(self.pairs.item, active.to(self.z.dtype), self.coder.n_latents) > 0, active.sum()
 
     def _smallest(self, values: Tensor) -> list[Tensor]:
         """The smallest of the values (n,) kept in every block; 0 when fewer than its share are positive."""
-        c, pairs, kept = self.coder.config, self.pairs, []
+        c, item, kept = self.coder.config, self.pairs.item, []
         for (a, b), k in zip(c.blocks, c.ks, strict=True):
-            own = values if len(c.ks) == 1 else values[(pairs.item >= a) & (pairs.item < b)]
-            kept.append(own.min() if len(own) == k * pairs.n_bags else values.new_zeros(()))
+            own = (item >= a) & (item < b)
+            least = torch.where(own, values, torch.inf).amin() if len(values) else values.new_zeros(())
+            kept.append(torch.where(own.sum() == k * self.pairs.n_bags, least, 0))
         return kept
 
     def _decode_levels(self) -> list[Tensor]:
@@ -216,8 +238,8 @@ class PairCodes:
             return [coder._with_bias(0, y) for y in level_sums(pairs, self.z, coder._decoder(0), c.ks)]
         if c.decoder == "own":
             return [coder._with_bias(level, self._prefix(coder._decoder(level))) for level in range(L)]
-        block = torch.searchsorted(torch.tensor(c.levels, device=self.z.device), pairs.item, right=True)
-        blocks = Pairs(pairs.bag * L + block, pairs.item, pairs.n_bags * L, pairs.n_items)
+        block = sum(((pairs.item >= m).long() for m in c.levels[:-1]), torch.zeros_like(pairs.item))
+        blocks = Pairs(pairs.bag * L + block, pairs.item, pairs.n_bags * L, pairs.n_items, pairs.rounding)
         y_hats: list[Tensor] = []
         for y in SumBags.apply(self.z, coder._decoder(0), blocks).view(pairs.n_bags, L, -1).unbind(1):
             y_hats.append(y + y_hats[-1] if y_hats else coder._with_bias(0, y))
@@ -238,7 +260,7 @@ def mono_scores(x: Tensor, pairs: Pairs, z: Tensor) -> tuple[Tensor, Tensor]:
     S = pairs.n_items
     e = torch.nn.functional.normalize(x, dim=-1, eps=losses.EPS)
     none, values = z.new_zeros(S), z.detach()
-    everywhere = torch.bincount(pairs.item, minlength=S) == pairs.n_bags
+    everywhere = weight_sums(pairs.item, torch.ones_like(values), S) == pairs.n_bags
     high = none.scatter_reduce(0, pairs.item, values, "amax")
     low = none.scatter_reduce(0, pairs.item, values, "amin", include_self=False).where(everywhere, none)
     high, low = _shared(pairs.item, z, high), _shared(pairs.item, z, low)
