@@ -25,7 +25,7 @@
 # space) and the encoder's report card. With `layer`, the rows are the tokens of that layer instead of final embeddings.
 # *Takes* about two minutes on two cores for the demo; otherwise the time of the encoder.
 
-# %% tags=["parameters"] settings="mtlib.embed.sources:EmbedConfig"
+# %% tags=["parameters"] settings="mtlib.embed.sources:EmbedConfig" before="mtlib.embed.sources:look_before"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 images = ""  # folder (.tar shards in it count as folders), table (.csv, .tsv, .parquet), "hf:..." or "torchvision:..."; "scenes" or empty: draw scenes
@@ -193,4 +193,5 @@ stage.table(card, "encoder", caption, headings)
 # Next: notebook 02 trains the small classifier whose hidden layer is taken apart in notebook 03.
 
 # %%
-stage.finish(provides=sources.provided(data) + learnable(store.load_parts(stage.out, facts)), **facts)
+told = sources.doubt(config)
+stage.finish(provides=sources.provided(data) + learnable(store.load_parts(stage.out, facts)), told=told, **facts)

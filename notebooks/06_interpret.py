@@ -153,7 +153,8 @@ endpoint = connect(stage.settings(Endpoint), config.dry_run)
 interview = Interview(Asker(endpoint, ledger.place(stage.run_dir), parse), ShownImages(data, config.images_as))
 shown = (config.n_images, config.keyless_min_images, config.max_features, config.seed, data.image_root is not None)
 jobs, left = plan_jobs(features, tops, *shown)
-lmm.estimate(jobs, interview, config).round(2)
+estimated = lmm.estimate(jobs, interview, config)
+estimated.round(2)
 
 # %% needs="judge=lmm dry_run=False"
 judged = lmm.by_model(features, jobs, left, interview, config.show_error_ratio, lmm.cannot_rule(data))
@@ -410,8 +411,14 @@ records.write_published(stage.out / "published", spoken, folders, config.main)
 # methods into one table.
 
 # %%
+told = may.names and f"features have no names: {may.names}"
+if config.judge == "lmm" and config.dry_run:
+    told = lmm.told(estimated)
+
+# %%
 stage.finish(
     config.provides,
+    told=told,
     nothing=nothing,
     judge=config.main,
     methods=list(spoken),

@@ -92,6 +92,15 @@ def test_bad_parameter_exits_2_with_the_nearest_name(copy):
     assert done.returncode == 2
     assert "error: -p: n_scnes is no parameter of any notebook; did you mean n_scenes?" in done.stderr
     assert "Traceback" not in done.stderr
+    for given, said in (
+        (("images=tests", "encoder=ViT-B-33"), "encoder = 'ViT-B-33' is no open_clip model; did you mean ViT-B-32?"),
+        (("images=tests", "encoder=ViT-B-32", "pretrained=a.pt"), "pretrained = a.pt: no such file"),
+        (("images=tests",), "images = 'tests' needs an encoder: a CLIP of the web"),
+    ):  # told before a kernel is started
+        done = run_all(copy, "demo", *(part for pair in given for part in ("-p", pair)))
+        assert (
+            done.returncode == 2 and f"error: {said}" in done.stderr.replace("-p: ", "") and "runs" not in done.stdout
+        )
     missing = run_all(copy, "demo", "-p", "images=no/such/folder", "-p", "encoder=demo")
     assert missing.returncode == 2
     assert "images = no/such/folder: no such file or folder" in missing.stderr

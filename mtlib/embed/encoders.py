@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from mtlib.embed import vision
 from mtlib.embed.layers import Layer
@@ -22,7 +24,7 @@ from mtlib.scenes import BUNDLED, clip_path
 
 TIMM, ALEXNET = "timm/", "alexnet:"
 ARRAYS = (".npz", ".npy")  # of other libraries
-AT_A_TIME = 256  # images or texts
+AT_A_TIME, TEXTS = 256, 64  # images, texts
 CLEANING = {"clean", "strip_sep_token", "language"}  # what a model's config may tell open_clip's own tokenizer
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -137,10 +139,9 @@ class Encoder:
 
     def encode_tensors(self, pixels: torch.Tensor) -> np.ndarray:
         """Embeddings of preprocessed images: (B, 3, H, W) float32 -> (B, D) float32, not normalised."""
-        embed = getattr(self.model, "encode_image", self.model)
+        embed, dtype = getattr(self.model, "encode_image", self.model), PRECISIONS[self.precision]
         with torch.inference_mode():
-            moved = pixels.to(self.device, PRECISIONS[self.precision], non_blocking=True)
-            return embed(moved).float().cpu().numpy()
+            return embed(pixels.to(self.device, dtype, non_blocking=True)).float().cpu().numpy()
 
     def encode_arrays(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
         """What is stored of preprocessed images (B, 3, H, W), float32.
@@ -174,12 +175,12 @@ class Encoder:
         if self.tokenizer is None:
             raise EncoderError(f"encoder = {self.name!r} sees images only; texts need an open_clip model")
         total = np.zeros((len(texts), self.d_out), np.float32)
+        steps = [(template, i) for template in templates for i in range(0, len(texts), TEXTS)]
         with torch.inference_mode():
-            for template in templates:
-                for i in range(0, len(texts), AT_A_TIME):
-                    filled = self.tokenizer([template.format(text) for text in texts[i : i + AT_A_TIME]])
-                    unit = self.model.encode_text(filled.to(self.device), normalize=True)
-                    total[i : i + AT_A_TIME] += unit.float().cpu().numpy()
+            for template, i in tqdm(steps, "phrases", delay=5, mininterval=5.0, file=sys.stdout):
+                filled = self.tokenizer([template.format(text) for text in texts[i : i + TEXTS]])
+                unit = self.model.encode_text(filled.to(self.device), normalize=True)
+                total[i : i + TEXTS] += unit.float().cpu().numpy()
         return unit_rows(total, np.float32)
 
 

@@ -1,13 +1,11 @@
-"""Where the rows come from (rendered scenes, a folder of images, or arrays), and the phrases that may name them.
-
-Each source writes the artifact's embeddings folder. What loads an encoder's libraries is imported where it is used.
-"""
+"""Where the rows come from (rendered scenes, a folder of images, or arrays), and the phrases that may name them."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,9 +28,9 @@ from mtlib.embed.manifest import (
     image_classes,
     sample,
 )
-from mtlib.embed.store import Data, save_array, write_manifest, write_rows
+from mtlib.embed.store import Data, open_array, save_array, write_manifest, write_rows
 from mtlib.run import artifacts
-from mtlib.run.params import Settings
+from mtlib.run.params import Settings, nearest
 from mtlib.scenes import BUNDLED
 
 if TYPE_CHECKING:
@@ -109,12 +107,33 @@ class EmbedConfig(Settings):
         from mtlib.embed.encoders import Encoder
 
         options = {"precision": self.encoder_precision, "layer": self.layer, "tokens": self.tokens}
-        if self.source == "images" and self.encoder == BUNDLED:
-            print(
-                "The bundled encoder has only ever seen drawings: what it makes of other images is to be doubted.",
-                flush=True,
-            )
         return Encoder.load(self.encoder or BUNDLED, self.pretrained, **options)
+
+
+def doubt(config: EmbedConfig) -> str:
+    """What is said first of images that the bundled encoder embeds; "" of others."""
+    given = config.source == "images" and config.encoder == BUNDLED
+    return "The bundled encoder has only ever seen drawings; of other images it knows nothing." if given else ""
+
+
+def look_before(config: EmbedConfig, root: Path) -> None:
+    """What can be said of the input without reading it, before anything runs.
+
+    Raises: InputError, ArtifactError or EncoderError, as 01_embed itself would.
+    """
+    if config.source == "arrays" and config.embeddings.endswith(".npy"):
+        open_array(root / config.embeddings)
+    if config.source != "images":
+        return
+    if not config.images.startswith(datasets.SCHEMES):
+        find_images(root / config.images)
+    if config.pretrained and {os.sep, "."} & set(config.pretrained) and not (root / config.pretrained).exists():
+        raise InputError(f"pretrained = {config.pretrained}: no such file, and no tag of a model has such a name")
+    library = find_spec("open_clip").submodule_search_locations[0]  # importing it takes seconds
+    known = {path.stem for path in Path(library, "model_configs").glob("*.json")} | {BUNDLED}
+    name, other = config.encoder.replace("/", "-"), config.encoder.startswith("timm/") or ":" in config.encoder
+    if not other and name not in known:
+        raise InputError(f"encoder = {name!r} is no open_clip model; {nearest(name, known)}")
 
 
 def images_of(config: EmbedConfig, root: Path, out: Path) -> tuple[Path, pd.DataFrame | None]:

@@ -100,6 +100,14 @@ def estimate(jobs: list[Job], interview: Interview, config: JudgeConfig) -> pd.D
     return interview.plan(parts)
 
 
+def told(estimated: pd.DataFrame) -> str:
+    """`estimate` in one sentence."""
+    whole = estimated.set_index("question").loc["all"]
+    usd = "at a price that is not known" if pd.isna(whole["usd"]) else f"{whole['usd']:.2f} USD"
+    tokens = f"{whole['tokens_in']:,.0f} tokens in, at most {whole['tokens_out']:,.0f} out"
+    return f"Nothing was asked. It would take {whole['calls']:,.0f} calls, {tokens}, {usd}."
+
+
 def verdict(named: Answer, ruled: Answer | None, nothing: str = "") -> dict:
     """One feature's fields: the name from the first answer, the verdict from the second."""
     if named.status != "answered":

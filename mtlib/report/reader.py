@@ -8,7 +8,6 @@ import pandas as pd
 
 from mtlib.run.artifacts import META, ROOT, open_run, read_meta
 from mtlib.run.stage import REPORT, Stage, read_back, read_report, table_of
-from mtlib.scenes import BUNDLED
 
 READ = ("01_embed", "02_classify", "03_train", "truth", "05_features", "06_interpret")  # by a stage; a report reads all
 
@@ -50,8 +49,7 @@ class Reader:
     def note(self) -> str:
         """What every output of the run says first: that its encoder knows drawings only, and why nothing is named; "" mostly."""
         embed, judged = self.facts("01_embed"), self.facts("06_interpret")
-        bundled = embed.get("source") == "images" and embed["encoder"]["name"] == BUNDLED
-        said = "The bundled encoder has only ever seen drawings; of other images it knows nothing." if bundled else ""
+        said = embed.get("told", "")
         why = judged.get("unnamed", "") if judged.get("judge") == "keyless" else ""
         return f"{said} Features have no names: {why}." if why else said
 

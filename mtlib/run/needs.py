@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 HEAD = re.compile(r"^# %%(?P<head>.*)$", re.MULTILINE)
-ATTRIBUTE = re.compile(r"""\b(?P<name>needs|settings|after)\s*=\s*["'](?P<value>[^"']*)["']""")
+ATTRIBUTE = re.compile(r"""\b(?P<name>needs|settings|after|before)\s*=\s*["'](?P<value>[^"']*)["']""")
 TAGGED = re.compile(r"""\btags\s*=\s*\[[^\]]*["']parameters["']""")
 TITLE = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 WHY = {  # what is missing, in words
@@ -60,7 +60,7 @@ def parameter_cells(notebook: Path) -> list[tuple[str, str]]:
 
 
 def attributes(notebook: Path) -> dict[str, str]:
-    """What the head of the parameters cell says: needs, settings, after."""
+    """What the head of the parameters cell says: needs, settings, after, before."""
     return {m["name"]: m["value"] for head, _ in parameter_cells(notebook) for m in ATTRIBUTE.finditer(head)}
 
 

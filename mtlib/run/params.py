@@ -233,6 +233,22 @@ def check_values(path: Path, values: dict, origin: dict[str, str]) -> None:
             raise ParamsError(f"{origin.get(first, f'notebooks/{path.name}')}: {e}") from e
 
 
+def check_inputs(path: Path, values: dict, root: Path) -> None:
+    """Look at what a notebook is to read, by the function that it names at its parameters cell (`before="module:function"`), which
+    is given its first settings and the root. What it raises is told before a kernel is started."""
+    said = needs.attributes(path)
+    if "before" not in said:
+        return
+    look, model = (
+        getattr(importlib.import_module(module), name)
+        for module, _, name in (said[key].split()[0].partition(":") for key in ("before", "settings"))
+    )
+    try:
+        look(model(**{k: v for k, v in values.items() if k in model.model_fields}), root)
+    except (ValueError, RuntimeError) as e:
+        raise ParamsError(str(e)) from e
+
+
 def check(values: dict, notebooks: dict[str, dict], where: str) -> dict[str, dict]:
     """Each notebook's own parameters: its defaults overlaid by the values given, whose types must be those of the defaults.
 

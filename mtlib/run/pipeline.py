@@ -127,6 +127,7 @@ def run(
                 print(f"{stage:<14} unchanged, {meta['seconds']:.0f} s when it ran")
                 result.unchanged.append(stage)
             else:
+                params.check_inputs(notebook, values, places.root)
                 if forge is None:
                     forge = forges.enter_context(_forge(checked, places.root))
                 meta = _run_stage(notebook, folder, values, provided, set(read), cell_timeout, forge)
@@ -134,6 +135,8 @@ def run(
                     done.append(folder.name)
                     artifacts.write_record(record, {"stages": sorted(repeated), "done": done})
                 print(f"{stage:<14} done in {meta['seconds']:.0f} s, {meta['peak_mb']:.0f} MB")
+                if meta["facts"].get("told"):
+                    print(f"{'':<14} {meta['facts']['told']}")
                 result.ran.append(stage)
             artifacts.set_current(run_dir, stage, folder.name)
             folders[stage], metas[stage] = folder, meta

@@ -225,7 +225,7 @@ def test_a_run_whose_words_were_at_chance_says_so_first(labelled, tmp_path, monk
     reader, _ = labelled
     facts = Reader.facts
     said = {
-        "01_embed": {"source": "images", "encoder": {"name": "demo"}},
+        "01_embed": {"told": "It has only ever seen drawings."},
         "06_interpret": {"unnamed": "words are chance"},
     }
     monkeypatch.setattr(Reader, "facts", lambda self, s: facts(self, s) | said.get(s, {}))
