@@ -119,6 +119,24 @@ def many(report: Path, home: Path) -> list[list]:
     return [["many features", what, f"{said}, longest {max(took):.0f} ms; another order: {sorting:.0f} ms"]]
 
 
+PARTS = [
+    ".strip",
+    "h2",
+    ".text > div, .text > .bar",
+    ".truth",
+    ".methods",
+]  # of a finding, in the order of the README's legend
+BADGES = """parts => {
+  parts.forEach((part, i) => {
+    const place = document.querySelector(`.finding ${part}`).getBoundingClientRect(), badge = document.createElement("b");
+    badge.textContent = i + 1;
+    badge.style.cssText = `position: absolute; left: ${place.left + scrollX - 14}px; top: ${place.top + scrollY - 4}px; width: 24px; `
+      + "height: 24px; border-radius: 12px; background: #b3261e; color: #fff; font: 700 15px/24px sans-serif; text-align: center";
+    document.body.append(badge);
+  });
+}"""
+
+
 def looks(report: Path, home: Path) -> list[list]:
     """Screenshots of four views, light and dark, wide and narrow; nothing is wider than its window."""
     data, written = shared_page.read(report / "index.html"), []
@@ -136,6 +154,12 @@ def looks(report: Path, home: Path) -> list[list]:
                     page.wait_for_timeout(1000)  # the pictures
                     file = RESULT.with_name(f"page_{name}_{scheme}_{width}.jpg")
                     page.screenshot(path=file, type="jpeg", quality=80)
+                    written.append(file.name)
+                if (name, scheme, width) == ("start", "light", 1280):
+                    page.evaluate(BADGES, PARTS)
+                    file, last = RESULT.with_name("page_read.jpg"), page.locator(".finding").nth(2).bounding_box()
+                    area = {"x": 0, "y": last["y"] - 16, "width": width, "height": last["height"] + 32}
+                    page.screenshot(path=file, type="jpeg", quality=80, clip=area)
                     written.append(file.name)
     return [
         ["looks", "start, feature, image, two methods beside each other; light, dark; 1280, 390 px", ", ".join(written)]

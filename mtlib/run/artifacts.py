@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -202,6 +203,28 @@ def standing(folder: Path, else_: str, record: Path | None = None) -> dict:
     except ArtifactError as e:
         print(f"{visible(str(e).split(';')[0])}; {else_}")
         return {}
+
+
+def taken(folder: Path) -> str:
+    """Link the files of an equal stage that another run has finished, whole and verified, into `folder`.
+
+    Args: folder: runs/<run>/<stage>-<hash>; equal is what has that hash. Returns: the other run's name; "" where there is none.
+    """
+    new = folder.with_name(f"{folder.name}.taken")
+    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed within the next lines
+    for other in sorted(folder.parent.parent.glob(f"*/{folder.name}")):
+        meta = standing(other, "it is not taken") if other.parent != folder.parent else {}
+        if not meta or meta["facts"].get("nothing") or folder.with_name(f"{folder.name}.part").exists():
+            continue
+        try:
+            shutil.copytree(other, new, copy_function=os.link)
+        except OSError:  # another file system, or one without links
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.copytree(other, new)
+        shutil.rmtree(folder, ignore_errors=True)  # damaged
+        os.replace(new, folder)
+        return other.parent.name
+    return ""
 
 
 def _stages(run_dir: Path) -> dict[str, list[str]]:

@@ -126,6 +126,10 @@ def run(
             if meta and not meta["facts"].get("nothing"):
                 print(f"{stage:<14} unchanged, {meta['seconds']:.0f} s when it ran")
                 result.unchanged.append(stage)
+            elif kept and (other := artifacts.taken(folder)):
+                print(f"{stage:<14} taken from runs/{other}, where nothing differs")
+                meta = artifacts.read_meta(folder)
+                result.unchanged.append(stage)
             else:
                 params.check_inputs(notebook, values, places.root)
                 if forge is None:
@@ -148,11 +152,12 @@ def run(
 
 
 def _forge(checked: dict[str, dict], root: Path):
-    """What the kernels are forked from, with the encoders' libraries where images are read."""
+    """What the kernels are forked from: with the libraries of 01 to 07, and the encoders' where images are read."""
     from mtlib.run.notebook import kernel_env
 
-    images = not checked.get("01_embed", {}).get("embeddings", "-")
-    return kernels.forge(os.environ | kernel_env(root), kernels.LIBRARIES + kernels.ENCODERS * images)
+    libraries = kernels.LIBRARIES * ("01_embed" in checked)
+    libraries += kernels.ENCODERS * (not checked.get("01_embed", {}).get("embeddings", "-"))
+    return kernels.forge(os.environ | kernel_env(root), [*kernels.KERNEL, *libraries])
 
 
 def _run_stage(
@@ -217,7 +222,7 @@ def clean(places: Places) -> None:
                 keep = set(artifacts.current(run_dir).values())
                 (run_dir / RERUN).unlink(missing_ok=True)
                 for folder in sorted(p for p in run_dir.glob("*-*") if p.is_dir() and p.name not in keep):
-                    if re.search(r"-[0-9a-f]{8}(\.part)?$", folder.name):
+                    if re.search(r"-[0-9a-f]{8}(\.part|\.taken)?$", folder.name):
                         shutil.rmtree(folder)
                         print(f"removed {folder.relative_to(places.root)}")
         except BlockingIOError as e:

@@ -165,6 +165,28 @@ def test_overrides_make_a_run_of_their_own(done):
             name("demo", False, {"run": bad}, done)
 
 
+def test_a_stage_that_another_run_has_finished_is_taken_and_still_verified(tmp_path):
+    places = small.write(tmp_path / "repo")
+    run(places)
+    twin, lines = run(places, overrides={"run": "twin", "factor": 2})
+    assert (twin.ran, twin.unchanged) == (["02_use"], ["01_make"])
+    assert lines[0] == "01_make        taken from runs/demo, where nothing differs"
+    folders = [
+        places.root / "runs" / name / artifacts.current(places.root / "runs" / name)["01_make"]
+        for name in ("demo", "twin")
+    ]
+    assert artifacts.verify(folders[0]) == artifacts.verify(folders[1])
+    shutil.rmtree(folders[0])  # the other run's files stay
+    again, _ = run(places, overrides={"run": "twin", "factor": 2})
+    assert again.ran == []
+    value = next(p for p in folders[1].rglob("*.txt"))
+    value.write_bytes(bytes([value.read_bytes()[0] ^ 1]) + value.read_bytes()[1:])
+    third, lines = run(places, overrides={"run": "third"})  # what is damaged is not taken, but said and made
+    assert "it is not taken" in lines[0] and third.ran[0] == "01_make"
+    fourth, _ = run(places, overrides={"run": "twin", "factor": 2}, from_stage="01")
+    assert fourth.ran == ["01_make", "02_use"]  # asked for again: not taken either
+
+
 def test_a_name_belongs_to_the_profile_that_ran_under_it_first(tmp_path, capfd):
     places = small.write(tmp_path)
     (places.root / "params" / "other.yaml").write_text("n: 4\n")
