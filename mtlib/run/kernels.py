@@ -20,7 +20,8 @@ from pathlib import Path
 
 LIBRARIES = ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.linear_model", "sklearn.model_selection"]
 LIBRARIES += ["sklearn.neighbors", "matplotlib.pyplot", "seaborn", "pydantic", "safetensors.torch", "tqdm"]
-KERNEL = ["ipykernel.kernelapp", "matplotlib_inline.backend_inline"]
+LIBRARIES += ["matplotlib_inline.backend_inline"]
+KERNEL = ["ipykernel.kernelapp"]
 ENCODERS = ["open_clip"]  # and with it timm and torchvision: seconds more
 MAX_MESSAGE = 1 << 20  # bytes
 
