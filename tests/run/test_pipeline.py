@@ -223,9 +223,10 @@ def test_notebooks_of_a_profile_run_as_further_stages(done):
     assert (result.ran, result.unchanged) == (["more_words"], ["01_make", "02_use"])  # taken from the run before
     assert (result.report / "tables/more_words_said.csv").read_text() == "said\nrows: 3\n"
     assert "more_words_said.csv" in (result.report / "README.md").read_text()
-    assert [r["stage"] for r in csv.DictReader((result.report / "timings.csv").open())] == result.ran
+    stages = [r["stage"] for r in csv.DictReader((result.report / "timings.csv").open())]
+    assert stages == ["01_make", "02_use", "more_words"]
     again = pipeline.run("more", {"run": "mine", "word": "lines"}, places=done)
-    assert again.ran == ["01_make", "02_use", "more_words"]
+    assert again.ran == ["more_words"]
     again = pipeline.run("more", {"run": "mine", "word": "x"}, from_stage="more_words", places=done)
     assert (again.ran, again.unchanged) == (["more_words"], ["01_make", "02_use"])
     without = pipeline.run("more", {"run": "mine", "notebooks": []}, places=done)
