@@ -44,7 +44,7 @@ from IPython.display import Image, display
 from mtlib import plots
 from mtlib.embed import store
 from mtlib.embed.manifest import SPLITS
-from mtlib.features import collages, published_files, table
+from mtlib.features import collages, published_files, table, where
 from mtlib.features.choice import CollageSettings
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import fire_together, first_seeds, interpreted, open_subjects, sparse_codes
@@ -201,11 +201,13 @@ pd.Series(rank, name="rank correlation", dtype=float).round(2).to_frame()
 # Half of the collages go to the features that are most surely tied to errors, a quarter to the most surely plausible ones, a
 # quarter to the most active ones (without labels: the purest, and the most active), or all to the most active (`collages_of`).
 # Each shows its strongest images of `collage_split`, strongest first: an orange strip and ✗ mean implausible, blue and ✓
-# plausible. With `pictures: false` in 01 none is drawn.
+# plausible. With `pictures: false` in 01 none is drawn. Where rows of `x` are tokens on a grid, `where/` has each collage again,
+# with a map of where in the image the feature fires.
 
 # %%
 tops = {m: pd.read_parquet(scans / m / "top_images.parquet") for m in tables}
 drawn = collages.write_collages(stage.out / "features", tables, tops, data, settings)
+where.write_tokens(stage.out / "features", {s.method: s.coder for s in subjects}, tops, data, drawn, settings)
 stage.table(drawn, "collages").groupby(["method", "reason"], sort=False).size().to_frame("collages")
 
 # %%

@@ -27,6 +27,7 @@ stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of permutations, bootstraps and the choice of new images
 label_images = ""  # folder of new images to label; empty: some of the generators' images, or held-out ones
 n_label_images = 24  # at most so many
+n_where = 5  # images of each error on which it is shown where its feature fires; 0: none
 explanations = []  # JSONL files of explanations to label them with, published or your own, instead of those of 06
 label_method = ""  # whose features they are; empty: the first method that has error features
 published = False  # also write files as the published systems do, into reports/<run>/published/
@@ -64,6 +65,18 @@ stage.figure(
     "The errors found: the test images on which the feature of each fires most.",
 )
 found[["error", "phrase", "feature", "ap", "error_ratio", "n_active_test", "generator", "rate"]].round(3)
+
+# %% [markdown] needs="labels coders images pictures n_where"
+# ## Where do these features fire?
+#
+# Where rows of `x` are tokens, a feature fires at places. Else squares of an image are hidden one after the other, behind the image's
+# mean colour: red is where hiding costs the feature most. Each map is scaled by its own maximum, so it says where, not how much.
+# Drawn scenes have a frame around the known error: all that differs from the same scene without it.
+
+# %% needs="labels coders images pictures n_where"
+shown, heat = relevance_tables.errors_heat(found, reader, data, stage.out, n_where)
+caption = "Where the features of the errors found fire, on their strongest test images; framed: the known error."
+stage.figure(figures.errors_where(found, data, shown, heat), "where", shown, caption)
 
 # %% [markdown] needs="labels coders"
 # ## How much of each method is about errors?

@@ -18,13 +18,15 @@
 # physical error, is there a *single* feature that says so, and nothing else?
 #
 # *Needs* drawn scenes (01) and the coders (03), for its part on steering the classifier (02). *Makes* the tables `04_causes.csv`,
-# `04_sparse_probing.csv`, `04_steering.csv`, `04_kinds.csv`, `04_nuisances.csv`, `04_splitting.csv` and the figures below. *Takes*
-# about half a minute on two cores for the demo.
+# `04_where.csv`, `04_sparse_probing.csv`, `04_steering.csv`, `04_kinds.csv`, `04_nuisances.csv`, `04_splitting.csv` and the figures
+# below. *Takes* about half a minute on two cores for the demo.
 
 # %% tags=["parameters"] needs="truth coders" after="04_evaluate"
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the random directions that features are compared with
+n_where = 16  # images of each cause on which it is asked where the feature fires ...
+n_occluded = 6  # ... and by hiding squares of them, on at most so many
 probe_features = [1, 4, 16]  # how many features a sparse probe may use
 steer_factors = [0, 0.5, 1, 2, 4]  # on a feature's activation: 0 removes it, 1 changes nothing
 error_top = 20  # an error feature: of so many of its strongest val images ...
@@ -34,6 +36,7 @@ error_level = 0.05  # ... which is enriched among its test images at this q (Ben
 # %%
 from mtlib import plots
 from mtlib.embed import store
+from mtlib.features.where import where_table
 from mtlib.learn.classifier import Classifier
 from mtlib.measure.codes import open_subjects
 from mtlib.run.stage import Stage
@@ -97,6 +100,27 @@ stage.say("causes", f"{said}; random directions for {chance.found} ({chance['mea
 
 # %%
 causes.groupby("method", sort=False)[["auroc", "auroc_all", "ceiling", "best_x_dim", "best_y_dim"]].mean().round(3)
+
+# %% [markdown]
+# ## Does it fire where the error is?
+#
+# A feature may find an error by what goes along with it. The renderer knows where each error is: the box around all that differs from the
+# same scene without it. Of the strongest cells of a feature's heat map, as many as the box covers, which share lies in the box?
+# Chance is the share of the cells that the box covers. *Occlusion*: how far the feature falls when a square of the image is hidden.
+# The bundled encoder is convolutional; its last map has 2 x 2 places, which projects exactly on a feature but is too coarse. So
+# of an earlier layer: activation times gradient where that is positive (LayerCAM), to first order what each place adds.
+
+# %%
+subject, chosen = tables.firing(known, subjects, codes, causes, best["who"], n_where)
+where = where_table(data, subject.coder, chosen, n_occluded, seed)
+caption = "Share of a heat map's strongest cells that lie in the box of the error, 95% intervals over images; upright: chance."
+stage.figure(figures.where_figure(where), "where", where, caption)
+where.round(2)
+
+# %%
+every = where[where["cause"] == "all"]
+parts = [f"{m} {share:.2f} (chance {chance:.2f})" for m, share, chance in every[["map", "share", "chance"]].to_numpy()]
+stage.say("where", f"Share of the strongest cells of a heat map that lie on the known error: {'; '.join(parts)}.")
 
 # %% [markdown]
 # ## How many features does it take?

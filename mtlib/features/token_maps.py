@@ -44,6 +44,17 @@ class TokenMap:
 
 
 @torch.no_grad()
+def grid_codes(coder, data: Data, image: int) -> np.ndarray:
+    """(H * W, S) codes of an image's tokens on their grid, row by row. Args and Raises: as `token_map`."""
+    (height, width), first = data.facts.get("token_grid", (0, 0)), int(data.facts.get("first_patch", 0))
+    if not height * width:
+        raise ValueError("the rows of this run are no tokens on a grid; use vision, or a layer with tokens = patches")
+    start = image * data.tokens + first
+    if not 0 <= start < len(data.x):
+        raise ValueError(f"image = {image}: there are {len(data.x) // data.tokens} images")
+    return coder.encode(torch.from_numpy(np.array(data.x[start : start + height * width], np.float32))).numpy()
+
+
 def token_map(coder, data: Data, image: int, place: tuple[int, int] | None = None, n: int = 10) -> TokenMap:
     """The n strongest features of a token (fewer when fewer fire).
 
@@ -53,14 +64,8 @@ def token_map(coder, data: Data, image: int, place: tuple[int, int] | None = Non
         place: (row, column) on the grid; None: the token with the largest sum of activations.
     Raises: ValueError when the tokens form no grid, or there is no such image or place.
     """
-    (height, width), first = data.facts.get("token_grid", (0, 0)), int(data.facts.get("first_patch", 0))
-    if not height * width:
-        raise ValueError("the rows of this run are no tokens on a grid; use vision, or a layer with tokens = patches")
-    start = image * data.tokens + first
-    if not 0 <= start < len(data.x):
-        raise ValueError(f"image = {image}: there are {len(data.x) // data.tokens} images")
-    x = np.array(data.x[start : start + height * width], np.float32)
-    z = coder.encode(torch.from_numpy(x)).numpy()  # (H * W, S)
+    z, start = grid_codes(coder, data, image), image * data.tokens + int(data.facts.get("first_patch", 0))
+    height, width = data.facts["token_grid"]
     at = int(z.sum(axis=1).argmax()) if place is None else place[0] * width + place[1]
     if place is not None and not (0 <= place[0] < height and 0 <= place[1] < width):
         raise ValueError(f"place = {place}: the grid is {height} x {width}")

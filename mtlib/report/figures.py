@@ -10,13 +10,17 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
+from mtlib.embed.images import load_image
 from mtlib.embed.store import Data
+from mtlib.features import where
 from mtlib.features.collages import loader
 from mtlib.plots import PALETTE, image_grid, legend
 from mtlib.report.reader import Reader
 from mtlib.report.text import escape_figure, shorten
+from mtlib.scenes.dataset import BOX
 
 TITLES = {
     "relevance_threshold": "error ratio ≥ 0.95",
@@ -92,11 +96,32 @@ def errors_found(frame: pd.DataFrame, reader: Reader, data: Data) -> Figure | No
     load, square = loader(data), ((160, 160), Image.Resampling.LANCZOS, "white")
     lines = [[load(int(row)) for row in own] for own in rows]  # a word where an image cannot be read: an empty place
     lines = [[ImageOps.pad(one, *square) if isinstance(one, Image.Image) else None for one in own] for own in lines]
-    names = [
-        fill(escape_figure(shorten(p or e.replace("_", " ") or "unnamed", 60)), 24)
-        for p, e in zip(frame["phrase"], frame["error"], strict=True)
-    ]
-    return image_grid(lines, names=names, side=0.95)
+    return image_grid(lines, names=_names(frame), side=0.95)
+
+
+def _names(frame: pd.DataFrame) -> list[str]:
+    """What stands beside the images of each of `errors_found`."""
+    said = zip(frame["phrase"], frame["error"], strict=True)
+    return [fill(escape_figure(shorten(p or e.replace("_", " ") or "unnamed", 60)), 24) for p, e in said]
+
+
+def errors_where(frame: pd.DataFrame, data: Data, shown: pd.DataFrame, maps: np.ndarray) -> Figure | None:
+    """The same with a heat map of the feature over each image, and a frame round the error where its place is known.
+
+    Args: shown, maps: of `relevance_tables.errors_heat`. Returns: None without images.
+    """
+    if frame.empty:
+        return None
+    square, lines = where.on_grid(data), [shown.index[shown["feature"] == f] for f in frame["feature"]]
+    pairs = zip((load_image(data.images(row))[0] for row in shown["row"]), where.levels(maps), strict=True)
+    over = [where.overlay(*pair, square) for pair in pairs]
+    fig = image_grid([[over[i] for i in own] for own in lines], names=_names(frame), side=1.2)
+    places = np.reshape(fig.axes, (len(lines), -1))
+    for ax, i in (pair for line, own in zip(places, lines, strict=True) for pair in zip(line, own, strict=False)):
+        if data.truth is not None and not square:
+            x0, y0, x1, y1 = data.truth[list(BOX)].iloc[shown["row"][i]] - 0.5
+            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=PALETTE[0], linewidth=1.5))
+    return fig
 
 
 def labelled_images(shown: list) -> Figure | None:

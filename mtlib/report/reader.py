@@ -101,3 +101,7 @@ class Reader:
         """Feature number -> its collage of 05."""
         folder = self.find("05_features", f"features/{method}/collages")
         return {} if folder is None else {int(p.stem): p for p in folder.glob("*.jpg")}
+
+    def heat(self, method: str) -> Path | None:
+        """The heat maps of a method's features: of tokens on a grid all that 05 drew, else of the errors that 07 found."""
+        return self.find("05_features", f"features/{method}/heat.npz") or self.find("07_results", f"heat/{method}.npz")

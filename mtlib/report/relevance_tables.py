@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from mtlib.coders.sparse_coder import SparseCoder
 from mtlib.embed.store import Data
+from mtlib.features import where
 from mtlib.measure.codes import interpreted, sparse_codes
 from mtlib.measure.generators import detector_counts, failure_rates, firing_rates
 from mtlib.measure.relevance import permutation_null, relevance_table, same_denominator
@@ -188,3 +191,18 @@ def errors_found(reader: Reader, data: Data) -> pd.DataFrame:
     rates = dict(generator=("generator", "first"), rate=("rate", "first"), least=("rate", "last"))
     found = found.join(fired.astype({"feature": int}).groupby("feature").agg(**rates), on="feature")
     return found.reindex(columns=ERRORS).reset_index(drop=True)
+
+
+def errors_heat(found: pd.DataFrame, reader: Reader, data: Data, out: Path, n: int) -> tuple[pd.DataFrame, np.ndarray]:
+    """`where.heat_maps` of the features of `errors_found` on the n test images where each is strongest; out/heat/ has them for the page.
+
+    Returns: feature, row, activation (m lines); (m, H, W).
+    """
+    if found.empty:
+        return found, np.zeros((0, 1, 1))
+    method = found["method"].iloc[0]
+    top = reader.features(method, "top_images")
+    shown = where.strongest(top[top["feature"].isin(found["feature"])], "test", n)
+    maps = where.heat_maps(data, load_coder(reader, method), shown)
+    where.write_heat(out / "heat" / f"{method}.npz", data, shown, maps)
+    return shown, maps

@@ -1,16 +1,17 @@
 """One picture from a Spec, a labelled data set with its truth, and simulated generators of known failure rates."""
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import ImageChops
 
 from mtlib.scenes import families_bodies as bodies
 from mtlib.scenes import families_physics as physics
-from mtlib.scenes.canvas import Canvas, sample_nuisance
+from mtlib.scenes.canvas import SUPERSAMPLE, Canvas, sample_nuisance
 from mtlib.scenes.captions import caption
 from mtlib.scenes.causes import CAUSE_OF
 
@@ -28,6 +29,7 @@ FAMILIES = {
     "blocks": (physics.blocks, 0),
     "water": (physics.water, 0),
 }
+BOX = ("box_x0", "box_y0", "box_x1", "box_y1")  # columns of the truth: where the error is, see `error_box`
 GENERATORS = {"gen_a": 0.10, "gen_b": 0.25, "gen_c": 0.40, "gen_d": 0.55}
 
 
@@ -64,12 +66,28 @@ def render(spec, size=128):
         size: side, pixels.
     Returns: (PIL RGB image, dict with variant (how it goes wrong, or a count) and the Nuisance under "nuisance").
     """
+    canvas, variant = _drawn(spec, size)
+    return canvas.finish(), {"variant": variant, "nuisance": canvas.n}
+
+
+def _drawn(spec, size):
+    """(Canvas, variant) of a Spec, before the nuisance's noise."""
     nuisance, rng = nuisance_of(spec)
-    canvas = Canvas(nuisance, size, rng)
-    variant = FAMILIES[spec.family][0](
-        canvas, np.random.default_rng([spec.scene, 0]), np.random.default_rng([spec.scene, 1]), spec.error
-    )
-    return canvas.finish(), {"variant": variant, "nuisance": nuisance}
+    canvas, seeds = Canvas(nuisance, size, rng), ([spec.scene, 0], [spec.scene, 1])
+    return canvas, FAMILIES[spec.family][0](canvas, *map(np.random.default_rng, seeds), spec.error)
+
+
+def error_box(spec, canvas):
+    """Where the error is: the box around all that differs from the scene's plausible twin, which shares everything else.
+
+    So it holds what is wrongly there and also the place where something is missing (a limb, the shadow as it should fall).
+    Args: canvas: on which `spec` is drawn.
+    Returns: x0, y0, x1, y1 in pixels of the finished picture, x1 and y1 beyond the last; NaN for a plausible scene, which has
+        no error, and where the error makes no difference to see.
+    """
+    twin = _drawn(replace(spec, error=False), canvas.size)[0].img if spec.error else canvas.img
+    box = ImageChops.difference(canvas.img, twin).getbbox()
+    return (np.nan,) * 4 if box is None else tuple(float(v // SUPERSAMPLE) for v in np.add(box, (0, 0, 1, 1)))
 
 
 def twins(truth, n_pairs=3, seed=0):
@@ -91,21 +109,21 @@ def twins(truth, n_pairs=3, seed=0):
 def _one(job):
     """Draws and writes one picture of a data set; returns its row of the truth."""
     folder, name, spec, generator, size = job
-    image, truth = render(spec, size)
-    path = Path(folder) / name
-    image.save(path, "PNG", compress_level=6)
-    nuisance = asdict(truth["nuisance"])
-    text, _ = caption(np.random.default_rng([spec.scene, 3]), spec.family, spec.error, truth["variant"], nuisance)
+    canvas, variant = _drawn(spec, size)
+    path, nuisance = Path(folder) / name, asdict(canvas.n)
+    canvas.finish().save(path, "PNG", compress_level=6)
+    text, _ = caption(np.random.default_rng([spec.scene, 3]), spec.family, spec.error, variant, nuisance)
     return {
         "path": name,
         "scene": spec.scene,
         "family": spec.family,
         "cause": CAUSE_OF[spec.family] if spec.error else "",
-        "variant": truth["variant"],
+        "variant": variant,
         "label": int(spec.error),
         "generator": generator,
         "caption": text,
         **nuisance,
+        **dict(zip(BOX, error_box(spec, canvas), strict=True)),
     }
 
 
@@ -155,7 +173,7 @@ def write_dataset(folder, n_scenes, seed, *, size=128, n_per_generator=400, work
     Returns: DataFrame, one row per picture: path (posix, relative to folder), scene (int64, unique over all seeds), family,
     cause ("" when plausible), variant, label (1 = implausible), generator ("" for the labelled data), caption, and the
     nuisances background, palette, style, scale (share of the image per unit), position_x, position_y (share of the
-    image), flip, rotation (degrees), noise (grey levels), shift.
+    image), flip, rotation (degrees), noise (grey levels), shift; and BOX, where the error is (`error_box`).
     Raises: ValueError if a number is out of range.
     """
     folder = Path(folder)

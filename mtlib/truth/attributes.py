@@ -11,12 +11,13 @@ from scipy import sparse
 from scipy.stats import entropy, false_discovery_control, hypergeom
 
 from mtlib.measure.codes import dense
+from mtlib.scenes.dataset import BOX
 
 TOP, SHARE, LEVEL = 20, 0.8, 0.05
 KNOWN_FROM = 0.1  # share of a feature's firing that an attribute must explain
 MANY, BINS = 8, 4  # numbers with more values than MANY are cut into BINS equal parts
 NOT_NUISANCE = ["path", "scene", "caption", "family", "cause", "label"]
-NOT_NUISANCE += ["generator", "split", "variant", "view", "group", "twin"]
+NOT_NUISANCE += ["generator", "split", "variant", "view", "group", "twin", *BOX]
 
 
 def error_features(

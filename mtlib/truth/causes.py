@@ -173,13 +173,13 @@ def standings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         leader = first.setdefault(str(l0), method)
         each, off = (v.dropna().groupby("cause").mean() for v in (ap[method], ap[leader] - ap[method]))
         line = {"method": method, "l0_target": l0, "found": int((each >= FOUND * probe).sum())}
-        line |= _mean(each, "ap", seed) | (_mean(off, "ahead", seed) if method != leader else {})
+        line |= mean_interval(each, "ap", seed) | (mean_interval(off, "ahead", seed) if method != leader else {})
         lines.append(line | dict(copies=own["copies"].median(), n_causes=len(each), n_seeds=own["seed"].nunique()))
     return pd.DataFrame(lines)
 
 
-def _mean(each: pd.Series, name: str, seed: int) -> dict:
-    """The mean as `name`, its interval as name_low and name_high: nan where the values do not differ."""
+def mean_interval(each: pd.Series, name: str, seed: int) -> dict:
+    """The mean as `name`, its interval as name_low and name_high (95%, BCa bootstrap): nan where the values do not differ."""
     low, high = np.nan, np.nan
     if each.nunique() > 1:
         how = dict(rng=np.random.default_rng(seed), n_resamples=9999, method="BCa")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -65,6 +66,26 @@ def sparse_figure(sparse: pd.DataFrame, styles: dict[str, dict] | None = None) -
         ax.set(xlabel="features used, k", ylabel="test AUROC", xscale="log", xticks=sorted(set(sparse["k"])))
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.minorticks_off()
+    return fig
+
+
+def where_figure(table: pd.DataFrame) -> Figure | None:
+    """Share of the strongest cells in the error's box, per cause and kind of map, with intervals; dashes: chance. None without lines.
+
+    Args: table: 04_where.
+    """
+    if table.empty:
+        return None
+    causes, kinds = list(dict.fromkeys(table["cause"])), list(table.groupby("map", sort=False))
+    fig, ax = plt.subplots(figsize=(6.8, 1.2 + 0.34 * len(causes)))
+    for k, (name, own) in enumerate(kinds):
+        at = np.array([causes.index(c) for c in own["cause"]]) + 0.3 * (k - (len(kinds) - 1) / 2)
+        error = np.abs(own[["share_low", "share_high"]].to_numpy().T - own["share"].to_numpy())
+        ax.errorbar(own["share"], at, xerr=error, fmt="os^"[k % 3], capsize=2, ms=5, label=name)
+        ax.plot(own["chance"], at, "|", color="0.3", ms=9, label="chance" if k == 0 else None)
+    ax.set_yticks(range(len(causes)), [c.replace("_", " ") for c in causes])
+    ax.set(xlim=(0, 1), ylim=(len(causes) - 0.5, -0.5), xlabel="share of the strongest cells in the box of the error")
+    legend(fig)
     return fig
 
 

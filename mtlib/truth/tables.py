@@ -15,7 +15,7 @@ import torch
 from scipy import sparse
 
 from mtlib.embed.store import Data
-from mtlib.measure.codes import Subject, first_seeds, sparse_codes, target_of
+from mtlib.measure.codes import Subject, dense, first_seeds, sparse_codes, target_of
 from mtlib.measure.logit import readout, steer
 from mtlib.measure.similarity import copies
 from mtlib.run.stage import read_back
@@ -101,6 +101,18 @@ def causes_table(
     table = table.assign(captioned=table["cause"].map(captioned), share_of_ceiling=table["auroc"] / table["ceiling"])
     table["found"] = table["ap"] >= causes.FOUND * table["ap_probe"]
     return table.assign(status="ok", reason="")[[*CAUSES, "fires_for"]]
+
+
+def firing(known: Known, subjects: list[Subject], codes: list[dict], found: pd.DataFrame, method: str, n: int) -> tuple:
+    """Of a method's first seed the subject, and cause -> (its feature, at most n rows of test images that show the cause and on which
+    the feature fires, evenly taken). Args: found: of `causes_table`."""
+    s, own = next((s, own) for s, own in zip(subjects, codes, strict=True) if s.method == method)
+    lines, out = found[(found["method"] == s.method) & (found["seed"] == s.seed)], {}
+    for cause, feature in zip(lines["cause"], lines["ap_feature"], strict=True):
+        at = np.flatnonzero((known.cause("test") == cause) & (dense(own["test"], [feature])[:, 0] > 0))
+        at = at[np.unique(np.linspace(0, len(at) - 1, min(n, len(at))).round().astype(int))]
+        out |= {cause: (int(feature), known.rows["test"][at] * known.data.tokens)} if len(at) else {}
+    return s, out
 
 
 def sparse_table(known: Known, subjects: list[Subject], codes: list[dict], ks=causes.SPARSE_K) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,14 @@ def test_images_of_features_and_features_of_images_agree_with_04(run, report):
         assert all(a == 0 for a in method["activations"][i][-write.SILENT :][: len(without)])
     fires = {(p, f) for p, flat in enumerate(method["images"]) for f in flat[::2]}
     assert len(fires) > 500 and all(len(flat) <= 2 * write.OF_IMAGE for flat in method["images"])
+
+
+def test_heat_maps_are_a_letter_for_each_cell_of_the_images_shown(tmp_path):
+    level = np.array([[[0, 63], [1, 25]], [[5, 5], [5, 5]]], np.uint8)
+    np.savez_compressed(tmp_path / "heat.npz", feature=[3, 3], row=[10, 11], level=level, square=False)
+    reader = SimpleNamespace(heat=lambda _: tmp_path / "heat.npz")
+    assert write._heat(reader, "sae", {10: 4}) == {"side": (2, 2), "square": False, "maps": {3: {4: "A/BZ"}}}
+    assert write._heat(SimpleNamespace(heat=lambda _: None), "sae", {}) == {}
 
 
 def test_fifths_go_from_the_strongest_to_the_weakest():

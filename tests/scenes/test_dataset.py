@@ -8,6 +8,7 @@ from scipy.stats import chi2_contingency, ks_2samp
 
 from mtlib.scenes.causes import CAUSE_OF, CAUSES
 from mtlib.scenes.dataset import (
+    BOX,
     FAMILIES,
     GENERATORS,
     SCENES_PER_SEED,
@@ -90,6 +91,34 @@ def test_twins_differ_by_the_error_alone(family):
         assert right["variant"] != wrong["variant"]
         changed = (np.abs(np.asarray(ok, int) - np.asarray(bad, int)).max(-1) > 30).mean()
         assert 0.01 < changed < 0.6, (scene, changed)
+
+
+def boxes(truth):
+    """(n, 4) int of the implausible pictures."""
+    return truth.loc[truth.label == 1, list(BOX)].to_numpy().astype(int)
+
+
+def test_boxes_hold_every_changed_pixel_of_every_family_and_no_more(written):
+    _, truth = written
+    wrong = truth[truth.label == 1]
+    assert set(wrong.family) == set(FAMILIES)
+    assert truth.loc[truth.label == 0, list(BOX)].isna().all(axis=None)
+    for (x0, y0, x1, y1), scene, family in zip(boxes(truth), wrong.scene, wrong.family, strict=True):
+        changed = (pixels(Spec(scene, family, True), 64) != pixels(Spec(scene, family), 64)).any(-1)
+        y, x = np.nonzero(changed)
+        assert x0 <= x.min() and y0 <= y.min() and x.max() < x1 and y.max() < y1, (family, scene)
+        inside = changed[y0:y1, x0:x1]
+        faint = 2  # a difference of one grey level at an edge may be lost when the picture is made smaller
+        assert max(x.min() - x0, y.min() - y0, x1 - 1 - x.max(), y1 - 1 - y.max()) <= faint
+        assert inside.any() and min(x0, y0) >= 0 and max(x1, y1) <= 64
+
+
+def test_boxes_are_a_part_of_the_picture(written):
+    _, truth = written
+    area = pd.Series(np.prod(boxes(truth)[:, 2:] - boxes(truth)[:, :2], axis=1) / 64**2)
+    share = area.groupby(truth.loc[truth.label == 1, "cause"].to_numpy()).median()
+    print(share.round(3).to_string())
+    assert ((share > 0.02) & (share < 0.5)).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,12 +22,13 @@ class Feature {
 
   #part(from, to) {
     const [ids, activations] = [this.#raw.shown[this.#i], this.#raw.activations[this.#i]];
-    return ids.slice(from, to).map((id, k) => ({image: IMAGES[id], activation: activations[from + k]})).filter((one) => one.image);
+    return ids.slice(from, to).map((id, k) => ({image: IMAGES[id], activation: activations[from + k], cells: this.#raw.heat.maps?.[this.number]?.[id]})).filter((one) => one.image);
   }
 
   get top() { return this.#part(0, TOP); }
   get fifths() { return Array.from({length: FIFTHS}, (_, k) => this.#part(TOP + k * PER_FIFTH, TOP + (k + 1) * PER_FIFTH)); }
   get silent() { return this.#part(TOP + FIFTHS * PER_FIFTH); }
+  get heat() { return this.#raw.heat; }
   get near() { return this.#raw.near[this.#i].map(([other, cosine, jaccard]) => ({other, cosine, jaccard})); }
   get end() { return this.#raw.histograms[this.#i][0]; }
   get counts() { return this.#raw.histograms[this.#i][1]; }

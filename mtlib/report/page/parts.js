@@ -33,11 +33,25 @@ function picture(image) {
   return made;
 }
 
-/** A picture that leads to its image, marked with its label; below it the activation where that is given. */
-function tile({image, activation}, state, focusable = true) {
-  const [label, sign] = LABELS[image.label];
+const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/** Where a feature fires on a picture: red, the stronger the less it lets through. It lies as the picture does, which fills a square. */
+function heatMap(cells, {side: [height, width], square}, shown) {
+  const made = h("canvas.heat", {width, height, "aria-hidden": "true"}), paint = made.getContext("2d"), pixels = paint.createImageData(width, height);
+  for (let i = 0; i < cells.length; i++) pixels.data.set([214, 40, 0, 3.3 * LETTERS.indexOf(cells[i])], 4 * i);
+  paint.putImageData(pixels, 0, 0);
+  if (!square) shown.addEventListener("load", () => {
+    const ratio = shown.naturalWidth / shown.naturalHeight, [x, y] = [Math.max(1, ratio), Math.max(1, 1 / ratio)];
+    Object.assign(made.style, {transform: `scale(${x}, ${y})`, clipPath: `inset(${50 - 50 / y}% ${50 - 50 / x}%)`});
+  }, {once: true});
+  return made;
+}
+
+/** A picture that leads to its image, marked with its label; below it the activation where that is given, over it a map where there is one. */
+function tile({image, activation, cells}, state, focusable = true, heat = null) {
+  const [label, sign] = LABELS[image.label], shown = picture(image);
   return h("a.tile", {href: address(state, {image, feature: null}), class: `tile label${image.label}`, tabindex: focusable ? null : -1, title: image.path},
-    picture(image),
+    shown, heat && cells && image.file && heatMap(cells, heat, shown),
     h("span.under", {}, missing(activation) ? "" : activation > 0 ? number(activation) : "", label && h("span.sign", {"aria-label": label}, sign)));
 }
 

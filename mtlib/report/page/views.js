@@ -65,7 +65,11 @@ function finding([f, ...others], state) {
 }
 
 const section = (title, remark, ...inside) => h("section.block", {}, h("h2", {}, title), remark && h("p.muted", {}, remark), ...inside);
-const tiles = (shown, state, small = false) => h(`div.tiles${small ? ".ten" : ""}`, {}, shown.map((one) => tile(one, state)));
+const tiles = (shown, state, small = false, heat = null) => h(`div.tiles${small ? ".ten" : ""}`, {}, shown.map((one) => tile(one, state, true, heat)));
+
+/** Lays the heat maps of a feature over its pictures, or takes them off again. */
+const heatSwitch = (f) => f.top.some((one) => one.cells) && h("button.more", {type: "button", "aria-pressed": String(document.body.classList.contains("hot")),
+  onclick: (e) => e.currentTarget.setAttribute("aria-pressed", document.body.classList.toggle("hot"))}, "Where does it fire?");
 const FIFTH = ["strongest fifth", "second", "middle", "fourth", "weakest fifth"];
 
 /** One feature: its images, its numbers, what is said of it, and its neighbours. */
@@ -93,7 +97,7 @@ function featureView(state, order) {
       h("div.chips", {}, badge(said.verdict), f.enriched && chip("enriched for errors"), f.copy_of !== f.number && h("a.chip", {href: m.byNumber.has(f.copy_of) ? address(state, {feature: m.byNumber.get(f.copy_of)}) : null}, `copy of #${f.copy_of}`), f.copies.map((g) => h("a.chip", {href: address(state, {feature: m.byNumber.get(g)})}, `copy #${g}`)))),
     h("div.feature", {},
       h("div.images", {},
-        section("Strongest images", null, tiles(f.top, state)),
+        section("Strongest images", null, heatSwitch(f), tiles(f.top, state, false, f.heat)),
         f.fifths.some((part) => part.length) && section("Over its whole range", "Images on which it fires, from its strongest fifth to its weakest.", h("div.fifths", {}, f.fifths.map((part, k) => h("div", {}, h("h3.muted", {}, FIFTH[k]), tiles(part, state))))),
         section("Without it", "Images on which it does not fire, by chance.", tiles(f.silent, state, true))),
       h("aside.side", {},

@@ -27,6 +27,8 @@ HERE, PICTURES = Path(__file__).parent, "page"
 SCRIPTS = ("model.js", "parts.js", "views.js", "app.js")
 TOP, FIFTHS, PER_FIFTH, SILENT = 20, 5, 4, 10  # images of a feature: strongest, over its activations, without it
 NEAR, OF_IMAGE = 6, 12  # neighbours of a feature by either order; features of an image
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"  # of a heat map's cells, 0 to 63
+MAX_CELLS = 1_000_000  # of the heat maps of a method
 IMPORTANCE = (slice(0, 6), slice(6, TOP), slice(TOP, -SILENT), slice(-SILENT, None))  # of them, for a picture
 MAX_FEATURES = 2000  # of a method, error features and the most active first
 SIDE, MAX_BYTES, MAX_IMAGES = 160, 9_000_000, 6000  # a picture's longer side in px; all pictures
@@ -51,6 +53,7 @@ def write_page(reader: Reader, report: Path) -> bool:
     place[wanted] = np.arange(len(wanted))
     for method in methods:
         method["shown"] = place[method["shown"]].tolist()
+        method["heat"] = _heat(reader, method["name"], {int(row): i for i, row in enumerate(rows[wanted])})
         method["images"] = _features_of(method.pop("codes"), method.pop("table"), wanted)
     labels, known = data.labels(rows), data.manifest.assign(cause=None if data.truth is None else data.truth["cause"])
     about = [cells(known[column].iloc[rows[wanted]]) for column in ("class_name", "path", "cause")]
@@ -170,6 +173,22 @@ def _features_of(codes: sparse.csc_array, table: pd.DataFrame, images: np.ndarra
         numbers = cells(pd.Series(value[order]))
         lines.append([n for pair in zip(table.index[column[order]].tolist(), numbers, strict=True) for n in pair])
     return lines
+
+
+def _heat(reader: Reader, method: str, place: dict[int, int]) -> dict:
+    """Heat maps of a method's features: side, square, and feature -> image -> a letter for each cell; {} without any.
+
+    Args: place: row -> number of its image on the page.
+    """
+    if (path := reader.heat(method)) is None:
+        return {}
+    with np.load(path, allow_pickle=False) as saved:
+        feature, row, level, square = (saved[name] for name in ("feature", "row", "level", "square"))
+    maps, letters = {}, np.array(list(LETTERS))
+    for f, r, cells in list(zip(feature.tolist(), row.tolist(), level, strict=True))[: MAX_CELLS // level[0].size]:
+        if r in place:
+            maps.setdefault(f, {})[place[r]] = "".join(letters[cells.ravel()])
+    return {"side": level.shape[1:], "square": bool(square), "maps": maps}
 
 
 def write_pictures(data: Data, rows: np.ndarray, folder: Path) -> list[str]:
