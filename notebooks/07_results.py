@@ -69,9 +69,10 @@ found[["error", "phrase", "feature", "ap", "error_ratio", "n_active_test", "gene
 # %% [markdown] needs="labels coders images pictures n_where"
 # ## Where do these features fire?
 #
-# Where rows of `x` are tokens, a feature fires at places. Else squares of an image are hidden one after the other, behind the image's
-# mean colour: red is where hiding costs the feature most. Each map is scaled by its own maximum, so it says where, not how much.
-# Drawn scenes have a frame around the known error: all that differs from the same scene without it.
+# Red is where. Of tokens on a grid: how strongly the feature fires there. Of a convolutional encoder: what each place of its last layer
+# with 8 x 8 places or more adds to the feature (activation times gradient where that is positive). Of others: what the feature loses when
+# that part of the image is hidden. Each map is scaled by its own maximum, so it says where, not how much. Drawn scenes have a frame
+# around the known error: all that differs from the same scene without it.
 
 # %% needs="labels coders images pictures n_where"
 shown, heat = relevance_tables.errors_heat(found, reader, data, stage.out, n_where)

@@ -25,7 +25,7 @@
 run_dir = "runs/demo"  # folder of this run
 stage_dir = ""  # filled in by run_all.sh; empty in Jupyter
 seed = 0  # of the random directions that features are compared with
-n_where = 16  # images of each cause on which it is asked where the feature fires ...
+n_mapped = 16  # images of each cause on which it is asked where the feature fires ...
 n_occluded = 6  # ... and by hiding squares of them, on at most so many
 probe_features = [1, 4, 16]  # how many features a sparse probe may use
 steer_factors = [0, 0.5, 1, 2, 4]  # on a feature's activation: 0 removes it, 1 changes nothing
@@ -111,7 +111,7 @@ causes.groupby("method", sort=False)[["auroc", "auroc_all", "ceiling", "best_x_d
 # of an earlier layer: activation times gradient where that is positive (LayerCAM), to first order what each place adds.
 
 # %%
-subject, chosen = tables.firing(known, subjects, codes, causes, best["who"], n_where)
+subject, chosen = tables.firing(known, subjects, codes, causes, best["who"], n_mapped)
 where = where_table(data, subject.coder, chosen, n_occluded, seed)
 caption = "Share of a heat map's strongest cells that lie in the box of the error, 95% intervals over images; upright: chance."
 stage.figure(figures.where_figure(where), "where", where, caption)

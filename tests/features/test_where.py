@@ -138,7 +138,7 @@ def test_planted_feature_of_a_random_vision_transformer_fires_in_the_box(planted
     table = where.where_table(data, coder, {"disc": (0, rows)}, n_occluded=1)
     line = table.set_index("cause").loc["disc"]
     assert (line["map"], line["n"], line["chance"]) == ("tokens", len(rows), 4 / 64)
-    assert line["share"] > 0.8 and line["share_low"] > 5 * line["chance"], table
+    assert line["share"] > 0.9, table
     other = where.where_table(data, coder, {"disc": (1, rows)}, n_occluded=1)  # fires on all that is not the disc
     assert other["share"].max() < 0.1
 
