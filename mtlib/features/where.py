@@ -76,7 +76,9 @@ def map_layer(encoder: Encoder) -> Layer | None:
     names, read = blocks(encoder.tower), encoder.place.name
     for name in reversed(names[: names.index(read)] if read in names else names):
         layer = encoder.find_layer(name, "patches")
-        if layer.form.startswith("map") and min(layer.grid) >= PLACES:
+        if not layer.form.startswith("map"):
+            break
+        if min(layer.grid) >= PLACES:
             return layer
     return None
 
