@@ -32,6 +32,7 @@ OPTIONAL |= {"embedding.npy", "labels.npy"}  # a layer is read; the null of perm
 OPTIONAL |= {"images.parquet", "pixels.npy"}  # scratch, removed when the stage is done
 OPTIONAL |= {"timings.csv"}  # of the run, not of a stage
 OPTIONAL |= {"interpretations.parquet", "_interpretations.csv"}  # with published = true
+OPTIONAL |= {"heat.npz", "familiar.safetensors"}  # features on a grid, or of errors found; 50 validation images
 
 
 def copy_of_repo(target: Path) -> Path:
@@ -93,9 +94,9 @@ def test_bad_parameter_exits_2_with_the_nearest_name(copy):
     assert "error: -p: n_scnes is no parameter of any notebook; did you mean n_scenes?" in done.stderr
     assert "Traceback" not in done.stderr
     for given, said in (
-        (("images=tests", "encoder=ViT-B-33"), "encoder = 'ViT-B-33' is no open_clip model; did you mean ViT-B-32?"),
-        (("images=tests", "encoder=ViT-B-32", "pretrained=a.pt"), "pretrained = a.pt: no such file"),
-        (("images=tests",), "images = 'tests' needs an encoder: a CLIP of the web"),
+        (("images=mtlib", "encoder=ViT-B-33"), "encoder = 'ViT-B-33' is no open_clip model; did you mean ViT-B-32?"),
+        (("images=mtlib", "encoder=ViT-B-32", "pretrained=a.pt"), "pretrained = a.pt: no such file"),
+        (("images=mtlib",), "images = 'mtlib' needs an encoder: a CLIP of the web"),
     ):  # told before a kernel is started
         done = run_all(copy, "demo", *(part for pair in given for part in ("-p", pair)))
         assert (
