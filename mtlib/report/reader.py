@@ -51,7 +51,7 @@ class Reader:
         embed, judged = self.facts("01_embed"), self.facts("06_interpret")
         said = embed.get("told", "")
         why = judged.get("unnamed", "") if judged.get("judge") == "keyless" else ""
-        return f"{said} Features have no names: {why}." if why else said
+        return f"{said} Features have no names: {why}.".strip() if why else said
 
     def has(self, need: str) -> bool:
         """Whether a finished stage provides what others may need: "truth", "labels" and the like."""
