@@ -130,7 +130,7 @@ BADGES = """parts => {
   parts.forEach((part, i) => {
     const place = document.querySelector(`.finding ${part}`).getBoundingClientRect(), badge = document.createElement("b");
     badge.textContent = i + 1;
-    badge.style.cssText = `position: absolute; left: ${place.left + scrollX - 14}px; top: ${place.top + scrollY - 4}px; width: 24px; `
+    badge.style.cssText = `position: absolute; left: ${Math.max(2, place.left + scrollX - 30)}px; top: ${place.top + scrollY - 4}px; width: 24px; `
       + "height: 24px; border-radius: 12px; background: #b3261e; color: #fff; font: 700 15px/24px sans-serif; text-align: center";
     document.body.append(badge);
   });
