@@ -11,9 +11,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from mtlib.embed.images import ImageRefused, decode, load_image
 from mtlib.embed.store import ADDED, load_data
+from mtlib.features import where
 from mtlib.measure.codes import first_seeds, open_subjects, sparse_codes, subject_named
 from mtlib.report import browse
 from mtlib.report.reader import Reader
@@ -55,7 +57,8 @@ class FeatureViewer:
             control.observe(lambda _: self._refresh(), "value")
         self.on.list.observe(lambda _: self._chosen(self.on.list, self.show), "value")
         self.on.gallery.observe(lambda _: self._chosen(self.on.gallery, self.show_image), "value")
-        self.on.split.observe(lambda _: self._show_images(), "value")
+        for control in (self.on.split, self.on.where):
+            control.observe(lambda _: self._show_images(), "value")
         self.on.upload.observe(lambda change: [self.label(bytes(one["content"])) for one in change.new[:1]], "value")
         for button in self.on.similar + self.on.labels:
             button.on_click(lambda b: self.show(b.feature))
@@ -81,6 +84,7 @@ class FeatureViewer:
         self.data, self.reader = load_data(folders["01_embed"], *map(folders.get, ADDED)), reader
         self._thumbnail = lru_cache(maxsize=2000)(self._read_thumbnail)
         self._labeler = lru_cache(maxsize=None)(partial(_labeler, reader.run_dir))
+        self._encoder = lru_cache(maxsize=None)(partial(where.encoder_of, self.data))
         self._subjects = lru_cache(maxsize=None)(lambda: first_seeds(open_subjects(folders["03_train"])[0]))
         self.on.note.value = HTML.message(reader.note) if reader.note else ""
         self._quiet, self.feature = True, None
@@ -165,8 +169,20 @@ class FeatureViewer:
         top = self.top[(self.top["feature"] == self.feature) & (self.top["split"] == self.on.split.value)]
         top = top.sort_values("rank", kind="stable").head(N_IMAGES)
         self._quiet = True
-        fill_gallery(self.on, top, [self._thumbnail(int(row)) for row in top["row"]])
+        heat = self.on.where.value and self.data.image_root is not None
+        fill_gallery(self.on, top, self._heated(top) if heat else [self._thumbnail(int(row)) for row in top["row"]])
         self._quiet = False
+
+    def _heated(self, top: pd.DataFrame) -> list[tuple[str, str]]:
+        """As `_read_thumbnail`, of all images of a feature, with where it fires over them."""
+        coder, grid = subject_named(self._subjects(), self.on.method.value).coder, where.on_grid(self.data)
+        try:
+            maps = where.heat_maps(self.data, coder, top[["feature", "row"]], None if grid else self._encoder())
+            images = [load_image(self.data.images(row))[0] for row in top["row"]]
+        except (ImageRefused, RuntimeError) as problem:  # an image that changed; an encoder that is not at hand
+            return [("", shorten(str(problem)))] * len(top)
+        pairs = zip(images, where.levels(maps), strict=True)
+        return [(data_url(where.overlay(image, level, grid)), "") for image, level in pairs]
 
     def _read_thumbnail(self, row: int) -> tuple[str, str]:
         """Data URL of an image, and the word that stands for it where there is none."""

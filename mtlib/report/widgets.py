@@ -22,7 +22,7 @@ N_SIMILAR, N_LABELS = 6, 8
 GROW = w.Layout(flex="1 1 0", width="auto", min_width="0")
 SPLITS = (("val: named from these", "val"), ("test: held out", "test"))
 NAMED = "run note method judge sort descending search verdict min_density assessed count list split header tiles"
-NAMED = f"{NAMED} gallery upload preview".split()  # each has the CSS class mtv-<name>
+NAMED = f"{NAMED} where gallery upload preview".split()  # each has the CSS class mtv-<name>
 
 
 class Controls:
@@ -44,6 +44,7 @@ class Controls:
         self.assessed = w.Checkbox(description="assessed only (≥ 10 test images)", indent=False, layout=fill)
         self.list = w.Select(options=[], rows=24, layout=fill)
         self.split = w.ToggleButtons(options=SPLITS, value="val", style={"button_width": "190px"})
+        self.where = w.ToggleButton(description="where does it fire?", layout=w.Layout(width="auto"))
         self.gallery = w.ToggleButtons(options=[], layout=fill)  # each button is an image
         self.note, self.count, self.header, self.tiles, self.preview = (w.HTML() for _ in range(5))
         self.pictures = w.HTML()
@@ -62,7 +63,8 @@ class Controls:
         labels = w.VBox(self.labels, layout=GROW)
         one = w.VBox([w.HTML(HTML.title("One image: click one above, or")), w.HBox([image, labels])], layout=GROW)
         similar = w.VBox([w.HTML(HTML.title("Similar features")), *self.similar], layout=w.Layout(flex="0 0 36%"))
-        shown = [self.note, self.header, self.tiles, self.split, self.pictures, self.gallery, w.HBox([one, similar])]
+        how = w.HBox([self.split, self.where])
+        shown = [self.note, self.header, self.tiles, how, self.pictures, self.gallery, w.HBox([one, similar])]
         right = w.VBox(shown, layout=GROW)
         for part, name in (
             (left, "mtv-panel"),

@@ -200,3 +200,11 @@ def test_viewer_says_of_an_image_that_cannot_be_read_and_of_one_without_a_label(
         ("a word <i> 2.00", 4),
     )  # text in the browser
     assert "<i>" not in viewer.on.pictures.value and "url" not in viewer.on.pictures.value
+
+
+def test_where_a_feature_fires_needs_the_encoder_and_says_so(viewer):
+    plain = viewer.on.pictures.value
+    viewer.on.where.value = True
+    assert "synthetic" in viewer.on.pictures.value or "synthetic" in str(viewer.on.gallery.options)
+    viewer.on.where.value = False
+    assert viewer.on.pictures.value == plain
