@@ -118,9 +118,9 @@ table.groupby(["method", "seed"], sort=False).tail(1)
 
 # %% needs="!checkpoint"
 gains = late_gains(history)
-said = f"In the last tenth of the steps the validation FVU of {len(gains)} coders still fell by"
+said = f"In the last tenth of the steps the validation FVU of {len(gains)} coders changed by"
 if len(gains):
-    stage.say("training", f"{said} {gains.min():.1%} to {gains.max():.1%} of itself.")
+    stage.say("training", f"{said} {-gains.max():+.1%} to {-gains.min():+.1%} of itself.")
 
 # %% [markdown] needs="!checkpoint"
 # The learning rate falls to nothing over the steps, so every coder is best at its last one, and what is gained there is little. *More

@@ -120,7 +120,8 @@ where.round(2)
 # %%
 every = where[where["cause"] == "all"]
 parts = [f"{m} {share:.2f} (chance {chance:.2f})" for m, share, chance in every[["map", "share", "chance"]].to_numpy()]
-stage.say("where", f"Share of the strongest cells of a heat map that lie on the known error: {'; '.join(parts)}.")
+if parts:
+    stage.say("where", f"Share of the strongest cells of a heat map that lie on the known error: {'; '.join(parts)}.")
 
 # %% [markdown]
 # ## How many features does it take?

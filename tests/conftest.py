@@ -10,6 +10,10 @@ os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
 
 import hypothesis  # noqa: E402 - the settings above must come before numpy and torch are loaded
 import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything loads Triton, or its own functions are no longer run by it
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
@@ -24,8 +28,6 @@ def repo() -> Path:
 @pytest.fixture
 def one_thread():
     """A single thread for PyTorch: processes share what there is, and sums end in other digits with other threads."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -7,6 +7,7 @@ image is hidden (`occlusion_maps`).
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
 from mtlib.embed.images import load_image
 from mtlib.embed.layers import Layer, blocks
@@ -59,7 +61,7 @@ def occlusion_maps(
     Returns: (n, grid, grid) float32 in the coder's units, rows from the top; negative where hiding makes the feature stronger.
     """
     falls, masks = np.zeros((len(images), grid, grid), np.float32), {}
-    for n, image in enumerate(images):
+    for n, image in enumerate(tqdm(images, "occlusion", delay=5, mininterval=5.0, file=sys.stdout, leave=False)):
         if image.size not in masks:
             masks[image.size] = _hidden(encoder, image.size, grid)
         colour = tuple(np.asarray(image).reshape(-1, 3).mean(0).round().astype(int)) if fill == "mean" else fill
@@ -119,7 +121,8 @@ def heat_maps(data: Data, coder, shown: pd.DataFrame, encoder: Encoder | None = 
         return patch_maps(data, coder, shown)
     encoder, maps = encoder or encoder_of(data), {}
     layer = map_layer(encoder)
-    for feature, lines in shown.reset_index(drop=True).groupby("feature"):
+    each = shown.reset_index(drop=True).groupby("feature")
+    for feature, lines in tqdm(each, "heat maps", delay=5, mininterval=5.0, file=sys.stdout):
         images, given = [load_image(data.images(row))[0] for row in lines["row"]], (encoder, coder, int(feature))
         found = layer_maps(*given, images, layer) if layer else occlusion_maps(*given, images)
         maps |= dict(zip(lines.index, found, strict=True))
@@ -216,7 +219,7 @@ def where_table(data: Data, coder, chosen: dict[str, tuple], n_occluded: int, se
         chosen:     of `tables.firing`: cause -> feature, rows of images that show it.
         n_occluded: of each cause, at most so many images for occlusion, which encodes an image once for each hidden square.
     Returns: frame of map, cause ("all": of all images), feature, n (images), share (mean of `share_inside`), share_low, share_high
-        (95%: BCa over the images), chance.
+        (95%: BCa over the images), chance; no line where no feature fires on an image that shows its cause.
     """
     encoder = None if on_grid(data) else encoder_of(data)
     layer, parts = encoder and map_layer(encoder), []
@@ -232,6 +235,8 @@ def where_table(data: Data, coder, chosen: dict[str, tuple], n_occluded: int, se
             sizes, boxes = np.array([images[i].size for i in own.index]), data.truth[list(BOX)].to_numpy()[own["row"]]
             share, chance = share_inside(maps, boxes, sizes)
             parts.append(own.assign(map=kind, cause=cause, share=share, chance=chance))
+    if not parts:
+        return pd.DataFrame(columns=["map", "cause", "feature", "n", "share", "share_low", "share_high", "chance"])
     each, lines = pd.concat(parts, ignore_index=True).dropna(subset=["share"]), []
     both = pd.concat([each, each.assign(cause="all", feature=-1)])
     for (name, cause), own in both.groupby(["map", "cause"], sort=False):

@@ -174,11 +174,11 @@ class Labeler:
             activating test images that are implausible; None without labels), wrong_count, total_count, verdict,
             logit_push (what the feature adds to this image's logit of being implausible; None without that classifier),
             precision (share of the val images this strong on which the label is right; None unless verified) and check: "verified"
-            where labels chose the features, "unverified" where there are none; with records also "contradicted". With as_published
-            neither, without records. None at all for an image whose `distance` is above 1.
+            where labels chose the features, "unverified" where there are none; with records also "contradicted"; distance, of `distance`.
+            With as_published none of these three, without records. Nothing is returned for an image whose distance is above 1.
         """
         x = self.embed(image)
-        if self._silent(self.distance(x)):
+        if self._silent(distance := self.distance(x)):
             return []
         tokens = torch.from_numpy(np.atleast_2d(x))
         z = self.coder.encode(tokens).amax(dim=0)
@@ -188,7 +188,8 @@ class Labeler:
         present = np.flatnonzero(z.numpy() > above)
         order = present[np.lexsort((present, -z.numpy()[present]))]
         pushed = self._pushes(z, order, tokens)
-        lines = [self._line(int(f), float(z[f]), push) for f, push in zip(order, pushed, strict=True)]
+        own = {} if self.as_published else {"distance": distance}
+        lines = [self._line(int(f), float(z[f]), push) | own for f, push in zip(order, pushed, strict=True)]
         if self.chosen is not None:
             precision = self.chosen["precision"]
             lines = [said for said in lines if said["logit_push"] is None or said["logit_push"] > 0]

@@ -126,7 +126,7 @@ def run_notebook(
         log:        where the kernel's output goes, line by line as it comes.
         parameters: names and values injected after the `parameters` cell.
         root:       working directory of the kernel.
-        forge:      a `kernels.Forge` that its kernel comes from; None: an ordinary one.
+        forge:      a `forge.Forge` that its kernel comes from; None: an ordinary one.
     Returns: seconds it took.
     Raises: StageFailed naming the cell and the reason.
     """

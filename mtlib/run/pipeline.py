@@ -21,8 +21,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtlib.run import artifacts, dependencies, kernels, needs, params, publish
+from mtlib.run import artifacts, dependencies, needs, params, publish
 from mtlib.run.artifacts import StageFailed, visible
+from mtlib.run.forge import ENCODERS, KERNEL, LIBRARIES, running
 from mtlib.run.profiles import OWNER, Places, forced, load_params, run_name
 from mtlib.run.stage import SKIPPED, read_report
 
@@ -155,9 +156,9 @@ def _forge(checked: dict[str, dict], root: Path):
     """What the kernels are forked from: with the libraries of 01 to 07, and the encoders' where images are read."""
     from mtlib.run.notebook import kernel_env
 
-    libraries = kernels.LIBRARIES * ("01_embed" in checked)
-    libraries += kernels.ENCODERS * (not checked.get("01_embed", {}).get("embeddings", "-"))
-    return kernels.forge(os.environ | kernel_env(root), [*kernels.KERNEL, *libraries])
+    libraries = LIBRARIES * ("01_embed" in checked)
+    libraries += ENCODERS * (not checked.get("01_embed", {}).get("embeddings", "-"))
+    return running(os.environ | kernel_env(root), [*KERNEL, *libraries])
 
 
 def _run_stage(

@@ -70,7 +70,7 @@ def sparse_figure(sparse: pd.DataFrame, styles: dict[str, dict] | None = None) -
 
 
 def where_figure(table: pd.DataFrame) -> Figure | None:
-    """Share of the strongest cells in the error's box, per cause and kind of map, with intervals; dashes: chance. None without lines.
+    """Share of the strongest cells in the error's box, per cause and kind of map, with intervals; upright marks: chance. None without lines.
 
     Args: table: 04_where.
     """

@@ -84,7 +84,7 @@ def test_an_image_is_labelled_only_by_features_that_the_val_labels_bear_out(run,
             may = may and e["verdict"] == "error" and e["logit_push"] > 0
             assert (e["feature_num"] in found) == may
             if may:
-                marks = {"precision": line["precision"], "check": "verified"}
+                marks = {"precision": line["precision"], "check": "verified", "distance": None}
                 assert found[e["feature_num"]] == e | marks | {"logit_push": pytest.approx(e["logit_push"], rel=1e-4)}
     assert 0 < labelled < len(data.rows("test"))
 
@@ -105,7 +105,7 @@ def test_scores_against_the_truth_are_of_the_labels_that_the_labeler_gives(run):
 def test_without_labels_all_are_returned_and_marked_unverified(run, labeler, monkeypatch):
     x, marks = np.array(open_run(run).x[7]), {"precision": None, "check": "unverified"}
     monkeypatch.setattr(thresholds, "read", lambda folder: pd.DataFrame(columns=thresholds.COLUMNS))
-    assert Labeler(run).get_explanations(x) == [e | marks for e in labeler.get_explanations(x)]
+    assert Labeler(run).get_explanations(x) == [e | marks | {"distance": None} for e in labeler.get_explanations(x)]
 
 
 def test_label_tells_probability_and_reasons(run, labeler):

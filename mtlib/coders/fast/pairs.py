@@ -6,7 +6,7 @@ With w the weight of each pair, M the sparse matrix of w (n_bags, n_items), and 
     d w               dot(d out[bag], T[item])        one gather per pair
     d T               M.T @ d out                     sum_bags of the transposed pairs, sorted once
 
-On a GPU each is a kernel over the pairs (kernels.py), or from a share of pairs on a product with M written out, where the
+On a GPU each is a kernel over the pairs (triton_kernels.py), or from a share of pairs on a product with M written out, where the
 products run in `rounding`. Both take their sums in a fixed order.
 """
 
@@ -81,7 +81,7 @@ def dense_pays(pairs: Pairs, table: Tensor) -> bool:
 
 @cache
 def _triton():
-    return import_module("mtlib.coders.fast.kernels") if find_spec("triton") else None
+    return import_module("mtlib.coders.fast.triton_kernels") if find_spec("triton") else None
 
 
 def kernels(t: Tensor):

@@ -3,25 +3,20 @@
 Without a GPU the kernels run in Triton's interpreter, and the code is told that the host does not hold the tensors.
 """
 
-import os
-
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtlib.coders import losses, sparsity
+from mtlib.coders.fast import pairs as P
+from mtlib.coders.fast import select, terms
+from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
+from mtlib.learn import train
+from mtlib.learn.config import TrainConfig
+
+kernels = pytest.importorskip("mtlib.coders.fast.triton_kernels")
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from mtlib.coders import losses, sparsity  # noqa: E402 - the interpreter is chosen when the kernels are made
-from mtlib.coders.fast import pairs as P  # noqa: E402
-from mtlib.coders.fast import select, terms  # noqa: E402
-from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig  # noqa: E402
-from mtlib.learn import train  # noqa: E402
-from mtlib.learn.config import TrainConfig  # noqa: E402
-
-kernels = pytest.importorskip("mtlib.coders.fast.kernels")
 DEVICE = "cuda" if GPU else "cpu"
 SHAPES = dict(d_in=6, d_out=6, n_latents=32, pre_bias="decoder")
 KINDS = {

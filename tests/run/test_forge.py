@@ -13,7 +13,7 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from mtlib.run import kernels
+from mtlib.run import forge as forges
 from mtlib.run.artifacts import StageFailed
 from mtlib.run.notebook import kernel_env, run_notebook
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ke
 
 @pytest.fixture(scope="module")
 def forge(repo):
-    with kernels.forge(os.environ | kernel_env(repo), ["pandas", "ipykernel.kernelapp"]) as one:
+    with forges.running(os.environ | kernel_env(repo), ["pandas", "ipykernel.kernelapp"]) as one:
         yield one
 
 
@@ -64,9 +64,9 @@ def test_a_cell_that_fails_and_a_kernel_that_dies_are_told(forge, tmp_path, repo
 def test_kernels_end_with_the_process_that_runs_the_notebook(tmp_path, repo):
     script = tmp_path / "run.py"
     script.write_text(
-        "import os, sys\nfrom pathlib import Path\nfrom mtlib.run import kernels\nfrom mtlib.run.notebook import kernel_env\n"
-        "from tests.run.test_kernels import run\nroot, out = map(Path, sys.argv[1:])\n"
-        "with kernels.forge(os.environ | kernel_env(root), ['ipykernel.kernelapp']) as one:\n"
+        "import os, sys\nfrom pathlib import Path\nfrom mtlib.run import forge as forges\nfrom mtlib.run.notebook import kernel_env\n"
+        "from tests.run.test_forge import run\nroot, out = map(Path, sys.argv[1:])\n"
+        "with forges.running(os.environ | kernel_env(root), ['ipykernel.kernelapp']) as one:\n"
         "    run(one, out, root, \"import os, time; print('pid', os.getpid(), os.getppid(), flush=True); time.sleep(600)\")\n"
     )
     env = os.environ | {"PYTHONPATH": str(repo)}
@@ -95,6 +95,6 @@ def alive(pid: int) -> bool:
 
 
 def test_without_a_forge_an_ordinary_kernel_is_started(tmp_path, repo):
-    with kernels.forge(os.environ | kernel_env(repo), ["ipykernel.kernelapp"]) as gone:
+    with forges.running(os.environ | kernel_env(repo), ["ipykernel.kernelapp"]) as gone:
         pass
     assert "fine" in run(gone, tmp_path, repo, "print('fine')")

@@ -106,7 +106,7 @@ def top_rows(z: Tensor, bias: Tensor, k: int) -> Tensor:
 
     z is read twice, the second time mostly from the cache; what it is compared by is the float32 sum, exactly.
 
-    Args: z (B, S) float32 or bfloat16, rows contiguous; bias (S,); k <= min(S, LARGEST).
+    Args: z (B, S) float32 or bfloat16, rows contiguous; bias (S,); 1 <= k <= min(S, LARGEST), which the caller sees to.
     """
     B, S = z.shape
     groups = max(GROUPS, triton.next_power_of_2(2 * k))

@@ -63,7 +63,7 @@ class Forge:
 
 
 @contextlib.contextmanager
-def forge(env: dict[str, str], libraries: list[str]):
+def running(env: dict[str, str], libraries: list[str]):
     """A Forge, or None where processes cannot be forked safely (anything but Linux)."""
     if not sys.platform.startswith("linux"):
         yield None
