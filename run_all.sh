@@ -61,7 +61,7 @@ set_up() { # set_up [extra ...]: sets PY to a Python that has the packages
       fail "$found cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"
   fi
   "$PY" -m pip install --quiet --disable-pip-version-check "uv==$UV" || echo "uv could not be installed; pip will do" >&2
-  "$PY" -m uv pip install --python "$PY" --require-hashes -r requirements.lock ||
+  "$PY" -m uv pip install --python "$PY" --compile-bytecode --require-hashes -r requirements.lock ||
     "$PY" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock ||
     fail "the packages of requirements.lock could not be installed; the messages above say which"
   pwd >"$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mtlib-here.pth"

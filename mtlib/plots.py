@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -266,3 +267,10 @@ def png(fig: Figure) -> bytes:
     small, image = io.BytesIO(), Image.open(buffer).convert("RGB")
     image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(small, "PNG", optimize=True)
     return small.getvalue()
+
+
+def show(fig: Figure, image: bytes, alt: str = "") -> None:
+    """Show a figure in a notebook by its PNG bytes, as large as notebooks show figures; the figure itself is closed, undrawn."""
+    plt.close(fig)
+    width = Image.open(io.BytesIO(image)).width * plt.rcParams["figure.dpi"] / plt.rcParams["savefig.dpi"]
+    IPython.display.display(IPython.display.Image(image, width=round(width), alt=alt))

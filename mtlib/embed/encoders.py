@@ -140,8 +140,11 @@ class Encoder:
     def encode_tensors(self, pixels: torch.Tensor) -> np.ndarray:
         """Embeddings of preprocessed images: (B, 3, H, W) float32 -> (B, D) float32, not normalised."""
         embed, dtype = getattr(self.model, "encode_image", self.model), PRECISIONS[self.precision]
+        pixels = pixels.to(
+            self.device, dtype, non_blocking=True, memory_format=torch.channels_last
+        )  # fastest to convolve
         with torch.inference_mode():
-            return embed(pixels.to(self.device, dtype, non_blocking=True)).float().cpu().numpy()
+            return embed(pixels).float().cpu().numpy()
 
     def encode_arrays(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
         """What is stored of preprocessed images (B, 3, H, W), float32.

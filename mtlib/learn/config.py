@@ -210,7 +210,7 @@ class MethodsConfig(Settings):
     target_scale: str = ""
     val_every: int = Field(0, ge=0)
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    fits_at_once: int = Field(1, ge=1)
+    fits_at_once: int = Field(2, ge=1)
     processes: int = Field(1, ge=1)
     tensorboard: str = ""
 

@@ -1,4 +1,4 @@
-"""Kernels that start with their libraries in memory: forked from one process that has imported them once (Linux).
+"""Kernels and commands that start with their libraries in memory: forked from one process that has imported them once (Linux).
 
 Every stage still has a process of its own. Of this package nothing is imported before the fork, so that an edit counts at once.
 """
@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 LIBRARIES = ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.linear_model", "sklearn.model_selection"]
@@ -26,8 +28,17 @@ ENCODERS = ["open_clip"]  # and with it timm and torchvision: seconds more
 MAX_MESSAGE = 1 << 20  # bytes
 
 
+ADDRESS = "MTLIB_FORGE"  # in the environment of kernels: where they ask, too
+
+
+def asking(address: str = "") -> list[str]:
+    """What stands before `python -m ...` to have it run by a forge, by default that of this kernel; nothing without one."""
+    address = address or os.environ.get(ADDRESS, "")
+    return [sys.executable, "-S", "-E", __file__, "ask", address] if address else []
+
+
 class Forge:
-    """The process from which kernels are forked; it ends with the one that started it.
+    """The process from which others are forked; it ends with the one that started it.
 
     Args: env: of the forge and of all kernels. libraries: that it imports; the first kernel waits for them.
     """
@@ -53,11 +64,11 @@ class Forge:
         """A kernel manager for nbclient whose kernels are forked here."""
         from jupyter_client.manager import AsyncKernelManager
 
-        asked = [sys.executable, "-S", "-E", __file__, "ask", self.address]
+        before = asking(self.address)
 
         class Forked(AsyncKernelManager):
             def format_kernel_cmd(self, extra_arguments=None):
-                return [*asked, *super().format_kernel_cmd(extra_arguments)]
+                return [*before, *super().format_kernel_cmd(extra_arguments)]
 
         return Forked
 
@@ -76,7 +87,7 @@ def running(env: dict[str, str], libraries: list[str]):
 
 
 def _forge(libraries: list[str], fd: int) -> None:
-    """Import, then fork a kernel for each that asks, until standard input ends: whoever started this is gone."""
+    """Import, then fork a process for each that asks, until standard input ends: whoever started this is gone."""
     listener = socket.socket(fileno=fd)
     for name in libraries:
         with contextlib.suppress(ImportError):  # the kernel says so, if it needs it
@@ -90,13 +101,13 @@ def _forge(libraries: list[str], fd: int) -> None:
         message, fds, _, _ = socket.recv_fds(asker, MAX_MESSAGE, 2)
         if os.fork() == 0:
             listener.close()
-            _become_kernel(asker, fds, **json.loads(message))
+            _become(asker, fds, **json.loads(message))
         for one in fds:
             os.close(one)
         asker.close()
 
 
-def _become_kernel(asker: socket.socket, fds: list[int], command: list[str], env: dict[str, str], cwd: str) -> None:
+def _become(asker: socket.socket, fds: list[int], command: list[str], env: dict[str, str], cwd: str) -> None:
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for fd, place in zip([os.open(os.devnull, os.O_RDONLY), *fds], (0, 1, 2), strict=True):
@@ -112,15 +123,26 @@ def _become_kernel(asker: socket.socket, fds: list[int], command: list[str], env
 
     asker.send(str(os.getpid()).encode())
     threading.Thread(target=end_with_asker, daemon=True).start()
-    from ipykernel.kernelapp import launch_new_instance
-
-    sys.argv = [*command[command.index("ipykernel_launcher") :], f"--IPKernelApp.parent_handle={os.getppid()}"]
-    launch_new_instance()
-    os._exit(0)
+    sys.path[0] = cwd  # as `python -m` has it, in place of this file's folder
+    module, status = command[command.index("-m") + 1], 0
+    sys.argv = command[command.index("-m") + 1 :]
+    if module == "ipykernel_launcher":
+        sys.argv.append(f"--IPKernelApp.parent_handle={os.getppid()}")
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    asker.send(bytes([status & 255]))
+    os._exit(status)
 
 
 def _ask(address: str, command: list[str]) -> None:
-    """Ask for a kernel and live as long as it does; where no forge is left, become an ordinary kernel. Ends with its parent."""
+    """Have a command run and live as long as it does, or, where no forge is left, become it. Ends with its parent."""
     parent, asked = os.getppid(), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     message = json.dumps({"command": command, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
     try:
@@ -128,10 +150,11 @@ def _ask(address: str, command: list[str]) -> None:
         socket.send_fds(asked, [message], [1, 2])
     except OSError:
         os.execv(command[0], command)
-    kernel = int(asked.recv(64) or 0)
-    signal.signal(signal.SIGINT, lambda *_: kernel and os.kill(kernel, signal.SIGINT))
+    forked = int(asked.recv(64) or 0)
+    signal.signal(signal.SIGINT, lambda *_: forked and os.kill(forked, signal.SIGINT))
     while os.getppid() == parent and not select.select([asked], [], [], 1.0)[0]:
         pass
+    sys.exit(int.from_bytes(asked.recv(1) or b"\1", "big"))  # killed, it says nothing
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from mtlib.run import needs
 from mtlib.run.artifacts import StageFailed, visible
+from mtlib.run.forge import ADDRESS
 
 # Fixed, so that a run repeats to the last bit on one machine: sums are split by the number of threads.
 KERNEL_ENV = {
@@ -32,8 +33,12 @@ KERNEL_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "OPENBLAS_NUM_THREADS": "1",  # of numpy and scipy: two wait for each other in the small products of a linear probe
+    # glibc keeps memory of up to 1 GiB that was freed: mapping the buffers of every step or batch afresh halves its speed
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 DEFAULT_THREADS = "2"
 LOGGER = logging.getLogger("papermill")
 LOGGER.setLevel(logging.INFO)
@@ -136,7 +141,8 @@ def run_notebook(
     how = {"kernel_name": "python3", "cwd": str(root), "log_output": True, "progress_bar": False}
     how |= {"kernel_manager_class": forge.manager()} if forge else {}
     limits = {"execution_timeout": cell_timeout, "start_timeout": 300}
-    with progress, _stderr_to(progress.file), mock.patch.dict(os.environ, kernel_env(root)):
+    env = kernel_env(root) | ({ADDRESS: forge.address} if forge else {})
+    with progress, _stderr_to(progress.file), mock.patch.dict(os.environ, env):
         try:
             papermill.execute_notebook(notebook, target, parameters, **how, **limits)
         except PapermillExecutionError as e:

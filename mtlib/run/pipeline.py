@@ -147,7 +147,7 @@ def run(
             folders[stage], metas[stage] = folder, meta
             result.nothing |= {stage: meta["facts"]["nothing"]} if meta["facts"].get("nothing") else {}
         artifacts.write_record(run_dir / "left_out.json", result.left_out)
-        publish.publish(report, folders, run_dir, metas, places)
+        publish.publish(report, folders, run_dir, metas, places, forge)
         record.unlink(missing_ok=True)  # the next --from starts anew
     return result
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mtlib.run import artifacts
 from mtlib.run.artifacts import NOTEBOOKS, ArtifactError, StageFailed, atomic, visible, write_text
+from mtlib.run.forge import asking
 from mtlib.run.params import ParamsError
 from mtlib.run.profiles import KEPT, Places
 
@@ -45,7 +46,9 @@ def published_files(folder: Path) -> dict[str, Path]:
     return {name: files[name] for name in sorted(files) if files[name].is_file()}
 
 
-def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict[str, dict], places: Places) -> None:
+def publish(
+    report: Path, folders: dict[str, Path], run_dir: Path, timings: dict[str, dict], places: Places, forge=None
+) -> None:
     """Make `report` show exactly these stages: copy what changed, remove what an earlier run left behind, write its pages.
 
     The pages are written by the repository's mtlib.report in a process of its own.
@@ -54,6 +57,7 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
         folders: stage -> its artifact's folder.
         run_dir: runs/<run>; gets published.json, the hashes of the report's files.
         timings: stage -> its meta.json, or what else has seconds and peak_mb.
+        forge:   a `forge.Forge` that this process comes from; None: an ordinary one.
     """
     files = {name: file for folder in folders.values() for name, file in published_files(folder).items()}
     with contextlib.suppress(ArtifactError):  # no report yet, or all of it is written again
@@ -75,6 +79,7 @@ def publish(report: Path, folders: dict[str, Path], run_dir: Path, timings: dict
     lines = [f"{stage},{t['seconds']:.1f},{t['peak_mb']:.0f}\n" for stage, t in timings.items()]
     write_text(report / "timings.csv", "".join(["stage,seconds,peak_mb\n", *lines]))
     command = [sys.executable, "-m", "mtlib.report.build", str(run_dir), str(report)]
+    command = [*(asking(forge.address) if forge else []), *command]
     done = subprocess.run(command, cwd=places.root, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -58,11 +58,12 @@ def _clean_output(output, hide) -> bool:
         output.text = hide("\n".join(line for line in lines if not PROGRESS_BAR.search(line)))
         return bool(output.text.strip())
     if output.output_type in ("display_data", "execute_result"):
-        output.metadata = {}
+        size = output.metadata.get("image/png", {})  # and its text for who does not see it
         for kind, value in output.data.items():
             if kind.startswith("text/") and isinstance(value, str):
                 output.data[kind] = hide(value)
         _shrink(output.data)
+        output.metadata = {kind: size for kind in output.data if kind.startswith("image/") and size}
     if output.output_type == "error":
         output.evalue, output.traceback = hide(output.evalue), [hide(line) for line in output.traceback]
     return True

@@ -102,14 +102,16 @@ class Stage:
         return shown.round(DIGITS)
 
     def figure(self, fig, name: str, frame, caption: str = "") -> None:
-        """Write figures/<NN>_<name>.png, and as tables/<NN>_<name>.csv the numbers it shows; without one, only these."""
+        """Write and show figures/<NN>_<name>.png, drawn once; as tables/<NN>_<name>.csv its numbers; without one, only these."""
         from mtlib import plots
 
         self.table(frame, name, caption)
         if fig is None:
             return
+        image = plots.png(fig)
         with artifacts.atomic(self.out / "figures" / f"{self.number}_{name}.png") as tmp:
-            tmp.write_bytes(plots.png(fig))
+            tmp.write_bytes(image)
+        plots.show(fig, image, caption)
         self._declare("figure", name, caption)
 
     def say(self, key: str, sentence: str):

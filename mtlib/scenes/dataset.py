@@ -111,7 +111,7 @@ def _one(job):
     folder, name, spec, generator, size = job
     canvas, variant = _drawn(spec, size)
     path, nuisance = Path(folder) / name, asdict(canvas.n)
-    canvas.finish().save(path, "PNG", compress_level=6)
+    canvas.finish().save(path, "PNG", compress_level=1)  # a third of the time for 6% more bytes
     text, _ = caption(np.random.default_rng([spec.scene, 3]), spec.family, spec.error, variant, nuisance)
     return {
         "path": name,

@@ -46,9 +46,20 @@ def test_each_kernel_is_a_process_of_its_own_that_has_the_libraries(forge, tmp_p
     forked = run(
         forge, tmp_path, repo, "import os, sys; print('env', sorted(os.environ.items()), sys.path, os.getcwd())"
     )
-    changing = r"\('(JPY|KERNEL|PYTEST)\w*', [^)]*\), |\('_', [^)]*\), "
+    changing = r"\('(JPY|KERNEL|PYTEST|MTLIB_FORGE)\w*', [^)]*\), |\('_', [^)]*\), "
     env = [re.sub(changing, "", re.search(r"env .*", text)[0]) for text in (ordinary, forked)]
-    assert env[0].split("] [")[0] == env[1].split("] [")[0]  # the same environment
+    assert env[0] == env[1]  # the same environment, path and folder
+
+
+def test_a_command_of_a_kernel_runs_there_too_and_tells_how_it_ended(forge, tmp_path, repo):
+    (tmp_path / "told.py").write_text(
+        "import os, sys\nprint('told', 'pandas' in sys.modules, sys.argv[1:], os.getcwd())\nsys.exit(7)"
+    )
+    run_it = "import subprocess, sys; from mtlib.run.forge import asking; asked = [*asking(), sys.executable, '-m', 'told', 'a b']"
+    run_it += f"; done = subprocess.run(asked, cwd={str(tmp_path)!r}, capture_output=True, text=True)"
+    said = run(forge, tmp_path, repo, run_it, "print(len(asked) > 4, done.stdout, done.stderr, done.returncode)")
+    assert f"True told True ['a b'] {tmp_path}\n  7" in said
+    assert "told False ['a b']" in run(None, tmp_path, repo, run_it, "print(done.stdout)")
 
 
 def test_a_cell_that_fails_and_a_kernel_that_dies_are_told(forge, tmp_path, repo):
