@@ -24,32 +24,11 @@ from papermill.exceptions import PapermillExecutionError
 
 from mtlib.run import needs
 from mtlib.run.artifacts import StageFailed, visible
-from mtlib.run.forge import ADDRESS
+from mtlib.run.forge import ADDRESS, kernel_env
 
-# Fixed, so that a run repeats to the last bit on one machine: sums are split by the number of threads.
-KERNEL_ENV = {
-    "PYTHONHASHSEED": "0",
-    "JUPYTER_PREFER_ENV_PATH": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    "OPENBLAS_NUM_THREADS": "1",  # of numpy and scipy: two wait for each other in the small products of a linear probe
-    # glibc keeps memory of up to 1 GiB that was freed: mapping the buffers of every step or batch afresh halves its speed
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-DEFAULT_THREADS = "2"
 LOGGER = logging.getLogger("papermill")
 LOGGER.setLevel(logging.INFO)
 LOGGER.propagate = False
-
-
-def kernel_env(root: Path) -> dict[str, str]:
-    """What the kernel inherits besides; the caller's own OMP_NUM_THREADS is kept."""
-    threads = os.environ.get("OMP_NUM_THREADS", DEFAULT_THREADS)
-    rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(root)]
-    return KERNEL_ENV | dict.fromkeys(THREADS, threads) | {"PYTHONPATH": os.pathsep.join([str(root), *rest])}
 
 
 class Progress(logging.Handler):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mtlib.run import artifacts, dependencies, needs, params, publish
 from mtlib.run.artifacts import StageFailed, visible
-from mtlib.run.forge import ENCODERS, KERNEL, LIBRARIES, running
+from mtlib.run.forge import ENCODERS, KERNEL, LIBRARIES, kernel_env, running
 from mtlib.run.profiles import OWNER, Places, forced, load_params, run_name
 from mtlib.run.stage import SKIPPED, read_report
 
@@ -154,8 +154,6 @@ def run(
 
 def _forge(checked: dict[str, dict], root: Path):
     """What the kernels are forked from: with the libraries of 01 to 07, and the encoders' where images are read."""
-    from mtlib.run.notebook import kernel_env
-
     libraries = LIBRARIES * ("01_embed" in checked)
     libraries += ENCODERS * (not checked.get("01_embed", {}).get("embeddings", "-"))
     return running(os.environ | kernel_env(root), [*KERNEL, *libraries])

@@ -15,7 +15,8 @@ import pytest
 
 from mtlib.run import forge as forges
 from mtlib.run.artifacts import StageFailed
-from mtlib.run.notebook import kernel_env, run_notebook
+from mtlib.run.forge import kernel_env
+from mtlib.run.notebook import run_notebook
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")
 
@@ -75,7 +76,7 @@ def test_a_cell_that_fails_and_a_kernel_that_dies_are_told(forge, tmp_path, repo
 def test_kernels_end_with_the_process_that_runs_the_notebook(tmp_path, repo):
     script = tmp_path / "run.py"
     script.write_text(
-        "import os, sys\nfrom pathlib import Path\nfrom mtlib.run import forge as forges\nfrom mtlib.run.notebook import kernel_env\n"
+        "import os, sys\nfrom pathlib import Path\nfrom mtlib.run import forge as forges\nfrom mtlib.run.forge import kernel_env\n"
         "from tests.run.test_forge import run\nroot, out = map(Path, sys.argv[1:])\n"
         "with forges.running(os.environ | kernel_env(root), ['ipykernel.kernelapp']) as one:\n"
         "    run(one, out, root, \"import os, time; print('pid', os.getpid(), os.getppid(), flush=True); time.sleep(600)\")\n"
