@@ -272,5 +272,6 @@ def png(fig: Figure) -> bytes:
 def show(fig: Figure, image: bytes, alt: str = "") -> None:
     """Show a figure in a notebook by its PNG bytes, as large as notebooks show figures; the figure itself is closed, undrawn."""
     plt.close(fig)
-    width = Image.open(io.BytesIO(image)).width * plt.rcParams["figure.dpi"] / plt.rcParams["savefig.dpi"]
+    saved = plt.rcParams["savefig.dpi"]
+    width = Image.open(io.BytesIO(image)).width * (1 if saved == "figure" else fig.dpi / saved)
     IPython.display.display(IPython.display.Image(image, width=round(width), alt=alt))

@@ -139,12 +139,10 @@ class Encoder:
 
     def encode_tensors(self, pixels: torch.Tensor) -> np.ndarray:
         """Embeddings of preprocessed images: (B, 3, H, W) float32 -> (B, D) float32, not normalised."""
-        embed, dtype = getattr(self.model, "encode_image", self.model), PRECISIONS[self.precision]
-        pixels = pixels.to(
-            self.device, dtype, non_blocking=True, memory_format=torch.channels_last
-        )  # fastest to convolve
+        embed = getattr(self.model, "encode_image", self.model)
+        how = {"dtype": PRECISIONS[self.precision], "memory_format": torch.channels_last}  # quicker to convolve
         with torch.inference_mode():
-            return embed(pixels).float().cpu().numpy()
+            return embed(pixels.to(self.device, non_blocking=True, **how)).float().cpu().numpy()
 
     def encode_arrays(self, pixels: torch.Tensor) -> dict[str, np.ndarray]:
         """What is stored of preprocessed images (B, 3, H, W), float32.
@@ -159,8 +157,7 @@ class Encoder:
 
     def encode_images(self, images: list[Image.Image]) -> np.ndarray:
         """Embeddings of RGB images as `load_image` gives them: (B, D) float32, not normalised."""
-        found = [np.zeros((0, self.d_out), np.float32)]
-        return np.concatenate(found + [self.encode_tensors(pixels) for pixels in self._pixels(images)])
+        return np.concatenate([np.zeros((0, self.d_out), np.float32), *map(self.encode_tensors, self._pixels(images))])
 
     def encode_layer(self, images: list[Image.Image]) -> np.ndarray:
         """Tokens of the layer for RGB images as `load_image` gives them: (B, T, D) float32."""

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import uuid
 from pathlib import Path
 
 LIBRARIES = ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.linear_model", "sklearn.model_selection"]
@@ -85,9 +86,14 @@ class Forge:
         """A kernel manager for nbclient whose kernels are forked here."""
         from jupyter_client.manager import AsyncKernelManager
 
-        before = asking(self.address)
+        before, folder = asking(self.address), Path(self._folder.name)
 
         class Forked(AsyncKernelManager):
+            def __init__(self, **given):
+                super().__init__(**given)
+                # sockets in a folder that is this user's alone; a free port may be taken before the kernel binds it
+                self.transport, self.connection_file = "ipc", str(folder / f"{uuid.uuid4().hex[:12]}.json")
+
             def format_kernel_cmd(self, extra_arguments=None):
                 return [*before, *super().format_kernel_cmd(extra_arguments)]
 

@@ -108,5 +108,6 @@ def alive(pid: int) -> bool:
 
 def test_without_a_forge_an_ordinary_kernel_is_started(tmp_path, repo):
     with forges.running(os.environ | kernel_env(repo), ["ipykernel.kernelapp"]) as gone:
-        pass
-    assert "fine" in run(gone, tmp_path, repo, "print('fine')")
+        gone._process.kill()
+        gone._process.wait()
+        assert "fine" in run(gone, tmp_path, repo, "print('fine')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from mtlib.coders.fast.nested import level_sums, ranked_pairs
 from mtlib.coders.fast.pairs import EncodePairs, Pairs, SquaredNorms, SumBags, weight_sums
 
 DENSE = 0.2  # share of active latents above which dense products are quicker on a CPU (measured: between 0.2 and 0.3)
-CHUNK = 1 << 22  # values of z_pre held at once: 16 MB; malloc maps larger buffers afresh at every step
+CHUNK = 1 << 22  # values of z_pre held at once: 16 MB
+SCRATCH = threading.local()  # where they stand, step after step: fresh memory costs as much as half the product
 SATURATED = 40.0  # bandwidths from a threshold at which a sigmoid is 0 or 1 in float64
 
 
@@ -95,7 +97,15 @@ def _pre_chunks(coder, inputs: Tensor):
         yield inputs.to(rounding) @ coder.enc.to(rounding), bias
         return
     for part in inputs.split(max(1, CHUNK // coder.n_latents)):
-        yield torch.addmm(bias, part, coder.enc), None
+        yield torch.addmm(bias, part, coder.enc, out=_scratch(len(part), coder.n_latents, inputs.dtype)), None
+
+
+def _scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """(rows, columns) of whatever stood there before; it lasts until this thread asks again."""
+    kept = getattr(SCRATCH, "kept", None)
+    if kept is None or kept.dtype != dtype or len(kept) < rows * columns:
+        kept = SCRATCH.kept = torch.empty(rows * columns, dtype=dtype)
+    return kept[: rows * columns].view(rows, columns)
 
 
 def _pairs(coder, places: Tensor, B: int) -> Pairs:
