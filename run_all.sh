@@ -117,7 +117,7 @@ main() {
       ;;
     bench)
       set_up test
-      case " ${*:2} " in "  " | *" --quick "* | *" --dry "* | *" --help "*) ;; *) set_up_bench ;; esac # our own part needs no others
+      case " ${*:2} " in "  " | " stages "* | " roofline "* | *" --quick "* | *" --dry "* | *" --help "*) ;; *) set_up_bench ;; esac # our own part needs no others
       named benchmarks "${@:2}"
       ;;
     viewer)

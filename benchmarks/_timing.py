@@ -1,4 +1,4 @@
-"""Interleaved CPU-time measurements and the rows of results.json; times on a device."""
+"""Interleaved CPU-time measurements and the rows of results-<processor>.json; times on a device."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     ./run_all.sh bench speed [--only WORD] [--rounds 15] [--quick]
 
 One process, one thread, all methods in turn in every round, medians of process CPU time. Every method gets the same
-fused AdamW; "own optimiser" rows are the peers' own steps. Writes benchmarks/results.json and benchmarks/README.md.
+fused AdamW; "own optimiser" rows are the peers' own steps. Writes benchmarks/results-<processor>.json and benchmarks/README.md.
 --only runs some of it, and keeps the other rows. --quick: small shapes, our own part only, nothing written.
 """
 
@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from benchmarks import published  # noqa: E402
-from benchmarks._report import write_report  # noqa: E402
+from benchmarks._report import processor, results_of, write_report  # noqa: E402
 from benchmarks._timing import Step, interleaved, rows, training_step  # noqa: E402
 from mtlib.coders.presets import coder_settings  # noqa: E402
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig  # noqa: E402
@@ -228,13 +228,17 @@ def measure(only: str, rounds: int, quick: bool) -> Iterator[list[dict]]:
             yield found
 
 
-def merged(path: Path, found: list[dict]) -> list[dict]:
-    """What was measured now, in the place of what an earlier run wrote about the same steps."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+def keep(found: list[dict], rounds: int) -> None:
+    """Put what was measured now in the place of what an earlier run on this processor wrote about the same steps."""
+    path = results_of(HERE, processor())
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     now = {(r["what"], r["shape"]) for r in found}
-    rows = [r for r in earlier if (r["what"], r["shape"]) not in now] + found
     order = {w: i for i, w in enumerate(ORDER)}
-    return sorted(rows, key=lambda r: order.get(r["what"], len(order)))
+    rows = [r for r in earlier if (r["what"], r["shape"]) not in now] + found
+    rows.sort(key=lambda r: order.get(r["what"], len(order)))
+    write_json(path, {"processor": processor(), "torch": torch.__version__, "rounds": rounds, "rows": rows})
+    every = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(HERE.glob("results-*.json"))]
+    write_report(HERE / "README.md", every)
 
 
 def main() -> int:
@@ -247,9 +251,7 @@ def main() -> int:
     for found in measure(args.only, 2 if args.quick else args.rounds, args.quick):
         steps += 1
         if not args.quick:
-            found = merged(HERE / "results.json", found)
-            write_json(HERE / "results.json", found)
-            write_report(HERE / "README.md", found, args.rounds)
+            keep(found, args.rounds)
     if not steps:
         print(f"--only {args.only}: none of {', '.join(g.__name__ for g in GROUPS)}", file=sys.stderr)
     return 0 if steps else 2

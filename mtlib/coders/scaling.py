@@ -47,7 +47,7 @@ def scaled(x: Tensor, mean: Tensor, scale: Tensor, kind: str, unit_rows: bool = 
     if kind == "rows":
         spread, mean = torch.std_mean(x, dim=-1, keepdim=True)
         return (x - mean) / (spread + EPS)
-    return x if unit_rows else x / scale
+    return x if unit_rows else x.div_(scale)  # x is new
 
 
 def gain_and_shift(coder, y: Tensor | None) -> tuple[Tensor, Tensor]:

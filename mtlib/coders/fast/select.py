@@ -27,6 +27,15 @@ def true_places(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero()[:, 0]
 
 
+def places_above(z: Tensor, bound: Tensor | float, equal: bool = False) -> Tensor:
+    """Flat places where z (B, S), on the host, is above `bound` (which broadcasts), or at it; growing. By numpy, twice as fast.
+
+    NaN counts as large, as in torch.topk.
+    """
+    low = (np.less if equal else np.less_equal)(z.numpy(), torch.as_tensor(bound).numpy())
+    return torch.from_numpy(np.flatnonzero(np.logical_not(low, out=low)))
+
+
 def kth_largest(z: Tensor, k: int) -> Tensor:
     """(B,): the k-th largest value of each row of z (B, n)."""
     if sparsity.on_cpu(z):
@@ -58,8 +67,7 @@ def top_rows(z: Tensor, k: int, bias: Tensor | None = None) -> Tensor:
     if bound is None:
         return z.topk(k, dim=1, sorted=False).indices.sort(1).values
     B, S = z.shape
-    low = np.less(z.numpy(), bound.numpy()[:, None])  # twice as fast as torch
-    places = torch.from_numpy(np.flatnonzero(np.logical_not(low, out=low)))  # NaN counts as large, as in torch.topk
+    places = places_above(z, bound[:, None], equal=True)
     row = places // S
     counts = torch.bincount(row, minlength=B)
     width, first = int(counts.max()), counts.cumsum(0) - counts

@@ -157,7 +157,7 @@ def _top_of_batch(coder, inputs: Tensor) -> Found | None:
     bound, found, values, start = None, [], [], 0
     for z, _ in _pre_chunks(coder, inputs):
         bound = select.sampled_bound(z, c.blocks, c.ks) if bound is None else bound
-        places = select.true_places((z <= bound).logical_not_())  # NaN counts as large, as in torch.topk
+        places = select.places_above(z, bound)
         found.append(places + start * S)
         values.append(z.flatten().index_select(0, places))
         start += len(z)
@@ -176,13 +176,14 @@ def _top_of_batch(coder, inputs: Tensor) -> Found | None:
 
 def _above(coder, inputs: Tensor) -> Found:
     c = coder.config
-    z_pre = torch.addmm(coder._encoder_bias(), inputs, coder.enc)
+    z_pre = _scratch(len(inputs), coder.n_latents, inputs.dtype)
+    torch.addmm(coder._encoder_bias(), inputs, coder.enc, out=z_pre)
     margin = SATURATED * c.bandwidth if c.penalty == "l0_sigmoid" else 0.0
     margin = c.bandwidth / 2 if c.penalty.startswith("l0_rectangle") else margin
     bound = coder.thresholds - margin if c.activation == "jumprelu" else 0.0
-    places = select.true_places((z_pre <= bound).logical_not_())
+    places = select.places_above(z_pre, bound)
     if len(places) > DENSE * z_pre.numel():
-        return Found(z_pre)
+        return Found(z_pre.clone())
     return Found(z_pre.flatten().index_select(0, places), _pairs(coder, places, len(inputs)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import Template
 
@@ -32,6 +33,7 @@ MAX_CELLS = 1_000_000  # of the heat maps of a method
 IMPORTANCE = (slice(0, 6), slice(6, TOP), slice(TOP, -SILENT), slice(-SILENT, None))  # of them, for a picture
 MAX_FEATURES = 2000  # of a method, error features and the most active first
 SIDE, MAX_BYTES, MAX_IMAGES = 160, 9_000_000, 6000  # a picture's longer side in px; all pictures
+THREADS = 2  # that make them; they wait for Python little
 COLUMNS = "feature density n_active_test mean_activation max_activation error_ratio error_low error_high q_bh assessed"
 COLUMNS += " mono_score purity dominant_class copy_of causal_relevance causal_control_latents causal_control_random"
 COLUMNS += " top_cause top_cause_share"
@@ -196,22 +198,31 @@ def write_pictures(data: Data, rows: np.ndarray, folder: Path) -> list[str]:
 
     Returns: their names, "" where there is none to show; shorter than rows where there was no room.
     """
-    names, size = [], 0
-    for row in rows if data.image_root is not None and data.pictures else ():
-        name = f"{data.manifest['sha256'].iloc[row][-20:]}.webp"
-        if not (folder / name).is_file():
-            try:
-                image, _ = load_image(data.images(row))
-            except ImageRefused:  # moved or changed since
-                names.append("")
-                continue
-            image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-            with atomic(folder / name) as tmp:
-                image.save(tmp, "WEBP", quality=80, method=4)
-        size += (folder / name).stat().st_size
-        if size > MAX_BYTES:
-            break
-        names.append(name)
+    shown = rows if data.image_root is not None and data.pictures else []
+    names, size, named = [], 0, [f"{sha256[-20:]}.webp" for sha256 in data.manifest["sha256"].iloc[shown]]
+    with ThreadPoolExecutor(THREADS) as pool:
+        places = {name: data.images(row) for name, row in zip(named, shown, strict=True)}
+        written = {name: pool.submit(_write_picture, path, folder / name) for name, path in places.items()}
+        for name in named:
+            n_bytes = written[name].result()
+            size += n_bytes
+            if size > MAX_BYTES:
+                break
+            names.append(name if n_bytes else "")
+        pool.shutdown(cancel_futures=True)
     for old in {p.name for p in folder.glob("*")} - set(names):
         (folder / old).unlink()
     return names or [""] * len(rows)
+
+
+def _write_picture(path: Path, target: Path) -> int:
+    """Write a small picture of an image, unless it is there. Returns: its bytes; 0 for an image that moved or changed since."""
+    if not target.is_file():
+        try:
+            image, _ = load_image(path)
+        except ImageRefused:
+            return 0
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        with atomic(target) as tmp:
+            image.save(tmp, "WEBP", quality=80, method=2)
+    return target.stat().st_size
