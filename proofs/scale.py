@@ -196,7 +196,7 @@ def against_truth(made: Made) -> dict[str, float]:
     found, truly = [], []
     seconds |= _timed(f"causes found ({len(tasks)} causes)", lambda: found.append(causes.causes_found(tasks, codes["val"], codes["test"])))  # fmt: skip
     seconds |= _timed("k-sparse probing, one cause", lambda: causes.sparse_probe(tasks[0], codes))
-    seconds |= _timed("linear ceiling, one cause", lambda: causes.linear_ceiling(tasks[0], {s: made.x[r] for s, r in rows.items()}))  # fmt: skip
+    seconds |= _timed("linear ceiling, one cause", lambda: causes.ceilings(tasks[:1], {s: made.x[r] for s, r in rows.items()}))  # fmt: skip
     labels = cause[rows["val"]], cause[rows["test"]]
     seconds |= _timed("truly error features", lambda: truly.append(attributes.error_features(codes["val"], codes["test"], *labels)))  # fmt: skip
     seconds |= _timed(
