@@ -103,7 +103,14 @@ def main() -> int:
     alone = time.monotonic() - begun
     lines = (ROOT / "reports" / WHOLE / "timings.csv").read_text(encoding="utf-8").splitlines()[1:]
     seconds = {line.split(",")[0]: float(line.split(",")[1]) for line in lines}
-    killed = lives(args.kills, args.seed, list(seconds), seconds)
+    whole, aside = (ROOT / folder / WHOLE for folder in ("runs", ".aside"))
+    aside.parent.mkdir(exist_ok=True)
+    whole.rename(aside)  # or the other run would take its finished stages
+    try:
+        killed = lives(args.kills, args.seed, list(seconds), seconds)
+    finally:
+        aside.rename(whole)
+        aside.parent.rmdir()
     bad = compare()
     ok = len(killed) >= args.kills - 2 and len(killed) >= 20 and not bad
     text = [
