@@ -44,7 +44,7 @@ target_centre = "mean"  # the same for y
 target_scale = "rms"
 val_every = 50  # steps between validations, whose best weights are kept; 0: as published, else every 50
 precision = "tf32"  # of the products: float32 | tf32 (on a GPU; float32 elsewhere) | bf16
-fits_at_once = 2  # coders trained at a time, each in its own process; they share the threads
+fits_at_once = 2  # coders trained at a time, each in its own process; they share the threads, or the GPU
 processes = 1  # processes that train one coder together, each with a share of every batch: cores, or GPUs
 tensorboard = ""  # a folder for the training curves as TensorBoard's event files, too; needs that package
 

@@ -77,13 +77,13 @@ def run_all(fits: Sequence[dict], fits_at_once: int = 1, processes: int = 1) -> 
 
 
 def _as_json(job: dict, folder: str) -> dict:
-    """The arguments of a fit: arrays as places of files, settings as what they hold."""
+    """The arguments of a fit as JSON values: arrays as their `_place`, settings as what they hold."""
     job = job | {name: job[name].model_dump() for name in MODELS} | {"folder": str(job["folder"])}
     return job | {name: _place(job[name], folder) for name in ARRAYS if job.get(name) is not None}
 
 
 def _place(array: np.ndarray, folder: str) -> list:
-    """File, type, shape and offset of an array; one that is no whole map of a file is written to `folder`, once."""
+    """[file, type, shape, offset in bytes] of an array; one that is no whole map of a file is written to `folder`, once."""
     if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous):
         path = Path(folder, f"{id(array)}.npy")
         if not path.exists():

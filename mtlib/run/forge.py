@@ -1,6 +1,6 @@
-"""Kernels and commands that start with their libraries in memory: forked from one process that has imported them once (Linux).
+"""What kernels inherit, and how they start with their libraries in memory: forked from one process that has imported them once (Linux).
 
-Every stage still has a process of its own. Of this package nothing is imported before the fork, so that an edit counts at once.
+A kernel's own commands (the fits of 03) and the report's pages start likewise. Every stage still has a process of its own. Of this package nothing is imported before the fork, so that an edit counts at once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ LIBRARIES += ["matplotlib_inline.backend_inline"]
 KERNEL = ["ipykernel.kernelapp"]
 ENCODERS = ["open_clip"]  # and with it timm and torchvision: seconds more
 MAX_MESSAGE = 1 << 20  # bytes
-
-
 # Fixed, so that a run repeats to the last bit on one machine: sums are split by the number of threads.
 KERNEL_ENV = {
     "PYTHONHASHSEED": "0",
@@ -60,7 +58,7 @@ def asking(address: str = "") -> list[str]:
 
 
 class Forge:
-    """The process from which others are forked; it ends with the one that started it.
+    """The process from which others are forked; it ends with the one that started it. `address`: the socket on which it is asked.
 
     Args: env: of the forge and of all kernels. libraries: that it imports; the first kernel waits for them.
     """
