@@ -76,7 +76,10 @@ def write_report(path: Path, found: list[dict]) -> None:
         "fused AdamW, \"own optimiser\" with the peer's. Ratios compare; absolute figures drift with the machine's load. A target that is"
     ]
     lines += ["missed on one processor is missed.", ""]
-    lines += [f"- {one['processor']}: PyTorch {one['torch']}, {one['rounds']} rounds" for one in found]
+    lines += [
+        f"- {one['processor']}: PyTorch {one['torch']}, {one['rounds']} rounds; {one.get('timed', 'one step in a turn')}"
+        for one in found
+    ]
     names = [one["processor"] for one in found]
     lines += [
         "",

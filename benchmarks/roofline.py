@@ -10,23 +10,20 @@ Writes benchmarks/roofline-<processor>.md.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"
+import numpy as np
+import pandas as pd
+import torch
 
-import numpy as np  # noqa: E402 - threads are set first
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-
-from benchmarks._report import processor, results_of  # noqa: E402
-from benchmarks._timing import interleaved  # noqa: E402
-from benchmarks.speed import ours, unit_rows  # noqa: E402
-from mtlib.coders.sparse_coder import SparseCoderConfig  # noqa: E402
-from mtlib.report.text import markdown_table  # noqa: E402
-from mtlib.run.artifacts import write_text  # noqa: E402
+from benchmarks import as_in_training
+from benchmarks._report import processor, results_of
+from benchmarks._timing import interleaved
+from benchmarks.speed import ours, unit_rows
+from mtlib.coders.sparse_coder import SparseCoderConfig
+from mtlib.report.text import markdown_table
+from mtlib.run.artifacts import write_text
 
 HERE = Path(__file__).resolve().parent
 TOPK = [(512, 4096, 1024, 32), (512, 4096, 4096, 32), (768, 6144, 1024, 32), (768, 12288, 1024, 32)]
@@ -132,4 +129,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    as_in_training()
     sys.exit(main())

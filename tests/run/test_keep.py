@@ -57,9 +57,9 @@ def test_the_demos_executed_notebooks_are_kept(tmp_path):
 
 
 def test_too_much_and_nothing_are_refused(tmp_path):
-    report(tmp_path, "mine", "![a](figures/01_a.png)", **{"figures/01_a.png": 1_000_001})
+    report(tmp_path, "mine", "![a](figures/01_a.png)", **{"figures/01_a.png": 1_500_001})
     with pytest.raises(
-        ParamsError, match=r"keep mine: 1,000,0\d\d bytes, at most 1,000,000 are kept; the largest is figures/01_a"
+        ParamsError, match=r"keep mine: 1,500,0\d\d bytes, at most 1,500,000 are kept; the largest is figures/01_a"
     ):
         publish.keep("mine", Places(tmp_path))
     with pytest.raises(ParamsError, match="holds no page"):
