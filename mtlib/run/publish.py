@@ -2,8 +2,8 @@
 
 Every file belongs to one stage, told by the prefix that its name starts with (those in published/ aside). Publishing
 happens once, after the last stage, so that a report never mixes two runs. `./run_all.sh keep <run>` copies what is worth
-keeping, small enough for git, into reports/kept/<run>/: the pages, the pictures of the first one, those of
-others and tables up to 40 kB each; of the demo also the executed notebooks. Links to what is not kept become plain text.
+keeping, small enough for git, into reports/kept/<run>/: the pages, the pictures of the first one, those of others up to
+40 kB and tables up to 50 kB; of the demo also the executed notebooks. Links to what is not kept become plain text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DECLARED = ("figures", "tables", "collages")  # folders of a stage
 PUBLISHED = "published"  # a stage's folder of files as the published systems write them, with names of their own
 COPIED = (*DECLARED, PUBLISHED, NOTEBOOKS)
 RECORD = "published.json"  # of a run
-TABLE_BYTES, PICTURE_BYTES, REPORT_BYTES, DEMO_BYTES = 40_000, 40_000, 1_500_000, 5_000_000
+TABLE_BYTES, PICTURE_BYTES, REPORT_BYTES, DEMO_BYTES = 50_000, 40_000, 1_500_000, 5_000_000
 PICTURE = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src="([^"]+)"')
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
 
