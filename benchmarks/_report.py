@@ -31,8 +31,7 @@ What bounds a step: the floor is the one dense product x @ W_enc. Beside it a To
 four times (decode, the codes' gradient and both weights' gradients), selects, and writes every parameter once in AdamW.
 At 496 of 2048 active latents gathers cost as much as dense products, so the Matryoshka Transcoder's step saves passes
 over the codes only; at B = 32 the optimiser's pass over 2.6 million parameters, the same for everyone, is a quarter to a half of it.
-Where the product is quick and memory slow (the Xeon: 90 to 125 GFLOP/s, 3 to 5 GB/s copied), that pass and the gathers alone keep
-a step of D 512, S 4096 above twice the floor.
+Where the product is quick (the Xeon), all that surrounds it weighs more.
 """
 
 

@@ -2,8 +2,9 @@
 
     ./run_all.sh bench speed [--only WORD] [--rounds 15] [--quick]
 
-One process, one thread, all methods in turn in every round (two steps, the second timed), medians of process CPU time. Every method gets the same
-fused AdamW; "own optimiser" rows are the peers' own steps. Writes benchmarks/results-<processor>.json and benchmarks/README.md.
+One process, one thread, all methods in turn in every round (two steps, the second timed), medians of process CPU time.
+Every method gets the same fused AdamW; "own optimiser" rows are the peers' own steps.
+Writes benchmarks/results-<processor>.json and benchmarks/README.md.
 --only runs some of it, and keeps the other rows. --quick: small shapes, our own part only, nothing written.
 """
 

@@ -1,6 +1,7 @@
 """What kernels inherit, and how they start with their libraries in memory: forked from one process that has imported them once (Linux).
 
-A kernel's own commands (the fits of 03) and the report's pages start likewise. Every stage still has a process of its own. Of this package nothing is imported before the fork, so that an edit counts at once.
+A kernel's own commands (the fits of 03) and the report's pages start likewise. Every stage still has a process of its own.
+Of this package nothing is imported before the fork, so that an edit counts at once.
 """
 
 from __future__ import annotations
