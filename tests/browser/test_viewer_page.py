@@ -43,7 +43,7 @@ def test_viewer_in_a_browser_opens_executed_and_follows_keys_and_clicks(tmp_path
         assert page.locator(".mtv-gallery button").count() >= 5
         page.click(".mtv-gallery button >> nth=1")
         page.wait_for_selector(".mtv-preview figure img")
-        other = page.locator(".mtv-label:visible", has_text="#").last  # filled after it is shown
+        other = page.locator(".mtv-label:visible", has_text="#").nth(1)  # not `last`: they are filled one by one
         number = other.inner_text().split("#")[1].split()[0]
         other.click()
         page.wait_for_function(f"/FEATURE {number}\\b/.test(document.querySelector('.mtv-header').innerText)")
