@@ -133,8 +133,8 @@ main() {
       "$PY" -m uv --version >/dev/null 2>&1 || "$PY" -m pip install --quiet "uv==$UV"
       local compile=(-m uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --quiet --upgrade
         --custom-compile-command "./run_all.sh lock")
-      "$PY" "${compile[@]}" --extra viewer --extra test --extra browser --extra data --output-file requirements.lock
-      exec "$PY" "${compile[@]}" --extra bench --constraint requirements.lock --output-file benchmarks/requirements.lock
+      "$PY" "${compile[@]}" --extra viewer --extra test --extra browser --extra data --extra fast --output-file requirements.lock
+      exec "$PY" "${compile[@]}" --extra bench --extra fast --constraint requirements.lock --output-file benchmarks/requirements.lock
       ;;
     *)
       for word in "$@"; do case "$word" in -h | --help) usage; exit 0 ;; esac; done

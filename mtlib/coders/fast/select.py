@@ -8,6 +8,9 @@ Ranks are those of the pre-activations: relu and the fixed jump keep their order
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from mtlib.coders import sparsity
 from mtlib.coders.fast.pairs import kernels
 
 GROUP = 16  # values that share a maximum in the bound of `row_bound`
+MANY = 1 << 20  # values from which on numba's kernel repays its compiling
 SAMPLE_ROWS, SURPLUS = 32, 1.5  # rows and safety of the bound in `sampled_bound`
 
 
@@ -57,11 +61,29 @@ def row_bound(z: Tensor, k: int) -> Tensor | None:
     return kth_largest(maxima, k)
 
 
+@cache
+def _numba():
+    return import_module("mtlib.coders.fast.numba_kernels") if find_spec("numba") else None
+
+
+def one_pass(values: int, dtype: torch.dtype, sizes: Sequence[int], ks: Sequence[int]) -> bool:
+    """Whether numba's kernel is there and pays, on a CPU: among so many values in all, the k largest of rows of these sizes."""
+    suited = dtype == torch.float32 and all(n // GROUP >= 2 * k for n, k in zip(sizes, ks, strict=True))
+    return suited and values >= MANY and _numba() is not None
+
+
 def top_rows(z: Tensor, k: int, bias: Tensor | None = None) -> Tensor:
-    """The k largest of each row of z (B, S) + bias (S,), k <= S. Returns: latents (B, k), growing in each row."""
+    """The k largest of each row of z (B, S) + bias (S,), k <= S; on a CPU a bias only where `one_pass` says so.
+
+    Returns: latents (B, k), growing in each row.
+    """
     own = None if z.dtype == torch.float64 else kernels(z)
     if own and k <= own.LARGEST:
         return own.top_rows(z, z.new_zeros(z.shape[1]) if bias is None else bias, k)
+    if sparsity.on_cpu(z) and (bias is not None or one_pass(z.numel(), z.dtype, z.shape[1:], [k])):
+        found = _numba().top_rows(z, z.new_zeros(z.shape[1]) if bias is None else bias, k)
+        if found is not None:
+            return found
     z = z if bias is None else z + bias
     bound = row_bound(z, k) if sparsity.on_cpu(z) else None
     if bound is None:

@@ -90,14 +90,20 @@ def _dense_codes_do(c) -> bool:
 # ---- which pairs ---------------------------------------------------------------------------------------------------
 
 
-def _pre_chunks(coder, inputs: Tensor):
-    """z_pre (b, S) of some rows and None; of all rows on a GPU, and the bias that is not yet in it: a pass less over (B, S)."""
+def _pre_chunks(coder, inputs: Tensor, apart: bool = False):
+    """z_pre (b, S) of some rows and None; of all rows on a GPU.
+
+    apart, and on a GPU: the product alone, and the bias that is not yet in it, which takes a pass less over (B, S).
+    """
     bias, rounding = coder._encoder_bias(), coder.compute_dtype or inputs.dtype
     if not sparsity.on_cpu(inputs):
         yield inputs.to(rounding) @ coder.enc.to(rounding), bias
         return
     for part in inputs.split(max(1, CHUNK // coder.n_latents)):
-        yield torch.addmm(bias, part, coder.enc, out=_scratch(len(part), coder.n_latents, inputs.dtype)), None
+        out = _scratch(len(part), coder.n_latents, inputs.dtype)
+        yield (
+            (torch.mm(part, coder.enc, out=out), bias) if apart else (torch.addmm(bias, part, coder.enc, out=out), None)
+        )
 
 
 def _scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -133,7 +139,8 @@ def _top_of_rows(coder, inputs: Tensor) -> Found | None:
             z.add_(torch.gt(z, c.gamma, out=torch.empty_like(z)), alpha=c.beta)
         return slope if slope is None else Found(z, slope=slope)
     latents, values = [], []
-    for z, bias in _pre_chunks(coder, inputs):
+    apart = select.one_pass(len(inputs) * S, inputs.dtype, [b - a for a, b in c.blocks], c.ks)
+    for z, bias in _pre_chunks(coder, inputs, apart):
         blocks = zip(c.blocks, c.ks, strict=True)
         own = [a + select.top_rows(z[:, a:b], k, None if bias is None else bias[a:b]) for (a, b), k in blocks]
         latent = torch.cat(own, 1)  # (b, l0)
