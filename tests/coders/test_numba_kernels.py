@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtlib.coders.fast import pairs as P
 from mtlib.coders.fast import select
 from mtlib.coders.sparse_coder import SparseCoder, SparseCoderConfig
 
@@ -43,6 +44,24 @@ def test_what_is_not_finite_is_left_to_torch(bad, place):
     assert torch.equal(select.top_rows(z, 2, torch.zeros(130)), z.topk(2).indices.sort(1).values)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    bags=st.integers(1, 9),
+    items=st.integers(1, 9),
+    width=st.integers(1, 40),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 9999),
+)
+def test_sums_and_dots_over_pairs(bags, items, width, share, seed):
+    g = torch.Generator().manual_seed(seed)
+    bag, item = (torch.rand(bags, items, generator=g) < share).nonzero().unbind(1)
+    pairs, weight = P.Pairs(bag, item, bags, items), torch.randn(len(bag), generator=g)
+    table, left = torch.randn(items, width, generator=g), torch.randn(bags, width, generator=g)
+    dense = torch.zeros(bags, items).index_put((bag, item), weight)
+    assert torch.allclose(kernels.bag_sums(pairs, weight, table), dense @ table, atol=1e-5)
+    assert torch.allclose(kernels.pair_dots(pairs, left, table), (left @ table.T)[bag, item], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -53,11 +72,13 @@ def test_what_is_not_finite_is_left_to_torch(bad, place):
     ids=lambda kind: kind["selection"],
 )
 def test_step_equals_the_plain_one(kind, monkeypatch):
-    monkeypatch.setattr(select, "MANY", 1)
+    monkeypatch.setattr(P, "MANY", 1)
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 12, generator=g), torch.randn(40, 10, generator=g)
-    seen, found = [], kernels.top_rows
-    monkeypatch.setattr(kernels, "top_rows", lambda *given: seen.append(1) or found(*given))
+    seen = []
+    for name in ("top_rows", "bag_sums", "pair_dots"):
+        own = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *given, own=own, name=name: seen.append(name) or own(*given))
     losses, gradients = [], []
     for fast in ("off", "auto"):
         coder = SparseCoder(SparseCoderConfig(d_in=12, d_out=10, n_latents=256, target="y", **kind), 0)
@@ -67,6 +88,6 @@ def test_step_equals_the_plain_one(kind, monkeypatch):
         loss.backward()
         losses.append(loss.detach())
         gradients.append([p.grad for p in coder.parameters() if p.grad is not None])
-    assert seen and torch.allclose(*losses, rtol=1e-6)
+    assert set(seen) == {"top_rows", "bag_sums", "pair_dots"} and torch.allclose(*losses, rtol=1e-6)
     for plain, fast in zip(*gradients, strict=True):
         assert torch.allclose(plain, fast, rtol=1e-4, atol=1e-7)

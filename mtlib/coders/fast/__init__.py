@@ -8,6 +8,7 @@ active in each row, kept here as (row, latent) pairs and never as a dense (B, S)
     terms.py   the terms of the loss from the pairs
     nested.py  the nested ranks of MSAE, where a quarter of the latents is active
     triton_kernels.py the selection and the sums on a GPU, by Triton
+    numba_kernels.py  the same of large batches on a CPU, by numba, which is optional
 
 On a GPU the same steps are taken without asking it for a number: shapes follow from the settings, so the coders that keep k of
 each row or k * B of a batch take this path (with one decoder), all others the plain one. The selection is exact for the

@@ -7,7 +7,7 @@ With w the weight of each pair, M the sparse matrix of w (n_bags, n_items), and 
     d T               M.T @ d out                     sum_bags of the transposed pairs, sorted once
 
 On a GPU each is a kernel over the pairs (triton_kernels.py), or from a share of pairs on a product with M written out, where the
-products run in `rounding`. Both take their sums in a fixed order.
+products run in `rounding`. Both take their sums in a fixed order. On a CPU large ones are taken by numba (numba_kernels.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from mtlib.coders import sparsity
 # Share of pairs from which products are quicker on a GPU: per pair a gather moves 4 O bytes, at about 4 TB/s, and a product
 # takes 2 O flops for every place of M, at about 50, 350 and 700 TFLOP/s. Reckoned, not measured.
 DENSE_FROM = {"float32": 1 / 25, "tf32": 1 / 175, "bf16": 1 / 350}
+
+
+MANY = 1 << 22
 
 
 @dataclass(eq=False)
@@ -80,13 +83,18 @@ def dense_pays(pairs: Pairs, table: Tensor) -> bool:
 
 
 @cache
-def _triton():
-    return import_module("mtlib.coders.fast.triton_kernels") if find_spec("triton") else None
+def _module(library: str):
+    return import_module(f"mtlib.coders.fast.{library}_kernels") if find_spec(library) else None
 
 
-def kernels(t: Tensor):
-    """The module of Triton's kernels for tensors like t; None on a CPU, and where there is no Triton: torch's own then do."""
-    return None if sparsity.on_cpu(t) else _triton()
+def kernels(t: Tensor, numbers: int = 0):
+    """The module of kernels that read so many numbers like those of t; None: torch's own do.
+
+    Triton's on a GPU; numba's on a CPU, for float32 and as many as repay its compiling.
+    """
+    if not sparsity.on_cpu(t):
+        return _module("triton")
+    return _module("numba") if t.dtype == torch.float32 and numbers >= MANY else None
 
 
 def bag_sums(pairs: Pairs, weight: Tensor, table: Tensor) -> Tensor:
@@ -98,7 +106,7 @@ def bag_sums(pairs: Pairs, weight: Tensor, table: Tensor) -> Tensor:
         return table.new_zeros(pairs.n_bags, table.shape[1])
     if dense_pays(pairs, table):
         return pairs.product(pairs.dense(weight), table)
-    if own := kernels(table):
+    if own := kernels(table, len(weight) * table.shape[1]):
         return own.bag_sums(pairs, weight.detach(), table.detach())
     bag_of = torch.ops.aten._embedding_bag_forward_only
     return bag_of(table.detach(), pairs.item, pairs.start, False, 0, False, weight.detach())[0]
@@ -113,7 +121,7 @@ def pair_dots(pairs: Pairs, left: Tensor, table: Tensor) -> Tensor:
         return table.new_zeros(0)
     if dense_pays(pairs, table):
         return pairs.product(left, table.T).flatten().index_select(0, pairs.bag * pairs.n_items + pairs.item)
-    if own := kernels(table):
+    if own := kernels(table, len(pairs.item) * table.shape[1]):
         return own.pair_dots(pairs, left, table.detach())
     dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
     return dots(left.contiguous(), table.detach(), pairs.item, pairs.start, pairs.bag, 0)

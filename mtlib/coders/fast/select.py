@@ -8,19 +8,15 @@ Ranks are those of the pre-activations: relu and the fixed jump keep their order
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtlib.coders import sparsity
-from mtlib.coders.fast.pairs import kernels
+from mtlib.coders.fast.pairs import MANY, kernels
 
 GROUP = 16  # values that share a maximum in the bound of `row_bound`
-MANY = 1 << 20  # values from which on numba's kernel repays its compiling
 SAMPLE_ROWS, SURPLUS = 32, 1.5  # rows and safety of the bound in `sampled_bound`
 
 
@@ -61,15 +57,10 @@ def row_bound(z: Tensor, k: int) -> Tensor | None:
     return kth_largest(maxima, k)
 
 
-@cache
-def _numba():
-    return import_module("mtlib.coders.fast.numba_kernels") if find_spec("numba") else None
-
-
-def one_pass(values: int, dtype: torch.dtype, sizes: Sequence[int], ks: Sequence[int]) -> bool:
-    """Whether numba's kernel is there and pays, on a CPU: among so many values in all, the k largest of rows of these sizes."""
-    suited = dtype == torch.float32 and all(n // GROUP >= 2 * k for n, k in zip(sizes, ks, strict=True))
-    return suited and values >= MANY and _numba() is not None
+def one_pass(z: Tensor, numbers: int, sizes: Sequence[int], ks: Sequence[int]):
+    """numba's kernels if they are to find, among so many numbers like those of z on a CPU, the k largest of rows of these sizes."""
+    suited = all(n // GROUP >= 2 * k for n, k in zip(sizes, ks, strict=True))
+    return kernels(z, numbers) if suited and sparsity.on_cpu(z) else None
 
 
 def top_rows(z: Tensor, k: int, bias: Tensor | None = None) -> Tensor:
@@ -78,10 +69,10 @@ def top_rows(z: Tensor, k: int, bias: Tensor | None = None) -> Tensor:
     Returns: latents (B, k), growing in each row.
     """
     own = None if z.dtype == torch.float64 else kernels(z)
+    if sparsity.on_cpu(z):  # with a bias the caller has asked already
+        own = one_pass(z, z.numel() if bias is None else MANY, z.shape[1:], [k])
     if own and k <= own.LARGEST:
-        return own.top_rows(z, z.new_zeros(z.shape[1]) if bias is None else bias, k)
-    if sparsity.on_cpu(z) and (bias is not None or one_pass(z.numel(), z.dtype, z.shape[1:], [k])):
-        found = _numba().top_rows(z, z.new_zeros(z.shape[1]) if bias is None else bias, k)
+        found = own.top_rows(z, z.new_zeros(z.shape[1]) if bias is None else bias, k)
         if found is not None:
             return found
     z = z if bias is None else z + bias

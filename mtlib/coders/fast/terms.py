@@ -15,7 +15,7 @@ from mtlib.coders.fast.nested import level_sums, ranked_pairs
 from mtlib.coders.fast.pairs import EncodePairs, Pairs, SquaredNorms, SumBags, weight_sums
 
 DENSE = 0.2  # share of active latents above which dense products are quicker on a CPU (measured: between 0.2 and 0.3)
-CHUNK = 1 << 22  # values of z_pre held at once: 16 MB
+CHUNK = 1 << 24  # values of z_pre held at once: 64 MB; each chunk reads all of enc
 SCRATCH = threading.local()  # where they stand, step after step: fresh memory costs as much as half the product
 SATURATED = 40.0  # bandwidths from a threshold at which a sigmoid is 0 or 1 in float64
 
@@ -99,7 +99,9 @@ def _pre_chunks(coder, inputs: Tensor, apart: bool = False):
     if not sparsity.on_cpu(inputs):
         yield inputs.to(rounding) @ coder.enc.to(rounding), bias
         return
-    for part in inputs.split(max(1, CHUNK // coder.n_latents)):
+    for part in inputs.chunk(
+        -(-len(inputs) * coder.n_latents // CHUNK)
+    ):  # alike: a last row alone costs a pass over enc
         out = _scratch(len(part), coder.n_latents, inputs.dtype)
         yield (
             (torch.mm(part, coder.enc, out=out), bias) if apart else (torch.addmm(bias, part, coder.enc, out=out), None)
@@ -139,7 +141,7 @@ def _top_of_rows(coder, inputs: Tensor) -> Found | None:
             z.add_(torch.gt(z, c.gamma, out=torch.empty_like(z)), alpha=c.beta)
         return slope if slope is None else Found(z, slope=slope)
     latents, values = [], []
-    apart = select.one_pass(len(inputs) * S, inputs.dtype, [b - a for a, b in c.blocks], c.ks)
+    apart = select.one_pass(inputs, len(inputs) * S, [b - a for a, b in c.blocks], c.ks) is not None
     for z, bias in _pre_chunks(coder, inputs, apart):
         blocks = zip(c.blocks, c.ks, strict=True)
         own = [a + select.top_rows(z[:, a:b], k, None if bias is None else bias[a:b]) for (a, b), k in blocks]
