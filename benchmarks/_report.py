@@ -31,7 +31,8 @@ What bounds a step: the floor is the one dense product x @ W_enc. Beside it a To
 four times (decode, the codes' gradient and both weights' gradients), selects, and writes every parameter once in AdamW.
 At 496 of 2048 active latents gathers cost as much as dense products, so the Matryoshka Transcoder's step saves passes
 over the codes only; at B = 32 the optimiser's pass over 2.6 million parameters, the same for everyone, is a quarter to a half of it.
-Where the product is quick (the Xeon), all that surrounds it weighs more.
+Where the product is quick (the Xeon), all that surrounds it weighs more. There the selection and the sums over pairs are numba's,
+compiled before the first round.
 """
 
 

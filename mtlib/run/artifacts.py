@@ -24,6 +24,7 @@ import subprocess
 import unicodedata
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from mtlib.run.params import nearest
@@ -35,6 +36,7 @@ UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # kinds of characters that do something
 JOINERS = "\u200c\u200d"  # within words of Persian and within emoji; they do no harm
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 VERSIONED = ("torch", "open_clip_torch", "numpy", "scipy", "scikit-learn", "pandas", "pillow")
+OPTIONAL = ("numba",)  # results depend on it where it is installed
 
 
 class ArtifactError(RuntimeError):
@@ -289,4 +291,5 @@ def git_commit() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
+    names = (*VERSIONED, *filter(find_spec, OPTIONAL))
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
