@@ -7,7 +7,7 @@ With w the weight of each pair, M the sparse matrix of w (n_bags, n_items), and 
     d T               M.T @ d out                     sum_bags of the transposed pairs, sorted once
 
 On a GPU each is a kernel over the pairs (triton_kernels.py), or from a share of pairs on a product with M written out, where the
-products run in `rounding`. Both take their sums in a fixed order. On a CPU large ones are taken by numba (numba_kernels.py).
+products run in `rounding`. Both take their sums in a fixed order. On a CPU numba takes the sums of many (numba_kernels.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mtlib.coders import sparsity
 DENSE_FROM = {"float32": 1 / 25, "tf32": 1 / 175, "bf16": 1 / 350}
 
 
-MANY = 1 << 22
+MANY = 1 << 23
 
 
 @dataclass(eq=False)
@@ -121,7 +121,7 @@ def pair_dots(pairs: Pairs, left: Tensor, table: Tensor) -> Tensor:
         return table.new_zeros(0)
     if dense_pays(pairs, table):
         return pairs.product(left, table.T).flatten().index_select(0, pairs.bag * pairs.n_items + pairs.item)
-    if own := kernels(table, len(pairs.item) * table.shape[1]):
+    if own := kernels(table):
         return own.pair_dots(pairs, left, table.detach())
     dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
     return dots(left.contiguous(), table.detach(), pairs.item, pairs.start, pairs.bag, 0)
