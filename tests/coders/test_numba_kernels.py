@@ -89,3 +89,14 @@ def test_step_equals_the_plain_one(kind, monkeypatch):
     assert set(seen) == {"top_rows", "bag_sums"} and torch.allclose(*losses, rtol=1e-6)
     for plain, fast in zip(*gradients, strict=True):
         assert torch.allclose(plain, fast, rtol=1e-4, atol=1e-7)
+
+
+def test_a_library_that_cannot_be_imported_is_told_and_done_without(monkeypatch):
+    def refuse(name):
+        raise ImportError("Numba needs NumPy 2.4 or less")
+
+    monkeypatch.setattr(P, "import_module", refuse)
+    P._module.cache_clear()
+    with pytest.warns(UserWarning, match=r"torch's own kernels are taken: Numba needs NumPy"):
+        assert P.kernels(torch.zeros(1), P.MANY) is None
+    P._module.cache_clear()

@@ -12,6 +12,7 @@ products run in `rounding`. Both take their sums in a fixed order. On a CPU numb
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -84,7 +85,11 @@ def dense_pays(pairs: Pairs, table: Tensor) -> bool:
 
 @cache
 def _module(library: str):
-    return import_module(f"mtlib.coders.fast.{library}_kernels") if find_spec(library) else None
+    try:
+        return import_module(f"mtlib.coders.fast.{library}_kernels") if find_spec(library) else None
+    except ImportError as e:  # numba refuses releases of numpy that are newer than it
+        warnings.warn(f"{library} cannot be imported, torch's own kernels are taken: {e}", stacklevel=2)
+        return None
 
 
 def kernels(t: Tensor, numbers: int = 0):
