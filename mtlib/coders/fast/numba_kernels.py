@@ -1,7 +1,8 @@
 """Kernels of a training step on a CPU, by numba: the k largest of every row, and the sums over the pairs of pairs.py.
 
 A row stays in the cache while its largest are found; torch and numpy (select.py) read all rows anew for every step of the search.
-Sums read four rows of a table at a time and add them in the order of the pairs. Both give what torch gives, to the last bit.
+It finds the latents that torch finds, of equal values the first. Sums read four rows of a table at a time and add them in the
+order of the pairs: they are torch's to the last bit.
 Compiling takes about two seconds, once a process, and leaves no file.
 """
 
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GROUP = 16  # values that share a maximum
+from mtlib.coders.fast.select import GROUP
+
 LARGEST = 4096  # k up to which `top_rows` is made for
 FEW = 128  # candidates that are brought into order by insertion
 LOWEST, SIZE = np.int32(-(2**31)), np.int32(2**31 - 1)
@@ -113,17 +115,17 @@ def _top_rows(values, stride, bias, k, first, out):
 def top_rows(z: Tensor, bias: Tensor, k: int) -> Tensor | None:
     """The k largest of each row of z + bias: latents (B, k) int64, growing in each row; of equal values at the border the first.
 
-    Args: z (B, S) float32 on the host, the values of a row side by side; bias (S,); k <= S // GROUP.
+    Args: z (B, S) float32 on the host, the values of a row side by side; bias (S,); k <= S // GROUP, which the caller sees to.
     Returns: None where some sum is not finite.
     """
     (B, S), stride = z.shape, z.stride(0)
     values = z.as_strided(((B - 1) * stride + S,), (1,)).numpy()
     out, bias = np.empty((B, k), np.int64), bias.numpy()
-    done = _shared(lambda a, b: _top_rows(values, stride, bias, k, a, out[a:b]), B)
+    done = _by_threads(lambda a, b: _top_rows(values, stride, bias, k, a, out[a:b]), B)
     return torch.from_numpy(out) if all(done) else None
 
 
-def _shared(work, n: int) -> list:
+def _by_threads(work, n: int) -> list:
     """What `work` gives for the shares (first, end) of n rows that torch's threads take."""
     threads = max(1, min(torch.get_num_threads(), n))
     shares = list(pairwise(n * i // threads for i in range(threads + 1)))
@@ -135,6 +137,7 @@ def _shared(work, n: int) -> list:
 
 @summing
 def _bag_sums(start, item, weight, table, first, out):
+    """out (bags, O): what `bag_sums` gives for bags first, first + 1, ..."""
     for r in range(len(out)):
         bag, row = first + r, out[r]
         end = start[bag + 1] if bag + 1 < len(start) else len(item)
@@ -155,5 +158,5 @@ def bag_sums(pairs, weight: Tensor, table: Tensor) -> Tensor:
     """`pairs.bag_sums`. Args: weight (n,); table (n_items, O), float32. Returns: (n_bags, O)."""
     out = np.empty((pairs.n_bags, table.shape[1]), np.float32)
     given = pairs.start.numpy(), pairs.item.numpy(), weight.contiguous().numpy(), table.contiguous().numpy()
-    _shared(lambda a, b: _bag_sums(*given, a, out[a:b]), pairs.n_bags)
+    _by_threads(lambda a, b: _bag_sums(*given, a, out[a:b]), pairs.n_bags)
     return torch.from_numpy(out)

@@ -28,7 +28,7 @@ from mtlib.coders import sparsity
 DENSE_FROM = {"float32": 1 / 25, "tf32": 1 / 175, "bf16": 1 / 350}
 
 
-MANY = 1 << 23
+MANY = 1 << 23  # numbers read, from which on numba's kernels repay their compiling
 
 
 @dataclass(eq=False)
@@ -85,6 +85,7 @@ def dense_pays(pairs: Pairs, table: Tensor) -> bool:
 
 @cache
 def _module(library: str):
+    """The kernels written with triton or numba, or None without it."""
     try:
         return import_module(f"mtlib.coders.fast.{library}_kernels") if find_spec(library) else None
     except ImportError as e:  # numba refuses releases of numpy that are newer than it
@@ -93,9 +94,9 @@ def _module(library: str):
 
 
 def kernels(t: Tensor, numbers: int = 0):
-    """The module of kernels that read so many numbers like those of t; None: torch's own do.
+    """The module of kernels for work that reads so many numbers like those of t; None: torch's own do.
 
-    Triton's on a GPU; numba's on a CPU, for float32 and as many as repay its compiling.
+    Triton's on a GPU; numba's on a CPU, for float32 and from MANY on.
     """
     if not sparsity.on_cpu(t):
         return _module("triton")

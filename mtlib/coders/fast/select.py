@@ -58,10 +58,12 @@ def row_bound(z: Tensor, k: int) -> Tensor | None:
 
 
 def one_pass(z: Tensor, numbers: int, sizes: Sequence[int], ks: Sequence[int]):
-    """numba's kernels if they are to find, among so many numbers like those of z on a CPU, the k largest of rows of these sizes."""
-    # 2: torch reads all of them at least twice
+    """numba's kernels where they pay on a CPU, else None: for the k largest of every block of rows.
+
+    Args: z: any tensor of their type and device; numbers: values in all; sizes, ks: of the blocks of a row.
+    """
     suited = all(n // GROUP >= 2 * k for n, k in zip(sizes, ks, strict=True))
-    return kernels(z, 2 * numbers) if suited and sparsity.on_cpu(z) else None
+    return kernels(z, 2 * numbers) if suited and sparsity.on_cpu(z) else None  # torch reads each at least twice
 
 
 def top_rows(z: Tensor, k: int, bias: Tensor | None = None) -> Tensor:

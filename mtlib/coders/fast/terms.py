@@ -99,13 +99,13 @@ def _pre_chunks(coder, inputs: Tensor, apart: bool = False):
     if not sparsity.on_cpu(inputs):
         yield inputs.to(rounding) @ coder.enc.to(rounding), bias
         return
-    for part in inputs.chunk(
-        -(-len(inputs) * coder.n_latents // CHUNK)
-    ):  # alike: a last row alone costs a pass over enc
+    n_chunks = -(-len(inputs) * coder.n_latents // CHUNK)
+    for part in inputs.chunk(n_chunks):  # alike: a last row alone costs a pass over enc
         out = _scratch(len(part), coder.n_latents, inputs.dtype)
-        yield (
-            (torch.mm(part, coder.enc, out=out), bias) if apart else (torch.addmm(bias, part, coder.enc, out=out), None)
-        )
+        if apart:
+            yield torch.mm(part, coder.enc, out=out), bias
+        else:
+            yield torch.addmm(bias, part, coder.enc, out=out), None
 
 
 def _scratch(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
