@@ -71,10 +71,10 @@ def complete(frame: pd.DataFrame, outcomes: pd.DataFrame, fractions: Sequence[fl
     _drop_contradictions(out, ok)
     # labelled files come first, so that a generator's copy, or one without a label, is the duplicate
     rated = (out["generator"] == "").to_numpy()
-    if out["label"].notna().any():
-        rated = rated & out["label"].notna().to_numpy()
-    elif (out["class_name"] != "").any():
-        rated = rated & (out["class_name"] != "").to_numpy()
+    for told in (out["label"].notna().to_numpy(), (out["class_name"] != "").to_numpy()):
+        if told[ok].any():  # of images: a folder with a checkpoint beside them is no class
+            rated = rated & told
+            break
     order = np.lexsort((np.arange(len(out)), ~rated))
     order = order[ok[order]]
     first = out.iloc[order].groupby("sha256", sort=False)["path"].transform("first")

@@ -80,6 +80,15 @@ def test_flat_folder_and_bad_files_end_in_reasons(tiny, tmp_path):
         embed_folder(tiny, folder, tmp_path / "out3", max_bad_fraction=1.0)
 
 
+def test_a_folder_without_images_is_no_class_of_the_photographs_beside_it(tiny, tmp_path):
+    (tmp_path / "in" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "in" / "checkpoints" / "coder.pth").write_bytes(b"no image")
+    for i in range(12):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "in" / f"{i:02d}.png")
+    data = embed_folder(tiny, tmp_path / "in", tmp_path / "out")
+    assert data.facts["labels"] == "none" and set(data.manifest["split"]) == {"train", "val", "test"}
+
+
 def test_a_file_that_changed_later_is_not_shown_as_if_it_were_embedded(tiny, tmp_path):
     from mtlib.embed.images import ImageRefused
 
